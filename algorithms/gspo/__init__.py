@@ -1,0 +1,1 @@
+"""GSPO: see README.md in this folder."""

@@ -1,0 +1,142 @@
+"""``GSPOConfig``: RLlib's ``AlgorithmConfig`` with the paper's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.learner import LearnerConnectorPipeline
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.util.debug import log_once
+
+from gspo_rllib.algorithms.gspo import validation
+from gspo_rllib.algorithms.gspo.settings import GenerationSettings, TrainingSettings
+from gspo_rllib.connectors import EpisodesToTokens, GroupAdvantages
+from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.settings import Settings, default_of, takes
+
+_Self = TypeVar("_Self", bound="GSPOConfig")
+_S = TypeVar("_S", bound=Settings)
+
+
+class GSPOConfig(AlgorithmConfig):
+    """Configures GSPO training of a language-model agent.
+
+    A user of RLlib's PPO finds every builder where it is; ``generation`` is the only new one. Settings are checked when
+    the algorithm is built (``build_algo``), all of them before the first actor starts.
+
+    Example:
+        >>> config = (
+        ...     GSPOConfig()
+        ...     .environment("gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config={"operations": 6})
+        ...     .rl_module(model_config={"path": "models/seed"})
+        ...     .generation(temperature=1.0, max_tokens_per_turn=32)
+        ...     .training(group_size=8, groups_per_iteration=16, lr=1e-5)
+        ... )
+        >>> config.clip_low, config.clip_high, config.num_minibatches
+        (0.0003, 0.0004, 4)
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from gspo_rllib.algorithms.gspo.gspo import GSPO
+
+        super().__init__(algo_class=algo_class or GSPO)
+        for settings in (TrainingSettings, GenerationSettings):
+            for field in dataclasses.fields(settings):
+                setattr(self, field.name, default_of(field))
+        self.framework_str = "torch"
+        self.env_runner_cls = LanguageEnvRunner
+        self.num_envs_per_env_runner = 32
+        self.batch_mode = "complete_episodes"
+        # A slow rollout is waited for: RLlib's time-outs would drop its groups without a word.
+        self.sample_timeout_s = None
+        self.evaluation_sample_timeout_s = None
+        # The algorithm pushes weights itself and has each runner acknowledge them.
+        self._dont_auto_sync_env_runner_states = True
+        self.add_default_connectors_to_env_to_module_pipeline = False
+        self.add_default_connectors_to_module_to_env_pipeline = False
+        self.add_default_connectors_to_learner_pipeline = False
+        # A failed runner comes back within an iteration instead of RLlib's minute.
+        self.delay_between_env_runner_restarts_s = 1.0
+        self._model_config: dict[str, Any] = {}
+
+    @takes(TrainingSettings)
+    def training(self: _Self, **kwargs: Any) -> _Self:
+        """Sets the objective, the optimiser and the batch."""
+        super().training(**kwargs)
+        return self
+
+    @takes(GenerationSettings)
+    def generation(self: _Self, **kwargs: Any) -> _Self:
+        """Sets how the env runners sample text."""
+        del kwargs  # every accepted name is a setting
+        return self
+
+    def settings(self, kind: type[_S]) -> _S:
+        """The current values of one group of settings, checked.
+
+        Raises:
+            SettingError: A value is illegal.
+        """
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+    def validate(self) -> None:
+        """Checks every setting, the environment and the model; called when the algorithm is built.
+
+        Raises:
+            SettingError: A setting is unknown or illegal, or silently would not be GSPO.
+            EnvError: The environment does not exist, or does not speak text.
+            ModelError: The model folder cannot be used.
+            EngineError: The chosen engine is not installed.
+        """
+        validation.validate(self)
+        # Spends RLlib's once-per-process notice about its new API stack, the only one this algorithm has.
+        log_once("GSPO_on_new_api_stack")
+        super().validate()
+
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        """RLlib's evaluation config, with one trajectory per task unless the overrides say otherwise."""
+        config = super().get_evaluation_config_object()
+        overrides = self.evaluation_config or {}
+        if config is not None and "group_size" not in overrides:
+            config.group_size = 1
+        return config
+
+    @property
+    def recompute_old_log_probs(self) -> bool:
+        """Whether the ratio's denominator is the learner's own log-probs rather than the engine's."""
+        if self.old_log_probs != "auto":
+            return self.old_log_probs == "learner"
+        exact = self.engine_dtype == "float32" and not (self._model_config or {}).get("autocast_dtype")
+        return not exact
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        # RLlib's own entries describe its default networks and would be unknown keys here.
+        return {"temperature": self.temperature}
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """A causal language model."""
+        return RLModuleSpec(module_class=CausalLMModule)
+
+    def get_default_learner_class(self) -> type:
+        """The learner that computes sequence-level ratios."""
+        from gspo_rllib.algorithms.gspo.learner import GSPOLearner
+
+        return GSPOLearner
+
+    def build_learner_connector(
+        self,
+        input_observation_space: gym.Space | None,
+        input_action_space: gym.Space | None,
+        device: Any = None,
+    ) -> LearnerConnectorPipeline:
+        """Whole groups of episodes -> advantages -> token trajectories."""
+        pipeline = super().build_learner_connector(input_observation_space, input_action_space, device)
+        spaces = (input_observation_space, input_action_space)
+        pipeline.append(GroupAdvantages(*spaces))
+        pipeline.append(EpisodesToTokens(*spaces))
+        return pipeline

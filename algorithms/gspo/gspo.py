@@ -1,0 +1,143 @@
+"""``GSPO``: Group Sequence Policy Optimization as an RLlib ``Algorithm`` (arXiv:2507.18071v2)."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from gspo_rllib import checkpoints
+from gspo_rllib.algorithms.gspo.config import GSPOConfig
+from gspo_rllib.env_runners.group_sampling import Weights, sample_groups
+from gspo_rllib.env_runners.groups import derive_seed
+from gspo_rllib.learners.training_data import GroupTrainingData
+
+NEXT_GROUP = "next_group"
+"""Key in the checkpointed state: how many groups the run has drawn so far, which names the next ones."""
+
+
+class GSPO(Algorithm):
+    """Samples groups, updates the policy on them, syncs the weights; see ``GSPOConfig`` for every setting."""
+
+    config: GSPOConfig
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        """The paper's settings."""
+        return GSPOConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds runners and learners and puts the same weights everywhere."""
+        self._next_group = 0
+        super().setup(config)
+        self._sync_weights()
+
+    def training_step(self) -> None:
+        """One iteration: sample groups, update on them in minibatches, sync the weights."""
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            groups, env_runner_results = sample_groups(
+                self.env_runner_group,
+                self._draw_group_ids(),
+                weights_version=self._weights.version,
+                recover=self._recover_env_runners,
+            )
+            self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
+
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            learner_results = self.learner_group.update(
+                training_data=GroupTrainingData.from_groups(
+                    groups,
+                    num_minibatches=self.config.num_minibatches,
+                    seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
+                ),
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
+                num_epochs=self.config.num_epochs,
+            )
+            self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
+
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self._sync_weights()
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Brings failed env runners back and gives them the current weights before they sample."""
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
+        if restored:
+            self._weights.push(env_runner_group)
+        return restored
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, and which group comes next."""
+        return {**super().get_state(*args, **kwargs), NEXT_GROUP: self._next_group}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores a state, older ones too; every engine holds its weights before this returns."""
+        super().set_state(state)
+        self._next_group = state.get(NEXT_GROUP, self._next_group)
+        self._sync_weights()
+
+    def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
+        """Saves a checkpoint with a manifest of its files.
+
+        Raises:
+            CheckpointError: The learner could not write its part.
+        """
+        saved: str = super().save_to_path(path, **kwargs)
+        checkpoints.write_manifest(saved)
+        return saved
+
+    def restore_from_path(self, path: str | pathlib.Path, *args: Any, **kwargs: Any) -> None:
+        """Restores weights (in every engine too), optimiser and counters.
+
+        Raises:
+            CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours; nothing was changed.
+        """
+        if kwargs.get("component") is None:
+            checkpoints.verify(path)
+        super().restore_from_path(path, *args, **kwargs)
+        self._sync_weights()
+
+    @classmethod
+    def from_checkpoint(cls, path: Any, *args: Any, **kwargs: Any) -> GSPO:
+        """A new algorithm that continues where the checkpoint ends; needs nothing but the checkpoint.
+
+        The checkpoint holds pickled RLlib state: load only what you trust.
+
+        Raises:
+            CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours.
+        """
+        folder = checkpoints.verify(path)
+        kwargs.setdefault("config", checkpoints.self_contained_config(folder))
+        algorithm: GSPO = super().from_checkpoint(str(folder), *args, **kwargs)
+        return algorithm
+
+    def _before_evaluate(self) -> None:
+        # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
+        self._weights.push(self.eval_env_runner_group or self.env_runner_group)
+
+    def _draw_group_ids(self) -> list[str]:
+        first = self._next_group
+        self._next_group += self.config.groups_per_iteration
+        return [str(index) for index in range(first, self._next_group)]
+
+    def _sync_weights(self) -> None:
+        self._weights = Weights(self.learner_group)
+        self._weights.push(self.env_runner_group, force=True)
+
+    def _recover_env_runners(self) -> None:
+        self.env_runner_group.probe_unhealthy_env_runners()
+        self._weights.push(self.env_runner_group)
+
+    def _lifetime_env_steps(self) -> int:
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))

@@ -1,0 +1,87 @@
+"""What is checked before the first actor starts."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from gspo_rllib.algorithms.gspo.settings import GenerationSettings, TrainingSettings
+from gspo_rllib.engines.registry import check_engine, default_engine
+from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
+from gspo_rllib.env_runners.env_factory import check_language_env_spec
+from gspo_rllib.errors import SettingError
+from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.modules.causal_lm import check_model_config
+
+if TYPE_CHECKING:
+    from gspo_rllib.algorithms.gspo.config import GSPOConfig
+
+logger = logging.getLogger("gspo_rllib")
+
+
+def validate(config: GSPOConfig) -> None:
+    """See ``GSPOConfig.validate``."""
+    if not config.in_evaluation:
+        _check_training(config)
+    _check_generation(config)
+    model = check_model_config(config._model_config if isinstance(config._model_config, dict) else {})
+    check_language_env_spec(config.env, config.env_config)
+    path, trust = str(model["path"]), model["trust_remote_code"]
+    _check_context(config)
+    load_tokenizer(path, trust_remote_code=trust)
+    check_engine(config.engine or default_engine())
+
+
+def _check_training(config: GSPOConfig) -> None:
+    if config.group_size == 1:
+        raise SettingError(
+            "training.group_size is 1; allowed: int, >= 2. The advantage compares the trajectories of one task with "
+            "each other, so one alone has none; try 8."
+        )
+    settings = config.settings(TrainingSettings)
+    for name in ("minibatch_size", "train_batch_size_per_learner"):
+        if getattr(config, f"_{name}" if name.startswith("train") else name, None) not in (None, 128):
+            raise SettingError(
+                f"training.{name} has no effect here: an iteration trains on groups_per_iteration x group_size "
+                "trajectories, split into num_minibatches optimiser steps. Set those three instead."
+            )
+    if settings.num_minibatches > settings.groups_per_iteration:
+        raise SettingError(
+            f"training.num_minibatches is {settings.num_minibatches}, but there are only "
+            f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
+        )
+    if settings.num_minibatches * settings.num_epochs == 1:
+        logger.warning(
+            "training.num_minibatches=1 with num_epochs=1 takes one step per iteration: the ratio is always 1, so "
+            "nothing is ever clipped and this is not GSPO. The paper uses num_minibatches=4."
+        )
+    if settings.importance_sampling_level.startswith("sequence") and max(settings.clip_low, settings.clip_high) >= 0.1:
+        logger.warning(
+            "training.clip_low=%g, clip_high=%g is a token-level range: a length-normalised sequence ratio hardly "
+            "ever leaves it, so nothing is clipped. The paper uses 3e-4 and 4e-4.",
+            settings.clip_low,
+            settings.clip_high,
+        )
+
+
+def _check_generation(config: GSPOConfig) -> None:
+    settings = config.settings(GenerationSettings)
+    if settings.temperature == 0.0 and not config.in_evaluation:
+        raise SettingError(
+            "generation.temperature is 0: all trajectories of a group would be the same and their advantages 0. Use "
+            "1.0 for training; evaluation can be greedy with explore=False."
+        )
+    if config.num_envs_per_env_runner < 1:
+        raise SettingError(
+            f"env_runners.num_envs_per_env_runner is {config.num_envs_per_env_runner}; it is the number of "
+            "trajectories a runner plays at a time and must be >= 1"
+        )
+
+
+def _check_context(config: GSPOConfig) -> None:
+    room = resolve_max_model_len(config)
+    if config.max_tokens_per_turn >= room:
+        raise SettingError(
+            f"generation.max_tokens_per_turn is {config.max_tokens_per_turn}, which leaves no room for a prompt in a "
+            f"context of {room} tokens. Lower it or raise generation.max_model_len."
+        )

@@ -1,0 +1,113 @@
+"""Which folder is a checkpoint of ours, and whether all of it is there.
+
+A checkpoint is RLlib's own folder with the policy saved as a Hugging Face folder in it, and a manifest that is written
+last: every file's size and SHA-256. A folder without one is incomplete or foreign; a file that differs is corrupt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import pickle
+from typing import Any
+
+from gspo_rllib.errors import CheckpointError
+
+MANIFEST = "gspo_manifest.json"
+FORMAT = 1
+POLICY = pathlib.PurePosixPath("learner_group/learner/rl_module/default_policy")
+"""Where in a checkpoint the policy's Hugging Face folder is."""
+
+
+def policy_folder(checkpoint: str | pathlib.Path) -> pathlib.Path:
+    """The Hugging Face folder (safetensors, tokenizer, chat template) inside a verified checkpoint.
+
+    Raises:
+        CheckpointError: As for ``verify``.
+    """
+    return verify(checkpoint) / POLICY
+
+
+def write_manifest(checkpoint: str | pathlib.Path) -> None:
+    """Lists the files of a checkpoint that has just been written; the last step of saving.
+
+    Raises:
+        CheckpointError: The policy's weights are missing.
+    """
+    folder = pathlib.Path(checkpoint)
+    if not list((folder / POLICY).glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: the learner did not write the policy's weights, so this checkpoint cannot be used. See its log "
+            "(a full disk, a lost learner) and save again to a new folder."
+        )
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = {
+        file.relative_to(folder).as_posix(): [file.stat().st_size, _sha256(file)]
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"format": FORMAT, "algorithm": "GSPO", "files": files}, indent=1))
+    temporary.replace(folder / MANIFEST)
+
+
+def verify(checkpoint: Any) -> pathlib.Path:
+    """Checks a checkpoint against its manifest before anything is loaded from it.
+
+    Args:
+        checkpoint: A folder, or a Ray ``Checkpoint``.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        CheckpointError: It does not exist, has no manifest, or a file is missing or differs.
+    """
+    if hasattr(checkpoint, "to_directory"):
+        checkpoint = checkpoint.to_directory()
+    folder = pathlib.Path(str(checkpoint).removeprefix("file://")).expanduser().resolve()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"checkpoint {str(checkpoint)!r}: there is no such folder. Give what save_to_path returned."
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files: dict[str, list[Any]] = manifest["files"]
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"checkpoint {folder}: it has no {MANIFEST}, so it was not written by GSPO.save_to_path, or saving was "
+            "interrupted. Use an earlier checkpoint."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder}: its {MANIFEST} is damaged. Use an earlier checkpoint.") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {folder}: format {version!r}, this version reads {FORMAT}. Upgrade gspo-rllib."
+        )
+    for name, (size, digest) in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {folder}: {name} is missing. Use an earlier checkpoint.")
+        if file.stat().st_size != size or _sha256(file) != digest:
+            raise CheckpointError(f"checkpoint {folder}: {name} is corrupt. Use an earlier checkpoint.")
+    return folder
+
+
+def self_contained_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The config a checkpoint was trained with, its model path replaced by the policy inside the checkpoint.
+
+    Args:
+        folder: A verified checkpoint. Its RLlib part is pickled, so it must be trusted.
+    """
+    with (folder / "class_and_ctor_args.pkl").open("rb") as file:
+        state: dict[str, Any] = pickle.load(file)["ctor_args_and_kwargs"][0][0]
+    state = dict(state)
+    state["_model_config"] = {**state["_model_config"], "path": str(folder / POLICY)}
+    return state
+
+
+def _sha256(file: pathlib.Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,57 @@
+"""Names and shapes of what a micro-batch holds; the learner builds it, the module and the loss read it.
+
+One micro-batch is one packed row: the segments of several trajectories one after another, without padding.
+
+    T  tokens in the row          S  segments (contiguous contexts; attention never crosses them)
+    L  sampled tokens in the row  B  trajectories (the ratio and the advantage belong to these)
+
+A trajectory normally is one segment. It has several when its history was edited between turns; they keep one
+trajectory index, so the ratio still spans them, and they are never split between micro-batches.
+"""
+
+from __future__ import annotations
+
+TOKEN_IDS = "token_ids"
+"""int64 [T]: the ids of the row."""
+
+POSITION_IDS = "position_ids"
+"""int64 [T]: position of each id in its own segment; restarts at 0."""
+
+SEGMENT_LENGTHS = "segment_lengths"
+"""list of S ints: tokens of each segment, in row order; sums to T."""
+
+LOSS_POSITIONS = "loss_positions"
+"""int64 [L]: index in the row of the token *before* each sampled token: the hidden state that predicts it."""
+
+LOSS_TOKEN_IDS = "loss_token_ids"
+"""int64 [L]: the sampled ids."""
+
+BEHAVIOR_LOGP = "behavior_logp"
+"""float32 [L]: log-probability (nats) the engine sampled each id with."""
+
+OLD_LOGP = "old_logp"
+"""float32 [L]: log-probability under the policy before this iteration's first update, the ratio's denominator."""
+
+TRAJECTORY_INDEX = "trajectory_index"
+"""int64 [L]: which of the row's trajectories each sampled token belongs to, 0 … B-1, non-decreasing."""
+
+TURN_INDEX = "turn_index"
+"""int64 [L]: turn of the trajectory, counting from 0."""
+
+ADVANTAGES = "advantages"
+"""float32 [B]: one advantage per trajectory."""
+
+BEHAVIOR_VERSION = "behavior_version"
+"""int64 [B]: oldest weights version any turn of the trajectory was sampled with."""
+
+TRAJECTORIES = "trajectories"
+"""list of ``TokenTrajectory``: what the learner connector hands to the micro-batcher."""
+
+LOGP = "logp"
+"""float32 [L], output of the module: log-probability of each sampled id under the policy being trained."""
+
+ENTROPY = "entropy"
+"""float32 [L], output of the module, detached: entropy (nats) of each sampled token's distribution."""
+
+EMPTY = "empty"
+"""True in a micro-batch that stands in for none; its single token carries no loss and counts in no statistic."""

@@ -1,0 +1,1 @@
+"""Learners: micro-batches, gradient accumulation, global normalisation; an algorithm adds its loss."""

@@ -1,0 +1,174 @@
+"""The learner: packs trajectories into micro-batches, accumulates gradients, steps once per minibatch.
+
+Whatever the micro-batch size, the packing and the number of learners, the gradient of a minibatch is the same to float
+noise: every micro-batch divides by the trajectories of the *whole* minibatch over all ranks, known in advance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from torch import Tensor
+
+from gspo_rllib import columns
+from gspo_rllib.learners.micro_batches import pack, plan_rows
+from gspo_rllib.learners.statistics import UpdateStatistics
+from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
+from gspo_rllib.types import TokenTrajectory
+
+
+class Minibatch:
+    """One optimiser step: this rank's micro-batches and the denominator all ranks share.
+
+    It answers what RLlib's update loop asks of its ``MultiAgentBatch``, which can only hold equally long columns.
+    """
+
+    def __init__(self, micro_batches: list[dict[str, Any]], num_trajectories: int, num_turns: int) -> None:
+        self.policy_batches = {DEFAULT_MODULE_ID: _SampledTokens(micro_batches, num_trajectories)}
+        self._num_turns = num_turns
+
+    def env_steps(self) -> int:
+        """Turns it trains on."""
+        return self._num_turns
+
+
+class _SampledTokens(dict):
+    """The module's part of a minibatch; its length is what RLlib logs as steps trained: sampled tokens."""
+
+    def __init__(self, micro_batches: list[dict[str, Any]], num_trajectories: int) -> None:
+        super().__init__(micro_batches=micro_batches, num_trajectories=num_trajectories)
+
+    def __len__(self) -> int:
+        return sum(len(m[columns.LOSS_TOKEN_IDS]) for m in self["micro_batches"])
+
+
+class LanguageLearner(TorchLearner):
+    """Base of every learner here; a subclass says what the loss of a micro-batch is (``compute_loss_for_module``)."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """AdamW; biases, norms and other vectors are not decayed."""
+        parameters = [p for p in self._module[module_id].parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            betas=tuple(config.adam_betas),
+            eps=config.adam_epsilon,
+        )
+        self.register_optimizer(
+            module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
+        )
+
+    def _create_iterator_if_necessary(
+        self, *, training_data: TrainingData, num_epochs: int = 1, **_: Any
+    ) -> Iterator[Minibatch]:
+        """The minibatches of ``num_epochs`` passes over the groups; the same number on every rank."""
+        assert isinstance(training_data, GroupTrainingData)
+        batch: dict[str, Any] = self._learner_connector(
+            rl_module=self.module,
+            batch={},
+            episodes=training_data.episodes,
+            shared_data={},
+            metrics=self.metrics,
+        )
+        trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
+        minibatches = [self._minibatch(step, trajectories) for step in training_data.minibatches]
+        self.statistics = UpdateStatistics()
+        self.statistics.add_trajectories(trajectories)
+        if self.config.recompute_old_log_probs:
+            self._recompute_old_logp(minibatches)
+        for _ in range(num_epochs):
+            yield from minibatches
+
+    def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
+        # A zero advantage has a zero gradient: such a trajectory only counts in the denominator, which is the plan's.
+        members = [t for t in trajectories if t.group_id in plan.group_ids and t.advantage != 0.0]
+        rows = plan_rows([t.num_tokens for t in members], self.config.max_tokens_per_micro_batch)
+        micro_batches = [pack([members[i] for i in row], self._device) for row in rows]
+        return Minibatch(micro_batches, plan.num_trajectories, sum(t.num_turns for t in members))
+
+    @torch.no_grad()
+    def _recompute_old_logp(self, minibatches: list[Minibatch]) -> None:
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        module.train()
+        for minibatch in minibatches:
+            for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
+                micro_batch[columns.OLD_LOGP] = module._forward_train(micro_batch)[columns.LOGP]
+
+    def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[dict, dict[str, Tensor], dict]:
+        """Accumulates the gradient of one minibatch and steps the optimiser."""
+        tokens = batch[DEFAULT_MODULE_ID]
+        module = self.module[DEFAULT_MODULE_ID]
+        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
+        optimizer.zero_grad(set_to_none=True)
+        # A rank without a trajectory in this minibatch still takes part in the gradient exchange.
+        micro_batches = tokens["micro_batches"] or [self._empty_micro_batch()]
+        ranks = max(1, self.config.num_learners)
+        total = torch.zeros((), device=self._device)
+        for i, micro_batch in enumerate(micro_batches):
+            micro_batch["num_trajectories"] = tokens["num_trajectories"]
+            exchange = i == len(micro_batches) - 1 or not hasattr(module, "no_sync")
+            with contextlib.nullcontext() if exchange else module.no_sync():
+                fwd_out = module.forward_train(micro_batch)
+                loss = self.compute_loss_for_module(
+                    module_id=DEFAULT_MODULE_ID, config=self.config, batch=micro_batch, fwd_out=fwd_out
+                )
+                # A clip has gradient 0 where its input is NaN: without this a NaN loss would pass for a good step.
+                loss = loss + 0.0 * loss.detach() * fwd_out[columns.LOGP].sum()
+                # The exchange averages over ranks; the loss is this rank's part of a sum.
+                (loss * ranks).backward()
+            total += loss.detach()
+        self._step(optimizer)
+        return {}, {DEFAULT_MODULE_ID: total}, {}
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self.config.grad_clip if self.config.grad_clip is not None else float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        finite = norm == norm and norm != float("inf")
+        self.statistics.add_step(grad_norm=norm, taken=finite)
+        # Every rank sees the same exchanged gradient, so all skip or none does.
+        if finite:
+            optimizer.step()
+        else:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _empty_micro_batch(self) -> dict[str, Any]:
+        """One sampled token of weight 0: touches every parameter, adds nothing."""
+        zeros = torch.zeros(1, dtype=torch.long, device=self._device)
+        empty: dict[str, Any] = {
+            columns.TOKEN_IDS: torch.zeros(2, dtype=torch.long, device=self._device),
+            columns.POSITION_IDS: torch.arange(2, device=self._device),
+            columns.SEGMENT_LENGTHS: [2],
+            columns.BEHAVIOR_LOGP: zeros.float(),
+            columns.ADVANTAGES: zeros.float(),
+            columns.BEHAVIOR_VERSION: zeros,
+            columns.EMPTY: True,
+        }
+        for name in (columns.LOSS_POSITIONS, columns.LOSS_TOKEN_IDS, columns.TRAJECTORY_INDEX, columns.TURN_INDEX):
+            empty[name] = zeros
+        empty[columns.OLD_LOGP] = empty[columns.BEHAVIOR_LOGP]
+        return empty
+
+    def _log_metrics(self, batch: Any) -> None:
+        # RLlib warns about every minibatch without a turn; a rank may well have none.
+        if batch.env_steps():
+            super()._log_metrics(batch)
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Logs the update's statistics, exact over all ranks, and advances learning-rate schedules."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        for name, value in self.statistics.compute(distributed=self.distributed, device=self._device).items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores weights and optimiser whatever the version, older ones too: a rollback must roll back."""
+        self._weights_seq_no = 0
+        super().set_state(state)

@@ -1,0 +1,78 @@
+"""What the driver sends to the learners: whole groups, split into minibatches and ranks ahead of time."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from gspo_rllib.types import TrajectoryGroup, group_episodes, turns
+
+
+@dataclasses.dataclass(frozen=True)
+class MinibatchPlan:
+    """One optimiser step, the same on every rank.
+
+    Attributes:
+        group_ids: The groups it trains on, over all ranks.
+        num_trajectories: Trajectories with at least one sampled token, over all ranks: the loss denominator.
+    """
+
+    group_ids: frozenset[str]
+    num_trajectories: int
+
+
+@dataclasses.dataclass
+class GroupTrainingData(TrainingData):
+    """RLlib training data that never tears a group apart, nor a trajectory.
+
+    RLlib's own sharding cuts episodes to equal lengths; this one deals whole groups to the ranks, balanced by tokens.
+
+    Attributes:
+        minibatches: The optimiser steps of one epoch, in order.
+    """
+
+    minibatches: list[MinibatchPlan] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[TrajectoryGroup], *, num_minibatches: int, seed: int) -> GroupTrainingData:
+        """Shuffles the groups into minibatches of as equal a number of groups as possible.
+
+        Args:
+            groups: Complete groups, at least one.
+            num_minibatches: How many optimiser steps an epoch has; fewer when there are fewer groups.
+            seed: Decides the shuffle.
+        """
+        order = list(groups)
+        random.Random(seed).shuffle(order)
+        parts = min(num_minibatches, len(order))
+        plans = [
+            MinibatchPlan(frozenset(g.group_id for g in part), sum(_num_trained(g) for g in part))
+            for part in (order[i::parts] for i in range(parts))
+        ]
+        return cls(episodes=[episode for group in groups for episode in group.episodes], minibatches=plans)
+
+    def shard(
+        self, num_shards: int, len_lookback_buffer: int | None = None, **kwargs: Any
+    ) -> list[tuple[TrainingData, dict[str, Any]]]:
+        """Deals every minibatch's groups to ``num_shards`` ranks, heaviest group first to the lightest rank."""
+        shards: list[list[SingleAgentEpisode]] = [[] for _ in range(num_shards)]
+        groups = self._groups()
+        for plan in self.minibatches:
+            load = [0] * num_shards
+            for group in sorted((groups[i] for i in plan.group_ids), key=lambda g: (-g.num_tokens, g.group_id)):
+                rank = load.index(min(load))
+                load[rank] += group.num_tokens
+                shards[rank].extend(group.episodes)
+        return [(GroupTrainingData(episodes=shard, minibatches=self.minibatches), {}) for shard in shards]
+
+    def _groups(self) -> dict[str, TrajectoryGroup]:
+        return {group.group_id: group for group in group_episodes(self.episodes)}
+
+
+def _num_trained(group: TrajectoryGroup) -> int:
+    return sum(any(len(turn.action_token_ids) for turn in turns(episode)) for episode in group.episodes)

@@ -1,0 +1,60 @@
+"""Reading a Hugging Face folder or hub name: what a policy needs to be trained and sampled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer that can render a chat.
+
+    Args:
+        path: Local Hugging Face folder or hub name.
+        trust_remote_code: Whether the folder may run its own code.
+
+    Raises:
+        ModelError: There is no tokenizer, it has no chat template, or no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model path {path!r}: no tokenizer could be loaded ({str(error)[:300]}). It must be a local Hugging Face "
+            "folder or a hub name that holds a tokenizer; `gspo-rllib warmstart` makes a small one."
+        ) from error
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"model path {path!r}: its tokenizer has no chat template, so turns cannot be framed. Use the model's "
+            "chat (instruct) version, or put a chat_template.jinja beside tokenizer_config.json."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"model path {path!r}: its tokenizer has no eos_token, so a turn could never end. Set eos_token in "
+            "tokenizer_config.json to the token that closes an assistant message."
+        )
+    return tokenizer
+
+
+def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face config of a model folder or hub name.
+
+    Raises:
+        ModelError: There is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model path {path!r}: not a local Hugging Face folder (no usable config.json) and not a reachable hub "
+            f"name ({str(error)[:200]}). Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` "
+            "makes a small one."
+        ) from error

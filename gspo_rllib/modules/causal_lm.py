@@ -1,0 +1,234 @@
+"""The policy: any Hugging Face causal language model as an RLlib ``TorchRLModule``.
+
+It scores sampled tokens and never returns logits: the head runs on the positions that predict them, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from gspo_rllib import columns
+from gspo_rllib.errors import ModelError, SettingError, did_you_mean
+from gspo_rllib.model_folder import load_model_config, load_tokenizer
+from gspo_rllib.modules.attention import PACKED, supports_packing
+from gspo_rllib.ops import token_logprobs
+
+MODEL_CONFIG: dict[str, Any] = {
+    "path": None,
+    "autocast_dtype": None,
+    "activation_checkpointing": False,
+    "packing": None,
+    "attn_implementation": None,
+    "trust_remote_code": False,
+}
+"""What ``.rl_module(model_config=...)`` takes, with defaults:
+
+``path``: local Hugging Face folder or hub name (required). ``autocast_dtype``: None for float32 or ``"bfloat16"``
+for mixed precision; weights, optimiser state, log-probabilities and loss stay float32. ``activation_checkpointing``:
+recompute activations in the backward pass, about 1.3 times the time for a fraction of the memory. ``packing``: True for
+packed rows, False for padded ones, None to pack wherever the model allows it. ``attn_implementation``: None for ours;
+``"flash_attention_2"`` where it is installed. ``trust_remote_code``: whether the model folder may run its own code.
+"""
+
+
+def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
+    """Fills in defaults.
+
+    Args:
+        model_config: What the user gave.
+
+    Raises:
+        SettingError: An unknown key, an illegal value, or no path.
+    """
+    for key in model_config:
+        if key not in MODEL_CONFIG:
+            raise SettingError(f"rl_module.model_config[{key!r}] is unknown. {did_you_mean(key, MODEL_CONFIG)}")
+    full = {**MODEL_CONFIG, **model_config}
+    if not isinstance(full["path"], (str, pathlib.Path)) or not str(full["path"]):
+        raise SettingError(
+            f"rl_module.model_config['path'] is {full['path']!r}; give a local Hugging Face folder or a hub name, for "
+            'example .rl_module(model_config={"path": "models/seed"}). `gspo-rllib warmstart` makes a small one.'
+        )
+    if full["autocast_dtype"] not in (None, "bfloat16"):
+        raise SettingError(
+            f"rl_module.model_config['autocast_dtype'] is {full['autocast_dtype']!r}; allowed: None, 'bfloat16'"
+        )
+    return full
+
+
+class CausalLMModule(TorchRLModule):
+    """A causal language model that scores the tokens it sampled.
+
+    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature`` is added by the algorithm.
+    """
+
+    def setup(self) -> None:
+        """Loads the model in float32.
+
+        Raises:
+            ModelError: The folder holds no causal language model.
+        """
+        given = dict(self.model_config)
+        self.temperature = float(given.pop("temperature", 1.0))
+        settings = check_model_config(given)
+        self.settings = settings
+        path, trust = str(settings["path"]), settings["trust_remote_code"]
+        self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        self.model: PreTrainedModel = self._load(path, trust)
+        if settings["activation_checkpointing"]:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        head = self.model.get_output_embeddings()
+        self._plain_head = isinstance(head, torch.nn.Linear) and not _head_is_transformed(self.model.config)
+
+    def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
+        config = load_model_config(path, trust_remote_code=trust_remote_code)
+        try:
+            with _no_progress_bars():
+                model = AutoModelForCausalLM.from_pretrained(
+                    path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code
+                )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model path {path!r}: no causal language model could be loaded ({error})") from error
+        can_pack = supports_packing(type(model), model.config)
+        packing, attention = self.settings["packing"], self.settings["attn_implementation"]
+        if packing and not can_pack:
+            raise SettingError(
+                f"rl_module.model_config['packing'] is True, but {type(model).__name__} mixes tokens in a way packed "
+                "rows would change; set it to None or False to train it padded."
+            )
+        self.packed = can_pack if packing is None else bool(packing)
+        if attention is not None:
+            model.set_attn_implementation(attention)
+        elif self.packed:
+            model.set_attn_implementation(PACKED)
+        model.config.use_cache = False
+        return model
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
+        """Scores one packed row; see ``columns`` for names and shapes.
+
+        Returns:
+            ``logp`` and ``entropy``, float32 [L], at the policy's sampling temperature.
+        """
+        device_type = batch[columns.TOKEN_IDS].device.type
+        autocast = self.settings["autocast_dtype"]
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast == "bfloat16"):
+            logp_L, entropy_L = self._score_packed(batch) if self.packed else self._score_padded(batch)
+        return {columns.LOGP: logp_L, columns.ENTROPY: entropy_L}
+
+    def _score_packed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        extra = {} if self.settings["attn_implementation"] else {"segment_lengths": batch[columns.SEGMENT_LENGTHS]}
+        inputs = {
+            "input_ids": batch[columns.TOKEN_IDS][None],
+            "position_ids": batch[columns.POSITION_IDS][None],
+            "use_cache": False,
+            **extra,
+        }
+        positions_L = batch[columns.LOSS_POSITIONS]
+        if self._plain_head:
+            hidden_LD = self.model.base_model(**inputs).last_hidden_state[0, positions_L]
+            return self._score_hidden(hidden_LD, batch)
+        logits_LV = self.model(**inputs, logits_to_keep=positions_L).logits[0]
+        return self._score_logits(logits_LV, batch)
+
+    def _score_padded(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The same scores from a right-padded table, for models whose layers mix neighbouring tokens."""
+        lengths = batch[columns.SEGMENT_LENGTHS]
+        rows = batch[columns.TOKEN_IDS].split(lengths)
+        token_ids_ST = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        device = token_ids_ST.device
+        length_S = torch.tensor(lengths, device=device)
+        mask_ST = torch.arange(token_ids_ST.shape[1], device=device)[None, :] < length_S[:, None]
+        segment_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
+        cell_L = (segment_T * token_ids_ST.shape[1] + batch[columns.POSITION_IDS])[batch[columns.LOSS_POSITIONS]]
+        inputs = {"input_ids": token_ids_ST, "attention_mask": mask_ST.long(), "use_cache": False}
+        if self._plain_head:
+            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+            return self._score_hidden(hidden[cell_L], batch)
+        return self._score_logits(self.model(**inputs).logits.flatten(0, 1)[cell_L], batch)
+
+    def _score_hidden(self, hidden_LD: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        head: Any = self.model.get_output_embeddings()
+        return token_logprobs(
+            hidden_LD, head.weight, batch[columns.LOSS_TOKEN_IDS], temperature=self.temperature, bias_V=head.bias
+        )
+
+    def _score_logits(self, logits_LV: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        logp_LV = (logits_LV.float() / self.temperature).log_softmax(dim=-1)
+        entropy_L = -(logp_LV.detach().exp() * logp_LV.detach()).sum(dim=-1)
+        return logp_LV.gather(1, batch[columns.LOSS_TOKEN_IDS][:, None]).squeeze(1), entropy_L
+
+    def save_to_path(
+        self,
+        path: str | pathlib.Path | None = None,
+        *,
+        state: dict[str, Any] | None = None,
+        filesystem: Any = None,
+        use_msgpack: bool = False,
+    ) -> str:
+        """Saves a Hugging Face folder (safetensors, tokenizer, chat template) among RLlib's own small files."""
+        # RLlib would pickle the weights; the marker keeps its file present and tiny.
+        saved = super().save_to_path(
+            path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
+        )
+        with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            _copy_files(folder, saved, filesystem)
+        return saved
+
+    def restore_from_path(
+        self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
+    ) -> None:
+        """Loads the weights of a folder that ``save_to_path`` wrote, or of any Hugging Face folder.
+
+        Raises:
+            ModelError: The folder holds another architecture.
+        """
+        with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+            _copy_files(str(path), folder, None, source_filesystem=filesystem)
+            model = type(self.model).from_pretrained(folder, dtype=torch.float32)
+        try:
+            self.model.load_state_dict(model.state_dict())
+        except RuntimeError as error:
+            raise ModelError(f"{path} holds other weights than this policy: {str(error)[:400]}") from error
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing over the training's own progress line."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def _head_is_transformed(config: Any) -> bool:
+    """Whether the model does more to its logits than one matrix multiplication (soft cap, scale)."""
+    return any(
+        getattr(config, name, None) not in (None, 1, 1.0)
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    )
+
+
+def _copy_files(source: str, target: str, filesystem: Any, source_filesystem: Any = None) -> None:
+    """Copies a folder's files between file systems; None is the local one."""
+    from pyarrow import fs
+
+    local = fs.LocalFileSystem()
+    fs.copy_files(
+        source, target, source_filesystem=source_filesystem or local, destination_filesystem=filesystem or local
+    )

@@ -1,0 +1,97 @@
+"""Log-probabilities of given tokens from hidden states, without ever holding ``[tokens, vocabulary]``.
+
+Shapes:  L tokens that carry loss · D hidden · V vocabulary.
+The forward pass walks the tokens in chunks and keeps one number per token; the backward pass computes each chunk's
+logits again. Peak memory is one chunk of logits instead of all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MAX_CHUNK_ELEMENTS = 1 << 22
+"""Logits alive at once (16 MiB in float32): large enough for full matrix-multiplication speed, small beside a model."""
+
+
+def token_logprobs(
+    hidden_LD: Float[Tensor, "L D"],
+    head_VD: Float[Tensor, "V D"],
+    token_ids_L: Int[Tensor, " L"],
+    *,
+    temperature: float = 1.0,
+    bias_V: Float[Tensor, " V"] | None = None,
+) -> tuple[Float[Tensor, " L"], Float[Tensor, " L"]]:
+    """log softmax(hidden · headᵀ / temperature) at the given tokens, and the entropy of each distribution.
+
+    Args:
+        hidden_LD: Hidden states that predict the tokens; differentiable.
+        head_VD: Weight of the language-model head; differentiable.
+        token_ids_L: The tokens.
+        temperature: Divides the logits, > 0.
+        bias_V: Bias of the head, if it has one; differentiable.
+
+    Returns:
+        ``(logp_L, entropy_L)`` in float32 nats (float64 for float64 inputs); the entropy is detached.
+    """
+    if bias_V is not None:
+        # A bias is one more input that is always 1.
+        hidden_LD = torch.cat([hidden_LD, hidden_LD.new_ones(hidden_LD.shape[0], 1)], dim=1)
+        head_VD = torch.cat([head_VD, bias_V.unsqueeze(1)], dim=1)
+    logp_L, entropy_L = _TokenLogprobs.apply(hidden_LD, head_VD, token_ids_L, temperature)
+    return logp_L, entropy_L
+
+
+def _chunks(num_tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, MAX_CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, start + size) for start in range(0, num_tokens, size)]
+
+
+def _logits(hidden: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+    logits = (hidden @ head_VD.t()).to(torch.promote_types(hidden.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")
+    def forward(
+        ctx: Any, hidden_LD: Tensor, head_VD: Tensor, token_ids_L: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        head = head_VD.to(hidden_LD.dtype)
+        dtype = torch.promote_types(hidden_LD.dtype, torch.float32)
+        logp_L = hidden_LD.new_empty(hidden_LD.shape[0], dtype=dtype)
+        entropy_L = torch.empty_like(logp_L)
+        normaliser_L = torch.empty_like(logp_L)
+        for part in _chunks(hidden_LD.shape[0], head.shape[0]):
+            logits = _logits(hidden_LD[part], head, temperature)
+            normaliser = torch.logsumexp(logits, dim=-1)
+            logp_L[part] = logits.gather(1, token_ids_L[part, None]).squeeze(1) - normaliser
+            normaliser_L[part] = normaliser
+            probs = (logits - normaliser[:, None]).exp_()
+            entropy_L[part] = normaliser - (probs.mul_(logits)).sum(dim=-1)
+        ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_L)
+        return logp_L, entropy_L
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, grad_L: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_LD, head_VD, token_ids_L, normaliser_L = ctx.saved_tensors
+        head = head_VD.to(hidden_LD.dtype)
+        grad_hidden_LD = torch.empty_like(hidden_LD)
+        grad_head_VD = torch.zeros_like(head_VD)
+        for part in _chunks(hidden_LD.shape[0], head.shape[0]):
+            logits = _logits(hidden_LD[part], head, ctx.temperature)
+            # d logp / d logits = (onehot - softmax) / temperature
+            grad_logits = (logits - normaliser_L[part, None]).exp_().neg_()
+            grad_logits.scatter_add_(1, token_ids_L[part, None], torch.ones_like(grad_logits[:, :1]))
+            grad_logits.mul_((grad_L[part] / ctx.temperature)[:, None])
+            grad_logits = grad_logits.to(hidden_LD.dtype)
+            grad_hidden_LD[part] = grad_logits @ head
+            grad_head_VD += (grad_logits.t() @ hidden_LD[part]).to(grad_head_VD.dtype)
+        return grad_hidden_LD, grad_head_VD, None, None

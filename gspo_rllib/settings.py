@@ -1,0 +1,179 @@
+"""Settings as frozen dataclasses: the one home of every knob's default, range, unit, effect and source.
+
+``AlgorithmConfig`` keeps knobs as flat attributes, so that Ray Tune can sweep them. A builder method decorated with
+``takes(SomeSettings)`` accepts that class's fields, refuses anything else with a suggestion, and carries their
+documentation as its own signature and docstring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gspo_rllib.errors import SettingError, did_you_mean
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def knob(
+    default: Any,
+    effect: str,
+    *,
+    source: str,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    low_open: bool = False,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A documented field.
+
+    Args:
+        default: Its default.
+        effect: What it changes, as a sentence.
+        source: Where the default comes from.
+        unit: Of the value; "" for none.
+        low: Smallest allowed value.
+        high: Largest allowed value.
+        low_open: Whether ``low`` itself is excluded.
+        choices: All allowed values, for a field that is not a number.
+    """
+    metadata = {
+        "effect": effect,
+        "source": source,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "low_open": low_open,
+        "choices": choices,
+    }
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings:
+    """Base of a settings dataclass: checks every field against its knob when it is made."""
+
+    SECTION: typing.ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            check(f"{self.SECTION}.{field.name}", getattr(self, field.name), hints[field.name], field.metadata)
+
+
+def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
+    """Raises SettingError unless ``value`` has the type, the range or one of the choices of its knob."""
+    kinds = _kinds(hint)
+    if value is None and type(None) in kinds:
+        return
+    allowed = allowed_text(hint, metadata)
+    if metadata["choices"] is not None:
+        if value not in metadata["choices"]:
+            guess = did_you_mean(value, metadata["choices"]) if isinstance(value, str) else ""
+            raise SettingError(f"{name} is {value!r}; allowed: {allowed}. {guess}".rstrip())
+        return
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = float in kinds if isinstance(value, int) and is_number else False
+    # A bool is an int in Python, but never a number here.
+    if not fits and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        hint_text = ""
+        if isinstance(value, str) and {int, float} & set(kinds):
+            hint_text = "; it was given as text"
+        raise SettingError(f"{name} is {value!r}; allowed: {allowed}{hint_text}")
+    if is_number:
+        low, high = metadata["low"], metadata["high"]
+        too_low = low is not None and (value <= low if metadata["low_open"] else value < low)
+        if not math.isfinite(value) or too_low or (high is not None and value > high):
+            raise SettingError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The plain types of a field's annotation."""
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(member) or member for member in members)
+
+
+def allowed_text(hint: Any, metadata: Any) -> str:
+    """What a knob allows, in words: choices, or type and range."""
+    if metadata["choices"] is not None:
+        return ", ".join(repr(choice) for choice in metadata["choices"])
+    text = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _kinds(hint))
+    low, high = metadata["low"], metadata["high"]
+    if low is not None:
+        text += f", {'>' if metadata['low_open'] else '>='} {low:g}"
+    if high is not None:
+        text += f", <= {high:g}"
+    return text
+
+
+def takes(settings: type[Settings]) -> Callable[[_Method], _Method]:
+    """Decorates a builder method ``method(self, **kwargs)`` of an ``AlgorithmConfig``.
+
+    The wrapped method sets the fields of ``settings`` as attributes of the config and hands the other arguments to the
+    method itself, whose base class's parameters they must be.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(settings)
+
+    def decorate(method: _Method) -> _Method:
+        inherited = _inherited_parameters(method)
+
+        @functools.wraps(method)
+        def builder(self: Any, **kwargs: Any) -> Any:
+            for name in kwargs:
+                if name not in fields and name not in inherited:
+                    raise SettingError(
+                        f"{method.__name__}.{name} is unknown. {did_you_mean(name, [*fields, *inherited])}"
+                    )
+            for name in [n for n in kwargs if n in fields]:
+                setattr(self, name, kwargs.pop(name))
+            return method(self, **kwargs)
+
+        empty = inspect.Parameter.KEYWORD_ONLY
+        own = [
+            inspect.Parameter(name, empty, default=default_of(field), annotation=hints[name])
+            for name, field in fields.items()
+        ]
+        rest = [p.replace(kind=empty) for name, p in inherited.items() if name not in fields]
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        builder.__signature__ = inspect.Signature([this, *own, *rest])  # type: ignore[attr-defined]
+        builder.__doc__ = f"{inspect.cleandoc(method.__doc__ or '')}\n\nArgs:\n{describe(settings)}"
+        return typing.cast(_Method, builder)
+
+    return decorate
+
+
+def _inherited_parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters of the RLlib builder of the same name; none for a builder group that RLlib does not have."""
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    base = getattr(AlgorithmConfig, method.__name__, None)
+    parameters = inspect.signature(base).parameters if base is not None else {}
+    return {n: p for n, p in parameters.items() if n != "self"}
+
+
+def default_of(field: Any) -> Any:
+    """A field's default, made by its factory if it has one."""
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def describe(settings: type[Settings]) -> str:
+    """One docstring line per knob: effect, unit, what is allowed, default and its source."""
+    hints = typing.get_type_hints(settings)
+    lines = []
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        meta = field.metadata
+        unit = f" Unit: {meta['unit']}." if meta["unit"] else ""
+        lines.append(
+            f"    {field.name}: {meta['effect']}{unit} Allowed: {allowed_text(hints[field.name], meta)}. "
+            f"Default: {default_of(field)!r} ({meta['source']})."
+        )
+    return "\n".join(lines)

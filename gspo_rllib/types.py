@@ -1,0 +1,163 @@
+"""The data that flows between environments, engines and the learner.
+
+A trajectory is a plain RLlib ``SingleAgentEpisode`` whose step is one *turn*: observation and action are ``str``.
+What the policy saw and sampled in that turn is one ``Turn``, stored under ``extra_model_outputs["turn"]``; it is one
+opaque object on purpose, because RLlib's ``to_numpy()`` broadcasts or rejects ragged per-turn arrays.
+
+This module imports neither torch, ray, transformers nor vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+FinishReason = Literal["stop", "length"]
+TruncatedBy = Literal["turns", "context", "env"]
+
+TURN = "turn"
+"""Key of the ``Turn`` in an episode's ``extra_model_outputs``."""
+
+GROUP = "group"
+"""Key of the ``GroupMember`` in an episode's ``custom_data``."""
+
+TRUNCATED_BY = "truncated_by"
+"""Key in an episode's ``custom_data``: a ``TruncatedBy``, or absent when the trajectory ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the policy was shown and sampled in one turn, as token ids.
+
+    Appending ``prompt_token_ids`` and ``action_token_ids`` of every turn in order gives exactly the ids the engine
+    saw: nothing sampled is ever re-tokenised.
+
+    Attributes:
+        prompt_token_ids: int32 [P], only the ids this turn *appends* to the context (observation and chat frame).
+        action_token_ids: int32 [A], the sampled ids, the end-of-turn token included when it was sampled.
+        action_logp: float32 [A], log-probability (nats) of each sampled id under the distribution it was drawn
+            from, temperature included.
+        policy_version: The weights version the engine had acknowledged when it sampled this turn.
+        finish_reason: ``"stop"``: the model ended its turn; ``"length"``: it ran out of tokens.
+    """
+
+    prompt_token_ids: np.ndarray
+    action_token_ids: np.ndarray
+    action_logp: np.ndarray
+    policy_version: int
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """Which trajectory of which group an episode is.
+
+    Attributes:
+        group_id: Names the group within a run; K trajectories carry the same one.
+        index: Position of this trajectory in its group, 0 … K-1.
+        task_seed: The ``reset(seed=…)`` that fixed the task; the same for the whole group.
+    """
+
+    group_id: str
+    index: int
+    task_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryGroup:
+    """K complete trajectories of one task: the unit of sampling, sharding, retrying and staleness.
+
+    Attributes:
+        group_id: Names the group within a run.
+        episodes: K finished episodes, ordered by ``GroupMember.index``.
+    """
+
+    group_id: str
+    episodes: list[SingleAgentEpisode] = field(repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all trajectories, prompts included."""
+        return sum(trajectory_num_tokens(episode) for episode in self.episodes)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSpec:
+    """How an environment wants its conversation framed; optional attribute ``chat`` of an environment.
+
+    Attributes:
+        system_prompt: Content of the system message before the first observation, if any.
+        template_kwargs: Passed to the tokenizer's chat template, e.g. ``{"enable_thinking": False}``.
+    """
+
+    system_prompt: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def turns(episode: SingleAgentEpisode) -> Iterator[Turn]:
+    """The turns of a trajectory, in order."""
+    return iter(episode.get_extra_model_outputs(TURN))
+
+
+def trajectory_num_tokens(episode: SingleAgentEpisode) -> int:
+    """Tokens of one trajectory, prompts included."""
+    return sum(len(t.prompt_token_ids) + len(t.action_token_ids) for t in turns(episode))
+
+
+def group_episodes(episodes: list[SingleAgentEpisode]) -> list[TrajectoryGroup]:
+    """Collects episodes into their groups, in the order the groups first appear.
+
+    Args:
+        episodes: Finished episodes that carry a ``GroupMember`` in ``custom_data``.
+
+    Returns:
+        One group per distinct ``group_id``, members ordered by index.
+    """
+    members: dict[str, list[SingleAgentEpisode]] = {}
+    for episode in episodes:
+        members.setdefault(episode.custom_data[GROUP].group_id, []).append(episode)
+    return [
+        TrajectoryGroup(group_id, sorted(group, key=lambda e: e.custom_data[GROUP].index))
+        for group_id, group in members.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrajectory:
+    """One trajectory as the learner trains it: concatenated token ids and what is known about the sampled ones.
+
+    Attributes:
+        group_id: The group it belongs to.
+        segments: The contiguous contexts it consists of, int32 [T_s] each; one, unless its history was edited.
+        loss_masks: bool [T_s] per segment, True on sampled tokens; never True on a segment's first token.
+        turn_index: int32 [L], turn of each sampled token, over all segments in order.
+        behavior_logp: float32 [L], log-probability (nats) the engine sampled each one with.
+        behavior_version: Oldest weights version among its turns.
+        advantage: One number for the whole trajectory.
+        num_turns: How many turns it has.
+    """
+
+    group_id: str
+    segments: tuple[np.ndarray, ...]
+    loss_masks: tuple[np.ndarray, ...]
+    turn_index: np.ndarray
+    behavior_logp: np.ndarray
+    behavior_version: int
+    advantage: float
+    num_turns: int
+
+    @property
+    def num_tokens(self) -> int:
+        """All its tokens, prompts included."""
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Its sampled tokens."""
+        return len(self.behavior_logp)
