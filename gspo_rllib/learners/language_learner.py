@@ -67,7 +67,7 @@ class LanguageLearner(TorchLearner):
         )
 
     def _create_iterator_if_necessary(
-        self, *, training_data: TrainingData, num_epochs: int = 1, **_: Any
+        self, *, training_data: TrainingData, num_epochs: int = 1, **kwargs: Any
     ) -> Iterator[Minibatch]:
         """The minibatches of ``num_epochs`` passes over the groups; the same number on every rank."""
         assert isinstance(training_data, GroupTrainingData)

@@ -1,0 +1,138 @@
+"""Renders a conversation as token ids, append-only: nothing already in the context is ever tokenised again.
+
+The chat template is asked once per role what it writes *around* a message. Those frames are tokenised once, with their
+special tokens; each observation is then tokenised alone, as plain text, so text that spells a special token (say, an
+end-of-turn marker inside a tool's output) can never forge a turn. A turn's ids are ``frame + observation + frame``.
+
+One consequence is on purpose: a template that rewrites earlier assistant turns (by dropping their reasoning, for
+example) does not do so here, because the ratio of the trained to the sampling policy only exists for ids that were
+really in the context.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.errors import ModelError
+from gspo_rllib.types import ChatSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_OBSERVATION = "\u2983observation\u2984"
+_REPLY = "\u2983reply\u2984"
+
+
+class ChatRenderer:
+    """Turns observations into the token ids they add to the context.
+
+    Args:
+        tokenizer: Has a chat template and an ``eos_token`` that closes an assistant message.
+        chat: The environment's framing; None for no system prompt.
+
+    Attributes:
+        stop_token_ids: Ids that end an assistant message.
+
+    Raises:
+        ModelError: The chat template does not write observations or replies out as they are, or refuses a role;
+            raised at the first prompt that needs it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatSpec | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat or ChatSpec()
+        self._first: tuple[list[int], list[int]] | None = None
+        self._next: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
+        self.stop_token_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
+
+    def first_prompt(self, observation: str) -> list[int]:
+        """Ids of the system prompt, the first observation, and the header of the reply."""
+        if self._first is None:
+            text = self._template([*self._system(), {"role": "user", "content": _OBSERVATION}])
+            self._first = self._frames(text)
+        before, after = self._first
+        return before + self._encode_plain(observation) + after
+
+    def next_prompt(self, observation: str, *, reply_ended: bool, role: str = "user") -> list[int]:
+        """Ids to append after a sampled reply: its closing (if the model did not sample it) and the next observation.
+
+        Args:
+            observation: What the environment answered.
+            reply_ended: Whether the sampled reply ended with one of ``stop_token_ids``.
+            role: Role of the observation, ``"user"`` or ``"tool"``.
+        """
+        key = (role, reply_ended)
+        if key not in self._next:
+            self._next[key] = self._frames(self._next_frame_text(role, reply_ended))
+        before, after = self._next[key]
+        return before + self._encode_plain(observation) + after
+
+    def reply(self, text: str) -> list[int]:
+        """Ids of a complete reply with its end token, as the model should sample it; for imitation."""
+        return [*self._encode_plain(text), self.stop_token_ids[0]]
+
+    def decode(self, action_token_ids: list[int]) -> str:
+        """The text of a sampled reply, without special tokens; what the environment receives as its action."""
+        return self._tokenizer.decode(action_token_ids, skip_special_tokens=True)
+
+    def _system(self) -> list[dict[str, str]]:
+        prompt = self._chat.system_prompt
+        return [] if prompt is None else [{"role": "system", "content": prompt}]
+
+    def _template(self, messages: list[dict[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            rendered: Any = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self._chat.template_kwargs
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"the chat template refuses a conversation with the roles {roles}: {error}. Use a template that "
+                "knows them, or an environment without a system prompt and with obs_role 'user'."
+            ) from error
+        return rendered
+
+    def _next_frame_text(self, role: str, reply_ended: bool) -> str:
+        text = self._template(
+            [
+                *self._system(),
+                {"role": "user", "content": "."},
+                {"role": "assistant", "content": _REPLY},
+                {"role": role, "content": _OBSERVATION},
+            ]
+        )
+        _, found, closing = text.rpartition(_REPLY)
+        eos = self._tokenizer.eos_token
+        if not found or not closing.startswith(eos):
+            raise ModelError(
+                f"the chat template does not close an assistant message with the tokenizer's eos_token {eos!r} (it "
+                f"writes {closing[:40]!r}). Set eos_token to the token that ends an assistant message."
+            )
+        return closing.removeprefix(eos) if reply_ended else closing
+
+    def _frames(self, text: str) -> tuple[list[int], list[int]]:
+        before, found, after = text.partition(_OBSERVATION)
+        if not found:
+            raise ModelError(
+                "the chat template does not write a message's content as it is, so observations cannot be framed; "
+                "use a template that copies `message.content`."
+            )
+        return self._encode_frame(before), self._encode_frame(after)
+
+    def _encode_frame(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        # A lone surrogate (json.loads makes them) has no UTF-8 form, and tokenizers raise on it: "?" takes its place.
+        sound = text.encode("utf-8", errors="replace").decode("utf-8")
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return self._tokenizer.encode(sound, add_special_tokens=False, split_special_tokens=True)
+        # What transformers' encode does, without its per-call checks, which take as long as the encoding itself. It
+        # sets this flag anew on each of its own calls, as it does truncation and padding.
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        return backend.encode(sound, add_special_tokens=False).ids

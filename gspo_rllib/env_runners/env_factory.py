@@ -1,0 +1,149 @@
+"""From ``config.environment(env, env_config)`` to a function that makes one environment, checked before any use."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+
+from gspo_rllib.errors import EnvError, did_you_mean
+from gspo_rllib.types import ChatSpec
+
+EnvMaker = Callable[[], gym.Env]
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageEnvSpec:
+    """What is known about an environment before it plays.
+
+    Attributes:
+        make: Makes one environment.
+        observation_space: A ``gymnasium.spaces.Text``.
+        action_space: A ``gymnasium.spaces.Text``.
+        blocking: Whether a call may take long, and so needs a thread; ``metadata["blocking"]``, True by default.
+        chat: How it wants its conversation framed, if it says so.
+    """
+
+    make: EnvMaker
+    observation_space: gym.Space
+    action_space: gym.Space
+    blocking: bool
+    chat: ChatSpec | None
+
+
+def env_maker(
+    env: str | type | None, env_config: Mapping[str, Any] | None = None, *, worker_index: int = 0
+) -> EnvMaker:
+    """How to make one environment; makes none yet.
+
+    Args:
+        env: A Gymnasium id, best in its ``"module:id"`` form, which imports the module that registers it, so that it
+            works in every process; or a name registered with ``ray.tune.register_env``; or a class.
+        env_config: Keyword arguments of the environment. A Tune-registered creator gets it whole, as RLlib does it;
+            so does a class whose first parameter is called ``config``.
+        worker_index: Of the env runner; what such a creator reads as ``config.worker_index``.
+
+    Raises:
+        EnvError: ``env`` is missing or of another kind.
+    """
+    kwargs = dict(env_config or {})
+    if isinstance(env, str) and env:
+        creator = _tune_creator(env)
+        if creator is not None:
+            return lambda: creator(_context(kwargs, worker_index))
+        return lambda: gym.make(env, disable_env_checker=True, **kwargs)
+    if callable(env):
+        if _first_parameter(env) == "config":
+            return lambda: env(_context(kwargs, worker_index))
+        return lambda: env(**kwargs)
+    raise EnvError(
+        f"environment: got {env!r}; set config.environment(env=...) to a Gymnasium id such as "
+        "'gspo_rllib.envs:gspo_rllib/Calculator-v0', a name registered with ray.tune.register_env, or a class."
+    )
+
+
+def check_language_env_spec(
+    env: str | type | None, env_config: Mapping[str, Any] | None = None, *, worker_index: int = 0
+) -> LanguageEnvSpec:
+    """Makes one environment, checks that it speaks text, and closes it again.
+
+    Args:
+        env: As for ``env_maker``.
+        env_config: As for ``env_maker``.
+        worker_index: As for ``env_maker``.
+
+    Raises:
+        EnvError: It is unknown, cannot be made, is no ``gymnasium.Env``, or its spaces are not text.
+    """
+    make = env_maker(env, env_config, worker_index=worker_index)
+    try:
+        instance = make()
+    except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        raise EnvError(_unknown(str(env), error)) from error
+    # A constructor is foreign code: whatever it raises is reported as one clear error.
+    except Exception as error:
+        raise EnvError(
+            f"environment {env!r} could not be made with env_config={dict(env_config or {})!r}: "
+            f"{type(error).__name__}: {str(error)[:500]}"
+        ) from error
+    if not isinstance(instance, gym.Env):
+        raise EnvError(f"environment {env!r} is a {type(instance).__name__}; it must be a gymnasium.Env.")
+    try:
+        return _describe(str(env), make, instance)
+    finally:
+        instance.close()
+
+
+def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
+    for kind in ("observation_space", "action_space"):
+        space = getattr(instance, kind, None)
+        if not isinstance(space, gym.spaces.Text):
+            raise EnvError(
+                f"environment {name!r}: its {kind} is {str(space)[:200]}, but a language model reads and writes text: "
+                "both spaces must be gymnasium.spaces.Text (for example gspo_rllib.envs.UnicodeText). Wrap it so that "
+                "observations and actions are str."
+            )
+    chat = instance.get_wrapper_attr("chat") if instance.has_wrapper_attr("chat") else None
+    if not isinstance(chat, ChatSpec | None):
+        raise EnvError(f"environment {name!r}: its attribute `chat` is {chat!r}; it must be a ChatSpec or None.")
+    return LanguageEnvSpec(
+        make=make,
+        observation_space=instance.observation_space,
+        action_space=instance.action_space,
+        blocking=bool((instance.metadata or {}).get("blocking", True)),
+        chat=chat,
+    )
+
+
+def _unknown(name: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"environment {name!r}: {error} Install the package, or correct the part before the colon."
+    module, _, env_id = name.rpartition(":")
+    known = [
+        spec.id for spec in gym.registry.values() if not str(spec.entry_point).startswith(("gymnasium.", "shimmy"))
+    ]
+    near = did_you_mean(env_id, known) if known else ""
+    hint = "" if module else " Its package may not be imported yet: write 'module:id' to import it first."
+    return f"environment {name!r} is not registered with Gymnasium. {near}{hint}"
+
+
+def _first_parameter(env: Callable[..., Any]) -> str | None:
+    try:
+        return next(iter(inspect.signature(env).parameters), None)
+    except ValueError:  # some built-in types have no signature
+        return None
+
+
+def _tune_creator(name: str) -> Callable[[Any], gym.Env] | None:
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    return _global_registry.get(ENV_CREATOR, name) if _global_registry.contains(ENV_CREATOR, name) else None
+
+
+def _context(env_config: dict[str, Any], worker_index: int) -> dict[str, Any]:
+    from ray.rllib.env.env_context import EnvContext
+
+    return EnvContext(env_config, worker_index=worker_index)

@@ -1,0 +1,218 @@
+"""Which trajectory to play next, and what becomes of one that failed.
+
+A group is K trajectories of one task and is used whole or not at all. A failed trajectory is retried with the same
+task; when its retries are spent, the whole group is discarded and replaced by another task, because dropping only the
+failed member would bias the baseline of the others.
+
+Everything random is a function of names, never of a process's random state: a task seed of (run seed, role, group,
+replacement), a sampling seed of (run seed, group, replacement, index, attempt, turn). So what is sampled depends
+neither on how many runners share the groups, nor on how many trajectories each of them plays at a time.
+
+This module imports neither torch, ray nor gymnasium.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from gspo_rllib.errors import SettingError
+
+Role = Literal["train", "evaluation"]
+Trajectory = TypeVar("Trajectory")
+
+MAX_REPLACEMENTS = 3
+"""New tasks tried for one group before it is given up. An environment that fails for one task in ten then loses one
+group in ten thousand, and one that always fails is reported after 4 tasks, not after hours of time-outs."""
+
+HOPELESS_GROUPS = 3
+"""Groups given up before any trajectory finished, after which the remaining ones are not even tried."""
+
+
+def derive_seed(*names: object, bits: int) -> int:
+    """A seed that depends only on names.
+
+    Args:
+        names: What the seed belongs to; compared by their ``str``.
+        bits: The result is in [0, 2**bits), at most 256.
+
+    Example:
+        >>> derive_seed(0, "train", "1/0", 0, bits=31) == derive_seed(0, "train", "1/0", 0, bits=31)
+        True
+        >>> derive_seed(0, "train", "1/0", 0, bits=31) == derive_seed(0, "train", "1/0", 1, bits=31)
+        False
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
+    return int.from_bytes(digest, "big") >> (256 - bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One trajectory to play.
+
+    Attributes:
+        group_id: The group it is for.
+        index: Its position in the group, 0 … K-1.
+        attempt: 0 for the first try, 1 for the first retry, …
+        replacement: 0 for the group's first task, 1 after the group was once replaced, …
+        task_seed: 31-bit seed for ``reset``; the same for every member and attempt of one replacement.
+    """
+
+    group_id: str
+    index: int
+    attempt: int
+    replacement: int
+    task_seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique among all assignments of a run."""
+        return f"{self.group_id}/{self.replacement}/{self.index}/{self.attempt}"
+
+    def sampling_seed(self, run_seed: int, turn: int) -> int:
+        """63-bit seed for the tokens of one turn."""
+        return derive_seed(run_seed, self.group_id, self.replacement, self.index, self.attempt, turn, bits=63)
+
+
+@dataclass(slots=True)
+class _Group(Generic[Trajectory]):
+    group_id: str
+    replacement: int = 0
+    finished: dict[int, Trajectory] = field(default_factory=dict)
+    running: dict[int, Assignment] = field(default_factory=dict)
+    given_up: bool = False
+
+
+class GroupScheduler(Generic[Trajectory]):
+    """Hands out trajectories group by group, takes them back, and yields complete groups.
+
+    Args:
+        group_ids: The groups to complete, each once.
+        group_size: K, trajectories per group, >= 1.
+        run_seed: Root of every seed.
+        role: Keeps training and evaluation tasks apart.
+        trajectory_retries: How often one trajectory is tried again with the same task, >= 0.
+        max_replacements: How many new tasks a group may be given, >= 0.
+
+    Attributes:
+        num_retries: Trajectories started again so far.
+        num_replaced: Groups discarded for a new task so far.
+        given_up: Ids of the groups that will not be completed.
+
+    Raises:
+        SettingError: A group id is given twice.
+    """
+
+    def __init__(
+        self,
+        group_ids: Iterable[str],
+        *,
+        group_size: int,
+        run_seed: int,
+        role: Role,
+        trajectory_retries: int = 1,
+        max_replacements: int = MAX_REPLACEMENTS,
+    ) -> None:
+        ids = list(group_ids)
+        if len(set(ids)) != len(ids):
+            raise SettingError(f"group_ids: every group may be asked for once, got {ids}.")
+        self._group_size = group_size
+        self._run_seed = run_seed
+        self._role = role
+        self._retries = trajectory_retries
+        self._max_replacements = max_replacements
+        self._groups: dict[str, _Group[Trajectory]] = {group_id: _Group(group_id) for group_id in ids}
+        self._pending: deque[Assignment] = deque()
+        self._any_finished = False
+        self.num_retries = 0
+        self.num_replaced = 0
+        self.given_up: list[str] = []
+        for group in self._groups.values():
+            self._pending.extend(self._members(group))
+
+    def next_assignment(self) -> Assignment | None:
+        """The next trajectory to start; None when every one is running or settled."""
+        if not self._pending:
+            return None
+        assignment = self._pending.popleft()
+        self._groups[assignment.group_id].running[assignment.index] = assignment
+        return assignment
+
+    def finish(self, assignment: Assignment, trajectory: Trajectory) -> None:
+        """Takes a finished trajectory back."""
+        group = self._take_back(assignment)
+        group.finished[assignment.index] = trajectory
+        self._any_finished = True
+
+    def fail(self, assignment: Assignment, *, retry: bool = True) -> list[Assignment]:
+        """Takes a failed trajectory back, to be retried, replaced or given up.
+
+        Args:
+            assignment: The one that failed.
+            retry: False when the same task can only fail again.
+
+        Returns:
+            Running trajectories whose group was just discarded: the caller stops playing them and forgets them.
+        """
+        group = self._take_back(assignment)
+        if retry and assignment.attempt < self._retries:
+            self.num_retries += 1
+            again = Assignment(
+                assignment.group_id,
+                assignment.index,
+                assignment.attempt + 1,
+                assignment.replacement,
+                assignment.task_seed,
+            )
+            self._pending.appendleft(again)
+            return []
+        cancelled = self._discard(group)
+        if group.replacement < self._max_replacements:
+            self.num_replaced += 1
+            group.replacement += 1
+            self._pending.extendleft(reversed(self._members(group)))
+            return cancelled
+        self._give_up(group)
+        if not self._any_finished and len(self.given_up) >= HOPELESS_GROUPS:
+            for other in self._groups.values():
+                if not other.given_up:
+                    cancelled += self._discard(other)
+                    self._give_up(other)
+        return cancelled
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every group is complete or given up."""
+        return not self._pending and not any(group.running for group in self._groups.values())
+
+    def complete_groups(self) -> list[tuple[str, list[Trajectory]]]:
+        """The complete groups in the order they were asked for, members in order of their index."""
+        return [
+            (group.group_id, [group.finished[index] for index in range(self._group_size)])
+            for group in self._groups.values()
+            if len(group.finished) == self._group_size
+        ]
+
+    def _members(self, group: _Group[Trajectory]) -> list[Assignment]:
+        seed = derive_seed(self._run_seed, self._role, group.group_id, group.replacement, bits=31)
+        return [Assignment(group.group_id, index, 0, group.replacement, seed) for index in range(self._group_size)]
+
+    def _take_back(self, assignment: Assignment) -> _Group[Trajectory]:
+        group = self._groups[assignment.group_id]
+        taken = group.running.pop(assignment.index, None)
+        assert taken == assignment, f"{assignment} was not handed out, or was cancelled"
+        return group
+
+    def _discard(self, group: _Group[Trajectory]) -> list[Assignment]:
+        cancelled = list(group.running.values())
+        group.running.clear()
+        group.finished.clear()
+        self._pending = deque(a for a in self._pending if a.group_id != group.group_id)
+        return cancelled
+
+    def _give_up(self, group: _Group[Trajectory]) -> None:
+        group.given_up = True
+        self.given_up.append(group.group_id)

@@ -1,0 +1,334 @@
+"""The RLlib env runner for language environments: its settings, weights, metrics and life cycle.
+
+What it samples is played by ``rollout.Rollout``; how tokens are made is the engine's business. It owns neither a torch
+module nor a vectorised environment, so nothing here goes through RLlib's env-to-module connectors.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils import force_list
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
+
+from gspo_rllib.engines import registry
+from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenizer
+from gspo_rllib.env_runners.env_factory import LanguageEnvSpec, check_language_env_spec
+from gspo_rllib.env_runners.env_worker import EnvPool
+from gspo_rllib.env_runners.groups import GroupScheduler, Role
+from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.weights import unwrap_module_state
+from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
+from gspo_rllib.metrics import NUM_VERSION_REFUSALS
+from gspo_rllib.types import ChatSpec
+
+_MAX_ERRORS_KEPT = 5
+
+
+class LanguageEnvRunner(EnvRunner, Checkpointable):
+    """Samples complete groups of trajectories from text environments with one generation engine.
+
+    The engine is made on first use, or at the first weights that arrive; the environments when they are first reset.
+
+    Args:
+        config: An algorithm config with this project's generation settings.
+        kwargs: What RLlib passes to every env runner; ``worker_index`` and ``num_workers`` are used.
+
+    Raises:
+        EnvError: The environment is unknown, cannot be made, or does not speak text.
+    """
+
+    @override(EnvRunner)
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.tune_trial_id: str | None = kwargs.get("tune_trial_id")
+        self.module = None
+        self._callbacks = [callback() for callback in force_list(self.config.callbacks_class)]
+        # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
+        self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
+        self._engine: Engine | None = None
+        self._tokenizer: Any = None
+        self._renderers: dict[str, ChatRenderer] = {}
+        self._pool: EnvPool | None = None
+        self._pending_weights: tuple[Any, int] | None = None
+        self._errors: list[str] = []
+        self._num_evaluation_groups = 0
+        self._env_spec: LanguageEnvSpec
+        self.make_env()
+        self.make_module()
+
+    @override(EnvRunner)
+    def sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool | None = None,
+        random_actions: bool = False,
+        force_reset: bool = False,
+        group_ids: list[str] | None = None,
+        weights_version: int | None = None,
+    ) -> list[SingleAgentEpisode]:
+        """Plays groups of trajectories to their end.
+
+        Args:
+            num_timesteps: At least this many turns, in whole groups; RLlib's evaluation in steps.
+            num_episodes: At least this many trajectories, rounded up to whole groups; 1 when nothing is said.
+            explore: False samples at temperature 0; None takes ``config.explore``.
+            random_actions: Must be False.
+            force_reset: Has no effect: every trajectory starts with a reset.
+            group_ids: Exactly these groups; how the driver samples for training. Without it, groups are numbered from
+                0 after every weights update, so every evaluation plays the same tasks, none of them a training task.
+            weights_version: Sample with these weights or not at all.
+
+        Returns:
+            Finished episodes of complete groups, group by group. Empty when the engine does not hold
+            ``weights_version`` (see ``get_weights_version``) or no group could be completed (see ``last_errors``).
+
+        Raises:
+            SettingError: ``random_actions`` is asked for, or a group twice.
+            EnvError: During an evaluation, no group could be completed.
+            WeightSyncError: No weights were ever set (and no ``weights_version`` asked for).
+        """
+        if random_actions:
+            raise SettingError("random_actions=True: a language action space has no useful random action; use False.")
+        held = self._acquire_engine().weights_version
+        if weights_version is not None and held != weights_version:
+            self.metrics.log_value(NUM_VERSION_REFUSALS, 1, reduce="sum")
+            return []
+        if held is None:
+            raise WeightSyncError("sample: this env runner has no weights yet; call set_weights or set_state first.")
+        explore = self.config.explore if explore is None else explore
+        if group_ids is not None:
+            role: Role = "evaluation" if self.config.in_evaluation else "train"
+            episodes = self._sample_groups(group_ids, role, explore)
+        else:
+            episodes = self._sample_amount(num_timesteps, num_episodes, explore)
+        self._make_callback("on_sample_end", samples=episodes)
+        return episodes
+
+    def last_errors(self) -> list[str]:
+        """Distinct messages of the trajectories that failed in the last call of ``sample``, at most 5, oldest first."""
+        return list(self._errors)
+
+    def get_weights_version(self) -> int | None:
+        """The version the engine acknowledged; None when it never got any weights, or there is no engine yet."""
+        return self._engine.weights_version if self._engine is not None else None
+
+    def set_weights(
+        self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int, *, force: bool = False
+    ) -> int | None:
+        """Loads weights into the engine; any version that differs from the one it holds, older ones included.
+
+        Args:
+            named_weights: The whole Hugging Face ``state_dict``, float32, or a reference to it in Ray's object store.
+            version: What to call these weights.
+            force: Load them even if the engine already holds this version (another run's version 3, say).
+
+        Returns:
+            The version the engine acknowledges; compare it with ``version``.
+
+        Raises:
+            WeightSyncError: A name or shape is unknown, or a cache could not be dropped.
+        """
+        self._num_evaluation_groups = 0
+        self._pending_weights = None
+        engine = self._acquire_engine()
+        if force or engine.weights_version != version:
+            if isinstance(named_weights, ray.ObjectRef):
+                named_weights = ray.get(named_weights)
+            engine.load_weights(named_weights, version)
+        return engine.weights_version
+
+    @override(Checkpointable)
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Counters only: the weights belong to the learner, and all randomness to the names of the groups."""
+        return {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime}
+
+    @override(Checkpointable)
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes RLlib's state: counters, and weights under ``"rl_module"`` with their ``"weights_seq_no"``."""
+        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
+            self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
+        if COMPONENT_RL_MODULE not in state:
+            return
+        module_state, version = state[COMPONENT_RL_MODULE], state.get(WEIGHTS_SEQ_NO, 0)
+        if self._engine is None and self._is_spare:
+            # A driver that samples on remote runners keeps this one in reserve: loading a model can wait until then.
+            self._num_evaluation_groups = 0
+            self._pending_weights = (module_state, version)
+            return
+        self._set_module_state(module_state, version)
+
+    @override(Checkpointable)
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        """What a copy of this runner is made from."""
+        return (), {"config": self.config}
+
+    @override(EnvRunner)
+    def get_metrics(self) -> dict[str, Any]:
+        """Metrics of everything sampled since the last call; names in ``gspo_rllib.metrics``."""
+        return self.metrics.reduce()
+
+    @override(EnvRunner)
+    def get_spaces(self) -> dict[str, tuple]:
+        """The text spaces of the environment, under the three keys RLlib reads."""
+        spaces = (self._env_spec.observation_space, self._env_spec.action_space)
+        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    @override(EnvRunner)
+    def make_env(self) -> None:
+        """Checks the configured environment; its instances are made when they are first needed."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        self._env_spec = check_language_env_spec(
+            self.config.env, self.config.env_config, worker_index=self.worker_index or 0
+        )
+
+    @override(EnvRunner)
+    def make_module(self) -> None:
+        """Nothing to make: the engine stands in for RLlib's inference module."""
+
+    @override(EnvRunner)
+    def assert_healthy(self) -> None:
+        """Passes once the constructor has checked the environment."""
+        assert self._env_spec is not None
+
+    @override(EnvRunner)
+    def stop(self) -> None:
+        """Gives the engine back and abandons all environments; waits for none of them."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            registry.release(engine)
+
+    @property
+    def _is_spare(self) -> bool:
+        return self.worker_index == 0 and bool(self.num_workers)
+
+    def _sample_amount(
+        self, num_timesteps: int | None, num_episodes: int | None, explore: bool
+    ) -> list[SingleAgentEpisode]:
+        size = self.config.group_size
+        wanted = num_episodes if num_episodes is not None else 1
+        if num_timesteps is not None:
+            wanted = min(self.config.num_envs_per_env_runner, num_timesteps)
+        episodes: list[SingleAgentEpisode] = []
+        while True:
+            first = self._num_evaluation_groups
+            self._num_evaluation_groups += math.ceil(wanted / size)
+            numbers = range(first, self._num_evaluation_groups)
+            group_ids = [f"evaluation/{self.worker_index or 0}/{n}" for n in numbers]
+            new = self._sample_groups(group_ids, "evaluation", explore)
+            episodes += new
+            if not new and wanted and self.config.in_evaluation:
+                # RLlib's evaluation asks again until it has enough episodes: returning nothing would never end.
+                raise EnvError(f"evaluation: no trajectory could be played. Last errors: {self.last_errors()}")
+            if num_timesteps is None or not new or sum(map(len, episodes)) >= num_timesteps:
+                return episodes
+
+    def _sample_groups(self, group_ids: list[str], role: Role, explore: bool) -> list[SingleAgentEpisode]:
+        started = time.perf_counter()
+        rollout = Rollout(
+            self._acquire_engine(),
+            self._acquire_pool(),
+            self._renderer_for,
+            RolloutSettings(
+                run_seed=self._run_seed,
+                temperature=self.config.temperature if explore else 0.0,
+                max_tokens_per_turn=self.config.max_tokens_per_turn,
+                max_turns=self.config.max_turns,
+            ),
+            observer=self._on_episode_event,
+        )
+        scheduler: GroupScheduler[SingleAgentEpisode] = GroupScheduler(
+            group_ids,
+            group_size=self.config.group_size,
+            run_seed=self._run_seed,
+            role=role,
+            trajectory_retries=self.config.trajectory_retries,
+        )
+        episodes, stats = rollout.run(scheduler)
+        stats.sample_s = time.perf_counter() - started
+        stats.log(self.metrics)
+        self.metrics.log_value(WEIGHTS_SEQ_NO, self.get_weights_version(), window=1)
+        self.num_env_steps_sampled_lifetime += stats.num_turns
+        self._errors = stats.errors[-_MAX_ERRORS_KEPT:]
+        return episodes
+
+    def _acquire_engine(self) -> Engine:
+        if self._engine is None:
+            renderer = self._renderer_for(self._env_spec.chat)
+            spec = engine_spec(self.config, stop_token_ids=renderer.stop_token_ids, worker_index=self.worker_index or 0)
+            self._engine = registry.acquire(spec)
+            pending, self._pending_weights = self._pending_weights, None
+            if pending is not None:
+                self._set_module_state(*pending)
+        return self._engine
+
+    def _acquire_pool(self) -> EnvPool:
+        if self._pool is None:
+            self._pool = EnvPool(
+                self._env_spec.make,
+                self.config.num_envs_per_env_runner,
+                blocking=self._env_spec.blocking,
+                step_timeout_s=self.config.step_timeout_s,
+            )
+        return self._pool
+
+    def _renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:
+        key = repr(chat)
+        if key not in self._renderers:
+            if self._tokenizer is None:
+                self._tokenizer = load_runner_tokenizer(self.config)
+            self._renderers[key] = ChatRenderer(self._tokenizer, chat)
+        return self._renderers[key]
+
+    def _set_module_state(self, module_state: Any, version: int) -> None:
+        # RLlib numbers weights from 1; 0 means "whatever you hold, take these".
+        if version and self._acquire_engine().weights_version == version:
+            self._num_evaluation_groups = 0
+            return
+        if isinstance(module_state, ray.ObjectRef):
+            module_state = ray.get(module_state)
+        self.set_weights(unwrap_module_state(module_state), version, force=True)
+
+    def _on_episode_event(self, event: str, episode: SingleAgentEpisode, slot: int) -> None:
+        env = self._pool.env(slot) if self._pool is not None else None
+        kwargs = {"episode": episode, "env": env, "rl_module": None, "env_index": slot}
+        if event == "on_episode_end":
+            kwargs["prev_episode_chunks"] = []
+        self._make_callback(event, **kwargs)
+
+    def _make_callback(self, event: str, **kwargs: Any) -> None:
+        make_callback(
+            event,
+            callbacks_objects=self._callbacks,
+            callbacks_functions=getattr(self.config, f"callbacks_{event}"),
+            kwargs={"env_runner": self, "metrics_logger": self.metrics, **kwargs},
+        )

@@ -1,0 +1,332 @@
+"""The rollout loop: many environments, one engine, nobody waits for the slowest.
+
+Every environment's answer becomes the next request at once, and the engine runs whenever it has a request, so turns of
+different trajectories share forward passes without any lock-step. When the engine has nothing to do the loop sleeps
+until an environment answers. It knows neither RLlib's config nor its actors.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.util import log_once
+
+from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
+from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.env_worker import EnvAnswer, EnvFailure, EnvPool
+from gspo_rllib.env_runners.groups import Assignment, GroupScheduler
+from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.errors import EngineError, WeightSyncError
+from gspo_rllib.types import GROUP, TRUNCATED_BY, TURN, ChatSpec, GroupMember, TruncatedBy, Turn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """What one rollout is played with.
+
+    Attributes:
+        run_seed: Root of the sampling seeds.
+        temperature: Of every turn, >= 0.
+        max_tokens_per_turn: Most tokens the policy may sample in one turn.
+        max_turns: Most turns of a trajectory; None leaves it to the environment.
+    """
+
+    run_seed: int
+    temperature: float
+    max_tokens_per_turn: int
+    max_turns: int | None = None
+
+
+class EpisodeObserver(Protocol):
+    """Is told what happens to episodes, e.g. to run RLlib callbacks."""
+
+    def __call__(self, event: str, episode: SingleAgentEpisode, slot: int) -> None:
+        """``event`` is ``"on_episode_created"``, ``"…_start"``, ``"…_step"`` or ``"…_end"``."""
+
+
+@dataclass(slots=True)
+class _Trajectory:
+    """One trajectory in flight. ``context`` only ever grows: what the engine saw so far, exactly."""
+
+    assignment: Assignment
+    slot: int
+    episode: SingleAgentEpisode
+    renderer: ChatRenderer | None = None
+    context: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    turn: Turn | None = None
+    action: str = ""
+    num_turns: int = 0
+    ticket: int | None = None
+    request_id: str | None = None
+
+
+class Rollout:
+    """Plays groups of trajectories.
+
+    Args:
+        engine: Samples the turns; nothing else may use it while ``run`` is running.
+        pool: Plays the environments; as many trajectories run at a time as it has slots.
+        renderer_for: The chat renderer for an environment's framing.
+        settings: Temperature and budgets.
+        observer: Told about every episode; None for nobody.
+
+    Raises:
+        WeightSyncError: The engine holds no weights yet.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: EnvPool,
+        renderer_for: Callable[[ChatSpec | None], ChatRenderer],
+        settings: RolloutSettings,
+        observer: EpisodeObserver | None = None,
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._renderer_for = renderer_for
+        self._settings = settings
+        self._observe = observer or _observe_nothing
+        if engine.weights_version is None:
+            raise WeightSyncError("the engine holds no weights yet: send some before sampling.")
+        self._policy_version = engine.weights_version
+        self._scheduler: GroupScheduler[SingleAgentEpisode]
+        self._stats: RolloutStats
+        self._running: dict[Assignment, _Trajectory] = {}
+        self._by_ticket: dict[int, _Trajectory] = {}
+        self._by_request: dict[str, _Trajectory] = {}
+        self._first_observations: dict[tuple[str, int], str] = {}
+
+    def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> tuple[list[SingleAgentEpisode], RolloutStats]:
+        """Plays until every group is complete or given up.
+
+        Args:
+            scheduler: Knows the groups.
+
+        Returns:
+            The episodes of the complete groups, group by group and in order of their index; and what it took.
+        """
+        self._scheduler = scheduler
+        self._stats = RolloutStats()
+        try:
+            self._loop()
+        finally:
+            for trajectory in list(self._running.values()):
+                self._stop(trajectory)
+        groups = scheduler.complete_groups()
+        self._stats.add_groups(groups, scheduler)
+        return [episode for _, episodes in groups for episode in episodes], self._stats
+
+    def _loop(self) -> None:
+        while True:
+            self._start_trajectories()
+            busy = self._engine.has_work()
+            if busy:
+                started = time.perf_counter()
+                generations = self._engine.step()
+                self._stats.engine_s += time.perf_counter() - started
+                self._stats.engine_steps += 1
+                for generation in generations:
+                    self._on_generation(generation)
+            elif not self._pool.is_waiting:
+                assert not self._running, "a trajectory is waiting for neither the engine nor an environment"
+                return
+            for answer in self._pool.poll(wait=not self._engine.has_work()):
+                self._on_answer(answer)
+
+    def _start_trajectories(self) -> None:
+        while (slot := self._pool.acquire()) is not None:
+            assignment = self._scheduler.next_assignment()
+            if assignment is None:
+                self._pool.release(slot)
+                return
+            episode = SingleAgentEpisode(id_=f"{assignment.group_id}/{assignment.index}")
+            member = GroupMember(assignment.group_id, assignment.index, assignment.task_seed)
+            episode.custom_data[GROUP] = member
+            trajectory = _Trajectory(assignment, slot, episode)
+            self._running[assignment] = trajectory
+            self._observe("on_episode_created", episode, slot)
+            self._await(trajectory, self._pool.reset(slot, assignment.task_seed))
+
+    def _on_generation(self, generation: Generation) -> None:
+        trajectory = self._by_request.pop(generation.request_id, None)
+        if trajectory is None:
+            return
+        trajectory.request_id = None
+        logp = np.asarray(generation.logp, dtype=np.float32)
+        if not len(logp) == len(generation.token_ids) > 0 or not np.isfinite(logp).all():
+            message = (
+                f"the engine returned {len(generation.token_ids)} tokens with log-probabilities {logp[:8]} for weights "
+                f"version {self._policy_version}; every one must be finite. Its weights may hold NaN."
+            )
+            self._fail(trajectory, EnvFailure("engine", message))
+            return
+        trajectory.turn = Turn(
+            prompt_token_ids=np.asarray(trajectory.prompt, dtype=np.int32),
+            action_token_ids=np.asarray(generation.token_ids, dtype=np.int32),
+            action_logp=logp,
+            policy_version=self._policy_version,
+            finish_reason=generation.finish_reason,
+        )
+        trajectory.context.extend(generation.token_ids)
+        trajectory.num_turns += 1
+        self._stats.tokens_sampled += len(generation.token_ids)
+        self._stats.tokens_cached += generation.num_cached_tokens
+        assert trajectory.renderer is not None
+        trajectory.action = trajectory.renderer.decode(generation.token_ids)
+        self._await(trajectory, self._pool.step(trajectory.slot, trajectory.action))
+
+    def _await(self, trajectory: _Trajectory, ticket: int) -> None:
+        trajectory.ticket = ticket
+        self._by_ticket[ticket] = trajectory
+
+    def _on_answer(self, answer: EnvAnswer) -> None:
+        trajectory = self._by_ticket.pop(answer.ticket, None)
+        if trajectory is None:
+            return
+        trajectory.ticket = None
+        self._stats.env_s += answer.seconds
+        if answer.failure is not None:
+            self._fail(trajectory, answer.failure)
+        elif answer.is_reset:
+            self._on_reset(trajectory, answer)
+        else:
+            self._on_step(trajectory, answer)
+
+    def _on_reset(self, trajectory: _Trajectory, answer: EnvAnswer) -> None:
+        self._compare_first_observations(trajectory.assignment, answer.observation)
+        trajectory.episode.add_env_reset(observation=answer.observation, infos=answer.info)
+        # Foreign text, tokenizer and template meet here; what they cannot do together fails this task only.
+        try:
+            trajectory.renderer = self._renderer_for(answer.chat)
+            prompt = trajectory.renderer.first_prompt(answer.observation)
+        except Exception as error:  # noqa: BLE001
+            self._fail(trajectory, _render_failure(error), retry=False)
+            return
+        if len(prompt) >= self._engine.max_model_len:
+            message = (
+                f"the first prompt has {len(prompt)} tokens, the engine's context {self._engine.max_model_len}: there "
+                "is no room for a reply. Raise max_model_len (if the model allows it) or shorten the observation."
+            )
+            self._fail(trajectory, EnvFailure("context", message), retry=False)
+            return
+        self._observe("on_episode_start", trajectory.episode, trajectory.slot)
+        self._request_turn(trajectory, prompt)
+
+    def _on_step(self, trajectory: _Trajectory, answer: EnvAnswer) -> None:
+        prompt: list[int] = []
+        truncated_by: TruncatedBy | None = None
+        if answer.truncated and not answer.terminated:
+            named = answer.info.get("truncated_by")
+            truncated_by = named if named in ("turns", "context", "env") else "env"
+        elif not answer.terminated and trajectory.num_turns == self._settings.max_turns:
+            truncated_by = "turns"
+        elif not answer.terminated:
+            try:
+                prompt = self._next_prompt(trajectory, answer)
+            except Exception as error:  # noqa: BLE001, as in _on_reset
+                self._fail(trajectory, _render_failure(error), retry=False)
+                return
+            if len(trajectory.context) + len(prompt) >= self._engine.max_model_len:
+                truncated_by = "context"
+        trajectory.episode.add_env_step(
+            observation=answer.observation,
+            action=trajectory.action,
+            reward=answer.reward,
+            infos=answer.info,
+            terminated=answer.terminated,
+            truncated=truncated_by is not None,
+            extra_model_outputs={TURN: trajectory.turn},
+        )
+        self._observe("on_episode_step", trajectory.episode, trajectory.slot)
+        if truncated_by is not None:
+            trajectory.episode.custom_data[TRUNCATED_BY] = truncated_by
+        if trajectory.episode.is_done:
+            self._finish(trajectory)
+        else:
+            self._request_turn(trajectory, prompt)
+
+    def _next_prompt(self, trajectory: _Trajectory, answer: EnvAnswer) -> list[int]:
+        assert trajectory.renderer is not None
+        return trajectory.renderer.next_prompt(
+            answer.observation,
+            reply_ended=trajectory.context[-1] in trajectory.renderer.stop_token_ids,
+            role=answer.info.get("obs_role", "user"),
+        )
+
+    def _request_turn(self, trajectory: _Trajectory, prompt: list[int]) -> None:
+        trajectory.prompt = prompt
+        trajectory.context.extend(prompt)
+        room = self._engine.max_model_len - len(trajectory.context)
+        request = GenerationRequest(
+            request_id=f"{trajectory.assignment.name}/{trajectory.num_turns}",
+            prompt_token_ids=trajectory.context.copy(),
+            max_tokens=min(self._settings.max_tokens_per_turn, room),
+            temperature=self._settings.temperature,
+            seed=trajectory.assignment.sampling_seed(self._settings.run_seed, trajectory.num_turns),
+        )
+        try:
+            self._engine.submit(request)
+        except EngineError as error:
+            self._fail(trajectory, EnvFailure("engine", str(error)), retry=False)
+            return
+        trajectory.request_id = request.request_id
+        self._by_request[request.request_id] = trajectory
+
+    def _finish(self, trajectory: _Trajectory) -> None:
+        self._observe("on_episode_end", trajectory.episode, trajectory.slot)
+        recorded = [ids for t in trajectory.episode.get_extra_model_outputs(TURN) for ids in _ids(t)]
+        assert np.array_equal(np.concatenate(recorded), trajectory.context), "turns must add up to the context"
+        self._stop(trajectory)
+        self._scheduler.finish(trajectory.assignment, trajectory.episode)
+
+    def _fail(self, trajectory: _Trajectory, failure: EnvFailure, *, retry: bool = True) -> None:
+        self._stats.add_failure(failure)
+        self._stop(trajectory)
+        for assignment in self._scheduler.fail(trajectory.assignment, retry=retry):
+            self._stop(self._running[assignment])
+
+    def _stop(self, trajectory: _Trajectory) -> None:
+        del self._running[trajectory.assignment]
+        if trajectory.request_id is not None:
+            self._by_request.pop(trajectory.request_id, None)
+            self._engine.abort([trajectory.request_id])
+        if trajectory.ticket is not None:
+            self._by_ticket.pop(trajectory.ticket, None)
+        self._pool.release(trajectory.slot)
+
+    def _compare_first_observations(self, assignment: Assignment, observation: str) -> None:
+        task = (assignment.group_id, assignment.replacement)
+        if self._first_observations.setdefault(task, observation) == observation:
+            return
+        if log_once("gspo_rllib_mixed_tasks"):
+            logger.warning(
+                "Trajectories of one group started from different observations although reset(seed=...) got one seed "
+                "(%d): %.200r and %.200r. Group advantages compare trajectories of one task: derive the task from the "
+                "seed (self.np_random), not from a global random state.",
+                assignment.task_seed,
+                self._first_observations[task],
+                observation,
+            )
+        self._stats.mixed_tasks.add(task)
+
+
+def _ids(turn: Turn) -> tuple[np.ndarray, np.ndarray]:
+    return turn.prompt_token_ids, turn.action_token_ids
+
+
+def _render_failure(error: Exception) -> EnvFailure:
+    return EnvFailure("invalid", f"the observation could not be rendered: {type(error).__name__}: {str(error)[:500]}")
+
+
+def _observe_nothing(event: str, episode: SingleAgentEpisode, slot: int) -> None:
+    pass

@@ -1,0 +1,171 @@
+"""What one rollout took and gave, and how it is logged as RLlib metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import (
+    EPISODE_DURATION_SEC_MEAN,
+    EPISODE_LEN_MAX,
+    EPISODE_LEN_MEAN,
+    EPISODE_LEN_MIN,
+    EPISODE_RETURN_MAX,
+    EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_AGENT_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
+    NUM_EPISODES_LIFETIME,
+    NUM_MODULE_STEPS_SAMPLED,
+    NUM_MODULE_STEPS_SAMPLED_LIFETIME,
+)
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+from gspo_rllib import metrics as names
+from gspo_rllib.env_runners.env_worker import EnvFailure, FailureKind
+from gspo_rllib.env_runners.groups import GroupScheduler
+from gspo_rllib.types import TRUNCATED_BY, TruncatedBy, turns
+
+
+@dataclass(slots=True)
+class RolloutStats:
+    """Counts and times of one rollout.
+
+    Attributes:
+        engine_s: Seconds inside ``engine.step``.
+        engine_steps: Calls of ``engine.step``.
+        env_s: Seconds environments took to answer, summed although they overlap.
+        sample_s: Seconds of wall time, set by the caller.
+        tokens_sampled: All sampled tokens, those of discarded trajectories included.
+        tokens_cached: Prompt tokens the engine did not have to compute.
+        failures: Failed trajectories by kind.
+        errors: Distinct messages of the failures, oldest first.
+        mixed_tasks: (group, replacement) whose members saw different first observations.
+        episodes: Of the complete groups.
+        num_groups: Complete groups.
+        num_retries: Trajectories started again with the same task.
+        num_replaced: Groups started again with another task.
+        num_given_up: Groups not completed.
+    """
+
+    engine_s: float = 0.0
+    engine_steps: int = 0
+    env_s: float = 0.0
+    sample_s: float = 0.0
+    tokens_sampled: int = 0
+    tokens_cached: int = 0
+    failures: Counter[FailureKind] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    mixed_tasks: set[tuple[str, int]] = field(default_factory=set)
+    episodes: list[SingleAgentEpisode] = field(default_factory=list)
+    num_groups: int = 0
+    num_retries: int = 0
+    num_replaced: int = 0
+    num_given_up: int = 0
+
+    def add_failure(self, failure: EnvFailure) -> None:
+        """Counts a failed trajectory."""
+        self.failures[failure.kind] += 1
+        if failure.message not in self.errors:
+            self.errors.append(failure.message)
+
+    def add_groups(
+        self,
+        groups: Sequence[tuple[str, Sequence[SingleAgentEpisode]]],
+        scheduler: GroupScheduler[SingleAgentEpisode],
+    ) -> None:
+        """Takes over what the scheduler brought to completion, and what that took."""
+        self.episodes = [episode for _, episodes in groups for episode in episodes]
+        self.num_groups = len(groups)
+        self.num_retries = scheduler.num_retries
+        self.num_replaced = scheduler.num_replaced
+        self.num_given_up = len(scheduler.given_up)
+
+    @property
+    def num_turns(self) -> int:
+        """Environment steps of the complete groups."""
+        return sum(len(episode) for episode in self.episodes)
+
+    def log(self, logger: MetricsLogger) -> None:
+        """Logs everything, so that a mean is over what was sampled since metrics were last collected.
+
+        Args:
+            logger: An env runner's metrics logger, emptied by ``reduce()``.
+        """
+        self._log_rllib_counters(logger)
+        for episode in self.episodes:
+            _log_episode(episode, logger)
+        sampled = prompted = cut = 0
+        for episode in self.episodes:
+            for turn in turns(episode):
+                sampled += len(turn.action_token_ids)
+                prompted += len(turn.prompt_token_ids)
+                cut += turn.finish_reason == "length"
+        if self.num_turns:
+            logger.log_value(names.TURN_TOKENS_MEAN, sampled / self.num_turns, reduce="mean")
+        sums = {
+            names.NUM_GROUPS: self.num_groups,
+            names.NUM_TOKENS_SAMPLED: sampled,
+            names.NUM_TOKENS_PROMPTED: prompted,
+            names.NUM_TOKENS_CACHED: self.tokens_cached,
+            names.NUM_TOKENS_DISCARDED: self.tokens_sampled - sampled,
+            names.NUM_TURNS_CUT: cut,
+            names.NUM_INVALID_ACTIONS: sum(
+                info.get("valid_action") is False for episode in self.episodes for info in episode.get_infos()
+            ),
+            names.ENGINE_BUSY_S: self.engine_s,
+            names.ENV_S: self.env_s,
+            names.SAMPLE_S: self.sample_s,
+            names.NUM_TRAJECTORY_RETRIES: self.num_retries,
+            names.NUM_GROUPS_REPLACED: self.num_replaced,
+            names.NUM_GROUPS_GIVEN_UP: self.num_given_up,
+            names.NUM_GROUPS_MIXED_TASKS: len(self.mixed_tasks),
+        }
+        for name, value in sums.items():
+            logger.log_value(name, value, reduce="sum")
+        truncated = Counter(episode.custom_data.get(TRUNCATED_BY) for episode in self.episodes)
+        for cause in get_args(TruncatedBy):
+            logger.log_value((names.NUM_TRUNCATED, cause), truncated[cause], reduce="sum")
+        for kind in get_args(FailureKind):
+            logger.log_value((names.NUM_TRAJECTORY_FAILURES, kind), self.failures[kind], reduce="sum")
+
+    def _log_rllib_counters(self, logger: MetricsLogger) -> None:
+        steps, episodes = self.num_turns, len(self.episodes)
+        for key in (
+            NUM_ENV_STEPS_SAMPLED,
+            (NUM_AGENT_STEPS_SAMPLED, DEFAULT_AGENT_ID),
+            (NUM_MODULE_STEPS_SAMPLED, DEFAULT_MODULE_ID),
+        ):
+            logger.log_value(key, steps, reduce="sum")
+        logger.log_value(NUM_EPISODES, episodes, reduce="sum")
+        logger.log_value(NUM_EPISODES_LIFETIME, episodes, reduce="lifetime_sum")
+        logger.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, steps, reduce="lifetime_sum", with_throughput=True)
+        for key in (
+            (NUM_AGENT_STEPS_SAMPLED_LIFETIME, DEFAULT_AGENT_ID),
+            (NUM_MODULE_STEPS_SAMPLED_LIFETIME, DEFAULT_MODULE_ID),
+        ):
+            logger.log_value(key, steps, reduce="lifetime_sum")
+
+
+def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:
+    # reduce="mean" without a window: over all episodes since the last reduce(), not RLlib's moving average of 100.
+    length, episode_return = len(episode), episode.get_return()
+    logger.log_value(EPISODE_LEN_MEAN, length, reduce="mean")
+    logger.log_value(EPISODE_LEN_MIN, length, reduce="min")
+    logger.log_value(EPISODE_LEN_MAX, length, reduce="max")
+    logger.log_value(EPISODE_RETURN_MEAN, episode_return, reduce="mean")
+    logger.log_value(EPISODE_RETURN_MIN, episode_return, reduce="min")
+    logger.log_value(EPISODE_RETURN_MAX, episode_return, reduce="max")
+    logger.log_value(("agent_episode_return_mean", DEFAULT_AGENT_ID), episode_return, reduce="mean")
+    logger.log_value(("module_episode_return_mean", DEFAULT_MODULE_ID), episode_return, reduce="mean")
+    logger.log_value(EPISODE_DURATION_SEC_MEAN, episode.get_duration_s(), reduce="mean")
+    success = episode.get_infos(-1).get("success")
+    if success is not None:
+        logger.log_value(names.SUCCESS_MEAN, float(bool(success)), reduce="mean")

@@ -1,0 +1,68 @@
+"""Names of the metrics this project adds to RLlib's, each with its meaning.
+
+RLlib's own names (``num_episodes``, ``episode_return_mean``, ``episode_len_mean``, ``weights_seq_no``, …) keep their
+RLlib meaning; a step is a turn. All of these describe what was sampled since metrics were last collected, and appear
+under ``env_runners/`` in a training result and under ``evaluation/env_runners/`` in an evaluation.
+
+This module imports nothing.
+"""
+
+from __future__ import annotations
+
+SUCCESS_MEAN = "success_mean"
+"""Fraction of trajectories whose last ``info["success"]`` was true, among those that reported it."""
+
+NUM_GROUPS = "num_groups"
+"""Complete groups sampled."""
+
+NUM_TOKENS_SAMPLED = "num_tokens_sampled"
+"""Tokens the policy sampled in complete groups."""
+
+NUM_TOKENS_PROMPTED = "num_tokens_prompted"
+"""Tokens of observations and chat frames in complete groups, each counted once."""
+
+NUM_TOKENS_CACHED = "num_tokens_cached"
+"""Prompt tokens whose keys and values the engine reused instead of computing them, summed over turns."""
+
+NUM_TOKENS_DISCARDED = "num_tokens_discarded"
+"""Tokens sampled for trajectories that failed or whose group was discarded."""
+
+ENGINE_BUSY_S = "engine_busy_s"
+"""Seconds spent inside ``engine.step``."""
+
+ENV_S = "env_s"
+"""Seconds environments took to answer, summed over environments, which overlap."""
+
+SAMPLE_S = "sample_s"
+"""Seconds of wall time inside ``sample``."""
+
+TURN_TOKENS_MEAN = "turn_tokens_mean"
+"""Tokens the policy sampled per turn."""
+
+NUM_TURNS_CUT = "num_turns_cut"
+"""Turns that ended because they ran out of tokens (finish reason ``"length"``)."""
+
+NUM_INVALID_ACTIONS = "num_invalid_actions"
+"""Turns whose ``info["valid_action"]`` was false."""
+
+NUM_TRUNCATED = "num_truncated"
+"""Trajectories cut short; one entry per cause: ``turns``, ``context``, ``env``."""
+
+NUM_TRAJECTORY_FAILURES = "num_trajectory_failures"
+"""Trajectories that failed; one entry per kind: ``raised``, ``timeout``, ``invalid`` (the environment's doing),
+``context`` (the first prompt leaves no room for a reply), ``engine`` (it refused, or returned unusable samples)."""
+
+NUM_TRAJECTORY_RETRIES = "num_trajectory_retries"
+"""Failed trajectories started again with the same task."""
+
+NUM_GROUPS_REPLACED = "num_groups_replaced"
+"""Groups discarded and started again with another task."""
+
+NUM_GROUPS_GIVEN_UP = "num_groups_given_up"
+"""Groups that were asked for and could not be completed."""
+
+NUM_GROUPS_MIXED_TASKS = "num_groups_mixed_tasks"
+"""Groups whose members saw different first observations although they were reset with one seed."""
+
+NUM_VERSION_REFUSALS = "num_version_refusals"
+"""Calls of ``sample`` that returned nothing because the engine did not hold the weights version asked for."""

@@ -1,0 +1,154 @@
+"""Every mistake a user can make in a config is one clear error that names the remedy, before any actor starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import pathlib
+import shutil
+
+import gymnasium as gym
+import pytest
+import ray
+
+from gspo_rllib.algorithms import GSPO, GSPOConfig
+from gspo_rllib.errors import CheckpointError, EngineError, EnvError, ModelError, SettingError
+
+
+def _config(path, env="gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config=None):
+    return (
+        GSPOConfig()
+        .environment(env, env_config={"operations": 1} if env_config is None else env_config)
+        .rl_module(model_config={"path": str(path)})
+        .generation(engine="transformers", max_tokens_per_turn=8)
+        .env_runners(num_env_runners=2)
+        .training(group_size=2, groups_per_iteration=4)
+    )
+
+
+def _refused(config, error, *parts):
+    with pytest.raises(error) as caught:
+        config.build_algo()
+    for part in parts:
+        assert part in str(caught.value)
+    assert not ray.is_initialized() or not ray.util.list_named_actors()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "parts"),
+    [
+        ({"group_size": 1}, ["group_size is 1", ">= 2"]),
+        ({"lr": "1e-6x"}, ["training.lr", "given as text"]),
+        ({"lr": float("nan")}, ["training.lr", "nan"]),
+        ({"clip_low": -0.1}, ["training.clip_low", ">= 0"]),
+        ({"importance_sampling_level": "sequense"}, ["Did you mean 'sequence'?"]),
+        ({"importance_sampling_level": "trajectory"}, ["'sequence'", "'turn'", "'token'"]),
+        ({"old_log_probs": "vllm"}, ["'auto', 'engine', 'learner'"]),
+        ({"num_minibatches": 8}, ["num_minibatches is 8", "4 groups_per_iteration"]),
+        ({"num_epochs": 1.5}, ["training.num_epochs", "int"]),
+        ({"grad_clip": 0.0}, ["training.grad_clip", "> 0"]),
+        ({"minibatch_size": 32}, ["minibatch_size", "num_minibatches"]),
+    ],
+)
+def test_an_illegal_training_setting_is_refused_at_build_time(tiny_dense, knobs, parts):
+    _refused(_config(tiny_dense).training(**knobs), SettingError, *parts)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "parts"),
+    [
+        ({"temperature": 0.0}, SettingError, ["temperature is 0", "explore=False"]),
+        ({"max_model_len": 100_000}, SettingError, ["max_model_len", "max_position_embeddings", "at most"]),
+        ({"max_tokens_per_turn": 5000}, SettingError, ["max_tokens_per_turn", "no room for a prompt"]),
+        ({"engine": "vlm"}, EngineError, ["Did you mean 'vllm'?"]),
+        ({"engine_dtype": "float16"}, SettingError, ["'float32', 'bfloat16'"]),
+        ({"step_timeout_s": 0}, SettingError, ["step_timeout_s", "> 0"]),
+    ],
+)
+def test_an_illegal_generation_setting_is_refused_at_build_time(tiny_dense, knobs, error, parts):
+    _refused(_config(tiny_dense).generation(**knobs), error, *parts)
+
+
+def test_a_misspelt_setting_is_refused_with_a_suggestion(tiny_dense):
+    with pytest.raises(SettingError, match="Did you mean 'group_size'"):
+        _config(tiny_dense).training(group_sise=4)
+    with pytest.raises(SettingError, match="Did you mean 'temperature'"):
+        _config(tiny_dense).generation(temprature=1.0)
+    _refused(_config(tiny_dense).rl_module(model_config={"path": str(tiny_dense), "pth": 1}), SettingError, "'path'")
+
+
+def test_an_unknown_environment_names_the_nearest_one(tiny_dense):
+    _refused(_config(tiny_dense, "gspo_rllib.envs:gspo_rllib/Calculater-v0"), EnvError, "gspo_rllib/Calculator-v0")
+    _refused(_config(tiny_dense, "no_such_package:Env-v0"), EnvError, "no_such_package")
+    _refused(_config(tiny_dense, None), EnvError, "config.environment")
+
+
+def test_an_environment_that_does_not_speak_text_is_refused(tiny_dense):
+    _refused(_config(tiny_dense, "CartPole-v1", {}), EnvError, "observation_space", "UnicodeText")
+
+
+def test_wrong_keyword_arguments_of_an_environment_are_reported(tiny_dense):
+    _refused(_config(tiny_dense, env_config={"operation": 1}), EnvError, "operation")
+    _refused(_config(tiny_dense, env_config={"operations": 99}), EnvError, "operations", "30")
+
+
+def test_a_path_without_a_model_is_refused(tmp_path):
+    _refused(_config(tmp_path / "nothing"), ModelError, "gspo-rllib warmstart")
+    config = GSPOConfig().environment("gspo_rllib.envs:gspo_rllib/Calculator-v0")
+    _refused(config, SettingError, "model_config['path']", "gspo-rllib warmstart")
+
+
+def test_a_model_without_tokenizer_or_chat_template_is_refused(tiny_dense, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(pathlib.Path(tiny_dense) / name, bare)
+    _refused(_config(bare), ModelError, "tokenizer")
+    silent = shutil.copytree(tiny_dense, tmp_path / "silent")
+    (silent / "chat_template.jinja").unlink()
+    config = json.loads((silent / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (silent / "tokenizer_config.json").write_text(json.dumps(config))
+    _refused(_config(silent), ModelError, "chat template")
+
+
+def test_vllm_where_it_is_not_installed_says_how_to_get_it(tiny_dense, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else real(name, *a))
+    _refused(_config(tiny_dense).generation(engine="vllm"), EngineError, ".[vllm]", "transformers")
+
+
+def test_a_missing_foreign_or_corrupt_checkpoint_is_refused(tiny_dense, tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        GSPO.from_checkpoint(str(tmp_path / "nothing"))
+    with pytest.raises(CheckpointError, match="not written by GSPO"):
+        GSPO.from_checkpoint(str(tiny_dense))
+
+
+def test_settings_that_silently_are_not_gspo_are_warned_about(tiny_dense, caplog):
+    _config(tiny_dense).training(num_minibatches=1).validate()
+    assert "ratio is always 1" in caplog.text
+    caplog.clear()
+    _config(tiny_dense).training(clip_low=0.2, clip_high=0.2).validate()
+    assert "token-level range" in caplog.text
+    caplog.clear()
+    _config(tiny_dense).validate()
+    assert not caplog.text
+
+
+def test_every_knob_is_documented_with_default_and_source():
+    for method in (GSPOConfig.training, GSPOConfig.generation):
+        text = method.__doc__ or ""
+        for name, parameter in list(inspect.signature(method).parameters.items())[1:]:
+            if name in vars(GSPOConfig()) and f"    {name}: " in text:
+                line = next(line for line in text.splitlines() if line.startswith(f"    {name}: "))
+                assert f"Default: {parameter.default!r} (" in line
+    assert "clip_low: How far below 1" in (GSPOConfig.training.__doc__ or "")
+
+
+def test_the_tune_registry_knows_gspo():
+    from ray.tune.registry import get_trainable_cls
+
+    assert get_trainable_cls("GSPO") is GSPO
+    assert isinstance(gym.spec("gspo_rllib/Calculator-v0"), gym.envs.registration.EnvSpec)

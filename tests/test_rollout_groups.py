@@ -1,0 +1,188 @@
+"""The group scheduler: complete groups or none, and seeds that depend on names alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gspo_rllib.env_runners.groups import HOPELESS_GROUPS, MAX_REPLACEMENTS, Assignment, GroupScheduler, derive_seed
+from gspo_rllib.errors import SettingError
+
+
+def scheduler(group_ids: list[str], **changes: object) -> GroupScheduler[Assignment]:
+    return GroupScheduler(group_ids, **({"group_size": 3, "run_seed": 0, "role": "train"} | changes))
+
+
+def drain(groups: GroupScheduler[Assignment]) -> list[Assignment]:
+    """Finishes everything that is handed out, each with itself as its trajectory."""
+    played = []
+    while (assignment := groups.next_assignment()) is not None:
+        groups.finish(assignment, assignment)
+        played.append(assignment)
+    return played
+
+
+def test_members_of_a_group_share_one_task_and_are_handed_out_together() -> None:
+    groups = scheduler(["a", "b"])
+    played = drain(groups)
+    assert [(a.group_id, a.index, a.attempt, a.replacement) for a in played] == [
+        (group, index, 0, 0) for group in "ab" for index in range(3)
+    ]
+    assert len({a.task_seed for a in played[:3]}) == 1
+    assert played[0].task_seed != played[3].task_seed
+    assert groups.is_settled
+
+
+def test_complete_groups_come_in_the_order_asked_for_whatever_finished_first() -> None:
+    groups = scheduler(["b", "a"])
+    handed = [groups.next_assignment() for _ in range(6)]
+    for assignment in reversed(handed):
+        assert assignment is not None
+        groups.finish(assignment, assignment)
+    assert [(name, [a.index for a in members]) for name, members in groups.complete_groups()] == [
+        ("b", [0, 1, 2]),
+        ("a", [0, 1, 2]),
+    ]
+
+
+def test_an_incomplete_group_is_not_yielded() -> None:
+    groups = scheduler(["a"])
+    for _ in range(2):
+        assignment = groups.next_assignment()
+        assert assignment is not None
+        groups.finish(assignment, assignment)
+    assert groups.complete_groups() == []
+    assert not groups.is_settled
+
+
+def test_a_failed_trajectory_is_retried_first_with_its_own_task() -> None:
+    groups = scheduler(["a", "b"])
+    first = groups.next_assignment()
+    assert first is not None
+    assert groups.fail(first) == []
+    again = groups.next_assignment()
+    assert again == Assignment("a", 0, 1, 0, first.task_seed)
+    assert groups.num_retries == 1
+
+
+def test_a_spent_retry_replaces_the_whole_group_and_cancels_its_running_members() -> None:
+    groups = scheduler(["a"])
+    first, second = groups.next_assignment(), groups.next_assignment()
+    assert first is not None
+    assert second is not None
+    groups.finish(second, second)
+    third = groups.next_assignment()
+    groups.fail(first)
+    again = groups.next_assignment()
+    assert again is not None
+    assert groups.fail(again) == [third]
+    played = drain(groups)
+    assert [(a.index, a.attempt, a.replacement) for a in played] == [(0, 0, 1), (1, 0, 1), (2, 0, 1)]
+    assert played[0].task_seed != first.task_seed
+    assert [members for _, members in groups.complete_groups()] == [played]
+    assert groups.num_replaced == 1
+
+
+def test_a_task_that_cannot_be_played_is_not_retried() -> None:
+    groups = scheduler(["a"])
+    first = groups.next_assignment()
+    assert first is not None
+    groups.fail(first, retry=False)
+    replacement = groups.next_assignment()
+    assert replacement is not None
+    assert (replacement.attempt, replacement.replacement) == (0, 1)
+    assert groups.num_retries == 0
+
+
+def test_a_group_that_keeps_failing_is_given_up_after_its_replacements() -> None:
+    groups = scheduler(["a", "b"], trajectory_retries=0)
+    tasks = []
+    while (assignment := groups.next_assignment()) is not None:
+        if assignment.group_id == "b":
+            groups.finish(assignment, assignment)
+            continue
+        tasks.append(assignment.task_seed)
+        groups.fail(assignment)
+    assert len(set(tasks)) == len(tasks) == MAX_REPLACEMENTS + 1
+    assert groups.given_up == ["a"]
+    assert [name for name, _ in groups.complete_groups()] == ["b"]
+
+
+def test_when_nothing_ever_finishes_the_remaining_groups_are_not_tried() -> None:
+    groups = scheduler([str(n) for n in range(50)], trajectory_retries=0)
+    failures = 0
+    while (assignment := groups.next_assignment()) is not None:
+        groups.fail(assignment)
+        failures += 1
+    assert failures == HOPELESS_GROUPS * (MAX_REPLACEMENTS + 1)
+    assert len(groups.given_up) == 50
+    assert groups.is_settled
+
+
+def test_training_and_evaluation_and_runs_have_different_tasks() -> None:
+    def task(**changes: object) -> int:
+        assignment = scheduler(["a"], **changes).next_assignment()
+        assert assignment is not None
+        return assignment.task_seed
+
+    seeds = {task(), task(role="evaluation"), task(run_seed=1)}
+    assert len(seeds) == 3
+    assert task() in seeds
+
+
+def test_seeds_do_not_change_between_versions() -> None:
+    # First bytes of sha256("0\x1ftrain\x1fa\x1f0"), shifted to 31 bits: a resumed run must meet its own tasks again.
+    assert derive_seed(0, "train", "a", 0, bits=31) == 0xEA99E1A1 >> 1
+    assert 0 <= Assignment("a", 0, 0, 0, 5).sampling_seed(0, turn=3) < 2**63
+
+
+def test_every_name_in_a_sampling_seed_matters() -> None:
+    base = Assignment("a", 0, 0, 0, 5)
+    others = [Assignment("b", 0, 0, 0, 5), Assignment("a", 1, 0, 0, 5), Assignment("a", 0, 1, 0, 5)]
+    seeds = [base.sampling_seed(0, 0), base.sampling_seed(1, 0), base.sampling_seed(0, 1)]
+    seeds += [other.sampling_seed(0, 0) for other in [*others, Assignment("a", 0, 0, 1, 5)]]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_group_asked_for_twice_is_refused() -> None:
+    with pytest.raises(SettingError, match="once"):
+        scheduler(["a", "a"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    num_groups=st.integers(1, 6),
+    group_size=st.integers(1, 4),
+    slots=st.integers(1, 30),
+    retries=st.integers(0, 2),
+    fail_percent=st.integers(0, 60),
+    order=st.randoms(use_true_random=False),
+)
+def test_every_group_is_complete_or_given_up_in_any_order_of_events(
+    num_groups: int, group_size: int, slots: int, retries: int, fail_percent: int, order: random.Random
+) -> None:
+    names = [str(n) for n in range(num_groups)]
+    groups = scheduler(names, group_size=group_size, trajectory_retries=retries)
+    running: list[Assignment] = []
+    while True:
+        while len(running) < slots and (assignment := groups.next_assignment()) is not None:
+            assert assignment not in running
+            running.append(assignment)
+        if not running:
+            break
+        assignment = running.pop(order.randrange(len(running)))
+        if order.randrange(100) < fail_percent:
+            for cancelled in groups.fail(assignment, retry=order.random() < 0.9):
+                running.remove(cancelled)
+        else:
+            groups.finish(assignment, assignment)
+    assert groups.is_settled
+    complete = dict(groups.complete_groups())
+    assert sorted([*complete, *groups.given_up]) == names
+    for name, members in complete.items():
+        assert [a.index for a in members] == list(range(group_size))
+        assert {a.group_id for a in members} == {name}
+        assert len({(a.replacement, a.task_seed) for a in members}) == 1
