@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pathlib
 import sys
@@ -210,13 +211,17 @@ def test_per_token_advantages_reach_their_own_tokens_under_gspo_token():
 
 
 def test_an_unknown_level_and_a_wrong_shape_say_what_is_allowed():
+    # Without the shape checker of the tests: this is what a user meets.
+    plain = inspect.unwrap(policy_loss)
     logp, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="sequence, sequence_token, turn, token"):
-        policy_loss(logp, logp, torch.zeros(2), mask, importance_sampling_level="trajectory")
     with pytest.raises(ValueError, match="needs turn_ids_BT"):
-        policy_loss(logp, logp, torch.zeros(2), mask, importance_sampling_level="turn")
+        plain(logp, logp, torch.zeros(2), mask, importance_sampling_level="turn")
+    with pytest.raises(ValueError, match="allowed: 'trajectory_mean'"):
+        plain(logp, logp, torch.zeros(2), mask, reduction="token_mean")
     with pytest.raises(ValueError, match=r"allowed: \[B\]"):
-        policy_loss(logp, logp, torch.zeros(3), mask)
+        plain(logp, logp, torch.zeros(3), mask)
+    with pytest.raises(ValueError, match="sequence, sequence_token, turn, token"):
+        inspect.unwrap(log_ratio)(logp, logp, mask, level="trajectory")
 
 
 def test_a_group_whose_returns_agree_has_no_advantage_whatever_the_rounding():

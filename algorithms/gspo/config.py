@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, TypeVar
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.connectors.learner import LearnerConnectorPipeline
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
 from gspo_rllib.algorithms.gspo import validation
@@ -73,6 +75,13 @@ class GSPOConfig(AlgorithmConfig):
     def generation(self: _Self, **kwargs: Any) -> _Self:
         """Sets how the env runners sample text."""
         del kwargs  # every accepted name is a setting
+        return self
+
+    def rl_module(self: _Self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> _Self:
+        """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
+        if isinstance(model_config, dict) and os.path.isdir(model_config.get("path") or ""):
+            model_config = {**model_config, "path": os.path.abspath(model_config["path"])}
+        super().rl_module(model_config=model_config, **kwargs)
         return self
 
     def settings(self, kind: type[_S]) -> _S:

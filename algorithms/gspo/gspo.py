@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -46,7 +47,7 @@ class GSPO(Algorithm):
 
     def training_step(self) -> None:
         """One iteration: sample groups, update on them in minibatches, sync the weights."""
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+        with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results = sample_groups(
                 self.env_runner_group,
                 self._draw_group_ids(),
@@ -55,7 +56,7 @@ class GSPO(Algorithm):
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
 
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+        with self._log_time(LEARNER_UPDATE_TIMER):
             learner_results = self.learner_group.update(
                 training_data=GroupTrainingData.from_groups(
                     groups,
@@ -67,7 +68,7 @@ class GSPO(Algorithm):
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
 
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+        with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
             self._sync_weights()
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -93,6 +94,8 @@ class GSPO(Algorithm):
         Raises:
             CheckpointError: The learner could not write its part.
         """
+        if path is not None and "://" not in str(path):
+            path = str(pathlib.Path(path).expanduser().absolute())
         saved: str = super().save_to_path(path, **kwargs)
         checkpoints.write_manifest(saved)
         return saved
@@ -104,7 +107,7 @@ class GSPO(Algorithm):
             CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours; nothing was changed.
         """
         if kwargs.get("component") is None:
-            checkpoints.verify(path)
+            path = checkpoints.verify(path)
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights()
 
@@ -125,6 +128,11 @@ class GSPO(Algorithm):
     def _before_evaluate(self) -> None:
         # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
         self._weights.push(self.eval_env_runner_group or self.env_runner_group)
+
+    def _log_time(self, phase: str) -> AbstractContextManager[None]:
+        # RLlib smooths timers by default; these are this iteration's own.
+        timer: AbstractContextManager[None] = self.metrics.log_time((TIMERS, phase), reduce="mean", window=1)
+        return timer
 
     def _draw_group_ids(self) -> list[str]:
         first = self._next_group

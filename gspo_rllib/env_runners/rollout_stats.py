@@ -166,6 +166,8 @@ def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:
     logger.log_value(("agent_episode_return_mean", DEFAULT_AGENT_ID), episode_return, reduce="mean")
     logger.log_value(("module_episode_return_mean", DEFAULT_MODULE_ID), episode_return, reduce="mean")
     logger.log_value(EPISODE_DURATION_SEC_MEAN, episode.get_duration_s(), reduce="mean")
-    success = episode.get_infos(-1).get("success")
+    # What was cut short before it could say so has not succeeded.
+    success = False if TRUNCATED_BY in episode.custom_data else None
+    success = episode.get_infos(-1).get("success", success)
     if success is not None:
         logger.log_value(names.SUCCESS_MEAN, float(bool(success)), reduce="mean")

@@ -35,7 +35,7 @@ def policy_loss(
     turn_ids_BT: Int[Tensor, "B T"] | None = None,
     reduction: Reduction = "trajectory_mean",
     surrogate: Surrogate = "clip",
-    num_trajectories: float | None = None,
+    num_trajectories: int | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Negative objective of GSPO and its relatives.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def trajectory_mean(
-    value_BT: Float[Tensor, "B T"], mask_BT: Bool[Tensor, "B T"], *, num_trajectories: float | None = None
+    value_BT: Float[Tensor, "B T"], mask_BT: Bool[Tensor, "B T"], *, num_trajectories: int | None = None
 ) -> Float[Tensor, ""]:
     """Mean over trajectories of the mean over each one's own sampled tokens: length never weighs.
 

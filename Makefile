@@ -1,0 +1,42 @@
+# Two commands do everything on a machine with Python 3.11+ and nothing installed: `make train` and `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CONFIG ?= configs/calculator.yaml
+SEED_MODEL := models/seed
+
+# One thread per process: vLLM's and torch's OpenMP barriers cost more than a second core brings while several processes share it.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint test train clean
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+install: $(STAMP)  ## .venv with the pinned dependencies and this checkout in it
+
+$(STAMP): requirements/cpu.txt requirements/install.sh pyproject.toml
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash requirements/install.sh
+	@touch $(STAMP)
+
+lint: $(STAMP)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint  ## Everything that is checked: lint, doctests, README snippets, unit, contract and learning tests
+	$(BIN)/python -m pytest
+
+train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GSPO, say where the results are
+	$(BIN)/gspo-rllib train $(CONFIG)
+
+$(SEED_MODEL)/config.json: | $(STAMP)
+	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6
+
+clean:  ## Remove the environment and every cache; models/ and results/ stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,110 @@
+"""Does it learn? Trains a recipe on several seeds, and the same with a broken loss, which must fail.
+
+    .venv/bin/python benchmarks/learning.py configs/calculator.yaml --model models/seed --seeds 0 1 2
+    .venv/bin/python benchmarks/learning.py configs/calculator.yaml --model models/seed --broken sign ratio
+
+``sign`` flips the advantage; ``ratio`` cuts the ratio's gradient. Success is sampled at the training temperature, mean
+over an iteration's trajectories.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from gspo_rllib import metrics
+from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.algorithms.gspo.learner import GSPOLearner
+from gspo_rllib.configs import load_config
+
+
+class FlippedAdvantageLearner(GSPOLearner):
+    """Every advantage has the wrong sign."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> Any:
+        """The loss of the opposite task."""
+        return -super().compute_loss_for_module(**kwargs)
+
+
+class CutRatioLearner(GSPOLearner):
+    """The loss has its value, but no gradient reaches the policy through the ratio."""
+
+    def compute_loss_for_module(self, *, fwd_out: dict[str, Any], **kwargs: Any) -> Any:
+        """The loss of a constant ratio."""
+        constant = {name: value.detach() for name, value in fwd_out.items()}
+        return super().compute_loss_for_module(fwd_out=constant, **kwargs) + 0.0 * fwd_out["logp"].sum()
+
+
+BROKEN = {"sign": FlippedAdvantageLearner, "ratio": CutRatioLearner}
+
+
+def train(
+    config: GSPOConfig, *, target: float, minutes: float, iterations: int | None = None, patience: int = 3
+) -> dict[str, Any]:
+    """Trains until the mean success of ``patience`` iterations reaches ``target``, or a limit is reached."""
+    started = time.monotonic()
+    algorithm = config.build_algo()
+    curve: list[float] = []
+    reached_s: float | None = None
+    try:
+        while time.monotonic() - started < 60 * minutes:
+            result = algorithm.train()
+            curve.append(float(result["env_runners"][metrics.SUCCESS_MEAN]))
+            if len(curve) >= patience and sum(curve[-patience:]) / patience >= target:
+                reached_s = time.monotonic() - started
+                break
+            if iterations is not None and len(curve) >= iterations:
+                break
+    finally:
+        algorithm.stop()
+    return {
+        "start": curve[0],
+        "end": sum(curve[-patience:]) / len(curve[-patience:]),
+        "iterations": len(curve),
+        "seconds": time.monotonic() - started,
+        "reached_s": reached_s,
+        "curve": curve,
+    }
+
+
+def main() -> None:
+    """Prints one row per run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="a YAML config")
+    parser.add_argument("--model", required=True, help="folder of the warm-started policy")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--broken", choices=[*BROKEN], nargs="*", default=[])
+    parser.add_argument("--target", type=float, default=0.9)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    args = parser.parse_args()
+
+    runs = [(None, seed) for seed in args.seeds] if not args.broken else [(b, args.seeds[0]) for b in args.broken]
+    rows = []
+    print(f"{'loss':>8} {'seed':>4} {'start':>6} {'end':>6} {'iterations':>10} {'seconds':>8} {'reached':>8}")
+    for broken, seed in runs:
+        fixed = [f"rl_module.model_config={{path: {args.model}}}", f"debugging.seed={seed}"]
+        config = load_config(args.recipe, [*args.overrides, *fixed])
+        if broken:
+            config.learners(learner_class=BROKEN[broken])
+        row = {"loss": broken or "gspo", "seed": seed, **train(config, target=args.target, minutes=args.minutes)}
+        rows.append(row)
+        reached = f"{row['reached_s']:.0f} s" if row["reached_s"] else "no"
+        print(
+            f"{row['loss']:>8} {seed:4d} {row['start']:6.2f} {row['end']:6.2f} {row['iterations']:10d} "
+            f"{row['seconds']:8.0f} {reached:>8}",
+            flush=True,
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

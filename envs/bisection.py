@@ -1,0 +1,118 @@
+"""Bisection: find a hidden number by guessing, told after each guess whether it is higher or lower.
+
+The turns are exactly what halving the range needs in the worst case, so no guess may be wasted.
+
+Observation  str, the range at first, e.g. "1-16"; then "higher" or "lower" (the hidden number is), or "found"
+Action       str, a number, e.g. "8"; spaces around it do not matter
+Reward       1.0 when the number is found, else 0.0
+Ends         terminated when found; truncated after floor(log2(n)) + 1 turns
+Info         {"answer": int} from reset; from step {"valid_action": bool, "obs_role": "user"}, and at the end
+             {"success": bool}, with {"truncated_by": "turns"} when truncated
+Settings     n: 2 to 9999, the largest number that may be hidden
+Versions     v0
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium
+
+from gspo_rllib.envs.spaces import UnicodeText
+from gspo_rllib.errors import SettingError
+from gspo_rllib.types import ChatSpec
+
+LARGEST_N = 9999
+
+_GUESS = re.compile(r"\s*([0-9]{1,4})\s*")
+_RANGE = re.compile(r"([0-9]+)-([0-9]+)")
+
+
+def compare(hidden: int, guess: int) -> str:
+    """What the environment answers to a guess.
+
+    Example:
+        >>> compare(hidden=5, guess=8), compare(hidden=5, guess=2), compare(hidden=5, guess=5)
+        ('lower', 'higher', 'found')
+    """
+    if hidden == guess:
+        return "found"
+    return "higher" if hidden > guess else "lower"
+
+
+class BisectionEnv(gymnasium.Env[str, str]):
+    """See the card at the top of this file.
+
+    Args:
+        n: The hidden number is drawn from 1 to n; 2 to 9999.
+        render_mode: None or ``"ansi"``.
+
+    Raises:
+        SettingError: ``n`` is out of range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
+    chat = ChatSpec(
+        system_prompt="Guess the hidden number in the given range: reply with a number only, such as 8. You are told "
+        "whether it is higher or lower."
+    )
+
+    def __init__(self, n: int = 16, render_mode: str | None = None) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or not 2 <= n <= LARGEST_N:
+            raise SettingError(f"n={n!r}: must be an integer from 2 to {LARGEST_N}.")
+        self.n = n
+        # n.bit_length() is floor(log2(n)) + 1: that many halvings leave a single number.
+        self.max_turns = n.bit_length()
+        self.render_mode = render_mode
+        self.observation_space = UnicodeText()
+        self.action_space = UnicodeText()
+        self._hidden = 1
+        self._turns = 0
+        self._observation = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Hides a number; the same seed hides the same one."""
+        super().reset(seed=seed)
+        self._hidden = int(self.np_random.integers(1, self.n + 1))
+        self._turns = 0
+        self._observation = f"1-{self.n}"
+        return self._observation, {"answer": self._hidden}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Takes a guess; any other text costs the turn."""
+        self._turns += 1
+        guess = _GUESS.fullmatch(action)
+        self._observation = compare(self._hidden, int(guess[1])) if guess else f"not a number such as 8, 1-{self.n}"
+        found = self._observation == "found"
+        truncated = not found and self._turns >= self.max_turns
+        info: dict[str, Any] = {"valid_action": guess is not None, "obs_role": "user"}
+        if found or truncated:
+            info["success"] = found
+        if truncated:
+            info["truncated_by"] = "turns"
+        return self._observation, float(found), found, truncated, info
+
+    def render(self) -> str | None:
+        """The last observation."""
+        return self._observation if self.render_mode == "ansi" else None
+
+    def expert(self) -> Callable[[str], str]:
+        """A policy that halves the range and sees only observations; ask for a new one per episode."""
+        return _Halving()
+
+
+class _Halving:
+    def __init__(self) -> None:
+        self._low = self._high = self._guess = 0
+
+    def __call__(self, observation: str) -> str:
+        if bounds := _RANGE.fullmatch(observation):
+            self._low, self._high = int(bounds[1]), int(bounds[2])
+        elif observation == "higher":
+            self._low = self._guess + 1
+        elif observation == "lower":
+            self._high = self._guess - 1
+        self._guess = (self._low + self._high) // 2
+        return str(self._guess)

@@ -1,0 +1,167 @@
+"""Calculator: work out a chained expression with one tool call per turn, then answer.
+
+The tool takes one operation, such as ``3+4``, and writes the result in place of the expression's first operation. It
+works out whatever it is given: a wrong call spoils the rest, and nothing says so. Only the final answer earns a
+reward, so the number of turns that must all be right grows with ``operations``.
+
+Observation  str, what is left of the expression, e.g. "3+4*2-5", then "7*2-5", … "9"; evaluated left to right
+Action       str, a call such as "3+4" (numbers 0 to 99, one of + - *), or "answer 9"; spaces do not matter
+Reward       1.0 for the right answer, else 0.0
+Ends         terminated by an answer, right or wrong; truncated after 2 * operations + 2 turns
+Info         {"answer": int} from reset; from step {"valid_action": bool, "obs_role": "tool"}, and at the end
+             {"success": bool}, with {"truncated_by": "turns"} when truncated
+Settings     operations: 1 to 30, the length of the expression; its intermediate results stay within 0 to 99
+Versions     v0
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from gspo_rllib.envs.spaces import UnicodeText
+from gspo_rllib.errors import SettingError
+from gspo_rllib.types import ChatSpec
+
+MAX_OPERATIONS = 30
+LARGEST = 99
+
+_CALL = re.compile(r"\s*([0-9]{1,2})\s*([-+*])\s*([0-9]{1,2})\s*")
+_ANSWER = re.compile(r"\s*answer\s+([0-9]{1,2})\s*")
+_FIRST_OPERATION = re.compile(r"([0-9]+)([-+*])([0-9]+)")
+
+
+def calculate(left: int, operator: str, right: int) -> int | None:
+    """The calculator's display after one operation, or None where it would leave 0 to 99.
+
+    Example:
+        >>> calculate(3, "+", 4), calculate(9, "*", 9), calculate(2, "-", 1)
+        (7, 81, 1)
+        >>> calculate(60, "+", 40), calculate(1, "-", 2)
+        (None, None)
+    """
+    result = {"+": left + right, "-": left - right, "*": left * right}[operator]
+    return result if 0 <= result <= LARGEST else None
+
+
+def evaluate(expression: str) -> int:
+    """The value of an expression of one-digit steps, evaluated left to right.
+
+    Example:
+        >>> evaluate("3+4*2-5")
+        9
+        >>> evaluate("42")
+        42
+    """
+    first, *steps = re.split(r"([-+*])", expression)
+    value = int(first)
+    for operator, operand in zip(steps[::2], steps[1::2], strict=True):
+        result = calculate(value, operator, int(operand))
+        assert result is not None, f"{expression} leaves 0 to {LARGEST}"
+        value = result
+    return value
+
+
+def draw_expression(operations: int, random: np.random.Generator) -> str:
+    """A random expression whose intermediate results all stay within 0 to 99.
+
+    Example:
+        >>> evaluate(draw_expression(30, np.random.default_rng(0))) in range(100)
+        True
+    """
+    value = int(random.integers(1, 10))
+    expression = str(value)
+    for _ in range(operations):
+        # Steps that change nothing (adding 0, multiplying by 1, multiplying 0) are left out.
+        most = {"+": min(9, LARGEST - value), "-": min(9, value), "*": min(9, LARGEST // value) if value else 0}
+        least = {"+": 1, "-": 1, "*": 2}
+        possible = [operator for operator in "+-*" if least[operator] <= most[operator]]
+        operator = possible[random.integers(len(possible))]
+        operand = int(random.integers(least[operator], most[operator] + 1))
+        result = calculate(value, operator, operand)
+        assert result is not None
+        value = result
+        expression += f"{operator}{operand}"
+    return expression
+
+
+class CalculatorEnv(gymnasium.Env[str, str]):
+    """See the card at the top of this file.
+
+    Args:
+        operations: Operations in the expression, 1 to 30.
+        render_mode: None or ``"ansi"``.
+
+    Raises:
+        SettingError: ``operations`` is out of range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
+    chat = ChatSpec(
+        system_prompt="Reply with the leftmost operation alone, such as 3+4. When one number is left, reply with it, "
+        "such as answer 7."
+    )
+
+    def __init__(self, operations: int = 6, render_mode: str | None = None) -> None:
+        if isinstance(operations, bool) or not isinstance(operations, int) or not 1 <= operations <= MAX_OPERATIONS:
+            raise SettingError(f"operations={operations!r}: must be an integer from 1 to {MAX_OPERATIONS}.")
+        self.operations = operations
+        self.max_turns = 2 * operations + 2
+        self.render_mode = render_mode
+        self.observation_space = UnicodeText()
+        self.action_space = UnicodeText()
+        self._expression = "0"
+        self._answer = 0
+        self._turns = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Draws an expression; the same seed gives the same one."""
+        super().reset(seed=seed)
+        self._expression = draw_expression(self.operations, self.np_random)
+        self._answer = evaluate(self._expression)
+        self._turns = 0
+        return self._expression, {"answer": self._answer}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Takes a call or an answer; any other text costs the turn."""
+        self._turns += 1
+        info: dict[str, Any] = {"valid_action": True, "obs_role": "tool"}
+        if answer := _ANSWER.fullmatch(action):
+            success = int(answer[1]) == self._answer
+            return "right" if success else "wrong", float(success), True, False, info | {"success": success}
+        observation = self._call(action)
+        if observation is None:
+            info["valid_action"] = False
+            observation = f"not a call such as 3+4 (0 to {LARGEST}), nor answer 7: {self._expression}"
+        truncated = self._turns >= self.max_turns
+        if truncated:
+            info |= {"success": False, "truncated_by": "turns"}
+        return observation, 0.0, False, truncated, info
+
+    def render(self) -> str | None:
+        """What is left of the expression."""
+        return self._expression if self.render_mode == "ansi" else None
+
+    def expert(self) -> Callable[[str], str]:
+        """A policy that is always right and sees only observations."""
+        return _next_action
+
+    def _call(self, action: str) -> str | None:
+        call = _CALL.fullmatch(action)
+        result = calculate(int(call[1]), call[2], int(call[3])) if call else None
+        if result is None:
+            return None
+        # An expression that is down to one number takes the result as it is, so the policy may go on calculating.
+        head = _FIRST_OPERATION.match(self._expression)
+        self._expression = f"{result}{self._expression[head.end() :] if head else ''}"
+        return self._expression
+
+
+def _next_action(observation: str) -> str:
+    expression = observation.rpartition(" ")[2]
+    head = _FIRST_OPERATION.match(expression)
+    return head[0] if head else f"answer {expression}"

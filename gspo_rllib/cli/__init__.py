@@ -1,0 +1,1 @@
+"""The ``gspo-rllib`` command: one file per sub-command, each with ``add_parser`` and ``run``."""

@@ -1,0 +1,52 @@
+"""The learning curve of a run as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_RUNNERS = {"env_runners": "sampled", "evaluation/env_runners": "evaluated"}
+
+PANELS = (
+    ("success", {f"{place}/success_mean": label for place, label in _RUNNERS.items()}),
+    ("return", {f"{place}/episode_return_mean": label for place, label in _RUNNERS.items()}),
+    ("clip fraction", {"learners/default_policy/clip_fraction": "clipped tokens"}),
+    ("KL to the behaviour policy (nats)", {"learners/default_policy/kl_to_behavior": "per token"}),
+)
+"""Panel title to its metrics and their labels; a metric a run never reported is left out."""
+
+
+def write_curve(history: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Draws success, return, clip fraction and KL against the iteration.
+
+    Args:
+        history: One flat result per iteration (keys joined by ``/``), at least one.
+        path: PNG to write.
+        title: Above the panels.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (extra ``plot``).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    # Figure and canvas directly: pyplot would keep global state and choose a backend for the whole process.
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for axes, (label, metrics) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        for metric, name in metrics.items():
+            points = [(row["training_iteration"], row[metric]) for row in history if row.get(metric) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)
+        if len(axes.lines) > 1:
+            axes.legend(fontsize=8)
+        if label == "success":
+            axes.set_ylim(-0.02, 1.02)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,100 @@
+"""The command's entry: parses arguments, runs one sub-command, turns our errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gspo_rllib import __version__
+from gspo_rllib.cli import evaluate, export, listing, rollout, sweep, train, warmstart
+from gspo_rllib.errors import GSPOError
+
+COMMANDS = (train, evaluate, rollout, sweep, export, warmstart, listing)
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, like every other error here."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and where help is, then exits."""
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _OneLineParser(prog="gspo-rllib", description="GSPO for multi-turn language agents on Ray RLlib.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; overrides may stand anywhere among the options.
+
+    Raises:
+        SystemExit: The command line is wrong (code 2), or asked for help (code 0).
+    """
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse fills a list of positionals from one place only and leaves those behind a later option.
+    overrides = [item for item in rest if "=" in item and not item.startswith("-") and hasattr(arguments, "overrides")]
+    unknown = [item for item in rest if item not in overrides]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if overrides:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments without the program's name; None for the process's own.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 130 interrupted.
+    """
+    # Before anything imports ray: no usage report, no dashboard question, no warning about hidden accelerators.
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    arguments = parse_arguments(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("gspo-rllib: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    # Ray re-raises what a remote actor raised, with our error as its cause.
+    except Exception as error:
+        ours = own_error(error)
+        if ours is None:
+            raise
+        print(f"gspo-rllib: {' '.join(str(ours).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def own_error(error: BaseException) -> GSPOError | None:
+    """The error of our own tree behind an exception, looking through Ray's wrappers; None if there is none."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return None
+        remote = getattr(seen, "cause", None)
+        if isinstance(remote, GSPOError):
+            return remote
+        if isinstance(seen, GSPOError):
+            return seen
+        seen = remote if isinstance(remote, BaseException) else seen.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Where a command finds a policy: a checkpoint of ours, or any Hugging Face folder together with an environment."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.errors import SettingError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gspo_rllib.algorithms import GSPOConfig
+    from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+
+TRUST_NOTE = "A checkpoint's config is a pickle: open only checkpoints of your own runs."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the policy and how it is to play."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a Hugging Face folder with --env")
+    parser.add_argument("--env", metavar="ID", help="environment; default: the checkpoint's")
+    parser.add_argument(
+        "--env-config", nargs="+", default=[], metavar="KEY=VALUE", help="environment settings, e.g. operations=8"
+    )
+    parser.add_argument("--engine", help="generation engine; default: the checkpoint's, or what is installed")
+    parser.add_argument(
+        "--temperature", type=float, help="0 takes the most likely token; default: the checkpoint's, or 1"
+    )
+    parser.add_argument("--max-tokens-per-turn", type=int, metavar="N", help="default: the checkpoint's, or 64")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the tasks and the samples; default 0")
+    parser.epilog = TRUST_NOTE
+
+
+def parse_assignments(items: list[str], *, option: str) -> dict[str, Any]:
+    """Parses ``key=value`` items, values written as in YAML.
+
+    Args:
+        items: What stood behind the option.
+        option: Its name, for messages.
+
+    Raises:
+        SettingError: An item has no ``=``.
+
+    Example:
+        >>> parse_assignments(["operations=8"], option="--env-config")
+        {'operations': 8}
+    """
+    from gspo_rllib.configs import parse_value
+
+    parsed = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise SettingError(f"{option} {item!r}: expected key=value.")
+        parsed[key] = parse_value(text, source=f"{option} {item!r}")
+    return parsed
+
+
+def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
+    """The config to play with: the checkpoint's, changed by the options; its model path is the policy to play.
+
+    Raises:
+        CheckpointError: The folder is neither a whole checkpoint of ours nor a Hugging Face folder.
+        SettingError: A Hugging Face folder was given without an environment.
+    """
+    from gspo_rllib import checkpoints
+    from gspo_rllib.algorithms import GSPOConfig
+
+    source = Path(arguments.checkpoint).expanduser()
+    if not (source / "config.json").is_file():
+        config = GSPOConfig.from_state(checkpoints.self_contained_config(checkpoints.verify(source)))
+    elif arguments.env:
+        config = GSPOConfig().rl_module(model_config={"path": str(source)})
+    else:
+        raise SettingError(f"{arguments.checkpoint!r} is a model without an environment; name one with --env.")
+    env_config = parse_assignments(arguments.env_config, option="--env-config")
+    if arguments.env:
+        # Another environment's settings would not fit this one.
+        config.env_config = {}
+        config.environment(arguments.env)
+    config.environment(env_config=env_config)
+    for name in ("engine", "temperature", "max_tokens_per_turn"):
+        if getattr(arguments, name) is not None:
+            config.generation(**{name: getattr(arguments, name)})
+    return config.debugging(seed=arguments.seed)
+
+
+@contextlib.contextmanager
+def opened_runner(config: GSPOConfig, *, episodes: int) -> Iterator[LanguageEnvRunner]:
+    """An env runner in this process, one trajectory per task, ready to sample; needs no Ray.
+
+    Args:
+        config: What ``policy_config`` returned.
+        episodes: Trajectories that will be asked for; at most the config's number plays at once.
+    """
+    from gspo_rllib.cli.quiet import hush
+    from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+
+    hush(config)
+    config.in_evaluation = True
+    config.validate()
+    config.group_size = 1
+    config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
+    runner = LanguageEnvRunner(config=config)
+    try:
+        runner.set_weights(named_weights(config), version=1)
+        yield runner
+    finally:
+        runner.stop()
+
+
+def named_weights(config: GSPOConfig) -> dict[str, np.ndarray]:
+    """The weights of the configured model under Hugging Face names, a tied head under both of its names; float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = config.model_config
+    model = AutoModelForCausalLM.from_pretrained(
+        settings["path"], dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
+    )
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}

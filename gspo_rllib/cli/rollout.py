@@ -1,0 +1,76 @@
+"""``gspo-rllib rollout``: lets a policy play, and prints every turn of every trajectory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.cli import policy_source
+from gspo_rllib.types import GROUP, TRUNCATED_BY, turns
+
+if TYPE_CHECKING:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+INDENT = " " * 15
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the sub-command."""
+    parser = commands.add_parser("rollout", help="print trajectories turn by turn", description=__doc__)
+    policy_source.add_arguments(parser)
+    parser.add_argument("--episodes", type=int, default=3, metavar="N", help="trajectories to play; default 3")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plays and prints."""
+    config = policy_source.policy_config(arguments)
+    with policy_source.opened_runner(config, episodes=arguments.episodes) as runner:
+        episodes = runner.sample(num_episodes=arguments.episodes)
+    for number, episode in enumerate(episodes, start=1):
+        print(f"trajectory {number} of {len(episodes)}")
+        for text in describe(episode):
+            print(text)
+        print()
+    return 0
+
+
+def describe(episode: SingleAgentEpisode) -> Iterator[str]:
+    """The lines of one trajectory: its task, each turn, how it ended.
+
+    Args:
+        episode: A finished episode whose steps carry a ``Turn``.
+    """
+    yield f"  task seed    {episode.custom_data[GROUP].task_seed}"
+    observations, actions = episode.get_observations(), episode.get_actions()
+    total_tokens = 0
+    for number, turn in enumerate(turns(episode)):
+        tokens = len(turn.action_token_ids)
+        total_tokens += tokens
+        yield f"  turn {number + 1}"
+        yield f"  observation  {printable(observations[number])}"
+        yield f"  action       {printable(actions[number])}"
+        yield f"  reward       {episode.get_rewards(number):+g} · {tokens} tokens, {turn.finish_reason}"
+    if episode.is_truncated:
+        yield f"  last seen    {printable(observations[-1])}"
+    yield f"  return       {episode.get_return():g} · {len(actions)} turns, {total_tokens} tokens, {outcome(episode)}"
+
+
+def outcome(episode: SingleAgentEpisode) -> str:
+    """How a trajectory ended, in words."""
+    success = episode.get_infos(-1).get("success")
+    ended = {True: "success", False: "no success", None: "terminated"}[None if success is None else bool(success)]
+    cause = episode.custom_data.get(TRUNCATED_BY)
+    return f"{ended}, truncated by {cause}" if cause else ended
+
+
+def printable(text: str) -> str:
+    """Text as it can be shown in a terminal: model output is untrusted, so control characters are escaped.
+
+    Example:
+        >>> print(printable("a" + chr(27) + "[2J"))
+        a\\x1b[2J
+    """
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return shown.replace("\n", f"\n{INDENT}")

@@ -1,0 +1,180 @@
+"""Engines by name, one per process and spec: the env runners of a process share what they can share.
+
+Training and evaluation runners of one process ask for equal specs and get the same engine; it is closed when the last
+of them lets go. A third-party engine joins with ``register_engine(name, "package.module:Class")``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gspo_rllib.engines.protocol import Engine, EngineSpec
+from gspo_rllib.errors import EngineError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """How one kind of engine is made.
+
+    Attributes:
+        factory: ``"package.module:Class"``, called with an ``EngineSpec``; imported on first use.
+        requires: Package that must be importable, or None.
+        install: What to run when it is not.
+        one_per_process: Whether two engines of this kind cannot live in one process.
+    """
+
+    factory: str
+    requires: str | None = None
+    install: str = ""
+    one_per_process: bool = False
+
+
+@dataclass(slots=True)
+class _Held:
+    engine: Engine
+    kind: str
+    spec: EngineSpec
+    users: int = 1
+
+
+_entries: dict[str, EngineEntry] = {
+    "vllm": EngineEntry("gspo_rllib.engines.vllm:VLLMEngine", "vllm", 'pip install -e ".[vllm]"', one_per_process=True),
+    "transformers": EngineEntry("gspo_rllib.engines.transformers:TransformersEngine", "transformers"),
+}
+_held: dict[str, _Held] = {}
+_lock = threading.RLock()
+
+
+def register_engine(
+    name: str, factory: str, *, requires: str | None = None, install: str = "", one_per_process: bool = False
+) -> None:
+    """Adds an engine that ``EngineSpec.engine`` can name; registering a name again replaces it.
+
+    Args:
+        name: The new name.
+        factory: ``"package.module:Class"``, called with an ``EngineSpec``; must satisfy ``Engine``.
+        requires: Package that must be importable for it.
+        install: What to run when that package is missing.
+        one_per_process: Whether two engines of this kind cannot live in one process.
+
+    Raises:
+        EngineError: ``factory`` is not of that form.
+    """
+    module, colon, attribute = factory.partition(":")
+    if not (module and colon and attribute):
+        raise EngineError(f"engine factory {factory!r} must read 'package.module:Class'.")
+    _entries[name] = EngineEntry(factory, requires, install, one_per_process)
+
+
+def available_engines() -> list[str]:
+    """Registered engines whose package is installed, in order of registration."""
+    return [name for name, entry in _entries.items() if _is_installed(entry)]
+
+
+def default_engine() -> str:
+    """``"vllm"`` where it is installed, otherwise ``"transformers"``."""
+    return "vllm" if "vllm" in available_engines() else "transformers"
+
+
+def check_engine(name: str) -> EngineEntry:
+    """Whether an engine can be used here, without building it.
+
+    Raises:
+        EngineError: The name is unknown, or its package is missing.
+    """
+    if name not in _entries:
+        raise EngineError(f"engine {name!r} is unknown. {did_you_mean(name, _entries)}")
+    entry = _entries[name]
+    if not _is_installed(entry):
+        raise EngineError(
+            f"engine {name!r} needs the package {entry.requires!r}, which is not installed. Run "
+            f"`{entry.install or 'pip install ' + str(entry.requires)}`, or use one of: "
+            f"{', '.join(f'engine={other!r}' for other in available_engines())}."
+        )
+    return entry
+
+
+def acquire(spec: EngineSpec) -> Engine:
+    """The process's engine for a spec, built if this is the first request for it.
+
+    Every ``acquire`` needs one ``release``.
+
+    Args:
+        spec: How the engine is built; equal specs share one engine.
+
+    Raises:
+        EngineError: The name is unknown, its package is missing, or the process holds another engine that cannot
+            coexist with it.
+    """
+    entry = check_engine(spec.engine)
+    with _lock:
+        key = _key(spec)
+        if key in _held:
+            _held[key].users += 1
+            return _held[key].engine
+        if entry.one_per_process:
+            _refuse_second(spec)
+        engine = _factory(spec.engine, entry)(spec)
+        _held[key] = _Held(engine, spec.engine, spec)
+        return engine
+
+
+def release(engine: Engine) -> None:
+    """Lets go of an engine; the last user closes it. Releasing an engine the registry does not hold does nothing."""
+    with _lock:
+        for key, held in list(_held.items()):
+            if held.engine is engine:
+                held.users -= 1
+                if held.users == 0:
+                    del _held[key]
+                    engine.close()
+
+
+def _key(spec: EngineSpec) -> str:
+    # Ordered pairs and repr make a Mapping of options comparable whatever its type and order.
+    return repr(_ordered({f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}))
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return [(str(key), _ordered(value[key])) for key in sorted(value, key=str)]
+    if isinstance(value, (list, tuple)):
+        return [_ordered(item) for item in value]
+    return value
+
+
+def _is_installed(entry: EngineEntry) -> bool:
+    try:
+        return entry.requires is None or importlib.util.find_spec(entry.requires) is not None
+    except ValueError:  # a module whose import was blocked has no spec
+        return False
+
+
+def _refuse_second(spec: EngineSpec) -> None:
+    for held in _held.values():
+        if held.kind == spec.engine:
+            changed = [
+                f"{f.name}={getattr(held.spec, f.name)!r} -> {getattr(spec, f.name)!r}"
+                for f in dataclasses.fields(spec)
+                if _ordered(getattr(held.spec, f.name)) != _ordered(getattr(spec, f.name))
+            ]
+            raise EngineError(
+                f"this process already holds a {spec.engine} engine built differently ({'; '.join(changed)}), and "
+                f"{spec.engine} keeps process-wide state, so two cannot coexist. Give both env runners the same "
+                "generation settings (then they share it), release the first, or put them in separate processes "
+                "(num_env_runners >= 1, evaluation_num_env_runners >= 1)."
+            )
+
+
+def _factory(name: str, entry: EngineEntry) -> Callable[[EngineSpec], Engine]:
+    module, _, attribute = entry.factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"engine {name!r} cannot be loaded from {entry.factory!r}: {error}") from error

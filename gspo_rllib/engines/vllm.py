@@ -1,0 +1,325 @@
+"""Generation with vLLM, in this process: continuous batching, paged and prefix-cached, on CPU or GPU.
+
+The only module that imports vllm. It drives vLLM's synchronous ``LLMEngine`` directly: nothing runs unless ``step`` is
+called, so a weight update needs no pause protocol, and tokens are ids from end to end.
+
+Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Read by vllm when it is imported; each of them costs seconds or correctness when it is left alone.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" pins every engine of the machine to the same first core
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import numpy as np
+import torch
+
+from gspo_rllib.engines import checks
+from gspo_rllib.engines.process_state import process_state_kept, torch_random_state_kept
+from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
+from gspo_rllib.engines.weights import as_tensor, check_idle, check_weights, without_tied
+from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
+
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
+try:
+    from vllm import EngineArgs, SamplingParams
+    from vllm.platforms import current_platform
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.llm_engine import LLMEngine
+except ImportError as _error:
+    raise EngineError(
+        f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
+        "or use engine='transformers'."
+    ) from _error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FROM_SPEC = ("model", "dtype", "max_model_len", "max_num_seqs", "seed", "trust_remote_code")
+_FIXED: dict[str, Any] = {
+    # Of the distribution that was sampled from; the default is before temperature.
+    "logprobs_mode": "processed_logprobs",
+    # The learner sends all weights before the first request.
+    "load_format": "dummy",
+    "skip_tokenizer_init": True,
+    "worker_extension_cls": "gspo_rllib.engines.vllm_worker.WeightSyncExtension",
+}
+_DEFAULTS: dict[str, Any] = {
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+    "enable_prefix_caching": True,
+    "generation_config": "vllm",
+}
+_VLLM_ERRORS = (ValueError, RuntimeError, AssertionError, TypeError, AttributeError, LookupError, OSError, ImportError)
+_EXTRA_OPTIONS = {"enable_multiprocessing"}
+_CPU_BLOCK_SIZE = 32  # tokens; the smallest the CPU kernel takes. Prefixes are reused in whole blocks.
+_CPU_BATCH_TOKENS = 2048
+_CPU_CACHE_BOUNDS = (64 << 20, 4 << 30)  # the CPU backend touches all of it at start
+_MIN_TEMPERATURE = 0.01  # vLLM raises a smaller one to this, and the log-probabilities would be of another distribution
+
+
+class VLLMEngine:
+    """Samples turns with vLLM; see ``Engine`` for the contract.
+
+    Args:
+        spec: ``options`` may hold any ``EngineArgs`` field this class does not set itself, and
+            ``enable_multiprocessing`` (run vLLM's core in a process of its own, so that it does not share this one's
+            interpreter lock; weights then travel through a file).
+
+    Raises:
+        EngineError: vLLM cannot start with this model or these options.
+        SettingError: A setting or option is illegal.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        config = checks.load_config(spec)
+        options = _checked_options(spec)
+        self._separate_core: bool = options.pop("enable_multiprocessing", False)
+        self._on_cpu: bool = current_platform.is_cpu()
+        if self._on_cpu and not spec.device.startswith("cpu"):
+            raise EngineError(
+                f"engine_device is {spec.device!r}, but the installed vllm is built for CPU. Install vllm's build for "
+                "that device, or use engine_device='cpu'."
+            )
+        self.max_model_len = spec.max_model_len
+        self.weights_version: int | None = None
+        self._stop_token_ids = list(spec.stop_token_ids)
+        self._dtype = getattr(torch, spec.dtype)
+        self._layout = _empty_model(spec)
+        self._vocab_size: int = self._layout.get_input_embeddings().num_embeddings
+        arguments = {
+            **{name: getattr(spec, name) for name in _FROM_SPEC},
+            **_FIXED,
+            **_DEFAULTS,
+            **(_cpu_defaults(spec, config) if self._on_cpu else {}),
+            **options,
+        }
+        arguments["seed"] = spec.seed % 2**32  # numpy's generators take no more
+        self._engine: LLMEngine | None = self._start(spec, arguments)
+        self._unfinished: set[str] = set()
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request; see ``Engine.submit``."""
+        engine = self._open()
+        if self.weights_version is None:
+            raise EngineError("the engine holds no weights yet; call load_weights(named_weights, version) first.")
+        checks.check_request(
+            request,
+            max_model_len=self.max_model_len,
+            vocab_size=self._vocab_size,
+            unfinished=self._unfinished,
+        )
+        if 0 < request.temperature < _MIN_TEMPERATURE:
+            raise EngineError(
+                f"request {request.request_id!r}: temperature is {request.temperature}; vLLM takes 0 (greedy) or at "
+                f"least {_MIN_TEMPERATURE}."
+            )
+        parameters = SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed % 2**63,
+            stop_token_ids=self._stop_token_ids,
+            ignore_eos=True,  # stop_token_ids decide alone, whatever the model folder says
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine.add_request(
+            request_id=request.request_id,
+            prompt={"prompt_token_ids": request.prompt_token_ids},
+            params=parameters,
+        )
+        self._unfinished.add(request.request_id)
+
+    def step(self) -> list[Generation]:
+        """Runs one forward pass for everything that is running; see ``Engine.step``."""
+        if not self._unfinished:
+            return []
+        # The sampler draws from the global generator too, although every request brings its own.
+        try:
+            with self._eager(), torch_random_state_kept():
+                outputs = self._open().step()
+        except _VLLM_ERRORS as error:
+            raise EngineError(
+                f"vLLM failed while it generated: {str(error)[:600]}. Close this engine; if a new one fails the same "
+                "way, use engine='transformers'."
+            ) from error
+        return [self._generation(output) for output in outputs if output.finished]
+
+    def has_work(self) -> bool:
+        """Whether any submitted request is unfinished."""
+        return bool(self._unfinished)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forgets unfinished requests; unknown ids are ignored."""
+        gone = set(request_ids) & self._unfinished
+        if gone:
+            self._unfinished -= gone
+            self._open().abort_request(sorted(gone))
+
+    def load_weights(self, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+        """Replaces all weights and drops every cached key and value; see ``Engine.load_weights``."""
+        engine = self._open()
+        check_idle(len(self._unfinished))
+        check_weights(named_weights, {n: tuple(t.shape) for n, t in self._layout.state_dict().items()})
+        tensors = _checkpoint_format(self._layout, named_weights)
+        self.weights_version = None  # if anything below fails, no request may be answered by a half-loaded model
+        try:
+            with self._eager(), process_state_kept("VLLM_"):
+                self._send(engine, tensors)
+        except WeightSyncError:
+            raise
+        except _VLLM_ERRORS as error:
+            raise WeightSyncError(
+                f"vLLM could not load the weight update: {str(error)[:600]}. The engine answers no request until an "
+                "update succeeds; if none does, use engine='transformers' for this model."
+            ) from error
+        if not engine.reset_prefix_cache():
+            raise WeightSyncError(
+                "vLLM kept its prefix cache after a weight update, so old keys and values could be reused. Abort all "
+                "requests and load the weights again."
+            )
+        if hasattr(engine, "set_weight_version"):
+            engine.set_weight_version(str(version))
+        self.weights_version = version
+
+    def close(self) -> None:
+        """Stops vLLM and frees the model and its caches; a later engine may then start in this process."""
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        self._unfinished.clear()
+        with process_state_kept("VLLM_"):
+            engine.engine_core.shutdown()
+        del engine
+        gc.collect()
+
+    def _open(self) -> LLMEngine:
+        if self._engine is None:
+            raise EngineError("the engine is closed; acquire a new one.")
+        return self._engine
+
+    def _eager(self) -> Any:
+        # vLLM compiles small helpers even with enforce_eager; on CPU that costs up to 25 s of C++ compiler on the first
+        # batch and gains nothing. Scoped, so that a learner in this process can still compile.
+        return torch.compiler.set_stance("force_eager") if self._on_cpu else nullcontext()
+
+    def _start(self, spec: EngineSpec, arguments: dict[str, Any]) -> LLMEngine:
+        # The environment variable, not the argument, decides whether vLLM's CPU backend starts workers of its own.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        try:
+            with self._eager(), process_state_kept("VLLM_"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch.distributed
+                return LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
+        except _VLLM_ERRORS as error:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+            raise EngineError(
+                f"vLLM could not start with model {spec.model!r}, dtype {spec.dtype!r} and options "
+                f"{dict(spec.options)!r}: {str(error)[:600]}. Correct the options, or use engine='transformers'."
+            ) from error
+
+    def _generation(self, output: Any) -> Generation:
+        self._unfinished.discard(output.request_id)
+        completion = output.outputs[0]
+        logp = np.asarray(completion.logprobs.logprobs, dtype=np.float32)
+        if len(logp) != len(completion.token_ids) or completion.finish_reason not in ("stop", "length"):
+            raise EngineError(
+                f"request {output.request_id!r}: vLLM returned {len(completion.token_ids)} tokens, {len(logp)} "
+                f"log-probabilities and finish reason {completion.finish_reason!r}. This vllm version is not supported."
+            )
+        checks.check_logp(output.request_id, logp)
+        return Generation(
+            output.request_id,
+            list(completion.token_ids),
+            logp,
+            completion.finish_reason,
+            output.num_cached_tokens or 0,
+        )
+
+    def _weights_travel_by_file(self, engine: LLMEngine) -> bool:
+        return self._separate_core or engine.vllm_config.parallel_config.world_size > 1
+
+    def _send(self, engine: LLMEngine, tensors: dict[str, torch.Tensor]) -> None:
+        if not self._weights_travel_by_file(engine):
+            engine.collective_rpc("gspo_load_tensors", args=(tensors,))
+            return
+        from safetensors.torch import save_file
+
+        with tempfile.TemporaryDirectory(prefix="gspo_rllib_weights_") as folder:
+            path = Path(folder) / "model.safetensors"
+            save_file({name: tensor.to(self._dtype).contiguous() for name, tensor in tensors.items()}, path)
+            engine.collective_rpc("gspo_load_file", args=(str(path),))
+
+
+def _checked_options(spec: EngineSpec) -> dict[str, Any]:
+    if current_platform.is_cpu() and spec.options.get("enable_chunked_prefill"):
+        raise SettingError(
+            "engine option enable_chunked_prefill=True cannot be combined with seeded requests on vLLM's CPU backend; "
+            "leave it out."
+        )
+    known = {field.name for field in dataclasses.fields(EngineArgs)} | _EXTRA_OPTIONS
+    for name in spec.options:
+        if name in _FROM_SPEC or name in _FIXED:
+            remedy = f"set EngineSpec.{name} instead" if name in _FROM_SPEC else "leave it out"
+            raise SettingError(f"engine option {name!r} is set by the engine itself; {remedy}.")
+        if name not in known:
+            raise SettingError(f"engine option {name!r} is unknown to vllm. {did_you_mean(name, known)}")
+    return dict(spec.options)
+
+
+def _empty_model(spec: EngineSpec) -> PreTrainedModel:
+    """The transformers model without storage: it knows every name, shape and tie of the ``state_dict``."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+
+
+def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """What ``save_pretrained`` would write: the names and shapes vLLM's loaders are made for.
+
+    In memory, transformers fuses experts and renames modules of some architectures, which not every loader knows.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    single = without_tied(named_weights, layout.all_tied_weights_keys)
+    return revert_weight_conversion(layout, {name: as_tensor(array) for name, array in single.items()})
+
+
+def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    itemsize = getattr(torch, spec.dtype).itemsize
+    blocks = -(-spec.max_model_len // _CPU_BLOCK_SIZE) + 1
+    one = 2 * config.num_hidden_layers * key_heads * head_dim * itemsize * blocks * _CPU_BLOCK_SIZE
+    low, high = _CPU_CACHE_BOUNDS
+    return {
+        "enforce_eager": True,
+        # After a partial prompt vLLM rewinds the request's generator, which fails for CPU generators (seen in 0.32).
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(spec.max_model_len, spec.max_num_seqs, _CPU_BATCH_TOKENS),
+        "block_size": _CPU_BLOCK_SIZE,
+        "kv_cache_memory_bytes": max(one, min(max(one * spec.max_num_seqs, low), high)),
+    }

@@ -1,0 +1,84 @@
+"""Weight updates as every engine sees them: what is refused before anything changes, and arrays as tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from gspo_rllib.errors import WeightSyncError, did_you_mean
+
+
+def check_idle(unfinished: int) -> None:
+    """Refuses a weight update while requests are running: their cached keys would belong to other weights.
+
+    Raises:
+        WeightSyncError: ``unfinished`` is not 0.
+    """
+    if unfinished:
+        raise WeightSyncError(
+            f"{unfinished} requests are unfinished; weights can only change between requests. Call step() until "
+            "has_work() is False, or abort them."
+        )
+
+
+def check_weights(named_weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses a weight update that is not exactly the model's ``state_dict``.
+
+    Args:
+        named_weights: What was sent.
+        shapes: Name and shape of every entry of the engine's own ``state_dict``.
+
+    Raises:
+        WeightSyncError: A name is missing, unknown, or has another shape.
+    """
+    missing = sorted(shapes.keys() - named_weights.keys())
+    if missing:
+        raise WeightSyncError(
+            f"weight update lacks {len(missing)} of {len(shapes)} names, e.g. {missing[:3]}. Send the whole "
+            "state_dict(), a tied head under both of its names."
+        )
+    unknown = sorted(named_weights.keys() - shapes.keys())
+    if unknown:
+        raise WeightSyncError(
+            f"weight update holds {len(unknown)} unknown names, e.g. {unknown[:3]}. {did_you_mean(unknown[0], shapes)} "
+            "The engine and the learner must be built from the same model folder."
+        )
+    for name, array in named_weights.items():
+        if tuple(array.shape) != tuple(shapes[name]):
+            raise WeightSyncError(
+                f"weight {name!r} has shape {tuple(array.shape)}; the engine's model has {tuple(shapes[name])}. The "
+                "engine and the learner must be built from the same model folder."
+            )
+
+
+def without_tied(named_weights: Mapping[str, np.ndarray], tied: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The update with every tied tensor under one name only, as a safetensors file holds it.
+
+    Args:
+        named_weights: What was sent, tied tensors under both names.
+        tied: Second name to first name of each tied tensor (transformers' ``all_tied_weights_keys``).
+
+    Raises:
+        WeightSyncError: Two names of one tensor carry different values, so the learner's model is not tied.
+    """
+    for second, first in tied.items():
+        if not np.array_equal(named_weights[second], named_weights[first]):
+            raise WeightSyncError(
+                f"{second!r} and {first!r} are one tensor in the engine's model but differ in the update. The learner "
+                "must tie them too (tie_word_embeddings in config.json)."
+            )
+    return {name: array for name, array in named_weights.items() if name not in tied}
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor that shares its memory where it can; only to be read.
+
+    Args:
+        array: Any shape; may be read-only, as arrays out of Ray's object store are.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,191 @@
+"""The student of a warm start: a new model, the expert it watches, and the engine it plays with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gspo_rllib.engines import registry
+from gspo_rllib.engines.protocol import Engine, EngineSpec
+from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.env_factory import check_language_env_spec
+from gspo_rllib.errors import EnvError
+from gspo_rllib.warmstart.demonstrations import Demonstration, demonstrate, has_expert, render, tokenizer_texts
+from gspo_rllib.warmstart.models import Architecture, build_model, quiet_transformers, train_tokenizer
+from gspo_rllib.warmstart.success import PlayReport, play_tasks
+
+_TOKENIZER_TASKS = 200
+_VOCAB_SIZE = 512
+_LEAST_CONTEXT = 512
+_CONTEXT_STEP = 256
+# Tasks to learn from have smaller seeds, tasks to be judged on larger ones.
+_FIRST_HELD_OUT_SEED = 2**30
+_TOKENS_PER_BATCH = 3072
+_LEAST_BATCH = 8
+_GRAD_CLIP = 1.0
+
+
+class Student:
+    """A randomly initialised model that learns an environment from its expert.
+
+    Args:
+        env: Gymnasium id or class of a text environment with an ``expert()``.
+        env_config: Its keyword arguments.
+        folder: Where the model is built and saved.
+        architecture: As for ``build_model``.
+        sizes: As for ``build_model``; the context defaults to twice the longest of 200 demonstrations, 512 at least.
+        mistake_rate: Probability that a demonstrated reply is a mistake.
+        seed: Fixes weights, tasks and samples.
+        device: Torch device.
+
+    Attributes:
+        num_parameters: Of the model.
+        tokens_per_demonstration: Mean length of the expert's contexts, in tokens.
+
+    Raises:
+        EnvError: The environment is no text environment, or has no ``expert()``.
+    """
+
+    def __init__(
+        self,
+        env: str | type,
+        env_config: Mapping[str, Any],
+        folder: Path,
+        *,
+        architecture: Architecture,
+        sizes: Mapping[str, Any],
+        mistake_rate: float,
+        seed: int,
+        device: str,
+    ) -> None:
+        spec = check_language_env_spec(env, env_config)
+        self._make_env = spec.make
+        self._env = spec.make()
+        if not has_expert(self._env):
+            raise EnvError(
+                f"environment {env!r} has no expert() to imitate. Give it one that returns a policy (observation in, "
+                "action out), or start from a pretrained chat model instead."
+            )
+        self._mistake_rate = mistake_rate
+        self._wrong_replies = [r for task in range(_TOKENIZER_TASKS) for r in demonstrate(self._env, task).replies]
+        options = {"vocab_size": _VOCAB_SIZE, **sizes}
+        texts = tokenizer_texts(self._env, range(_TOKENIZER_TASKS))
+        tokenizer = train_tokenizer(texts, vocab_size=options["vocab_size"])
+        self._renderer = ChatRenderer(tokenizer, spec.chat)
+        lengths = [len(self._demonstration(task).token_ids) for task in range(_TOKENIZER_TASKS)]
+        self.tokens_per_demonstration = float(np.mean(lengths))
+        options.setdefault("max_position_embeddings", _context_for(max(lengths)))
+        self._batch_size = max(_LEAST_BATCH, round(_TOKENS_PER_BATCH / self.tokens_per_demonstration))
+        self._folder = build_model(folder, tokenizer=tokenizer, architecture=architecture, seed=seed, **options)
+        with quiet_transformers():
+            self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        self._model.train()
+        self.num_parameters = self._model.num_parameters()
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+        self._rng = np.random.default_rng(seed)
+        self._seed = seed
+        self._spec = EngineSpec(
+            engine="transformers",
+            model=str(folder),
+            dtype="float32",
+            max_model_len=options["max_position_embeddings"],
+            max_num_seqs=128,
+            stop_token_ids=self._renderer.stop_token_ids,
+            device=device,
+        )
+        self._engine: Engine | None = None
+        self._version = 0
+
+    def batches(self) -> Iterator[list[Demonstration]]:
+        """Fresh demonstrations for ever.
+
+        Batches are not bucketed by length: that saves little padding, and batches of one kind of task each made
+        learning half as fast.
+        """
+        while True:
+            tasks = self._rng.integers(_FIRST_HELD_OUT_SEED, size=self._batch_size)
+            yield [self._demonstration(int(task)) for task in tasks]
+
+    def learn(self, batch: Sequence[Demonstration], lr: float) -> tuple[float, float]:
+        """One optimiser step towards the expert's replies.
+
+        Args:
+            batch: B demonstrations.
+            lr: Learning rate of this step.
+
+        Returns:
+            Before the step: the mean loss per reply token in nats, and the mean probability of an expert's whole
+            trajectory, over the demonstrations without a mistake.
+        """
+        ids_BT, is_reply_BT = _stack(batch, self._model.device)
+        # No attention mask: padding stands on the right, where causal attention never looks.
+        hidden_BTD = self._model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
+        target_BT = is_reply_BT[:, 1:]
+        logits_TV = self._model.lm_head(hidden_BTD[target_BT])
+        loss_T = torch.nn.functional.cross_entropy(logits_TV, ids_BT[:, 1:][target_BT], reduction="none")
+        loss = loss_T.mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), _GRAD_CLIP)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        rows_T = target_BT.nonzero()[:, 0]
+        log_probability_B = torch.zeros(len(batch), device=loss.device).index_add_(0, rows_T, -loss_T.detach())
+        flawless = [row for row, demonstration in enumerate(batch) if not demonstration.mistakes]
+        probability = log_probability_B[flawless].exp().mean().item() if flawless else 0.0
+        return loss.item(), probability
+
+    def play(self, tasks: range, temperature: float) -> PlayReport:
+        """Plays held-out tasks with the present weights.
+
+        Args:
+            tasks: Which of the held-out tasks.
+            temperature: Of every turn.
+        """
+        if self._engine is None:
+            self._engine = registry.acquire(self._spec)
+        self._version += 1
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self._model.state_dict().items()}
+        self._engine.load_weights(weights, self._version)
+        seeds = [_FIRST_HELD_OUT_SEED + self._seed * 100_000 + task for task in tasks]
+        return play_tasks(self._engine, self._renderer, self._make_env, seeds, temperature=temperature)
+
+    def save(self) -> None:
+        """Writes the present weights to the folder."""
+        with quiet_transformers():
+            self._model.save_pretrained(self._folder)
+
+    def close(self) -> None:
+        """Lets go of the engine and the environment."""
+        if self._engine is not None:
+            registry.release(self._engine)
+            self._engine = None
+        self._env.close()
+
+    def _demonstration(self, task: int) -> Demonstration:
+        return render(
+            demonstrate(self._env, task, mistake_rate=self._mistake_rate, wrong_replies=self._wrong_replies),
+            self._renderer,
+        )
+
+
+def _context_for(longest: int) -> int:
+    """Room for twice the longest demonstration: a student wastes turns that an expert does not."""
+    return max(_LEAST_CONTEXT, -(-2 * longest // _CONTEXT_STEP) * _CONTEXT_STEP)
+
+
+def _stack(batch: Sequence[Demonstration], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and reply masks, [B, T] each, padded on the right."""
+    shape = (len(batch), max(len(d.token_ids) for d in batch))
+    ids, is_reply = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    for row, demonstration in enumerate(batch):
+        length = len(demonstration.token_ids)
+        ids[row, :length] = demonstration.token_ids
+        is_reply[row, :length] = demonstration.is_reply
+    return torch.from_numpy(ids).to(device), torch.from_numpy(is_reply).to(device)

