@@ -36,7 +36,7 @@ train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GS
 	$(BIN)/gspo-rllib train $(CONFIG)
 
 $(SEED_MODEL)/config.json: | $(STAMP)
-	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6
+	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
 
 clean:  ## Remove the environment and every cache; models/ and results/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

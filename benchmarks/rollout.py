@@ -45,11 +45,13 @@ class TalkEnv(gym.Env):
         self.turns, self.observation_chars, self.turn = turns, observation_chars, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+        """Starts over; the seed decides the text."""
         super().reset(seed=seed)
         self.turn = 0
         return self._text(), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """Answers anything with text."""
         self.turn += 1
         return self._text(), 0.0, self.turn == self.turns, False, {}
 
@@ -85,9 +87,7 @@ def measure(model: str, concurrency: int, args: argparse.Namespace) -> dict[str,
     """One row: medians over the repetitions, and the median of the ratios of neighbouring pairs."""
     config = (
         GSPOConfig()
-        .environment(
-            TalkEnv, env_config={"turns": args.turns, "observation_chars": args.observation_chars}
-        )
+        .environment(TalkEnv, env_config={"turns": args.turns, "observation_chars": args.observation_chars})
         .rl_module(model_config={"path": model})
         .generation(engine="vllm", max_tokens_per_turn=args.tokens_per_turn)
         .env_runners(num_envs_per_env_runner=concurrency)

@@ -10,8 +10,8 @@ This module imports nothing.
 from __future__ import annotations
 
 SUCCESS_MEAN = "success_mean"
-"""Fraction of trajectories whose last ``info["success"]`` was true; one cut short without saying so has failed, one that
-ended by itself without saying so does not count."""
+"""Fraction of trajectories whose last ``info["success"]`` was true. One cut short without saying so has failed; one
+that ended by itself without saying so does not count."""
 
 NUM_GROUPS = "num_groups"
 """Complete groups sampled."""

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.errors import ModelError
+from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import ChatSpec
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

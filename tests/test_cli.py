@@ -111,6 +111,7 @@ def test_ctrl_c_saves_a_whole_checkpoint_and_exits_130(
                 return
             time.sleep(0.02)
 
+    handler_before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -121,7 +122,7 @@ def test_ctrl_c_saves_a_whole_checkpoint_and_exits_130(
     (checkpoint,) = tmp_path.glob("*/checkpoints/*")
     checkpoints.verify(checkpoint)
     assert "stopped: interrupted" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler_before
 
 
 def test_rollout_prints_every_turn(trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ def student(tmp_path_factory):
     """A policy that knows the tool but is careless: about half of its trajectories succeed."""
     folder = tmp_path_factory.mktemp("student") / "model"
     result = warmstart(
-        ENV, {"operations": 2}, folder, target_success=0.4, mistake_rate=0.2,
+        ENV, {"operations": 2}, folder, target_success=0.4, careless=True,
         sizes={"hidden_size": 64, "num_layers": 2, "head_dim": 32, "num_heads": 2, "num_kv_heads": 1},
         progress=None,
     )  # fmt: skip
@@ -34,7 +34,7 @@ def _config(student, learner_class=None):
         .rl_module(model_config={"path": str(student)})
         .generation(engine="vllm", max_tokens_per_turn=12)
         .env_runners(num_envs_per_env_runner=64)
-        .training(group_size=8, groups_per_iteration=12, lr=3e-4, clip_low=0.03, clip_high=0.04)
+        .training(group_size=8, groups_per_iteration=16, lr=1e-4, clip_low=0.03, clip_high=0.04)
         .debugging(seed=0)
     )
     return config.learners(learner_class=learner_class) if learner_class else config

@@ -167,13 +167,14 @@ def test_a_hung_step_is_abandoned_and_its_late_answer_ignored(make_pool: MakePoo
 
 
 def test_releasing_a_slot_that_owes_an_answer_gives_a_free_one_back(make_pool: MakePool) -> None:
-    release = threading.Event()
+    release, waiting = threading.Event(), threading.Event()
     made: list[EchoEnv] = []
 
     class FirstOneWaits(ThreadedEchoEnv):
         def reset(self, **kwargs):
             made.append(self)
             if len(made) == 1:
+                waiting.set()
                 release.wait(60)
             return super().reset(**kwargs)
 
@@ -182,6 +183,7 @@ def test_releasing_a_slot_that_owes_an_answer_gives_a_free_one_back(make_pool: M
     assert slot is not None
     assert pool.acquire() is None
     pool.reset(slot, 0)
+    assert waiting.wait(60)
     pool.release(slot)
     assert not pool.is_waiting
     again = pool.acquire()

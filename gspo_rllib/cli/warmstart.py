@@ -27,12 +27,17 @@ def add_parser(commands: Any) -> None:
         metavar="SHARE",
         help="stop at this sampled success; default 0.35",
     )
+    parser.add_argument(
+        "--careless",
+        action="store_true",
+        help="learn the skill first, then mistakes until success falls to the target",
+    )
     parser.add_argument("--architecture", metavar="NAME", help="qwen3 (default) or qwen3_moe")
     parser.add_argument(
         "--sizes", nargs="+", default=[], metavar="KEY=VALUE", help="of the model, e.g. hidden_size=64 num_layers=2"
     )
     parser.add_argument("--temperature", type=float, help="of the sampled evaluation; default 1")
-    parser.add_argument("--lr", type=float, help="peak learning rate; default 2e-3")
+    parser.add_argument("--lr", type=float, help="peak learning rate; default 1e-3")
     parser.add_argument("--seed", type=int, help="fixes weights, tasks and samples; default 0")
     parser.add_argument("--max-minutes", type=float, metavar="N", help="stop by then at the latest; default 15")
     parser.add_argument("--device", help="torch device; default cpu")

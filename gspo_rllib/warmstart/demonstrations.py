@@ -74,7 +74,7 @@ def demonstrate(
     while True:
         reply = policy(observation)
         if wrong_replies and random.random() < mistake_rate:
-            wrong = wrong_replies[random.integers(len(wrong_replies))]
+            wrong = wrong_replies[int(random.integers(len(wrong_replies)))]
             mistakes += wrong != reply
             reply = wrong
         replies.append(reply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from gspo_rllib.warmstart.models import Architecture, build_model, quiet_transfo
 from gspo_rllib.warmstart.success import PlayReport, play_tasks
 
 _TOKENIZER_TASKS = 200
-_VOCAB_SIZE = 512
+# Two layers are what copying takes (one looks back, one looks up); deeper ones need as many steps, and dearer ones.
+_SIZES = {"vocab_size": 512, "num_layers": 2}
 _LEAST_CONTEXT = 512
 _CONTEXT_STEP = 256
 # Tasks to learn from have smaller seeds, tasks to be judged on larger ones.
@@ -39,13 +40,14 @@ class Student:
         folder: Where the model is built and saved.
         architecture: As for ``build_model``.
         sizes: As for ``build_model``; the context defaults to twice the longest of 200 demonstrations, 512 at least.
-        mistake_rate: Probability that a demonstrated reply is a mistake.
         seed: Fixes weights, tasks and samples.
         device: Torch device.
 
     Attributes:
         num_parameters: Of the model.
         tokens_per_demonstration: Mean length of the expert's contexts, in tokens.
+        turns_per_demonstration: Mean number of its turns.
+        mistake_rate: Probability that a demonstrated reply is a mistake: one that is right elsewhere. 0 at first.
 
     Raises:
         EnvError: The environment is no text environment, or has no ``expert()``.
@@ -59,7 +61,6 @@ class Student:
         *,
         architecture: Architecture,
         sizes: Mapping[str, Any],
-        mistake_rate: float,
         seed: int,
         device: str,
     ) -> None:
@@ -71,9 +72,11 @@ class Student:
                 f"environment {env!r} has no expert() to imitate. Give it one that returns a policy (observation in, "
                 "action out), or start from a pretrained chat model instead."
             )
-        self._mistake_rate = mistake_rate
-        self._wrong_replies = [r for task in range(_TOKENIZER_TASKS) for r in demonstrate(self._env, task).replies]
-        options = {"vocab_size": _VOCAB_SIZE, **sizes}
+        self.mistake_rate = 0.0
+        replies = [demonstrate(self._env, task).replies for task in range(_TOKENIZER_TASKS)]
+        self._wrong_replies = [reply for episode in replies for reply in episode]
+        self.turns_per_demonstration = len(self._wrong_replies) / len(replies)
+        options = {**_SIZES, **sizes}
         texts = tokenizer_texts(self._env, range(_TOKENIZER_TASKS))
         tokenizer = train_tokenizer(texts, vocab_size=options["vocab_size"])
         self._renderer = ChatRenderer(tokenizer, spec.chat)
@@ -101,15 +104,14 @@ class Student:
         self._engine: Engine | None = None
         self._version = 0
 
-    def batches(self) -> Iterator[list[Demonstration]]:
-        """Fresh demonstrations for ever.
+    def next_batch(self) -> list[Demonstration]:
+        """Fresh demonstrations.
 
         Batches are not bucketed by length: that saves little padding, and batches of one kind of task each made
         learning half as fast.
         """
-        while True:
-            tasks = self._rng.integers(_FIRST_HELD_OUT_SEED, size=self._batch_size)
-            yield [self._demonstration(int(task)) for task in tasks]
+        tasks = self._rng.integers(_FIRST_HELD_OUT_SEED, size=self._batch_size)
+        return [self._demonstration(int(task)) for task in tasks]
 
     def learn(self, batch: Sequence[Demonstration], lr: float) -> tuple[float, float]:
         """One optimiser step towards the expert's replies.
@@ -170,7 +172,7 @@ class Student:
 
     def _demonstration(self, task: int) -> Demonstration:
         return render(
-            demonstrate(self._env, task, mistake_rate=self._mistake_rate, wrong_replies=self._wrong_replies),
+            demonstrate(self._env, task, mistake_rate=self.mistake_rate, wrong_replies=self._wrong_replies),
             self._renderer,
         )
 
