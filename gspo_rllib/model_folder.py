@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import ModelError
@@ -58,3 +60,17 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
             f"name ({str(error)[:200]}). Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` "
             "makes a small one."
         ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the progress bars that loading and saving print, whatever the model's size."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -272,3 +272,19 @@ def test_token_log_probs_equal_log_softmax_in_value_and_gradient(bias, monkeypat
 def test_token_log_probs_of_no_token_are_empty():
     logp, entropy = token_logprobs(torch.zeros(0, 4), torch.zeros(3, 4), torch.zeros(0, dtype=torch.long))
     assert logp.shape == entropy.shape == (0,)
+
+
+def test_token_log_probs_under_autocast_are_those_of_a_bf16_head_in_both_passes():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 16, generator=generator, requires_grad=True)
+    head = torch.randn(40, 16, generator=generator, requires_grad=True)
+    ids = torch.tensor([3, 7, 39])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp, _ = token_logprobs(hidden, head, ids)
+        assert logp.dtype == torch.float32
+        logits = (hidden @ head.t()).float()
+    expected = logits.log_softmax(-1)[torch.arange(3), ids]
+    torch.testing.assert_close(logp, expected)
+    got = torch.autograd.grad(logp.sum(), (hidden, head))
+    for a, b in zip(got, torch.autograd.grad(expected.sum(), (hidden, head)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.03, atol=0.03)

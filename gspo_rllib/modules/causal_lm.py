@@ -5,21 +5,18 @@ It scores sampled tokens and never returns logits: the head runs on the position
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
-from gspo_rllib.model_folder import load_model_config, load_tokenizer
+from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
 from gspo_rllib.modules.attention import PACKED, supports_packing
 from gspo_rllib.ops import token_logprobs
 
@@ -93,7 +90,7 @@ class CausalLMModule(TorchRLModule):
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
         try:
-            with _no_progress_bars():
+            with quiet_transformers():
                 model = AutoModelForCausalLM.from_pretrained(
                     path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code
                 )
@@ -181,7 +178,7 @@ class CausalLMModule(TorchRLModule):
         saved = super().save_to_path(
             path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
         )
-        with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             _copy_files(folder, saved, filesystem)
@@ -195,25 +192,13 @@ class CausalLMModule(TorchRLModule):
         Raises:
             ModelError: The folder holds another architecture.
         """
-        with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
             _copy_files(str(path), folder, None, source_filesystem=filesystem)
             model = type(self.model).from_pretrained(folder, dtype=torch.float32)
         try:
             self.model.load_state_dict(model.state_dict())
         except RuntimeError as error:
             raise ModelError(f"{path} holds other weights than this policy: {str(error)[:400]}") from error
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing over the training's own progress line."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
 
 
 def _head_is_transformed(config: Any) -> bool:

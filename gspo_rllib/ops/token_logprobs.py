@@ -41,7 +41,12 @@ def token_logprobs(
         # A bias is one more input that is always 1.
         hidden_LD = torch.cat([hidden_LD, hidden_LD.new_ones(hidden_LD.shape[0], 1)], dim=1)
         head_VD = torch.cat([head_VD, bias_V.unsqueeze(1)], dim=1)
-    logp_L, entropy_L = _TokenLogprobs.apply(hidden_LD, head_VD, token_ids_L, temperature)
+    device_type = hidden_LD.device.type
+    if torch.is_autocast_enabled(device_type):
+        hidden_LD = hidden_LD.to(torch.get_autocast_dtype(device_type))
+    # Autocast is off in the backward pass; the logits computed again there must be the ones of the forward pass.
+    with torch.autocast(device_type, enabled=False):
+        logp_L, entropy_L = _TokenLogprobs.apply(hidden_LD, head_VD, token_ids_L, temperature)
     return logp_L, entropy_L
 
 
@@ -57,7 +62,6 @@ def _logits(hidden: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda")
     def forward(
         ctx: Any, hidden_LD: Tensor, head_VD: Tensor, token_ids_L: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,6 @@ class _TokenLogprobs(torch.autograd.Function):
         return logp_L, entropy_L
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, grad_L: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_LD, head_VD, token_ids_L, normaliser_L = ctx.saved_tensors
         head = head_VD.to(hidden_LD.dtype)

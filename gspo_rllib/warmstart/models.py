@@ -10,12 +10,12 @@ rendering a conversation piece by piece gives the same ids as rendering it whole
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gspo_rllib.errors import SettingError, did_you_mean
+from gspo_rllib.model_folder import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -149,20 +149,6 @@ def check_sizes(sizes: Mapping[str, Any]) -> None:
     for name in sizes:
         if name not in known:
             raise SettingError(f"sizes: {name!r} is not a size of a model. {did_you_mean(name, known)}")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the progress bars that loading and saving print, whatever the model's size."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:

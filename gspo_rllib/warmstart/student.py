@@ -15,8 +15,9 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.env_factory import check_language_env_spec
 from gspo_rllib.errors import EnvError
+from gspo_rllib.model_folder import quiet_transformers
 from gspo_rllib.warmstart.demonstrations import Demonstration, demonstrate, has_expert, render, tokenizer_texts
-from gspo_rllib.warmstart.models import Architecture, build_model, quiet_transformers, train_tokenizer
+from gspo_rllib.warmstart.models import Architecture, build_model, train_tokenizer
 from gspo_rllib.warmstart.success import PlayReport, play_tasks
 
 _TOKENIZER_TASKS = 200
