@@ -48,6 +48,7 @@ def _refused(config, error, *parts):
         ({"num_minibatches": 8}, ["num_minibatches is 8", "4 groups_per_iteration"]),
         ({"num_epochs": 1.5}, ["training.num_epochs", "int"]),
         ({"grad_clip": 0.0}, ["training.grad_clip", "> 0"]),
+        ({"adam_betas": [0.9, 1.0]}, ["adam_betas", "two numbers"]),
         ({"minibatch_size": 32}, ["minibatch_size", "num_minibatches"]),
     ],
 )

@@ -175,6 +175,20 @@ def test_a_demonstration_marks_exactly_the_replies(tiny_dense) -> None:
     assert shown.token_ids.tolist() == rendered[: len(shown.token_ids)]
 
 
+def test_mistakes_are_replies_that_are_right_elsewhere_at_the_rate_asked_for() -> None:
+    env = make_calculator()
+    assert demonstrate(env, 3, mistake_rate=0.0, wrong_replies=["answer 1"]) == demonstrate(env, 3)
+    always = demonstrate(env, 3, mistake_rate=1.0, wrong_replies=["1+1"])
+    assert set(always.replies) == {"1+1"}
+    assert always.mistakes == len(always.replies) == env.unwrapped.max_turns
+    sometimes = [demonstrate(env, seed, mistake_rate=0.2, wrong_replies=["answer 100"]) for seed in range(400)]
+    replies = [reply for transcript in sometimes for reply in transcript.replies]
+    assert sum(transcript.mistakes for transcript in sometimes) == replies.count("answer 100")
+    assert 0.16 < replies.count("answer 100") / len(replies) < 0.24
+    solved = [transcript for transcript in sometimes if transcript.replies[-1] != "answer 100"]
+    assert len(solved) > 350, "after a mistake that costs only a turn the expert still solves the task"
+
+
 def test_play_reports_what_the_policy_did(tiny_dense) -> None:
     env = make_calculator()
     renderer = ChatRenderer(load_tokenizer(tiny_dense), env.unwrapped.chat)

@@ -39,12 +39,19 @@ def _check_training(config: GSPOConfig) -> None:
             "each other, so one alone has none; try 8."
         )
     settings = config.settings(TrainingSettings)
-    for name in ("minibatch_size", "train_batch_size_per_learner"):
-        if getattr(config, f"_{name}" if name.startswith("train") else name, None) not in (None, 128):
+    unused = {
+        "minibatch_size": config.minibatch_size,
+        "train_batch_size_per_learner": config._train_batch_size_per_learner,
+    }
+    for name, value in unused.items():
+        if value is not None:
             raise SettingError(
                 f"training.{name} has no effect here: an iteration trains on groups_per_iteration x group_size "
                 "trajectories, split into num_minibatches optimiser steps. Set those three instead."
             )
+    betas = settings.adam_betas
+    if len(betas) != 2 or not all(isinstance(beta, (int, float)) and 0.0 <= beta < 1.0 for beta in betas):
+        raise SettingError(f"training.adam_betas is {betas!r}; allowed: two numbers, each >= 0 and < 1")
     if settings.num_minibatches > settings.groups_per_iteration:
         raise SettingError(
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
