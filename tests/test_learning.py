@@ -9,7 +9,7 @@ from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.warmstart import warmstart
 
 ENV = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
-TARGET = 0.9
+TARGET = 0.85
 ITERATIONS = 30
 
 

@@ -18,7 +18,7 @@ from gspo_rllib.errors import SettingError
 
 MINIMAL = """\
 environment: {env: "gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config: {operations: 3}}
-rl_module: {model_config: {path: models/seed}}
+rl_module: {model_config: {path: models/mine}}
 training:
   lr: 1e-6
 run: {iterations: 2}
@@ -54,7 +54,7 @@ def test_a_section_is_the_builder_call_of_its_name(run_file: Path) -> None:
     built = (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config={"operations": 3})
-        .rl_module(model_config={"path": "models/seed"})
+        .rl_module(model_config={"path": "models/mine"})
         .training(lr=1e-6)
     )
     assert vars(loaded) == vars(built)
@@ -193,7 +193,7 @@ def test_overrides_reach_into_mappings_and_the_last_one_wins(run_file: Path) -> 
     assert run.config.env_config == {"operations": 8}
     assert run.config.lr == 2e-5
     assert run.config.num_learners == 2
-    assert run.config.model_config["path"] == "models/seed"
+    assert run.config.model_config["path"] == "models/mine"
     assert run.config.model_config["activation_checkpointing"] is True
     assert run.settings == RunSettings(iterations=2, minutes=1.5)
 
