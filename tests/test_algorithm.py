@@ -192,7 +192,7 @@ def test_two_runners_and_two_learners_train_like_one_process(tiny_dense, ray_loc
 def test_two_vllm_runners_and_two_learners_train(tiny_tied, ray_local):
     algo = _config(tiny_tied, engine="vllm", num_env_runners=2, num_learners=2).build_algo()
     try:
-        for _ in range(3):
+        for _ in range(2):
             result = algo.train()
             _assert_on_policy(result)
             assert result["env_runners"]["num_episodes"] == 16
