@@ -170,10 +170,10 @@ def test_evaluation_shares_the_engine_and_repeats_its_tasks(tiny_dense, ray_loca
     assert not registry._held
 
 
-def test_two_runners_and_two_learners_train_like_one_process(tiny_dense, ray_local):
+def test_two_vllm_runners_and_two_learners_train_like_one_process(tiny_tied, ray_local):
     results = {}
     for num_env_runners, num_learners in ((0, 0), (2, 2)):
-        config = _config(tiny_dense, num_env_runners=num_env_runners, num_learners=num_learners)
+        config = _config(tiny_tied, engine="vllm", num_env_runners=num_env_runners, num_learners=num_learners)
         algo = config.build_algo()
         try:
             results[num_env_runners] = [algo.train() for _ in range(2)]
@@ -187,18 +187,6 @@ def test_two_runners_and_two_learners_train_like_one_process(tiny_dense, ray_loc
             one["env_runners"]["episode_return_mean"], rel=1e-6
         )
         assert _learner_results(many)["grad_norm"] == pytest.approx(_learner_results(one)["grad_norm"], rel=1e-3)
-
-
-def test_two_vllm_runners_and_two_learners_train(tiny_tied, ray_local):
-    algo = _config(tiny_tied, engine="vllm", num_env_runners=2, num_learners=2).build_algo()
-    try:
-        for _ in range(2):
-            result = algo.train()
-            _assert_on_policy(result)
-            assert result["env_runners"]["num_episodes"] == 16
-            assert _learner_results(result)["num_optimizer_steps"] == 2
-    finally:
-        algo.stop()
 
 
 def test_a_runner_that_died_unnoticed_never_samples_with_other_weights(tiny_dense, ray_local):
