@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gspo_rllib.engines.protocol import EngineSpec, GenerationRequest
-from gspo_rllib.errors import EngineError, ModelError, SettingError, did_you_mean
+from gspo_rllib.errors import EngineError, SettingError, did_you_mean
+from gspo_rllib.model_folder import load_model_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,19 +32,11 @@ def load_config(spec: EngineSpec) -> PretrainedConfig:
         SettingError: ``dtype``, ``max_model_len`` or ``max_num_seqs`` is illegal, or the context is longer than the
             model's.
     """
-    from transformers import AutoConfig
-
     if spec.dtype not in DTYPES:
         raise SettingError(f"engine dtype {spec.dtype!r} is not supported. {did_you_mean(spec.dtype, DTYPES)}")
     if spec.max_num_seqs < 1:
         raise SettingError(f"max_num_seqs is {spec.max_num_seqs}; it must be at least 1.")
-    try:
-        config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model path {spec.model!r}: no model configuration could be loaded ({str(error)[:300]}). It must be a "
-            "local Hugging Face folder or a hub name."
-        ) from error
+    config = load_model_config(spec.model, trust_remote_code=spec.trust_remote_code)
     text_config = config.get_text_config()
     longest = getattr(text_config, "max_position_embeddings", None)
     if spec.max_model_len < 2 or (longest is not None and spec.max_model_len > longest):
