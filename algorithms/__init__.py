@@ -8,9 +8,37 @@ if __name__ == "algorithms":
 
 from ray.tune.registry import register_trainable
 
+from gspo_rllib.algorithms.cispo.cispo import CISPO, CISPOConfig
+from gspo_rllib.algorithms.dapo.dapo import DAPO, DAPOConfig
+from gspo_rllib.algorithms.dr_grpo.dr_grpo import DrGRPO, DrGRPOConfig
+from gspo_rllib.algorithms.grpo.grpo import GRPO, GRPOConfig
 from gspo_rllib.algorithms.gspo.config import GSPOConfig
 from gspo_rllib.algorithms.gspo.gspo import GSPO
+from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO, LanguagePPOConfig
+from gspo_rllib.algorithms.rloo.rloo import RLOO, RLOOConfig
 
-register_trainable("GSPO", GSPO)
+ALGORITHMS: dict[str, type[GSPO]] = {
+    algorithm.__name__: algorithm for algorithm in (GSPO, GRPO, DAPO, DrGRPO, RLOO, CISPO, LanguagePPO)
+}
+"""Every algorithm by the name that Tune and ``run.algorithm`` in a YAML config know it by."""
 
-__all__ = ["GSPO", "GSPOConfig"]
+for _name, _algorithm in ALGORITHMS.items():
+    register_trainable(_name, _algorithm)
+
+__all__ = [
+    "ALGORITHMS",
+    "CISPO",
+    "DAPO",
+    "GRPO",
+    "GSPO",
+    "RLOO",
+    "CISPOConfig",
+    "DAPOConfig",
+    "DrGRPO",
+    "DrGRPOConfig",
+    "GRPOConfig",
+    "GSPOConfig",
+    "LanguagePPO",
+    "LanguagePPOConfig",
+    "RLOOConfig",
+]

@@ -46,6 +46,7 @@ class RunSettings:
     """The ``run:`` section: when ``gspo-rllib train`` stops, and what it saves. The first limit reached stops it.
 
     Attributes:
+        algorithm: What trains, by its registered name; its config has the builders that the sections call.
         name: Leading part of the results folder's name; None: the config's file name.
         storage: Folder that results are written under.
         iterations: Stop after this many; None: no limit.
@@ -54,6 +55,7 @@ class RunSettings:
         checkpoint_every: Iterations between checkpoints; one is always written at the end. None: only that one.
     """
 
+    algorithm: str = "GSPO"
     name: str | None = None
     storage: str = "results"
     iterations: int | None = None
@@ -71,7 +73,7 @@ class RunSettings:
             if value is not None and not (type(value) in (int, float) and 0 < value <= most):
                 allowed = "a number > 0" if most > 1 else "a share in (0, 1]"
                 raise SettingError(f"run.{key}: expected {allowed}, got {value!r}.")
-        for key in ("name", "storage"):
+        for key in ("algorithm", "name", "storage"):
             value = getattr(self, key)
             if value is not None and not (isinstance(value, str) and value.strip()):
                 raise SettingError(f"run.{key}: expected text, got {value!r}.")
@@ -137,7 +139,11 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
         if key not in known:
             raise SettingError(f"{path.name}: run.{key}: no such setting. {did_you_mean(key, known)}")
     settings = RunSettings(**run_section)
-    config = build_config({name: section for name, section in sections.items() if name != "run"}, source=path.name)
+    config = build_config(
+        {name: section for name, section in sections.items() if name != "run"},
+        algorithm=settings.algorithm,
+        source=path.name,
+    )
     return Run(settings.name or path.stem, config, settings, sections)
 
 
@@ -203,19 +209,25 @@ def apply_override(sections: Sections, override: str) -> None:
     place[keys[-1]] = value
 
 
-def build_config(sections: Mapping[str, Mapping[str, Any]], *, source: str) -> GSPOConfig:
+def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = "GSPO", source: str) -> GSPOConfig:
     """Makes one builder call per section.
 
     Args:
         sections: Section name to keyword arguments.
+        algorithm: Whose config; a name in ``gspo_rllib.algorithms.ALGORITHMS``.
         source: What messages call the file.
 
     Raises:
-        SettingError: A key is not an argument of its builder, or the builder refuses a value.
+        SettingError: The algorithm is unknown, a key is not an argument of its builder, or the builder refuses a value.
     """
-    from gspo_rllib.algorithms import GSPOConfig
+    from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
 
-    config = GSPOConfig()
+    if algorithm not in ALGORITHMS:
+        raise SettingError(
+            f"{source}: run.algorithm is {algorithm!r}; allowed: {', '.join(ALGORITHMS)}. "
+            f"{did_you_mean(algorithm, ALGORITHMS)}"
+        )
+    config = ALGORITHMS[algorithm].get_default_config()
     for name, arguments in sections.items():
         builder = getattr(config, name)
         check_arguments(name, arguments, inspect.signature(builder), source=source)

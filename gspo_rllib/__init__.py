@@ -3,7 +3,7 @@
     from gspo_rllib import GSPOConfig
 
 Importing this package loads neither ray, torch, transformers nor vllm: each public name is imported when it is first
-used. Using ``GSPO`` or ``GSPOConfig`` also registers ``"GSPO"`` with Ray Tune.
+used. Using any algorithm or its config also registers all of them with Ray Tune.
 """
 
 from __future__ import annotations
@@ -12,8 +12,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gspo_rllib.algorithms import CISPO as CISPO
+    from gspo_rllib.algorithms import DAPO as DAPO
+    from gspo_rllib.algorithms import GRPO as GRPO
     from gspo_rllib.algorithms import GSPO as GSPO
+    from gspo_rllib.algorithms import RLOO as RLOO
+    from gspo_rllib.algorithms import CISPOConfig as CISPOConfig
+    from gspo_rllib.algorithms import DAPOConfig as DAPOConfig
+    from gspo_rllib.algorithms import DrGRPO as DrGRPO
+    from gspo_rllib.algorithms import DrGRPOConfig as DrGRPOConfig
+    from gspo_rllib.algorithms import GRPOConfig as GRPOConfig
     from gspo_rllib.algorithms import GSPOConfig as GSPOConfig
+    from gspo_rllib.algorithms import LanguagePPO as LanguagePPO
+    from gspo_rllib.algorithms import LanguagePPOConfig as LanguagePPOConfig
+    from gspo_rllib.algorithms import RLOOConfig as RLOOConfig
     from gspo_rllib.configs import load_config as load_config
     from gspo_rllib.errors import GSPOError as GSPOError
     from gspo_rllib.types import ChatSpec as ChatSpec
@@ -24,15 +36,48 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ChatSpec": "gspo_rllib.types",
-    "GSPO": "gspo_rllib.algorithms",
-    "GSPOConfig": "gspo_rllib.algorithms",
     "GSPOError": "gspo_rllib.errors",
     "TrajectoryGroup": "gspo_rllib.types",
     "Turn": "gspo_rllib.types",
     "load_config": "gspo_rllib.configs",
+    "CISPO": "gspo_rllib.algorithms",
+    "CISPOConfig": "gspo_rllib.algorithms",
+    "DAPO": "gspo_rllib.algorithms",
+    "DAPOConfig": "gspo_rllib.algorithms",
+    "DrGRPO": "gspo_rllib.algorithms",
+    "DrGRPOConfig": "gspo_rllib.algorithms",
+    "GRPO": "gspo_rllib.algorithms",
+    "GRPOConfig": "gspo_rllib.algorithms",
+    "GSPO": "gspo_rllib.algorithms",
+    "GSPOConfig": "gspo_rllib.algorithms",
+    "LanguagePPO": "gspo_rllib.algorithms",
+    "LanguagePPOConfig": "gspo_rllib.algorithms",
+    "RLOO": "gspo_rllib.algorithms",
+    "RLOOConfig": "gspo_rllib.algorithms",
 }
 
-__all__ = ["GSPO", "ChatSpec", "GSPOConfig", "GSPOError", "TrajectoryGroup", "Turn", "__version__", "load_config"]
+__all__ = [
+    "CISPO",
+    "DAPO",
+    "GRPO",
+    "GSPO",
+    "RLOO",
+    "CISPOConfig",
+    "ChatSpec",
+    "DAPOConfig",
+    "DrGRPO",
+    "DrGRPOConfig",
+    "GRPOConfig",
+    "GSPOConfig",
+    "GSPOError",
+    "LanguagePPO",
+    "LanguagePPOConfig",
+    "RLOOConfig",
+    "TrajectoryGroup",
+    "Turn",
+    "__version__",
+    "load_config",
+]
 
 
 def __getattr__(name: str) -> Any:

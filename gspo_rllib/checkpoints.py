@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 from gspo_rllib.errors import CheckpointError
@@ -18,6 +19,8 @@ MANIFEST = "gspo_manifest.json"
 FORMAT = 1
 POLICY = pathlib.PurePosixPath("learner_group/learner/rl_module/default_policy")
 """Where in a checkpoint the policy's Hugging Face folder is."""
+REFERENCE = "reference"
+"""Where in a checkpoint the frozen reference policy's Hugging Face folder is, if the run has one."""
 
 
 def policy_folder(checkpoint: str | pathlib.Path) -> pathlib.Path:
@@ -50,6 +53,19 @@ def write_manifest(checkpoint: str | pathlib.Path) -> None:
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(json.dumps({"format": FORMAT, "algorithm": "GSPO", "files": files}, indent=1))
     temporary.replace(folder / MANIFEST)
+
+
+def write_reference(checkpoint: str | pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Puts the reference policy into a checkpoint, before its manifest is written.
+
+    Args:
+        checkpoint: The folder.
+        files: The files of a Hugging Face folder.
+    """
+    folder = pathlib.Path(checkpoint) / REFERENCE
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def verify(checkpoint: Any) -> pathlib.Path:
@@ -96,7 +112,7 @@ def verify(checkpoint: Any) -> pathlib.Path:
 
 
 def self_contained_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The config a checkpoint was trained with, its model path replaced by the policy inside the checkpoint.
+    """The config a checkpoint was trained with, its model paths replaced by those inside the checkpoint.
 
     Args:
         folder: A verified checkpoint. Its RLlib part is pickled, so it must be trusted.
@@ -105,6 +121,8 @@ def self_contained_config(folder: pathlib.Path) -> dict[str, Any]:
         state: dict[str, Any] = pickle.load(file)["ctor_args_and_kwargs"][0][0]
     state = dict(state)
     state["_model_config"] = {**state["_model_config"], "path": str(folder / POLICY)}
+    if (folder / REFERENCE).is_dir():
+        state["reference_path"] = str(folder / REFERENCE)
     return state
 
 

@@ -39,7 +39,13 @@ TURN_INDEX = "turn_index"
 """int64 [L]: turn of the trajectory, counting from 0."""
 
 ADVANTAGES = "advantages"
-"""float32 [B]: one advantage per trajectory."""
+"""float32 [L]: advantage of each sampled token; equal within a trajectory or turn where credit goes to those."""
+
+VALUE_TARGETS = "value_targets"
+"""float32 [L]: what the critic is to predict before each sampled token; absent without a critic."""
+
+REFERENCE_LOGP = "reference_logp"
+"""float32 [L]: log-probability (nats) of each sampled id under the frozen reference policy; absent without one."""
 
 BEHAVIOR_VERSION = "behavior_version"
 """int64 [B]: oldest weights version any turn of the trajectory was sampled with."""
@@ -51,7 +57,13 @@ LOGP = "logp"
 """float32 [L], output of the module: log-probability of each sampled id under the policy being trained."""
 
 ENTROPY = "entropy"
-"""float32 [L], output of the module, detached: entropy (nats) of each sampled token's distribution."""
+"""float32 [L], output of the module: entropy (nats) of each sampled token's distribution."""
+
+VALUES = "values"
+"""float32 [L], output of a module with a critic: value of the state in which each sampled id was chosen."""
+
+PLAN = "plan"
+"""``MinibatchPlan``: how many trajectories, turns and tokens the whole optimiser step trains on, over all ranks."""
 
 EMPTY = "empty"
 """True in a micro-batch that stands in for none; its single token carries no loss and counts in no statistic."""

@@ -59,6 +59,9 @@ NUM_TRAJECTORY_RETRIES = "num_trajectory_retries"
 NUM_GROUPS_REPLACED = "num_groups_replaced"
 """Groups discarded and started again with another task."""
 
+NUM_GROUPS_RAGGED = "num_groups_ragged"
+"""Complete groups that lack a member whose retries were spent; only with ``ragged_groups``."""
+
 NUM_GROUPS_GIVEN_UP = "num_groups_given_up"
 """Groups that were asked for and could not be completed."""
 
@@ -67,3 +70,22 @@ NUM_GROUPS_MIXED_TASKS = "num_groups_mixed_tasks"
 
 NUM_VERSION_REFUSALS = "num_version_refusals"
 """Calls of ``sample`` that returned nothing because the engine did not hold the weights version asked for."""
+
+NUM_GROUPS_ZERO_VARIANCE = "num_groups_zero_variance"
+"""Groups in which all trajectories did equally well, so that comparing them teaches nothing; training only."""
+
+NUM_GROUPS_DROPPED = "num_groups_dropped"
+"""Complete groups left out of the update: those of zero variance, unless they are kept, and those of which truncation
+left no trajectory; training only."""
+
+NUM_GROUPS_RESAMPLED = "num_groups_resampled"
+"""Extra groups asked for in place of those that were dropped or given up; training only."""
+
+NUM_TRAJECTORIES_TRUNCATED_MASKED = "num_trajectories_truncated_masked"
+"""Truncated trajectories taken out of their groups before the update; training only."""
+
+NUM_TRAJECTORIES_TRUNCATED_FAILED = "num_trajectories_truncated_failed"
+"""Truncated trajectories trained as failures, whatever the environment rewarded them with; training only."""
+
+GROUP_SELECTION = "group_selection"
+"""Top-level key of a training result: the counts above that say ``training only``."""

@@ -13,7 +13,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gspo_rllib.errors import SettingError, did_you_mean
@@ -58,10 +58,15 @@ def knob(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_Settings = TypeVar("_Settings", bound="Settings")
+
+
 class Settings:
     """Base of a settings dataclass: checks every field against its knob when it is made."""
 
     SECTION: typing.ClassVar[str]
+    REFUSED: typing.ClassVar[Mapping[str, str]] = {}
+    """Settings a user may look for that do not exist, and why."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -129,6 +134,8 @@ def takes(settings: type[Settings]) -> Callable[[_Method], _Method]:
         @functools.wraps(method)
         def builder(self: Any, **kwargs: Any) -> Any:
             for name in kwargs:
+                if name in settings.REFUSED:
+                    raise SettingError(f"{method.__name__}.{name} is refused: {settings.REFUSED[name]}")
                 if name not in fields and name not in inherited:
                     raise SettingError(
                         f"{method.__name__}.{name} is unknown. {did_you_mean(name, [*fields, *inherited])}"
@@ -149,6 +156,33 @@ def takes(settings: type[Settings]) -> Callable[[_Method], _Method]:
         return typing.cast(_Method, builder)
 
     return decorate
+
+
+def with_defaults(settings: type[_Settings], name: str, changes: Mapping[str, tuple[Any, str]]) -> type[_Settings]:
+    """The same knobs with other defaults.
+
+    Args:
+        settings: The settings to start from.
+        name: Of the new class.
+        changes: Knob to ``(default, source)``.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class Training(Settings):
+        ...     SECTION = "training"
+        ...     clip_low: float = knob(3e-4, "Lower clip range.", low=0.0, source="GSPO")
+        >>> with_defaults(Training, "Wide", {"clip_low": (0.2, "GRPO")})().clip_low
+        0.2
+    """
+    old = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(settings)
+    fields = {
+        knob_name: dataclasses.field(default=default, metadata={**old[knob_name].metadata, "source": source})
+        for knob_name, (default, source) in changes.items()
+    }
+    namespace = {"__annotations__": {n: hints[n] for n in fields}, "__module__": settings.__module__, **fields}
+    new = type(name, (settings,), namespace)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(new)
 
 
 def _inherited_parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -30,6 +30,12 @@ GROUP = "group"
 TRUNCATED_BY = "truncated_by"
 """Key in an episode's ``custom_data``: a ``TruncatedBy``, or absent when the trajectory ended by itself."""
 
+TURN_REWARDS = "turn_rewards"
+"""Key in an episode's ``custom_data``: rewards to learn from instead of the environment's; see ``turn_rewards``."""
+
+REWARD_PARTS = "reward_parts"
+"""Key in an environment's ``info``: ``{name: float}``, what this turn's reward is made of, if of several parts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -105,6 +111,12 @@ def turns(episode: SingleAgentEpisode) -> Iterator[Turn]:
     return iter(episode.get_extra_model_outputs(TURN))
 
 
+def turn_rewards(episode: SingleAgentEpisode) -> np.ndarray:
+    """float64 [N], the reward to learn from in every turn: the environment's, unless something has replaced them."""
+    replaced = episode.custom_data.get(TURN_REWARDS)
+    return np.asarray(episode.get_rewards() if replaced is None else replaced, dtype=np.float64)
+
+
 def trajectory_num_tokens(episode: SingleAgentEpisode) -> int:
     """Tokens of one trajectory, prompts included."""
     return sum(len(t.prompt_token_ids) + len(t.action_token_ids) for t in turns(episode))
@@ -134,23 +146,35 @@ class TokenTrajectory:
 
     Attributes:
         group_id: The group it belongs to.
+        index: Its position in the group.
         segments: The contiguous contexts it consists of, int32 [T_s] each; one, unless its history was edited.
         loss_masks: bool [T_s] per segment, True on sampled tokens; never True on a segment's first token.
         turn_index: int32 [L], turn of each sampled token, over all segments in order.
         behavior_logp: float32 [L], log-probability (nats) the engine sampled each one with.
         behavior_version: Oldest weights version among its turns.
-        advantage: One number for the whole trajectory.
-        num_turns: How many turns it has.
+        turn_rewards: float64 [N], reward of each turn.
+        advantages: float32 [L], advantage of each sampled token; equal within a trajectory or a turn where credit is
+            given to those.
+        value_targets: float32 [L], what a critic is to predict; None without one.
+        reference_logp: float32 [L], log-probability (nats) under a frozen reference policy; None without one.
     """
 
     group_id: str
+    index: int
     segments: tuple[np.ndarray, ...]
     loss_masks: tuple[np.ndarray, ...]
     turn_index: np.ndarray
     behavior_logp: np.ndarray
     behavior_version: int
-    advantage: float
-    num_turns: int
+    turn_rewards: np.ndarray
+    advantages: np.ndarray
+    value_targets: np.ndarray | None = None
+    reference_logp: np.ndarray | None = None
+
+    @property
+    def num_turns(self) -> int:
+        """Its turns."""
+        return len(self.turn_rewards)
 
     @property
     def num_tokens(self) -> int:

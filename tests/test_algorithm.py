@@ -236,7 +236,8 @@ def test_with_an_engine_in_bf16_the_first_ratio_is_still_one(tiny_dense, ray_loc
 def test_tune_runs_a_sweep_by_name_and_its_best_checkpoint_restores(tiny_dense, tmp_path, ray_local):
     from ray import tune
 
-    config = _config(tiny_dense).training(lr=tune.grid_search([1e-4, 1e-3]))
+    levels = ["sequence", "turn", "token"]
+    config = _config(tiny_dense).training(importance_sampling_level=tune.grid_search(levels))
     tuner = tune.Tuner(
         "GSPO",
         param_space=config,
@@ -249,7 +250,7 @@ def test_tune_runs_a_sweep_by_name_and_its_best_checkpoint_restores(tiny_dense, 
     )
     results = tuner.fit()
     assert not results.errors
-    assert sorted(r.config["lr"] for r in results) == [1e-4, 1e-3]
+    assert sorted(r.config["importance_sampling_level"] for r in results) == sorted(levels)
     best = results.get_best_result("env_runners/episode_return_mean", mode="max")
     assert json.loads((pathlib.Path(best.path) / "result.json").read_text().splitlines()[-1])["training_iteration"] == 2
     algo = GSPO.from_checkpoint(best.checkpoint)

@@ -38,6 +38,7 @@ def runner_config(model: str, env: Any = faulty_envs.EchoEnv, **changes: Any) ->
         "max_model_len": 256,
         "step_timeout_s": 20.0,
         "trajectory_retries": 1,
+        "ragged_groups": False,
         "group_size": 2,
         "seed": 0,
         "in_evaluation": False,

@@ -91,6 +91,7 @@ def play(engine: RecordingEngine, renderer: ChatRenderer, tiny_dense: str) -> It
         blocking: bool = False,
         timeout: float = 20.0,
         retries: int = 1,
+        ragged: bool = False,
         observer: Any = None,
         **settings: Any,
     ) -> tuple[list[SingleAgentEpisode], RolloutStats]:
@@ -103,6 +104,7 @@ def play(engine: RecordingEngine, renderer: ChatRenderer, tiny_dense: str) -> It
             run_seed=0,
             role="train",
             trajectory_retries=retries,
+            ragged_groups=ragged,
         )
         options = RolloutSettings(**({"run_seed": 0, "temperature": 1.0, "max_tokens_per_turn": 6} | settings))
         return Rollout(engine, pool, renderer_for, options, observer).run(scheduler)
@@ -318,6 +320,45 @@ def test_failures_do_not_make_results_depend_on_concurrency(play: Callable) -> N
         return token_ids(play(lambda: faulty_envs.FailingEnv("raise_step", every=2), groups=4, slots=slots)[0])
 
     assert results(1) == results(7)
+
+
+def test_a_ragged_group_is_yielded_without_the_member_that_failed(play: Callable) -> None:
+    faulty_envs.FailingEnv.failures.clear()
+    # One trajectory at a time: both attempts of the first member fail, then the environment recovers.
+    episodes, stats = play(
+        lambda: faulty_envs.FailingEnv("raise_step", times=2), groups=1, group_size=4, slots=1, ragged=True
+    )
+    assert [e.custom_data[GROUP].index for e in episodes] == [1, 2, 3]
+    assert len({e.get_observations(0) for e in episodes}) == 1
+    assert (stats.num_groups, stats.num_ragged, stats.num_retries, stats.num_replaced) == (1, 1, 1, 0)
+    assert stats.failures["raised"] == 2
+
+
+def test_a_ragged_group_whose_task_always_fails_is_replaced(play: Callable) -> None:
+    episodes, stats = play(lambda: faulty_envs.FailingEnv("nan_reward", every=2), groups=4, slots=5, ragged=True)
+    assert [len(group.episodes) for group in group_episodes(episodes)] == [3] * 4
+    assert all(int(e.get_observations(0).split()[1]) % 2 for e in episodes)
+    assert stats.num_replaced > 0
+    assert stats.num_ragged == 0
+
+
+def test_ragged_groups_do_not_depend_on_concurrency(play: Callable) -> None:
+    class Picky(faulty_envs.EchoEnv):
+        """Breaks on one action in three, so that which members are lost follows from what was sampled."""
+
+        def step(self, action: str) -> Any:
+            if sum(map(ord, action)) % 3 == 0:
+                raise ValueError("not this action")
+            return super().step(action)
+
+    def results(slots: int) -> tuple[list[tuple[str, int]], list[list[list[int]]], int]:
+        episodes, stats = play(lambda: Picky(turns=2), groups=4, group_size=4, slots=slots, ragged=True)
+        members = [(e.custom_data[GROUP].group_id, e.custom_data[GROUP].index) for e in episodes]
+        return members, token_ids(episodes), stats.num_ragged
+
+    one = results(1)
+    assert one[-1] > 0, "no group became ragged: this shows nothing"
+    assert one == results(7)
 
 
 def test_an_environment_that_always_fails_yields_nothing_and_the_reasons(play: Callable) -> None:

@@ -122,6 +122,72 @@ def test_when_nothing_ever_finishes_the_remaining_groups_are_not_tried() -> None
     assert groups.is_settled
 
 
+def test_a_ragged_group_goes_on_without_its_lost_member_and_keeps_the_indices() -> None:
+    groups = scheduler(["a"], ragged_groups=True)
+    handed = [groups.next_assignment() for _ in range(3)]
+    first, second, third = (a for a in handed if a is not None)
+    groups.finish(third, third)
+    assert groups.fail(second) == []
+    again = groups.next_assignment()
+    assert again == Assignment("a", 1, 1, 0, first.task_seed), "a member is retried before it is lost"
+    assert groups.fail(again) == []
+    assert (groups.complete_groups(), groups.num_ragged) == ([], 0), "a member is still running"
+    groups.finish(first, first)
+    assert groups.complete_groups() == [("a", [first, third])]
+    assert groups.is_settled
+    assert (groups.num_ragged, groups.num_replaced, groups.num_retries) == (1, 0, 1)
+
+
+def test_a_ragged_group_of_which_two_cannot_finish_is_replaced() -> None:
+    groups = scheduler(["a"], ragged_groups=True, trajectory_retries=0)
+    handed = [groups.next_assignment() for _ in range(3)]
+    first, second, third = (a for a in handed if a is not None)
+    assert groups.fail(first) == []
+    assert groups.fail(third) == [second]
+    played = drain(groups)
+    assert [(a.index, a.replacement) for a in played] == [(0, 1), (1, 1), (2, 1)]
+    assert groups.complete_groups() == [("a", played)]
+    assert (groups.num_ragged, groups.num_replaced) == (0, 1)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_no_group_gets_smaller_than_what_can_be_compared(group_size: int) -> None:
+    groups = scheduler(["a"], group_size=group_size, ragged_groups=True, trajectory_retries=0)
+    first = groups.next_assignment()
+    assert first is not None
+    groups.fail(first)
+    drain(groups)
+    [(_, members)] = groups.complete_groups()
+    assert [(a.index, a.replacement) for a in members] == [(index, 1) for index in range(group_size)]
+
+
+def test_a_task_that_cannot_be_played_replaces_a_ragged_group_too() -> None:
+    groups = scheduler(["a"], group_size=5, ragged_groups=True)
+    first, second = groups.next_assignment(), groups.next_assignment()
+    assert first is not None
+    assert groups.fail(first, retry=False) == [second]
+    drain(groups)
+    assert [len(members) for _, members in groups.complete_groups()] == [5]
+    assert (groups.num_ragged, groups.num_replaced) == (0, 1)
+
+
+def test_ragged_groups_that_never_finish_are_given_up() -> None:
+    groups = scheduler([str(n) for n in range(50)], ragged_groups=True)
+    failures = 0
+    while (assignment := groups.next_assignment()) is not None:
+        groups.fail(assignment)
+        failures += 1
+    # Per task two members fail for good, each after one retry; the third is then not even started.
+    assert failures == HOPELESS_GROUPS * (MAX_REPLACEMENTS + 1) * 2 * 2
+    assert len(groups.given_up) == 50
+    assert groups.complete_groups() == []
+    assert groups.is_settled
+
+
+def test_ragged_groups_that_never_fail_are_played_as_any_other() -> None:
+    assert drain(scheduler(["a", "b"], ragged_groups=True)) == drain(scheduler(["a", "b"]))
+
+
 def test_training_and_evaluation_and_runs_have_different_tasks() -> None:
     def task(**changes: object) -> int:
         assignment = scheduler(["a"], **changes).next_assignment()
@@ -159,14 +225,16 @@ def test_a_group_asked_for_twice_is_refused() -> None:
     slots=st.integers(1, 30),
     retries=st.integers(0, 2),
     fail_percent=st.integers(0, 60),
+    ragged=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
 def test_every_group_is_complete_or_given_up_in_any_order_of_events(
-    num_groups: int, group_size: int, slots: int, retries: int, fail_percent: int, order: random.Random
+    num_groups: int, group_size: int, slots: int, retries: int, fail_percent: int, ragged: bool, order: random.Random
 ) -> None:
     names = [str(n) for n in range(num_groups)]
-    groups = scheduler(names, group_size=group_size, trajectory_retries=retries)
+    groups = scheduler(names, group_size=group_size, trajectory_retries=retries, ragged_groups=ragged)
     running: list[Assignment] = []
+    lost: set[tuple[str, int, int]] = set()
     while True:
         while len(running) < slots and (assignment := groups.next_assignment()) is not None:
             assert assignment not in running
@@ -177,12 +245,17 @@ def test_every_group_is_complete_or_given_up_in_any_order_of_events(
         if order.randrange(100) < fail_percent:
             for cancelled in groups.fail(assignment, retry=order.random() < 0.9):
                 running.remove(cancelled)
+            if assignment.attempt == retries:
+                lost.add((assignment.group_id, assignment.replacement, assignment.index))
         else:
             groups.finish(assignment, assignment)
     assert groups.is_settled
     complete = dict(groups.complete_groups())
     assert sorted([*complete, *groups.given_up]) == names
     for name, members in complete.items():
-        assert [a.index for a in members] == list(range(group_size))
         assert {a.group_id for a in members} == {name}
-        assert len({(a.replacement, a.task_seed) for a in members}) == 1
+        [(replacement, _)] = {(a.replacement, a.task_seed) for a in members}
+        expected = [i for i in range(group_size) if not (ragged and (name, replacement, i) in lost)]
+        assert [a.index for a in members] == expected
+        assert len(members) >= min(2, group_size)
+    assert groups.num_ragged == sum(len(members) < group_size for members in complete.values())

@@ -47,6 +47,20 @@ def test_every_shipped_config_loads(name: str) -> None:
     assert shipped_configs()[name].read_text().startswith("# "), "its first line says what it is, for `gspo-rllib list`"
 
 
+def test_a_run_names_the_algorithm_whose_defaults_it_starts_from(run_file: Path) -> None:
+    from gspo_rllib.algorithms import ALGORITHMS
+
+    for name, algorithm in ALGORITHMS.items():
+        config = load_config(run_file, [f"run.algorithm={name}", "training.clip_high=0.3"])
+        expected = algorithm.get_default_config()
+        assert type(config) is type(expected)
+        assert config.algo_class is algorithm
+        assert config.clip_low == expected.clip_low
+        assert (config.clip_high, config.lr) == (0.3, 1e-6)
+    with pytest.raises(SettingError, match=r"run.algorithm is 'GRPOO'; allowed: GSPO, GRPO, .* Did you mean 'GRPO'"):
+        load_config(run_file, ["run.algorithm=GRPOO"])
+
+
 def test_a_section_is_the_builder_call_of_its_name(run_file: Path) -> None:
     from gspo_rllib import GSPOConfig
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -15,8 +16,18 @@ from ray.util.debug import log_once
 
 from gspo_rllib.algorithms.gspo import validation
 from gspo_rllib.algorithms.gspo.settings import GenerationSettings, TrainingSettings
-from gspo_rllib.connectors import EpisodesToTokens, GroupAdvantages
+from gspo_rllib.connectors import (
+    EpisodesToTokens,
+    GeneralAdvantageEstimation,
+    GroupAdvantages,
+    KLPenalty,
+    OverlongPenalty,
+    ReferenceLogProbs,
+    group_estimator,
+)
+from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+from gspo_rllib.learners.group_selection import GroupSelection
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.settings import Settings, default_of, takes
 
@@ -42,11 +53,20 @@ class GSPOConfig(AlgorithmConfig):
         (0.0003, 0.0004, 4)
     """
 
+    training_settings: ClassVar[type[TrainingSettings]] = TrainingSettings
+    """What ``training`` takes; a related algorithm has other defaults here."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The builder's signature and docstring show the algorithm's own defaults.
+        if "training_settings" in vars(cls):
+            cls.training = takes(cls.training_settings)(inspect.unwrap(GSPOConfig.training))  # type: ignore[method-assign]
+
     def __init__(self, algo_class: type | None = None) -> None:
         from gspo_rllib.algorithms.gspo.gspo import GSPO
 
         super().__init__(algo_class=algo_class or GSPO)
-        for settings in (TrainingSettings, GenerationSettings):
+        for settings in (self.training_settings, GenerationSettings):
             for field in dataclasses.fields(settings):
                 setattr(self, field.name, default_of(field))
         self.framework_str = "torch"
@@ -102,8 +122,8 @@ class GSPOConfig(AlgorithmConfig):
             EngineError: The chosen engine is not installed.
         """
         validation.validate(self)
-        # Spends RLlib's once-per-process notice about its new API stack, the only one this algorithm has.
-        log_once("GSPO_on_new_api_stack")
+        # Spends RLlib's once-per-process notice about its new API stack, the only one these algorithms have.
+        log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
@@ -123,9 +143,41 @@ class GSPOConfig(AlgorithmConfig):
         return not exact
 
     @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is trained."""
+        return self.advantage_estimator == "gae"
+
+    @property
+    def group_selection(self) -> GroupSelection:
+        """Which of the sampled groups and trajectories are trained on."""
+        return GroupSelection(
+            zero_variance_groups=self.zero_variance_groups,
+            zero_variance_metric=self.zero_variance_metric,
+            truncated_trajectories=self.truncated_trajectories,
+            truncated_return=self.truncated_return,
+        )
+
+    @property
+    def resampling_budget(self) -> int:
+        """Most extra groups an iteration samples."""
+        return self.max_resampled_groups if self.zero_variance_groups == "resample" else 0
+
+    @property
+    def penalises_in_loss(self) -> bool:
+        """Whether the divergence from the reference is part of the loss."""
+        return self.kl_coeff > 0.0 and self.kl_placement == "loss"
+
+    @property
+    def resolved_token_sum_length(self) -> int:
+        """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
+        if self.reduction != "token_sum":
+            return 1
+        return self.token_sum_length or resolve_max_model_len(self)
+
+    @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
         # RLlib's own entries describe its default networks and would be unknown keys here.
-        return {"temperature": self.temperature}
+        return {"temperature": self.temperature, "use_critic": self.uses_critic}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """A causal language model."""
@@ -143,9 +195,32 @@ class GSPOConfig(AlgorithmConfig):
         input_action_space: gym.Space | None,
         device: Any = None,
     ) -> LearnerConnectorPipeline:
-        """Whole groups of episodes -> advantages -> token trajectories."""
+        """Whole groups of episodes -> token trajectories -> shaped rewards -> advantages."""
         pipeline = super().build_learner_connector(input_observation_space, input_action_space, device)
         spaces = (input_observation_space, input_action_space)
-        pipeline.append(GroupAdvantages(*spaces))
+        max_tokens = self.max_tokens_per_micro_batch
         pipeline.append(EpisodesToTokens(*spaces))
+        if self.kl_coeff:
+            pipeline.append(ReferenceLogProbs(*spaces, model_config=self._reference_config, max_tokens=max_tokens))
+            if self.kl_placement == "reward":
+                pipeline.append(KLPenalty(*spaces, kl_coeff=self.kl_coeff, kl_estimator=self.kl_estimator))
+        if self.overlong_tokens is not None:
+            pipeline.append(OverlongPenalty(*spaces, max_tokens=self.overlong_tokens, buffer=self.overlong_buffer))
+        if self.uses_critic:
+            pipeline.append(
+                GeneralAdvantageEstimation(*spaces, gamma=self.gamma, lambda_=self.lambda_, max_tokens=max_tokens)
+            )
+        else:
+            estimator = group_estimator(
+                self.advantage_estimator,
+                gamma=self.gamma,
+                step_weight=self.step_advantage_weight,
+                part_weights=self.reward_part_weights,
+            )
+            pipeline.append(GroupAdvantages(*spaces, estimator=estimator))
         return pipeline
+
+    @property
+    def _reference_config(self) -> dict[str, Any]:
+        path = self.reference_path or self._model_config["path"]
+        return {**self._model_config, "path": path, "temperature": self.temperature}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -18,12 +21,19 @@ from ray.rllib.utils.metrics import (
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
+from ray.util import log_once
 
 from gspo_rllib import checkpoints
+from gspo_rllib.algorithms.gspo.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.gspo.config import GSPOConfig
 from gspo_rllib.env_runners.group_sampling import Weights, sample_groups
 from gspo_rllib.env_runners.groups import derive_seed
+from gspo_rllib.learners.group_selection import sample_until_informative
 from gspo_rllib.learners.training_data import GroupTrainingData
+from gspo_rllib.metrics import GROUP_SELECTION
+from gspo_rllib.types import TrajectoryGroup
+
+logger = logging.getLogger("gspo_rllib")
 
 NEXT_GROUP = "next_group"
 """Key in the checkpointed state: how many groups the run has drawn so far, which names the next ones."""
@@ -42,19 +52,32 @@ class GSPO(Algorithm):
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds runners and learners and puts the same weights everywhere."""
         self._next_group = 0
+        self._clip_monitor = ClipMonitor(config)
+        self._selection = config.group_selection
         super().setup(config)
         self._sync_weights()
 
     def training_step(self) -> None:
         """One iteration: sample groups, update on them in minibatches, sync the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
-            groups, env_runner_results = sample_groups(
-                self.env_runner_group,
-                self._draw_group_ids(),
-                weights_version=self._weights.version,
-                recover=self._recover_env_runners,
+            groups, env_runner_results, counts = sample_until_informative(
+                self._sample_groups,
+                self._selection.select,
+                wanted=self.config.groups_per_iteration,
+                budget=self.config.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
+            for name, count in counts.items():
+                self.metrics.log_value((GROUP_SELECTION, name), count, reduce="sum")
+        if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
+            logger.warning(
+                "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
+                'info["success"] and differ by shaped reward only; a policy trained on those learns the shaping, not '
+                "the task. Use zero_variance_metric='success'."
+            )
+        if not groups:
+            logger.warning("No group of this iteration has anything to learn from (%s): no update.", counts)
+            return
 
         with self._log_time(LEARNER_UPDATE_TIMER):
             learner_results = self.learner_group.update(
@@ -67,6 +90,7 @@ class GSPO(Algorithm):
                 num_epochs=self.config.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
+            self._warn_about_clipping()
 
         with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
             self._sync_weights()
@@ -97,6 +121,10 @@ class GSPO(Algorithm):
         if path is not None and "://" not in str(path):
             path = str(pathlib.Path(path).expanduser().absolute())
         saved: str = super().save_to_path(path, **kwargs)
+        if self.config.kl_coeff:
+            # Without it, a resumed run would measure the divergence from the policy it resumes with.
+            (files,) = self._first_learner(lambda learner: learner.reference_files())
+            checkpoints.write_reference(saved, files)
         checkpoints.write_manifest(saved)
         return saved
 
@@ -134,10 +162,24 @@ class GSPO(Algorithm):
         timer: AbstractContextManager[None] = self.metrics.log_time((TIMERS, phase), reduce="mean", window=1)
         return timer
 
-    def _draw_group_ids(self) -> list[str]:
+    def _sample_groups(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         first = self._next_group
-        self._next_group += self.config.groups_per_iteration
-        return [str(index) for index in range(first, self._next_group)]
+        self._next_group += count
+        return sample_groups(
+            self.env_runner_group,
+            [str(index) for index in range(first, self._next_group)],
+            weights_version=self._weights.version,
+            recover=self._recover_env_runners,
+        )
+
+    def _first_learner(self, function: Callable[[Any], Any]) -> list[Any]:
+        first = None if self.learner_group.is_local else self.learner_group._worker_manager.healthy_actor_ids()[:1]
+        return [result.get() for result in self.learner_group.foreach_learner(function, remote_actor_ids=first)]
+
+    def _warn_about_clipping(self) -> None:
+        measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
+        for warning in self._clip_monitor.check(measured):
+            logger.warning(warning)
 
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from gspo_rllib.algorithms.gspo.settings import GenerationSettings, TrainingSettings
+from gspo_rllib.algorithms.gspo.guards import cautions, refusals
+from gspo_rllib.algorithms.gspo.settings import GenerationSettings
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.env_factory import check_language_env_spec
@@ -33,12 +34,7 @@ def validate(config: GSPOConfig) -> None:
 
 
 def _check_training(config: GSPOConfig) -> None:
-    if config.group_size == 1:
-        raise SettingError(
-            "training.group_size is 1; allowed: int, >= 2. The advantage compares the trajectories of one task with "
-            "each other, so one alone has none; try 8."
-        )
-    settings = config.settings(TrainingSettings)
+    settings = config.settings(config.training_settings)
     unused = {
         "minibatch_size": config.minibatch_size,
         "train_batch_size_per_learner": config._train_batch_size_per_learner,
@@ -57,18 +53,10 @@ def _check_training(config: GSPOConfig) -> None:
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
-    if settings.num_minibatches * settings.num_epochs == 1:
-        logger.warning(
-            "training.num_minibatches=1 with num_epochs=1 takes one step per iteration: the ratio is always 1, so "
-            "nothing is ever clipped and this is not GSPO. The paper uses num_minibatches=4."
-        )
-    if settings.importance_sampling_level.startswith("sequence") and max(settings.clip_low, settings.clip_high) >= 0.1:
-        logger.warning(
-            "training.clip_low=%g, clip_high=%g is a token-level range: a length-normalised sequence ratio hardly "
-            "ever leaves it, so nothing is clipped. The paper uses 3e-4 and 4e-4.",
-            settings.clip_low,
-            settings.clip_high,
-        )
+    for problem in refusals(settings, recomputes_old_log_probs=config.recompute_old_log_probs):
+        raise SettingError(f"training.{problem}")
+    for problem in cautions(settings):
+        logger.warning("training.%s", problem)
 
 
 def _check_generation(config: GSPOConfig) -> None:

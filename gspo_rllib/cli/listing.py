@@ -1,4 +1,4 @@
-"""``gspo-rllib list``: the environments, engines and shipped configs that can be named."""
+"""``gspo-rllib list``: the algorithms, environments, engines and shipped configs that can be named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
-    parser = commands.add_parser("list", help="environments, engines and shipped configs", description=__doc__)
+    parser = commands.add_parser("list", help="algorithms, environments, engines, configs", description=__doc__)
     parser.set_defaults(run=run)
 
 
@@ -17,9 +17,13 @@ def run(arguments: argparse.Namespace) -> int:
     import gymnasium as gym
 
     import gspo_rllib.envs  # noqa: F401 - registers the environments
+    from gspo_rllib.algorithms import ALGORITHMS
     from gspo_rllib.configs import shipped_configs
     from gspo_rllib.engines.registry import available_engines
 
+    print("algorithms (--algorithm, run.algorithm)")
+    for name, algorithm in ALGORITHMS.items():
+        print(f"  {name:<14} {(algorithm.__doc__ or '').partition(';')[0]}")
     print("environments (--env, environment.env)")
     for env_id in sorted(env_id for env_id in gym.registry if env_id.startswith("gspo_rllib/")):
         print(f"  gspo_rllib.envs:{env_id}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEADER_EVERY = 25
 
 _RUN_OPTIONS = {
+    "algorithm": ("NAME", "GSPO (default), GRPO, …; see `gspo-rllib list`"),
     "name": ("TEXT", "name of the run; results go to STORAGE/NAME-TIME"),
     "storage": ("DIR", "folder that results are written under"),
     "iterations": ("N", "stop after this many iterations"),

@@ -2,31 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from torch import Tensor
 
 from gspo_rllib import columns
-from gspo_rllib.ops import group_z_score
-from gspo_rllib.types import group_episodes
+from gspo_rllib.errors import EnvError
+from gspo_rllib.ops import (
+    group_mean_baseline,
+    group_z_score,
+    leave_one_out,
+    reward_parts_z_score,
+    step_groups,
+    turn_returns,
+)
+from gspo_rllib.types import REWARD_PARTS, TokenTrajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupOutcome:
+    """What a group's trajectories earned, as an estimator sees it.
+
+    Attributes:
+        trajectories: K >= 2 of them.
+        episodes: The same, as RLlib episodes.
+    """
+
+    trajectories: Sequence[TokenTrajectory]
+    episodes: Sequence[SingleAgentEpisode]
+
+    # float64 throughout: a z-score of returns that differ in the last bits must not turn rounding into an advantage.
+
+    @property
+    def return_K(self) -> Tensor:
+        """Sum of each trajectory's rewards."""
+        return torch.tensor([t.turn_rewards.sum() for t in self.trajectories], dtype=torch.float64)
+
+    @property
+    def reward_KN(self) -> Tensor:
+        """Reward of each turn, 0 behind a trajectory's end."""
+        rewards = [torch.as_tensor(t.turn_rewards, dtype=torch.float64) for t in self.trajectories]
+        return torch.nn.utils.rnn.pad_sequence(rewards, batch_first=True)
+
+    @property
+    def mask_KN(self) -> Tensor:
+        """Which turns were played."""
+        length_K = torch.tensor([t.num_turns for t in self.trajectories])
+        return torch.arange(int(length_K.max()))[None, :] < length_K[:, None]
+
+    @property
+    def state_ids_KN(self) -> Tensor:
+        """Which observation each turn answered; equal texts have equal ids."""
+        ids: dict[Any, int] = {}
+        rows = [
+            torch.tensor([ids.setdefault(text, len(ids)) for text in episode.get_observations()[:-1]])
+            for episode in self.episodes
+        ]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def part_KP(self, names: Sequence[str]) -> Tensor:
+        """Each trajectory's sum of each reward part.
+
+        Raises:
+            EnvError: A trajectory's ``info`` never held one of them.
+        """
+        return torch.tensor([[_part(e, name) for name in names] for e in self.episodes], dtype=torch.float64)
+
+
+def _part(episode: SingleAgentEpisode, name: str) -> float:
+    values = [info[REWARD_PARTS][name] for info in episode.get_infos() if name in info.get(REWARD_PARTS, {})]
+    if not values:
+        raise EnvError(
+            f'info["{REWARD_PARTS}"] never held {name!r} in episode {episode.id_}, but training.reward_part_weights '
+            "names it. Report it in every episode's info, or take it out of the weights."
+        )
+    return float(sum(values))
+
+
+Estimator = Callable[[GroupOutcome], Tensor]
+"""A group's outcome -> advantages, [K] or [K, N]."""
+
+
+def group_estimator(
+    name: str, *, gamma: float = 1.0, step_weight: float = 1.0, part_weights: dict[str, float] | None = None
+) -> Estimator:
+    """The estimator of a name in ``GROUP_ESTIMATORS``.
+
+    Args:
+        name: ``training.advantage_estimator``.
+        gamma: Discount per turn, of the estimators that score turns.
+        step_weight: Weight of the step advantage in ``"step_groups"``.
+        part_weights: Parts and weights for ``"reward_parts"``.
+    """
+    by_return = {
+        "group_z_score": group_z_score,
+        "group_mean": group_mean_baseline,
+        "leave_one_out": leave_one_out,
+    }
+    if name in by_return:
+        return functools.partial(_of_returns, by_return[name])
+    if name == "reward_parts":
+        names = sorted(part_weights or {})
+        weight_P = torch.tensor([(part_weights or {})[n] for n in names], dtype=torch.float64)
+        return lambda outcome: reward_parts_z_score(outcome.part_KP(names), weight_P)
+    if name == "turn_returns":
+        return lambda outcome: turn_returns(outcome.reward_KN, outcome.mask_KN, gamma=gamma)
+    assert name == "step_groups", name
+    return lambda outcome: step_groups(
+        outcome.reward_KN, outcome.mask_KN, outcome.state_ids_KN, gamma=gamma, step_weight=step_weight
+    )
+
+
+def _of_returns(function: Callable[[Tensor], Tensor], outcome: GroupOutcome) -> Tensor:
+    return function(outcome.return_K)
 
 
 class GroupAdvantages(ConnectorV2):
-    """Puts one advantage per episode into ``batch["advantages"]``, keyed by episode id.
+    """Fills in the advantages of token trajectories, group by group; it has the slot of GAE in RLlib's PPO.
 
-    It takes the slot that generalised advantage estimation has in RLlib's PPO.
+    A group of one has nothing to be compared with: its advantage is 0.
 
     Args:
-        estimator: Returns [K] of one group -> advantages [K].
+        estimator: See ``group_estimator``.
     """
 
-    def __init__(self, *args: Any, estimator: Callable[[torch.Tensor], torch.Tensor] = group_z_score, **kwargs: Any):
+    def __init__(self, *args: Any, estimator: Estimator | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._estimator = estimator
+        self._estimator = estimator or group_estimator("group_z_score")
 
     def __call__(
         self,
@@ -39,11 +150,21 @@ class GroupAdvantages(ConnectorV2):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """See ``ConnectorV2``; the episodes must be whole groups."""
-        advantages: dict[str, float] = {}
-        for group in group_episodes(episodes):
-            # float64: a z-score of returns that differ in the last bits must not turn rounding into an advantage.
-            return_K = torch.tensor([episode.get_return() for episode in group.episodes], dtype=torch.float64)
-            for episode, advantage in zip(group.episodes, self._estimator(return_K).tolist(), strict=True):
-                advantages[episode.id_] = advantage
-        batch[columns.ADVANTAGES] = advantages
+        trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
+        members: dict[str, list[int]] = {}
+        for position, trajectory in enumerate(trajectories):
+            members.setdefault(trajectory.group_id, []).append(position)
+        for positions in members.values():
+            if len(positions) < 2:
+                continue
+            positions.sort(key=lambda i: trajectories[i].index)
+            outcome = GroupOutcome([trajectories[i] for i in positions], [episodes[i] for i in positions])
+            for position, advantage in zip(positions, self._estimator(outcome).numpy(), strict=True):
+                trajectories[position] = _with_advantage(trajectories[position], advantage)
         return batch
+
+
+def _with_advantage(trajectory: TokenTrajectory, advantage: np.ndarray) -> TokenTrajectory:
+    """Spreads one advantage, or one per turn, over the sampled tokens."""
+    per_token = advantage[trajectory.turn_index] if advantage.ndim else np.full(trajectory.num_loss_tokens, advantage)
+    return dataclasses.replace(trajectory, advantages=per_token.astype(np.float32))

@@ -2,7 +2,8 @@
 
 A group is K trajectories of one task and is used whole or not at all. A failed trajectory is retried with the same
 task; when its retries are spent, the whole group is discarded and replaced by another task, because dropping only the
-failed member would bias the baseline of the others.
+failed member would bias the baseline of the others. With ``ragged_groups`` the failed member is dropped all the same,
+as long as two remain to be compared: cheaper where trajectories are long, and harmless where failures are accidents.
 
 Everything random is a function of names, never of a process's random state: a task seed of (run seed, role, group,
 replacement), a sampling seed of (run seed, group, replacement, index, attempt, turn). So what is sampled depends
@@ -83,7 +84,11 @@ class _Group(Generic[Trajectory]):
     replacement: int = 0
     finished: dict[int, Trajectory] = field(default_factory=dict)
     running: dict[int, Assignment] = field(default_factory=dict)
+    num_lost: int = 0
     given_up: bool = False
+
+    def is_complete(self, group_size: int) -> bool:
+        return bool(self.finished) and len(self.finished) + self.num_lost == group_size
 
 
 class GroupScheduler(Generic[Trajectory]):
@@ -96,6 +101,8 @@ class GroupScheduler(Generic[Trajectory]):
         role: Keeps training and evaluation tasks apart.
         trajectory_retries: How often one trajectory is tried again with the same task, >= 0.
         max_replacements: How many new tasks a group may be given, >= 0.
+        ragged_groups: Give up a member whose retries are spent alone, and complete its group with the members that
+            finished, at least 2 of them; False discards the whole group for a new task.
 
     Attributes:
         num_retries: Trajectories started again so far.
@@ -115,6 +122,7 @@ class GroupScheduler(Generic[Trajectory]):
         role: Role,
         trajectory_retries: int = 1,
         max_replacements: int = MAX_REPLACEMENTS,
+        ragged_groups: bool = False,
     ) -> None:
         ids = list(group_ids)
         if len(set(ids)) != len(ids):
@@ -124,6 +132,7 @@ class GroupScheduler(Generic[Trajectory]):
         self._role = role
         self._retries = trajectory_retries
         self._max_replacements = max_replacements
+        self._ragged_groups = ragged_groups
         self._groups: dict[str, _Group[Trajectory]] = {group_id: _Group(group_id) for group_id in ids}
         self._pending: deque[Assignment] = deque()
         self._any_finished = False
@@ -148,11 +157,11 @@ class GroupScheduler(Generic[Trajectory]):
         self._any_finished = True
 
     def fail(self, assignment: Assignment, *, retry: bool = True) -> list[Assignment]:
-        """Takes a failed trajectory back, to be retried, replaced or given up.
+        """Takes a failed trajectory back, to be retried, left out, replaced with its group, or given up with it.
 
         Args:
             assignment: The one that failed.
-            retry: False when the same task can only fail again.
+            retry: False when the same task can only fail again; its group is then replaced, ragged groups or not.
 
         Returns:
             Running trajectories whose group was just discarded: the caller stops playing them and forgets them.
@@ -168,6 +177,9 @@ class GroupScheduler(Generic[Trajectory]):
                 assignment.task_seed,
             )
             self._pending.appendleft(again)
+            return []
+        if retry and self._can_lose_one(group):
+            group.num_lost += 1
             return []
         cancelled = self._discard(group)
         if group.replacement < self._max_replacements:
@@ -188,17 +200,30 @@ class GroupScheduler(Generic[Trajectory]):
         """Whether every group is complete or given up."""
         return not self._pending and not any(group.running for group in self._groups.values())
 
+    @property
+    def num_ragged(self) -> int:
+        """Complete groups that lack a member."""
+        return sum(bool(group.num_lost) and group.is_complete(self._group_size) for group in self._groups.values())
+
     def complete_groups(self) -> list[tuple[str, list[Trajectory]]]:
-        """The complete groups in the order they were asked for, members in order of their index."""
+        """The complete groups in the order they were asked for, members in order of their index.
+
+        A ragged group has fewer than K members; each keeps the index it was played with.
+        """
         return [
-            (group.group_id, [group.finished[index] for index in range(self._group_size)])
+            (group.group_id, [group.finished[index] for index in sorted(group.finished)])
             for group in self._groups.values()
-            if len(group.finished) == self._group_size
+            if group.is_complete(self._group_size)
         ]
 
     def _members(self, group: _Group[Trajectory]) -> list[Assignment]:
         seed = derive_seed(self._run_seed, self._role, group.group_id, group.replacement, bits=31)
         return [Assignment(group.group_id, index, 0, group.replacement, seed) for index in range(self._group_size)]
+
+    def _can_lose_one(self, group: _Group[Trajectory]) -> bool:
+        # One trajectory has nothing to be compared with, unless groups of one are what was asked for.
+        still_possible = self._group_size - group.num_lost - 1
+        return self._ragged_groups and still_possible >= min(2, self._group_size)
 
     def _take_back(self, assignment: Assignment) -> _Group[Trajectory]:
         group = self._groups[assignment.group_id]
@@ -210,6 +235,7 @@ class GroupScheduler(Generic[Trajectory]):
         cancelled = list(group.running.values())
         group.running.clear()
         group.finished.clear()
+        group.num_lost = 0
         self._pending = deque(a for a in self._pending if a.group_id != group.group_id)
         return cancelled
 

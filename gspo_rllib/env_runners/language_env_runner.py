@@ -272,6 +272,7 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
             run_seed=self._run_seed,
             role=role,
             trajectory_retries=self.config.trajectory_retries,
+            ragged_groups=self.config.ragged_groups,
         )
         episodes, stats = rollout.run(scheduler)
         stats.sample_s = time.perf_counter() - started

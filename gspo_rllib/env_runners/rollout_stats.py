@@ -52,6 +52,7 @@ class RolloutStats:
         num_groups: Complete groups.
         num_retries: Trajectories started again with the same task.
         num_replaced: Groups started again with another task.
+        num_ragged: Complete groups that lack a member.
         num_given_up: Groups not completed.
     """
 
@@ -68,6 +69,7 @@ class RolloutStats:
     num_groups: int = 0
     num_retries: int = 0
     num_replaced: int = 0
+    num_ragged: int = 0
     num_given_up: int = 0
 
     def add_failure(self, failure: EnvFailure) -> None:
@@ -86,6 +88,7 @@ class RolloutStats:
         self.num_groups = len(groups)
         self.num_retries = scheduler.num_retries
         self.num_replaced = scheduler.num_replaced
+        self.num_ragged = scheduler.num_ragged
         self.num_given_up = len(scheduler.given_up)
 
     @property
@@ -125,6 +128,7 @@ class RolloutStats:
             names.SAMPLE_S: self.sample_s,
             names.NUM_TRAJECTORY_RETRIES: self.num_retries,
             names.NUM_GROUPS_REPLACED: self.num_replaced,
+            names.NUM_GROUPS_RAGGED: self.num_ragged,
             names.NUM_GROUPS_GIVEN_UP: self.num_given_up,
             names.NUM_GROUPS_MIXED_TASKS: len(self.mixed_tasks),
         }

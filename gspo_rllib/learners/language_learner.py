@@ -7,6 +7,7 @@ noise: every micro-batch divides by the trajectories of the *whole* minibatch ov
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,13 +25,13 @@ from gspo_rllib.types import TokenTrajectory
 
 
 class Minibatch:
-    """One optimiser step: this rank's micro-batches and the denominator all ranks share.
+    """One optimiser step: this rank's micro-batches and the plan all ranks share.
 
     It answers what RLlib's update loop asks of its ``MultiAgentBatch``, which can only hold equally long columns.
     """
 
-    def __init__(self, micro_batches: list[dict[str, Any]], num_trajectories: int, num_turns: int) -> None:
-        self.policy_batches = {DEFAULT_MODULE_ID: _SampledTokens(micro_batches, num_trajectories)}
+    def __init__(self, micro_batches: list[dict[str, Any]], plan: MinibatchPlan, num_turns: int) -> None:
+        self.policy_batches = {DEFAULT_MODULE_ID: _SampledTokens(micro_batches, plan)}
         self._num_turns = num_turns
 
     def env_steps(self) -> int:
@@ -41,8 +42,8 @@ class Minibatch:
 class _SampledTokens(dict):
     """The module's part of a minibatch; its length is what RLlib logs as steps trained: sampled tokens."""
 
-    def __init__(self, micro_batches: list[dict[str, Any]], num_trajectories: int) -> None:
-        super().__init__(micro_batches=micro_batches, num_trajectories=num_trajectories)
+    def __init__(self, micro_batches: list[dict[str, Any]], plan: MinibatchPlan) -> None:
+        super().__init__(micro_batches=micro_batches, plan=plan)
 
     def __len__(self) -> int:
         return sum(len(m[columns.LOSS_TOKEN_IDS]) for m in self["micro_batches"])
@@ -51,9 +52,15 @@ class _SampledTokens(dict):
 class LanguageLearner(TorchLearner):
     """Base of every learner here; a subclass says what the loss of a micro-batch is (``compute_loss_for_module``)."""
 
+    trains_on_zero_advantages: bool = False
+    """Whether a trajectory without an advantage may still have a gradient: a penalty's, or a critic's."""
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW; biases, norms and other vectors are not decayed."""
-        parameters = [p for p in self._module[module_id].parameters() if p.requires_grad]
+        self._register_adamw(module_id, self._module[module_id].policy_parameters(), lr=config.lr)
+
+    def _register_adamw(self, module_id: str, parameters: list[torch.nn.Parameter], *, lr: Any, name: str = "") -> None:
+        config = self.config
         optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -62,8 +69,9 @@ class LanguageLearner(TorchLearner):
             betas=tuple(config.adam_betas),
             eps=config.adam_epsilon,
         )
+        named = {"optimizer_name": name} if name else {}
         self.register_optimizer(
-            module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
+            module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=lr, **named
         )
 
     def _create_iterator_if_necessary(
@@ -78,7 +86,8 @@ class LanguageLearner(TorchLearner):
             shared_data={},
             metrics=self.metrics,
         )
-        trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
+        scored: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
+        trajectories = [t for t in scored if t.num_loss_tokens]
         minibatches = [self._minibatch(step, trajectories) for step in training_data.minibatches]
         self.statistics = UpdateStatistics()
         self.statistics.add_trajectories(trajectories)
@@ -88,11 +97,13 @@ class LanguageLearner(TorchLearner):
             yield from minibatches
 
     def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
-        # A zero advantage has a zero gradient: such a trajectory only counts in the denominator, which is the plan's.
-        members = [t for t in trajectories if t.group_id in plan.group_ids and t.advantage != 0.0]
+        members = [t for t in trajectories if t.group_id in plan.group_ids]
+        if not self.trains_on_zero_advantages:
+            # Its gradient is zero: such a trajectory only counts in the denominator, which is the plan's.
+            members = [t for t in members if t.advantages.any()]
         rows = plan_rows([t.num_tokens for t in members], self.config.max_tokens_per_micro_batch)
         micro_batches = [pack([members[i] for i in row], self._device) for row in rows]
-        return Minibatch(micro_batches, plan.num_trajectories, sum(t.num_turns for t in members))
+        return Minibatch(micro_batches, plan, sum(t.num_turns for t in members))
 
     @torch.no_grad()
     def _recompute_old_logp(self, minibatches: list[Minibatch]) -> None:
@@ -106,14 +117,15 @@ class LanguageLearner(TorchLearner):
         """Accumulates the gradient of one minibatch and steps the optimiser."""
         tokens = batch[DEFAULT_MODULE_ID]
         module = self.module[DEFAULT_MODULE_ID]
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
-        optimizer.zero_grad(set_to_none=True)
+        optimizers = [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         # A rank without a trajectory in this minibatch still takes part in the gradient exchange.
         micro_batches = tokens["micro_batches"] or [self._empty_micro_batch()]
         ranks = max(1, self.config.num_learners)
         total = torch.zeros((), device=self._device)
         for i, micro_batch in enumerate(micro_batches):
-            micro_batch["num_trajectories"] = tokens["num_trajectories"]
+            micro_batch[columns.PLAN] = tokens["plan"]
             exchange = i == len(micro_batches) - 1 or not hasattr(module, "no_sync")
             with contextlib.nullcontext() if exchange else module.no_sync():
                 fwd_out = module.forward_train(micro_batch)
@@ -125,20 +137,24 @@ class LanguageLearner(TorchLearner):
                 # The exchange averages over ranks; the loss is this rank's part of a sum.
                 (loss * ranks).backward()
             total += loss.detach()
-        self._step(optimizer)
+        self._step(optimizers)
         return {}, {DEFAULT_MODULE_ID: total}, {}
 
-    def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    def _step(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Clips the gradient of each optimiser's parameters on its own and steps all of them, or none."""
         limit = self.config.grad_clip if self.config.grad_clip is not None else float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        finite = norm == norm and norm != float("inf")
-        self.statistics.add_step(grad_norm=norm, taken=finite)
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_([p for group in o.param_groups for p in group["params"]], limit))
+            for o in optimizers
+        ]
+        finite = all(math.isfinite(norm) for norm in norms)
+        self.statistics.add_step(grad_norm=norms[0], taken=finite)
         # Every rank sees the same exchanged gradient, so all skip or none does.
-        if finite:
-            optimizer.step()
-        else:
-            optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            if finite:
+                optimizer.step()
+            else:
+                optimizer.zero_grad(set_to_none=True)
 
     def _empty_micro_batch(self) -> dict[str, Any]:
         """One sampled token of weight 0: touches every parameter, adds nothing."""
@@ -148,13 +164,13 @@ class LanguageLearner(TorchLearner):
             columns.POSITION_IDS: torch.arange(2, device=self._device),
             columns.SEGMENT_LENGTHS: [2],
             columns.BEHAVIOR_LOGP: zeros.float(),
-            columns.ADVANTAGES: zeros.float(),
             columns.BEHAVIOR_VERSION: zeros,
             columns.EMPTY: True,
         }
         for name in (columns.LOSS_POSITIONS, columns.LOSS_TOKEN_IDS, columns.TRAJECTORY_INDEX, columns.TURN_INDEX):
             empty[name] = zeros
-        empty[columns.OLD_LOGP] = empty[columns.BEHAVIOR_LOGP]
+        for name in (columns.OLD_LOGP, columns.ADVANTAGES, columns.VALUE_TARGETS, columns.REFERENCE_LOGP):
+            empty[name] = empty[columns.BEHAVIOR_LOGP]
         return empty
 
     def _log_metrics(self, batch: Any) -> None:
@@ -163,10 +179,14 @@ class LanguageLearner(TorchLearner):
             super()._log_metrics(batch)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Logs the update's statistics, exact over all ranks, and advances learning-rate schedules."""
+        """Logs the update's statistics and advances learning-rate schedules."""
         super().after_gradient_based_update(timesteps=timesteps)
-        for name, value in self.statistics.compute(distributed=self.distributed, device=self._device).items():
-            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
+        self.on_statistics(self.statistics.compute(distributed=self.distributed, device=self._device))
+
+    def on_statistics(self, values: dict[str, float]) -> None:
+        """Logs what the update measured; ``values`` are exact over all ranks and the same on each."""
+        for name, value in values.items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, *name.split("/")), value, window=1)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores weights and optimiser whatever the version, older ones too: a rollback must roll back."""

@@ -56,8 +56,11 @@ def pack(trajectories: Sequence[TokenTrajectory], device: torch.device | str = "
     def tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array), dtype=dtype).to(device)
 
-    behavior_logp = tensor(np.concatenate([t.behavior_logp for t in trajectories]), torch.float32)
-    return {
+    def per_token(values: Sequence[Any]) -> torch.Tensor:
+        return tensor(np.concatenate(values), torch.float32)
+
+    behavior_logp = per_token([t.behavior_logp for t in trajectories])
+    row = {
         columns.TOKEN_IDS: tensor(token_ids, torch.long),
         columns.POSITION_IDS: tensor(np.concatenate([np.arange(n) for n in lengths]), torch.long),
         columns.SEGMENT_LENGTHS: lengths,
@@ -67,29 +70,35 @@ def pack(trajectories: Sequence[TokenTrajectory], device: torch.device | str = "
         columns.OLD_LOGP: behavior_logp,
         columns.TRAJECTORY_INDEX: tensor(np.repeat(np.arange(len(counts)), counts), torch.long),
         columns.TURN_INDEX: tensor(np.concatenate([t.turn_index for t in trajectories]), torch.long),
-        columns.ADVANTAGES: tensor([t.advantage for t in trajectories], torch.float32),
+        columns.ADVANTAGES: per_token([t.advantages for t in trajectories]),
         columns.BEHAVIOR_VERSION: tensor([t.behavior_version for t in trajectories], torch.long),
     }
+    if trajectories[0].value_targets is not None:
+        row[columns.VALUE_TARGETS] = per_token([t.value_targets for t in trajectories])
+    if trajectories[0].reference_logp is not None:
+        row[columns.REFERENCE_LOGP] = per_token([t.reference_logp for t in trajectories])
+    return row
 
 
-def unpack_rows(trajectory_index_L: torch.Tensor, num_trajectories: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each of L packed values goes in a [B, T] table of trajectories.
+class TokenTable:
+    """Lays a row's packed values out with one line per trajectory.
 
     Args:
-        trajectory_index_L: Trajectory of each value, non-decreasing.
-        num_trajectories: B.
+        row: What ``pack`` made.
 
-    Returns:
-        ``(slot_L, mask_BT)``: flat index into the table, and which of its cells are filled.
+    Attributes:
+        mask_BT: Which cells of the table are filled; the sampled tokens of trajectory b are the first of line b.
     """
-    counts_B = torch.bincount(trajectory_index_L, minlength=num_trajectories)
-    longest = int(counts_B.max())
-    starts_B = counts_B.cumsum(0) - counts_B
-    offset_L = torch.arange(len(trajectory_index_L), device=trajectory_index_L.device) - starts_B[trajectory_index_L]
-    mask_BT = torch.arange(longest, device=counts_B.device)[None, :] < counts_B[:, None]
-    return trajectory_index_L * longest + offset_L, mask_BT
 
+    def __init__(self, row: dict[str, Any]) -> None:
+        trajectory_index_L, num_trajectories = row[columns.TRAJECTORY_INDEX], len(row[columns.BEHAVIOR_VERSION])
+        counts_B = torch.bincount(trajectory_index_L, minlength=num_trajectories)
+        longest = int(counts_B.max())
+        starts_B = counts_B.cumsum(0) - counts_B
+        position_L = torch.arange(len(trajectory_index_L), device=counts_B.device)
+        self._slot_L = trajectory_index_L * longest + position_L - starts_B[trajectory_index_L]
+        self.mask_BT = torch.arange(longest, device=counts_B.device)[None, :] < counts_B[:, None]
 
-def to_table(value_L: torch.Tensor, slot_L: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Lays packed values out as [B, T], zero where nothing goes; differentiable."""
-    return value_L.new_zeros(mask_BT.numel()).index_put((slot_L,), value_L).view(mask_BT.shape)
+    def __call__(self, value_L: torch.Tensor) -> torch.Tensor:
+        """[L] -> [B, T], zero where nothing goes; differentiable."""
+        return value_L.new_zeros(self.mask_BT.numel()).index_put((self._slot_L,), value_L).view(self.mask_BT.shape)

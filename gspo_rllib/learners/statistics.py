@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,12 @@ LOSS = "loss"
 """Negative objective of a minibatch, mean over the update's minibatches."""
 RATIO_MEAN = "ratio_mean"
 """Importance ratio at the chosen level, mean over trajectories."""
+EFFECTIVE_SAMPLE_SIZE = "effective_sample_size"
+"""(sum ratio)^2 / (n * sum ratio^2) over trajectories: 1 when all weigh the same, towards 0 when few dominate."""
+ABS_LOG_RATIO_MEAN = "abs_log_ratio_mean"
+"""Mean |log s| of trajectories after the first optimiser step: how far a clip range lets the policy move."""
+ABS_LOG_RATIO_BY_LENGTH = "abs_log_ratio_by_length"
+"""The same by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
 CLIP_FRACTION = "clip_fraction"
 """Fraction of trajectories (of tokens, at token level) whose gradient the clip removed."""
 CLIP_FRACTION_LOW = "clip_fraction_low"
@@ -32,6 +39,20 @@ LOGP_GAP_MAX = "logp_gap_max"
 """Largest |engine - learner| log-probability (nats) in the first minibatch, where both have the same weights."""
 SEQUENCE_GAP_MEAN = "sequence_gap_mean"
 """Mean |log s| between engine and learner at the same weights: the noise floor a clip range must exceed."""
+SEQUENCE_GAP_BY_LENGTH = "sequence_gap_by_length"
+"""The same by sampled tokens, as in ``abs_log_ratio_by_length``."""
+KL_TO_REFERENCE = "kl_to_reference"
+"""KL(policy being trained || reference) in nats per sampled token, by the configured estimator."""
+CORRECTION_WEIGHT_MEAN = "correction_weight_mean"
+"""Off-policy weight between engine and learner, mean over sampled tokens; 1 without a correction."""
+CORRECTION_MASKED_FRACTION = "correction_masked_fraction"
+"""Sampled tokens whose off-policy weight is 0."""
+VF_LOSS = "vf_loss"
+"""Squared error of the critic, mean over the update's minibatches (RLlib's name)."""
+VF_EXPLAINED_VAR = "vf_explained_var"
+"""1 - Var(target - value) / Var(target) over sampled tokens (RLlib's name); 1 is perfect, 0 a constant."""
+CLIP_SCALE = "clip_scale"
+"""What ``clip_low`` and ``clip_high`` were multiplied with to reach the target clip fraction."""
 STALENESS = "staleness"
 """Weights versions between sampling and this update, mean over trajectories; 0 when on policy."""
 GRAD_NORM = "grad_norm"
@@ -49,9 +70,22 @@ NUM_TOKENS = "num_tokens"
 NUM_SAMPLED_TOKENS = "num_sampled_tokens"
 """Tokens the policy sampled; only these carry loss."""
 
+LENGTH_BUCKETS = tuple(2**power for power in range(21))
+"""Lower edges of the length buckets, in sampled tokens; the last one is open."""
+BY_LENGTH = tuple(
+    f"{name}/{edge}" for name in (ABS_LOG_RATIO_BY_LENGTH, SEQUENCE_GAP_BY_LENGTH) for edge in LENGTH_BUCKETS
+)
+
+_RATIO_SQUARED = "ratio_squared"
+_VF_TARGET, _VF_TARGET_SQUARED, _VF_ERROR, _VF_ERROR_SQUARED = (
+    "vf_target", "vf_target_squared", "vf_error", "vf_error_squared",
+)  # fmt: skip
+_INTERMEDIATE = (_RATIO_SQUARED, _VF_TARGET, _VF_TARGET_SQUARED, _VF_ERROR, _VF_ERROR_SQUARED)
+
 UPDATE_MEANS = (
     LOSS, RATIO_MEAN, CLIP_FRACTION, CLIP_FRACTION_LOW, CLIP_FRACTION_HIGH, KL_TO_BEHAVIOR, ENTROPY,
-    ADVANTAGE_ABS_MEAN, SEQUENCE_GAP_MEAN, STALENESS, GRAD_NORM,
+    ADVANTAGE_ABS_MEAN, ABS_LOG_RATIO_MEAN, SEQUENCE_GAP_MEAN, STALENESS, GRAD_NORM, KL_TO_REFERENCE,
+    CORRECTION_WEIGHT_MEAN, CORRECTION_MASKED_FRACTION, VF_LOSS, *_INTERMEDIATE, *BY_LENGTH,
 )  # fmt: skip
 UPDATE_COUNTS = (NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE, NUM_TOKENS, NUM_SAMPLED_TOKENS)
 PER_RANK_COUNTS = (NUM_STEPS, NUM_STEPS_SKIPPED)
@@ -83,10 +117,37 @@ class UpdateStatistics:
     def add_trajectories(self, trajectories: Sequence[TokenTrajectory]) -> None:
         """What the update trains on, counted once whatever the number of epochs."""
         self._sums[NUM_TRAJECTORIES] += len(trajectories)
-        self._sums[NUM_ZERO_ADVANTAGE] += sum(t.advantage == 0.0 for t in trajectories)
+        self._sums[NUM_ZERO_ADVANTAGE] += sum(not t.advantages.any() for t in trajectories)
         self._sums[NUM_TOKENS] += sum(t.num_tokens for t in trajectories)
         self._sums[NUM_SAMPLED_TOKENS] += sum(t.num_loss_tokens for t in trajectories)
-        self.add_mean(ADVANTAGE_ABS_MEAN, sum(abs(t.advantage) for t in trajectories), len(trajectories))
+        sizes = [float(np.abs(t.advantages).mean()) for t in trajectories if t.num_loss_tokens]
+        self.add_mean(ADVANTAGE_ABS_MEAN, sum(sizes), len(sizes))
+
+    def add_ratios(self, ratio_B: Tensor) -> None:
+        """Importance ratios of trajectories."""
+        self.add_mean(RATIO_MEAN, ratio_B.sum(), len(ratio_B))
+        self.add_mean(_RATIO_SQUARED, ratio_B.double().square().sum(), len(ratio_B))
+
+    def add_by_length(self, name: str, value_B: Tensor, length_B: Tensor) -> None:
+        """One value per trajectory, to be averaged within buckets of similar length (in sampled tokens, >= 1)."""
+        bucket_B = length_B.clamp(1, LENGTH_BUCKETS[-1]).log2().floor().long()
+        size = len(LENGTH_BUCKETS)
+        sums = torch.zeros(size, dtype=torch.float64, device=value_B.device).index_add_(0, bucket_B, value_B.double())
+        counts = torch.bincount(bucket_B, minlength=size)
+        for edge, total, count in zip(LENGTH_BUCKETS, sums.tolist(), counts.tolist(), strict=True):
+            if count:
+                self.add_mean(f"{name}/{edge}", total, count)
+
+    def add_values(self, value_L: Tensor, target_L: Tensor) -> None:
+        """What the critic predicted, and what it should have."""
+        error_L = (target_L - value_L).double()
+        for name, total in (
+            (_VF_TARGET, target_L.double().sum()),
+            (_VF_TARGET_SQUARED, target_L.double().square().sum()),
+            (_VF_ERROR, error_L.sum()),
+            (_VF_ERROR_SQUARED, error_L.square().sum()),
+        ):
+            self.add_mean(name, total, len(target_L))
 
     def add_step(self, *, grad_norm: float, taken: bool) -> None:
         """One optimiser step, or one that was skipped because its gradient was not finite."""
@@ -113,4 +174,16 @@ class UpdateStatistics:
                 values[name] = total / ranks
             elif count:
                 values[name] = total / count
-        return values
+        return _derive(values)
+
+
+def _derive(values: dict[str, float]) -> dict[str, float]:
+    """Replaces moments by what they are for."""
+    moments = {name: values.pop(name) for name in _INTERMEDIATE if name in values}
+    if moments.get(_RATIO_SQUARED):
+        values[EFFECTIVE_SAMPLE_SIZE] = values[RATIO_MEAN] ** 2 / moments[_RATIO_SQUARED]
+    if _VF_TARGET in moments:
+        variance = moments[_VF_TARGET_SQUARED] - moments[_VF_TARGET] ** 2
+        unexplained = moments[_VF_ERROR_SQUARED] - moments[_VF_ERROR] ** 2
+        values[VF_EXPLAINED_VAR] = 1.0 - unexplained / variance if variance > 1e-12 else 0.0
+    return values

@@ -10,6 +10,7 @@ from typing import Any
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from gspo_rllib.ops import Reduction
 from gspo_rllib.types import TrajectoryGroup, group_episodes, turns
 
 
@@ -19,11 +20,32 @@ class MinibatchPlan:
 
     Attributes:
         group_ids: The groups it trains on, over all ranks.
-        num_trajectories: Trajectories with at least one sampled token, over all ranks: the loss denominator.
+        num_trajectories: Trajectories with at least one sampled token, over all ranks.
+        num_turns: Turns with at least one sampled token, over all ranks.
+        num_sampled_tokens: Sampled tokens, over all ranks.
     """
 
     group_ids: frozenset[str]
     num_trajectories: int
+    num_turns: int
+    num_sampled_tokens: int
+
+    @classmethod
+    def of(cls, groups: Sequence[TrajectoryGroup]) -> MinibatchPlan:
+        """The step that trains on these groups, however many members each has."""
+        sampled = [[len(turn.action_token_ids) for turn in turns(e)] for group in groups for e in group.episodes]
+        return cls(
+            group_ids=frozenset(group.group_id for group in groups),
+            num_trajectories=sum(any(lengths) for lengths in sampled),
+            num_turns=sum(length > 0 for lengths in sampled for length in lengths),
+            num_sampled_tokens=sum(map(sum, sampled)),
+        )
+
+    def denominator(self, reduction: Reduction) -> int:
+        """What a reduction's mean divides by: the same number for every micro-batch on every rank."""
+        return {"turn_mean": self.num_turns, "token_mean": self.num_sampled_tokens}.get(
+            reduction, self.num_trajectories
+        )
 
 
 @dataclasses.dataclass
@@ -50,10 +72,7 @@ class GroupTrainingData(TrainingData):
         order = list(groups)
         random.Random(seed).shuffle(order)
         parts = min(num_minibatches, len(order))
-        plans = [
-            MinibatchPlan(frozenset(g.group_id for g in part), sum(_num_trained(g) for g in part))
-            for part in (order[i::parts] for i in range(parts))
-        ]
+        plans = [MinibatchPlan.of(order[i::parts]) for i in range(parts)]
         return cls(episodes=[episode for group in groups for episode in group.episodes], minibatches=plans)
 
     def shard(
@@ -72,7 +91,3 @@ class GroupTrainingData(TrainingData):
 
     def _groups(self) -> dict[str, TrajectoryGroup]:
         return {group.group_id: group for group in group_episodes(self.episodes)}
-
-
-def _num_trained(group: TrajectoryGroup) -> int:
-    return sum(any(len(turn.action_token_ids) for turn in turns(episode)) for episode in group.episodes)

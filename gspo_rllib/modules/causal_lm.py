@@ -1,15 +1,20 @@
 """The policy: any Hugging Face causal language model as an RLlib ``TorchRLModule``.
 
 It scores sampled tokens and never returns logits: the head runs on the positions that predict them, chunk by chunk.
+For algorithms that want one it carries a critic, which says what the state before each sampled token is worth.
+
+Shapes: see ``columns``; D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import tempfile
 from typing import Any
 
 import torch
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,6 +23,8 @@ from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
 from gspo_rllib.modules.attention import PACKED, supports_packing
+from gspo_rllib.modules.critic import CRITIC_FILE, Critic
+from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
 from gspo_rllib.ops import token_logprobs
 
 MODEL_CONFIG: dict[str, Any] = {
@@ -27,6 +34,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "packing": None,
     "attn_implementation": None,
     "trust_remote_code": False,
+    "vf_share_layers": False,
 }
 """What ``.rl_module(model_config=...)`` takes, with defaults:
 
@@ -35,6 +43,8 @@ for mixed precision; weights, optimiser state, log-probabilities and loss stay f
 recompute activations in the backward pass, about 1.3 times the time for a fraction of the memory. ``packing``: True for
 packed rows, False for padded ones, None to pack wherever the model allows it. ``attn_implementation``: None for ours;
 ``"flash_attention_2"`` where it is installed. ``trust_remote_code``: whether the model folder may run its own code.
+``vf_share_layers``: for algorithms with a critic only. False gives the critic layers of its own, loaded from ``path``
+(twice the memory); True lets its value head read the policy's last hidden states.
 """
 
 
@@ -60,23 +70,29 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
         raise SettingError(
             f"rl_module.model_config['autocast_dtype'] is {full['autocast_dtype']!r}; allowed: None, 'bfloat16'"
         )
+    if not isinstance(full["vf_share_layers"], bool):
+        raise SettingError(
+            f"rl_module.model_config['vf_share_layers'] is {full['vf_share_layers']!r}; allowed: True, False"
+        )
     return full
 
 
-class CausalLMModule(TorchRLModule):
-    """A causal language model that scores the tokens it sampled.
+class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
+    """A causal language model that scores the tokens it sampled, and values the states it sampled them in.
 
-    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature`` is added by the algorithm.
+    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature`` and ``use_critic`` are added by the algorithm. Without
+    ``use_critic`` there is no critic and not one parameter of it.
     """
 
     def setup(self) -> None:
-        """Loads the model in float32.
+        """Loads the model in float32, and builds the critic if there is to be one.
 
         Raises:
             ModelError: The folder holds no causal language model.
         """
         given = dict(self.model_config)
         self.temperature = float(given.pop("temperature", 1.0))
+        use_critic = bool(given.pop("use_critic", False))
         settings = check_model_config(given)
         self.settings = settings
         path, trust = str(settings["path"]), settings["trust_remote_code"]
@@ -86,6 +102,9 @@ class CausalLMModule(TorchRLModule):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         head = self.model.get_output_embeddings()
         self._plain_head = isinstance(head, torch.nn.Linear) and not _head_is_transformed(self.model.config)
+        # Sampling needs no critic; never building it there saves its memory too.
+        wanted = use_critic and not self.inference_only
+        self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -111,19 +130,72 @@ class CausalLMModule(TorchRLModule):
         model.config.use_cache = False
         return model
 
+    def get_non_inference_attributes(self) -> list[str]:
+        """What sampling does not need and engines are never sent: the critic."""
+        return [] if self.critic is None else ["critic"]
+
+    def policy_parameters(self) -> list[torch.nn.Parameter]:
+        """The language model's parameters; those a critic shares are here and not in ``critic_parameters``."""
+        return list(self.model.parameters())
+
+    def critic_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that are the critic's alone; none without a critic, the value head's with shared layers."""
+        return [] if self.critic is None else list(self.critic.parameters())
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
+        """Values the state before each sampled token, without scoring the tokens.
+
+        Args:
+            batch: One packed row; see ``columns``.
+            embeddings: [L, D] last hidden states at the loss positions, if they are known already: of the critic's own
+                trunk, or of the policy's when layers are shared. None computes them.
+
+        Returns:
+            float32 [L].
+
+        Raises:
+            SettingError: The algorithm has no critic.
+        """
+        if self.critic is None:
+            raise SettingError(
+                "compute_values: this algorithm has no critic, so its module (model_config without use_critic, or "
+                "built for inference only) values nothing. Use an algorithm with a critic, such as LanguagePPO."
+            )
+        with self._autocast(batch):
+            if embeddings is None:
+                inputs, cell_L = self._inputs(batch)
+                trunk = self.model.base_model if self.critic.trunk is None else self.critic.trunk
+                embeddings = hidden_states(trunk, inputs, cell_L)
+            values_L: Tensor = self.critic(embeddings)
+        return values_L
+
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """Scores one packed row; see ``columns`` for names and shapes.
 
         Returns:
-            ``logp`` and ``entropy``, float32 [L], at the policy's sampling temperature.
+            ``logp`` and ``entropy``, float32 [L], at the policy's sampling temperature; with a critic also ``values``,
+            float32 [L]: of the state *before* each sampled token, the one the policy chose it in.
         """
-        device_type = batch[columns.TOKEN_IDS].device.type
-        autocast = self.settings["autocast_dtype"]
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast == "bfloat16"):
-            logp_L, entropy_L = self._score_packed(batch) if self.packed else self._score_padded(batch)
-        return {columns.LOGP: logp_L, columns.ENTROPY: entropy_L}
+        with self._autocast(batch):
+            inputs, cell_L = self._inputs(batch)
+            logp_L, entropy_L, hidden_LD = self._score(batch, inputs, cell_L)
+            out = {columns.LOGP: logp_L, columns.ENTROPY: entropy_L}
+            # In the same forward pass: DistributedDataParallel must see every parameter at work.
+            if self.critic is not None:
+                if self.critic.trunk is not None:
+                    hidden_LD = hidden_states(self.critic.trunk, inputs, cell_L)
+                out[columns.VALUES] = self.critic(hidden_LD)
+        return out
 
-    def _score_packed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _autocast(self, batch: dict[str, Any]) -> torch.autocast:
+        enabled = self.settings["autocast_dtype"] == "bfloat16"
+        return torch.autocast(batch[columns.TOKEN_IDS].device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """What a trunk is called with, and which cells of its flattened [rows · columns] output predict a token."""
+        return self._packed_inputs(batch) if self.packed else self._padded_inputs(batch)
+
+    def _packed_inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         extra = {} if self.settings["attn_implementation"] else {"segment_lengths": batch[columns.SEGMENT_LENGTHS]}
         inputs = {
             "input_ids": batch[columns.TOKEN_IDS][None],
@@ -131,15 +203,10 @@ class CausalLMModule(TorchRLModule):
             "use_cache": False,
             **extra,
         }
-        positions_L = batch[columns.LOSS_POSITIONS]
-        if self._plain_head:
-            hidden_LD = self.model.base_model(**inputs).last_hidden_state[0, positions_L]
-            return self._score_hidden(hidden_LD, batch)
-        logits_LV = self.model(**inputs, logits_to_keep=positions_L).logits[0]
-        return self._score_logits(logits_LV, batch)
+        return inputs, batch[columns.LOSS_POSITIONS]
 
-    def _score_padded(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The same scores from a right-padded table, for models whose layers mix neighbouring tokens."""
+    def _padded_inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """The same tokens as a right-padded table, for models whose layers mix neighbouring tokens."""
         lengths = batch[columns.SEGMENT_LENGTHS]
         rows = batch[columns.TOKEN_IDS].split(lengths)
         token_ids_ST = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -148,11 +215,23 @@ class CausalLMModule(TorchRLModule):
         mask_ST = torch.arange(token_ids_ST.shape[1], device=device)[None, :] < length_S[:, None]
         segment_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
         cell_L = (segment_T * token_ids_ST.shape[1] + batch[columns.POSITION_IDS])[batch[columns.LOSS_POSITIONS]]
-        inputs = {"input_ids": token_ids_ST, "attention_mask": mask_ST.long(), "use_cache": False}
+        return {"input_ids": token_ids_ST, "attention_mask": mask_ST.long(), "use_cache": False}, cell_L
+
+    def _score(
+        self, batch: dict[str, Any], inputs: dict[str, Any], cell_L: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``(logp_L, entropy_L, hidden_LD)``; a head of several operations gives hidden states only where shared."""
+        trunk = self.model.base_model
         if self._plain_head:
-            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)
-            return self._score_hidden(hidden[cell_L], batch)
-        return self._score_logits(self.model(**inputs).logits.flatten(0, 1)[cell_L], batch)
+            hidden_LD = hidden_states(trunk, inputs, cell_L)
+            return *self._score_hidden(hidden_LD, batch), hidden_LD
+        shared = self.critic is not None and self.critic.trunk is None
+        with hidden_states_of_call(trunk, cell_L) if shared else contextlib.nullcontext([None]) as kept:
+            if self.packed:
+                logits_LV = self.model(**inputs, logits_to_keep=cell_L).logits[0]
+            else:
+                logits_LV = self.model(**inputs).logits.flatten(0, 1)[cell_L]
+        return *self._score_logits(logits_LV, batch), kept[0]
 
     def _score_hidden(self, hidden_LD: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         head: Any = self.model.get_output_embeddings()
@@ -162,7 +241,7 @@ class CausalLMModule(TorchRLModule):
 
     def _score_logits(self, logits_LV: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         logp_LV = (logits_LV.float() / self.temperature).log_softmax(dim=-1)
-        entropy_L = -(logp_LV.detach().exp() * logp_LV.detach()).sum(dim=-1)
+        entropy_L = -(logp_LV.exp() * logp_LV).sum(dim=-1)
         return logp_LV.gather(1, batch[columns.LOSS_TOKEN_IDS][:, None]).squeeze(1), entropy_L
 
     def save_to_path(
@@ -173,7 +252,10 @@ class CausalLMModule(TorchRLModule):
         filesystem: Any = None,
         use_msgpack: bool = False,
     ) -> str:
-        """Saves a Hugging Face folder (safetensors, tokenizer, chat template) among RLlib's own small files."""
+        """Saves a Hugging Face folder (safetensors, tokenizer, chat template) among RLlib's own small files.
+
+        A critic goes to ``critic.CRITIC_FILE`` below it.
+        """
         # RLlib would pickle the weights; the marker keeps its file present and tiny.
         saved = super().save_to_path(
             path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
@@ -181,24 +263,36 @@ class CausalLMModule(TorchRLModule):
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+            if self.critic is not None:
+                self.critic.save(folder)
             _copy_files(folder, saved, filesystem)
         return saved
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
     ) -> None:
-        """Loads the weights of a folder that ``save_to_path`` wrote, or of any Hugging Face folder.
+        """Loads the weights of a folder that ``save_to_path`` wrote, or without a critic of any Hugging Face folder.
+
+        A critic in the folder is passed over by a module that has none.
 
         Raises:
-            ModelError: The folder holds another architecture.
+            ModelError: The folder holds another architecture, or no critic where this module has one.
         """
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
             _copy_files(str(path), folder, None, source_filesystem=filesystem)
+            if self.critic is not None and not (pathlib.Path(folder) / CRITIC_FILE).is_file():
+                raise ModelError(
+                    f"{path} has no {CRITIC_FILE}, so it was saved by an algorithm without a critic. Restore a "
+                    "checkpoint of an algorithm with one; to start a new critic on this policy, give the folder as "
+                    "rl_module.model_config['path'] instead."
+                )
             model = type(self.model).from_pretrained(folder, dtype=torch.float32)
-        try:
-            self.model.load_state_dict(model.state_dict())
-        except RuntimeError as error:
-            raise ModelError(f"{path} holds other weights than this policy: {str(error)[:400]}") from error
+            try:
+                self.model.load_state_dict(model.state_dict())
+            except RuntimeError as error:
+                raise ModelError(f"{path} holds other weights than this policy: {str(error)[:400]}") from error
+            if self.critic is not None:
+                self.critic.load(folder, source=str(path))
 
 
 def _head_is_transformed(config: Any) -> bool:

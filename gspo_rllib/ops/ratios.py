@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gspo_rllib.ops.reductions import tokens_per_turn
+
 ImportanceSamplingLevel = Literal["sequence", "sequence_token", "turn", "token"]
 """What one importance ratio spans; see ``log_ratio``."""
 
@@ -66,10 +68,8 @@ def turn_log_ratio(
         One value per sampled token, equal within a turn; 0 elsewhere.
     """
     token_BT = token_log_ratio(logp_BT, old_logp_BT, mask_BT)
-    ids_BT = torch.where(mask_BT, turn_ids_BT, torch.zeros_like(turn_ids_BT)).long()
-    num_turns = int(ids_BT.max()) + 1 if ids_BT.numel() else 1
-    sums_BN = token_BT.new_zeros(token_BT.shape[0], num_turns).scatter_add(1, ids_BT, token_BT)
-    counts_BN = torch.zeros_like(sums_BN).scatter_add(1, ids_BT, mask_BT.to(token_BT.dtype))
+    ids_BT, counts_BN = tokens_per_turn(mask_BT, turn_ids_BT)
+    sums_BN = token_BT.new_zeros(counts_BN.shape).scatter_add(1, ids_BT, token_BT)
     mean_BN = sums_BN / counts_BN.clamp(min=1)
     return torch.where(mask_BT, mean_BN.gather(1, ids_BT), torch.zeros_like(token_BT))
 

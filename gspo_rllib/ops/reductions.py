@@ -1,36 +1,150 @@
-"""From one value per sampled token to the scalar objective.
+"""From one value per sampled token to the scalar objective: what each token weighs.
 
-Shapes:  B trajectories · T tokens of the longest.
-Source:  Zheng et al. 2025, arXiv:2507.18071v2, eq. 5 (mean over trajectories) and eq. 14 (mean over their tokens).
+Shapes:  B trajectories · T tokens of the longest · N turns of the longest.
+Source:  trajectory mean: Zheng et al. 2025, arXiv:2507.18071v2, eq. 5 and 14; token mean: Yu et al. 2025,
+         arXiv:2503.14476, §3.3 (DAPO); constant length: Liu et al. 2025, arXiv:2503.20783 (Dr. GRPO);
+         token sum under a sequence ratio: arXiv:2602.05261 (LUSPO).
 """
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Reduction = Literal["trajectory_mean", "turn_mean", "token_mean", "token_sum"]
+"""What the objective is a mean over; see ``token_weights``."""
 
-def trajectory_mean(
-    value_BT: Float[Tensor, "B T"], mask_BT: Bool[Tensor, "B T"], *, num_trajectories: int | None = None
-) -> Float[Tensor, ""]:
-    """Mean over trajectories of the mean over each one's own sampled tokens: length never weighs.
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+
+
+def token_weights(
+    mask_BT: Bool[Tensor, "B T"],
+    *,
+    reduction: Reduction = "trajectory_mean",
+    turn_ids_BT: Int[Tensor, "B T"] | None = None,
+    denominator: float | int | None = None,
+    token_sum_length: float | int = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "B T"]:
+    """What each sampled token weighs, so that the objective is the weighted sum of its per-token values.
 
     Args:
-        value_BT: Anything where the mask is False.
         mask_BT: True on sampled tokens. A row without any does not count.
-        num_trajectories: Denominator; None counts the rows with a sampled token. Pass the count of the whole
-            minibatch when these rows are only a part of it (a micro-batch, one of several ranks).
+        reduction: ``"trajectory_mean"``: mean over trajectories of the mean over each one's own tokens; length never
+            weighs. ``"turn_mean"``: mean over all turns of the mean over each one's tokens; every turn weighs the
+            same. ``"token_mean"``: mean over all tokens; a trajectory weighs by its length. ``"token_sum"``: mean
+            over trajectories of the sum over tokens divided by ``token_sum_length``.
+        turn_ids_BT: Turn of each sampled token, counting from 0; needed for ``"turn_mean"``.
+        denominator: How many trajectories (turns for ``"turn_mean"``, tokens for ``"token_mean"``) the mean is over;
+            None counts those here. Pass the whole minibatch's count when these rows are only a part of it.
+        token_sum_length: Constant length (tokens, > 0) that ``"token_sum"`` divides by.
+        dtype: Of the result.
 
     Returns:
-        Scalar; 0 if no row counts.
+        Weights, 0 where the mask is False; summing to 1 for a mean that counts for itself.
+
+    Raises:
+        ValueError: An unknown reduction, ``"turn_mean"`` without turns, or a length that is not positive.
 
     Example:
-        >>> trajectory_mean(torch.tensor([[1., 9.], [2., 4.]]), torch.tensor([[True, False], [True, True]]))
+        >>> mask_BT = torch.tensor([[True, False, False], [True, True, True]])
+        >>> token_weights(mask_BT, reduction="trajectory_mean")[:, 0]
+        tensor([0.5000, 0.1667])
+        >>> token_weights(mask_BT, reduction="token_mean")[:, 0]
+        tensor([0.2500, 0.2500])
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r}; allowed: {', '.join(REDUCTIONS)}")
+    if not token_sum_length > 0:
+        raise ValueError(f"token_sum_length={token_sum_length!r}; allowed: a number of tokens > 0")
+    length_B1 = mask_BT.sum(dim=1, keepdim=True)
+    counted: Tensor = (length_B1 > 0).sum()
+    weight_BT = torch.ones(mask_BT.shape, dtype=dtype, device=mask_BT.device)
+    if reduction == "trajectory_mean":
+        weight_BT = weight_BT / length_B1.clamp(min=1)
+    elif reduction == "turn_mean":
+        if turn_ids_BT is None:
+            raise ValueError('reduction="turn_mean" needs turn_ids_BT: the turn of every sampled token')
+        ids_BT, counts_BN = tokens_per_turn(mask_BT, turn_ids_BT)
+        weight_BT = weight_BT / counts_BN.gather(1, ids_BT).clamp(min=1)
+        counted = (counts_BN > 0).sum()
+    elif reduction == "token_mean":
+        counted = mask_BT.sum()
+    else:
+        weight_BT = weight_BT / token_sum_length
+    weight_BT = weight_BT / (counted.clamp(min=1) if denominator is None else max(denominator, 1))
+    return torch.where(mask_BT, weight_BT, torch.zeros_like(weight_BT))
+
+
+def tokens_per_turn(
+    mask_BT: Bool[Tensor, "B T"], turn_ids_BT: Int[Tensor, "B T"]
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B N"]]:
+    """Turn ids that are safe to index with (0 where the mask is False), and the sampled tokens of each turn.
+
+    Args:
+        mask_BT: True on sampled tokens.
+        turn_ids_BT: Turn of each sampled token, counting from 0; ignored where the mask is False.
+
+    Example:
+        >>> tokens_per_turn(torch.tensor([[True, True, False]]), torch.tensor([[0, 1, 9]]))
+        (tensor([[0, 1, 0]]), tensor([[1, 1]]))
+    """
+    ids_BT = torch.where(mask_BT, turn_ids_BT, torch.zeros_like(turn_ids_BT)).long()
+    num_turns = int(ids_BT.max()) + 1 if ids_BT.numel() else 1
+    counts_BN = ids_BT.new_zeros(ids_BT.shape[0], num_turns).scatter_add(1, ids_BT, mask_BT.long())
+    return ids_BT, counts_BN
+
+
+def weighted_sum(value_BT: Float[Tensor, "B T"], weight_BT: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """Sum of weight times value over the tokens that weigh; the value of any other token may be anything.
+
+    Args:
+        value_BT: One value per token.
+        weight_BT: From ``token_weights``; constant.
+
+    Example:
+        >>> weighted_sum(torch.tensor([[2.0, float("nan")]]), torch.tensor([[0.5, 0.0]]))
+        tensor(1.)
+    """
+    zero_BT = torch.zeros_like(value_BT)
+    return torch.where(weight_BT != 0, torch.where(weight_BT != 0, value_BT, zero_BT) * weight_BT, zero_BT).sum()
+
+
+def reduce_tokens(
+    value_BT: Float[Tensor, "B T"],
+    mask_BT: Bool[Tensor, "B T"],
+    *,
+    reduction: Reduction = "trajectory_mean",
+    turn_ids_BT: Int[Tensor, "B T"] | None = None,
+    denominator: float | int | None = None,
+    token_sum_length: float | int = 1.0,
+) -> Float[Tensor, ""]:
+    """The scalar that ``policy_loss`` would make of these per-token values: for a penalty that weighs alike.
+
+    Args:
+        value_BT: One value per token; anything where the mask is False.
+        mask_BT: As in ``token_weights``.
+        reduction: As in ``token_weights``.
+        turn_ids_BT: As in ``token_weights``.
+        denominator: As in ``token_weights``.
+        token_sum_length: As in ``token_weights``.
+
+    Raises:
+        ValueError: As in ``token_weights``.
+
+    Example:
+        >>> reduce_tokens(torch.tensor([[1., 9.], [2., 4.]]), torch.tensor([[True, False], [True, True]]))
         tensor(2.)
     """
-    length_B = mask_BT.sum(dim=1)
-    masked_BT = torch.where(mask_BT, value_BT, torch.zeros_like(value_BT))
-    mean_B = masked_BT.sum(dim=1) / length_B.clamp(min=1)
-    denominator = float((length_B > 0).sum()) if num_trajectories is None else num_trajectories
-    return mean_B.sum() / max(denominator, 1.0)
+    weight_BT = token_weights(
+        mask_BT,
+        reduction=reduction,
+        turn_ids_BT=turn_ids_BT,
+        denominator=denominator,
+        token_sum_length=token_sum_length,
+        dtype=value_BT.dtype,
+    )
+    return weighted_sum(value_BT, weight_BT)

@@ -1,18 +1,29 @@
 """Surrogate objectives: what is maximised for one ratio and one advantage.
 
-Shapes:  elementwise, any shape.
-Source:  clip: Schulman et al. 2017, arXiv:1707.06347, with the asymmetric range of arXiv:2507.18071v2 §5.1.
+Shapes:  elementwise, any shape; clip bounds broadcast against it.
+Source:  clip: Schulman et al. 2017, arXiv:1707.06347, with the asymmetric range of arXiv:2507.18071v2 §5.1;
+         dual clip: Ye et al. 2019, arXiv:1912.09729; CISPO: MiniMax 2025, arXiv:2506.13585;
+         soft gate (SAPO): arXiv:2511.20347.
 """
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Surrogate = Literal["clip", "dual_clip", "cispo", "sapo", "policy_gradient"]
+"""How ratio and advantage become an objective; each one's function is below."""
+
+SURROGATES: tuple[str, ...] = get_args(Surrogate)
+
+Bound = Float[Tensor, "..."] | float | int
+
 
 def clipped_surrogate(
-    ratio: Float[Tensor, "..."], advantage: Float[Tensor, "..."], *, clip_low: float, clip_high: float
+    ratio: Float[Tensor, "..."], advantage: Float[Tensor, "..."], *, clip_low: Bound, clip_high: Bound
 ) -> Float[Tensor, "..."]:
     """min(s A, clip(s, 1 - low, 1 + high) A): pessimistic, and flat (gradient 0) once the clip binds.
 
@@ -26,11 +37,175 @@ def clipped_surrogate(
         >>> clipped_surrogate(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), clip_low=0.1, clip_high=0.2)
         tensor([ 1.2000, -1.5000])
     """
-    return torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage)
+    return torch.minimum(ratio * advantage, _clip(ratio, clip_low, clip_high) * advantage)
+
+
+def dual_clipped_surrogate(
+    ratio: Float[Tensor, "..."],
+    advantage: Float[Tensor, "..."],
+    *,
+    clip_low: Bound,
+    clip_high: Bound,
+    dual_clip: float | int,
+) -> Float[Tensor, "..."]:
+    """``clipped_surrogate``, but never below c A where A is negative: a ratio that exploded cannot dominate.
+
+    Args:
+        ratio: As in ``clipped_surrogate``.
+        advantage: As in ``clipped_surrogate``.
+        clip_low: As in ``clipped_surrogate``.
+        clip_high: As in ``clipped_surrogate``.
+        dual_clip: c, the largest ratio that a negative advantage is multiplied with; > 1.
+
+    Example:
+        >>> dual_clipped_surrogate(
+        ...     torch.tensor([1.5, 9.0]), torch.tensor([-1.0, -1.0]), clip_low=0.1, clip_high=0.2, dual_clip=3.0)
+        tensor([-1.5000, -3.0000])
+    """
+    clipped = clipped_surrogate(ratio, advantage, clip_low=clip_low, clip_high=clip_high)
+    return torch.where(advantage < 0, torch.maximum(clipped, dual_clip * advantage), clipped)
+
+
+def cispo_surrogate(
+    ratio: Float[Tensor, "..."],
+    advantage: Float[Tensor, "..."],
+    logp: Float[Tensor, "..."],
+    *,
+    clip_low: Bound,
+    clip_high: Bound,
+) -> Float[Tensor, "..."]:
+    """clip(s, 1 - low, 1 + high) A log p with the clipped ratio held constant: every token keeps a gradient.
+
+    Args:
+        ratio: Importance ratio s; no gradient flows through it.
+        advantage: Advantage A, constant.
+        logp: Log-probability (nats) of the token, differentiable.
+        clip_low: How far below 1 the weight may go.
+        clip_high: How far above 1 it may go.
+
+    Example:
+        >>> cispo_surrogate(torch.tensor([9.0]), torch.tensor([1.0]), torch.tensor([-0.5]), clip_low=1.0, clip_high=3.0)
+        tensor([-2.])
+    """
+    return _clip(ratio, clip_low, clip_high).detach() * advantage * logp
+
+
+def soft_gated_surrogate(
+    ratio: Float[Tensor, "..."],
+    advantage: Float[Tensor, "..."],
+    *,
+    temperature_positive: float | int,
+    temperature_negative: float | int,
+) -> Float[Tensor, "..."]:
+    """4/tau sigmoid(tau (s - 1)) A: slope A at s = 1, fading smoothly on both sides instead of being cut off.
+
+    Args:
+        ratio: Importance ratio s, differentiable.
+        advantage: Advantage A, constant.
+        temperature_positive: tau where A > 0; larger fades faster.
+        temperature_negative: tau elsewhere.
+
+    Example:
+        >>> soft_gated_surrogate(
+        ...     torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0]), temperature_positive=1.0, temperature_negative=2.0)
+        tensor([ 2., -1.])
+    """
+    positive = torch.full_like(ratio, temperature_positive)
+    temperature = torch.where(advantage > 0, positive, torch.full_like(ratio, temperature_negative))
+    return 4.0 / temperature * torch.sigmoid(temperature * (ratio - 1.0)) * advantage
+
+
+def surrogate_objective(
+    ratio: Float[Tensor, "..."],
+    advantage: Float[Tensor, "..."],
+    logp: Float[Tensor, "..."],
+    *,
+    surrogate: Surrogate,
+    clip_low: Bound,
+    clip_high: Bound,
+    dual_clip: float | int = 3.0,
+    sapo_temperature_positive: float | int = 1.0,
+    sapo_temperature_negative: float | int = 1.05,
+) -> Float[Tensor, "..."]:
+    """The surrogate of that name; ``"policy_gradient"`` is s A, without a clip.
+
+    Args:
+        ratio: Importance ratio s, differentiable.
+        advantage: Advantage A, constant.
+        logp: Log-probability (nats) of the token, differentiable; only ``"cispo"`` uses it.
+        surrogate: ``"clip"`` | ``"dual_clip"`` | ``"cispo"`` | ``"sapo"`` | ``"policy_gradient"``.
+        clip_low: Ratio range below 1.
+        clip_high: Ratio range above 1.
+        dual_clip: c of ``"dual_clip"``; > 1.
+        sapo_temperature_positive: tau of ``"sapo"`` where A > 0; > 0.
+        sapo_temperature_negative: tau of ``"sapo"`` elsewhere; > 0.
+
+    Raises:
+        ValueError: An unknown surrogate, or a number outside its range.
+    """
+    if surrogate == "clip":
+        return clipped_surrogate(ratio, advantage, clip_low=clip_low, clip_high=clip_high)
+    if surrogate == "dual_clip":
+        if not dual_clip > 1:
+            raise ValueError(f"dual_clip={dual_clip!r}; allowed: a ratio > 1")
+        return dual_clipped_surrogate(ratio, advantage, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    if surrogate == "cispo":
+        return cispo_surrogate(ratio, advantage, logp, clip_low=clip_low, clip_high=clip_high)
+    if surrogate == "sapo":
+        if not min(sapo_temperature_positive, sapo_temperature_negative) > 0:
+            got = f"{sapo_temperature_positive!r} and sapo_temperature_negative={sapo_temperature_negative!r}"
+            raise ValueError(f"sapo_temperature_positive={got}; allowed: both > 0")
+        return soft_gated_surrogate(
+            ratio,
+            advantage,
+            temperature_positive=sapo_temperature_positive,
+            temperature_negative=sapo_temperature_negative,
+        )
+    if surrogate == "policy_gradient":
+        return ratio * advantage
+    raise ValueError(f"surrogate={surrogate!r}; allowed: {', '.join(SURROGATES)}")
 
 
 def binding_clip(
-    ratio: Float[Tensor, "..."], advantage: Float[Tensor, "..."], *, clip_low: float, clip_high: float
+    ratio: Float[Tensor, "..."],
+    advantage: Float[Tensor, "..."],
+    *,
+    clip_low: Bound,
+    clip_high: Bound,
+    surrogate: Surrogate = "clip",
+    dual_clip: float | int = 3.0,
 ) -> tuple[Tensor, Tensor]:
-    """Where the clip binds (gradient is 0): below the range, and above it. Boolean tensors of the same shape."""
-    return (ratio < 1.0 - clip_low) & (advantage < 0), (ratio > 1.0 + clip_high) & (advantage > 0)
+    """Where the clip has an effect: below the range, and above it. Boolean tensors of the same shape.
+
+    For ``"clip"`` and ``"dual_clip"`` that is where the gradient is 0; for ``"cispo"`` where the weight is not the
+    ratio itself (the gradient stays); ``"sapo"`` and ``"policy_gradient"`` have no clip.
+
+    Args:
+        ratio: Importance ratio s.
+        advantage: Advantage A.
+        clip_low: As in ``clipped_surrogate``.
+        clip_high: As in ``clipped_surrogate``.
+        surrogate: Whose clip.
+        dual_clip: c of ``"dual_clip"``.
+
+    Example:
+        >>> binding_clip(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), clip_low=0.1, clip_high=0.2)
+        (tensor([False, False]), tensor([ True, False]))
+    """
+    low, high = ratio < 1.0 - clip_low, ratio > 1.0 + clip_high
+    if surrogate == "cispo":
+        return low, high
+    if surrogate not in ("clip", "dual_clip"):
+        return torch.zeros_like(low), torch.zeros_like(high)
+    high = high & (advantage > 0)
+    if surrogate == "dual_clip":
+        high = high | ((ratio > dual_clip) & (advantage < 0))
+    return low & (advantage < 0), high
+
+
+def _clip(ratio: Tensor, clip_low: Bound, clip_high: Bound) -> Tensor:
+    low, high = 1.0 - clip_low, 1.0 + clip_high
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        # clamp takes two tensors or two numbers.
+        return ratio.clamp(torch.as_tensor(low).to(ratio), torch.as_tensor(high).to(ratio))
+    return ratio.clamp(low, high)

@@ -35,7 +35,8 @@ def token_logprobs(
         bias_V: Bias of the head, if it has one; differentiable.
 
     Returns:
-        ``(logp_L, entropy_L)`` in float32 nats (float64 for float64 inputs); the entropy is detached.
+        ``(logp_L, entropy_L)`` in float32 nats (float64 for float64 inputs), both differentiable; the entropy's
+        gradient costs nothing where nobody asks for it.
     """
     if bias_V is not None:
         # A bias is one more input that is always 1.
@@ -77,24 +78,48 @@ class _TokenLogprobs(torch.autograd.Function):
             normaliser_L[part] = normaliser
             probs = (logits - normaliser[:, None]).exp_()
             entropy_L[part] = normaliser - (probs.mul_(logits)).sum(dim=-1)
-        ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L)
+        ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L, entropy_L)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy_L)
+        ctx.set_materialize_grads(False)
         return logp_L, entropy_L
 
     @staticmethod
-    def backward(ctx: Any, grad_L: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_LD, head_VD, token_ids_L, normaliser_L = ctx.saved_tensors
+    def backward(
+        ctx: Any, grad_logp_L: Tensor | None, grad_entropy_L: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if grad_logp_L is None and grad_entropy_L is None:
+            return None, None, None, None
+        hidden_LD, head_VD, token_ids_L, normaliser_L, entropy_L = ctx.saved_tensors
         head = head_VD.to(hidden_LD.dtype)
         grad_hidden_LD = torch.empty_like(hidden_LD)
         grad_head_VD = torch.zeros_like(head_VD)
         for part in _chunks(hidden_LD.shape[0], head.shape[0]):
-            logits = _logits(hidden_LD[part], head, ctx.temperature)
-            # d logp / d logits = (onehot - softmax) / temperature
-            grad_logits = (logits - normaliser_L[part, None]).exp_().neg_()
-            grad_logits.scatter_add_(1, token_ids_L[part, None], torch.ones_like(grad_logits[:, :1]))
-            grad_logits.mul_((grad_L[part] / ctx.temperature)[:, None])
-            grad_logits = grad_logits.to(hidden_LD.dtype)
+            table = _logits(hidden_LD[part], head, ctx.temperature).sub_(normaliser_L[part, None])
+            grad_logits = _grad_logits(
+                table,
+                token_ids_L[part, None],
+                None if grad_logp_L is None else grad_logp_L[part, None],
+                None if grad_entropy_L is None else grad_entropy_L[part, None],
+                entropy_L[part, None],
+            )
+            grad_logits = grad_logits.div_(ctx.temperature).to(hidden_LD.dtype)
             grad_hidden_LD[part] = grad_logits @ head
             grad_head_VD += (grad_logits.t() @ hidden_LD[part]).to(grad_head_VD.dtype)
         return grad_hidden_LD, grad_head_VD, None, None
+
+
+def _grad_logits(
+    table: Tensor, token_ids: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None, entropy: Tensor
+) -> Tensor:
+    """One chunk's gradient with respect to its logits; ``table`` holds log p [chunk, V] and is used up."""
+    if grad_entropy is None:
+        # d log p_token / d logit_j = [j = token] - p_j
+        assert grad_logp is not None
+        grad = table.exp_().mul_(-grad_logp)
+    else:
+        # d H / d logit_j = -p_j (log p_j + H)
+        pull = table.add(entropy).mul_(grad_entropy)
+        if grad_logp is not None:
+            pull.add_(grad_logp)
+        grad = table.exp_().mul_(pull).neg_()
+    return grad if grad_logp is None else grad.scatter_add_(1, token_ids, grad_logp)

@@ -1,0 +1,1 @@
+"""CISPO: see README.md in this folder."""

@@ -1,0 +1,1 @@
+"""DrGRPO: see README.md in this folder."""

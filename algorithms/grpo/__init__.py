@@ -1,0 +1,1 @@
+"""GRPO: see README.md in this folder."""

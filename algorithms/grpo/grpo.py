@@ -1,0 +1,43 @@
+"""``GRPO``: Group Relative Policy Optimization (arXiv:2402.03300v3).
+
+What differs from GSPO: one ratio per token, the wider range of DAPO above 1.
+"""
+
+from __future__ import annotations
+
+from gspo_rllib.algorithms.gspo.config import GSPOConfig
+from gspo_rllib.algorithms.gspo.gspo import GSPO
+from gspo_rllib.algorithms.gspo.settings import TrainingSettings
+from gspo_rllib.settings import with_defaults
+
+
+class GRPOConfig(GSPOConfig):
+    """``GSPOConfig`` with GRPO's defaults; every builder and setting is the same.
+
+    Example:
+        >>> config = GRPOConfig().training(lr=1e-6)
+        >>> config.importance_sampling_level, config.clip_low
+        ('token', 0.2)
+    """
+
+    training_settings = with_defaults(
+        TrainingSettings,
+        "GRPOTrainingSettings",
+        {
+            "importance_sampling_level": ("token", "arXiv:2402.03300v3 eq. 3"),
+            "clip_low": (0.2, "arXiv:2402.03300v3"),
+            "clip_high": (0.28, "DAPO, arXiv:2503.14476v2"),
+        },
+    )
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or GRPO)
+
+
+class GRPO(GSPO):
+    """Group Relative Policy Optimization; see ``GRPOConfig`` for every setting."""
+
+    @classmethod
+    def get_default_config(cls) -> GRPOConfig:
+        """Its paper's settings."""
+        return GRPOConfig()

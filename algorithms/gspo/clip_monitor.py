@@ -1,0 +1,143 @@
+"""Watches the clip range: says when it does nothing, nothing else, or only reacts to numerical noise, and why.
+
+The paper reports about 15 % of trajectories clipped. What was measured after each update is compared with that and
+with the noise floor: how far engine and learner are apart at the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.learners import statistics
+
+if TYPE_CHECKING:
+    from gspo_rllib.algorithms.gspo.config import GSPOConfig
+
+INERT_BELOW = 1e-3
+"""Clip fraction under which the clip might as well not be there."""
+
+SATURATED_ABOVE = 0.5
+"""Clip fraction over which most of the batch is thrown away."""
+
+PATIENCE = 3
+"""Consecutive iterations before the clip fraction is called inert or saturated."""
+
+WRONG_TOKENS_GAP = 1.0
+"""Nats between engine and learner for one token that no rounding explains: they score different things."""
+
+CLIP_SCALE_RANGE = (1e-3, 1e3)
+_GAIN = 1.0
+
+
+def next_clip_scale(scale: float, clip_fraction: float | None, *, target: float) -> float:
+    """What to multiply the clip range with in the next update, so that the clip fraction approaches its target.
+
+    Args:
+        scale: The factor that gave the clip fraction.
+        clip_fraction: Of the update, 0 … 1; None when it trained on nothing.
+        target: The fraction wanted.
+
+    Example:
+        >>> next_clip_scale(1.0, 0.15, target=0.15)
+        1.0
+        >>> next_clip_scale(1.0, 0.65, target=0.15) > 1.5  # clips too much: a wider range
+        True
+    """
+    if clip_fraction is None or not math.isfinite(clip_fraction):
+        return scale
+    low, high = CLIP_SCALE_RANGE
+    return min(max(scale * math.exp(_GAIN * (clip_fraction - target)), low), high)
+
+
+class ClipMonitor:
+    """Turns the statistics of updates into warnings, each once until its condition has gone.
+
+    Args:
+        config: The algorithm's.
+    """
+
+    def __init__(self, config: GSPOConfig) -> None:
+        self._config = config
+        self._streaks: dict[str, int] = {}
+
+    def check(self, values: Mapping[str, Any]) -> list[str]:
+        """What there is to warn about after an update.
+
+        Args:
+            values: Names in ``gspo_rllib.learners.statistics`` to what the update measured.
+        """
+        if self._config.surrogate not in ("clip", "dual_clip"):
+            return []
+        fraction = values.get(statistics.CLIP_FRACTION, math.nan)
+        floor = values.get(statistics.SEQUENCE_GAP_MEAN, 0.0)
+        compares_trajectories = self._config.importance_sampling_level != "token"
+        uses_engine = not self._config.recompute_old_log_probs
+        findings = {
+            "floor": (compares_trajectories and uses_engine and floor >= self._range(values), 1),
+            "inert": (fraction < INERT_BELOW, PATIENCE),
+            "saturated": (fraction > SATURATED_ABOVE, PATIENCE),
+        }
+        warnings = []
+        for name, (found, patience) in findings.items():
+            self._streaks[name] = self._streaks.get(name, 0) + 1 if found else 0
+            if self._streaks[name] == patience:
+                warnings.append(getattr(self, f"_describe_{name}")(values))
+        return warnings
+
+    def _range(self, values: Mapping[str, float]) -> float:
+        scale = values.get(statistics.CLIP_SCALE, 1.0)
+        return scale * min(self._config.clip_low, self._config.clip_high)
+
+    def _describe_floor(self, values: Mapping[str, float]) -> str:
+        return (
+            f"clip range {self._range(values):.1e} is below the noise floor: at the same weights |log s| between "
+            f"engine and learner is {values[statistics.SEQUENCE_GAP_MEAN]:.1e} on average, so trajectories are clipped "
+            'for numerical noise. Set training.old_log_probs="learner", compute both in float32, or widen the range.'
+        )
+
+    def _describe_inert(self, values: Mapping[str, float]) -> str:
+        return (
+            f"clipping is inert: {values[statistics.CLIP_FRACTION]:.2%} of trajectories in each of {PATIENCE} updates "
+            f"(the paper reports about 15 %). Likely cause: {self._why_inert(values)}"
+        )
+
+    def _why_inert(self, values: Mapping[str, float]) -> str:
+        config = self._config
+        if config.num_minibatches * config.num_epochs == 1:
+            return "one optimiser step per iteration, so the ratio is always 1; raise training.num_minibatches."
+        moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
+        return (
+            f"the range is far wider than what one update moves (mean |log s| {moved:.1e} against "
+            f"{self._range(values):.1e}); narrow training.clip_low and clip_high, or raise training.lr if learning is "
+            "slow too."
+        )
+
+    def _describe_saturated(self, values: Mapping[str, float]) -> str:
+        return (
+            f"clipping is saturated: {values[statistics.CLIP_FRACTION]:.0%} of trajectories in each of {PATIENCE} "
+            f"updates (the paper reports about 15 %). Likely cause: {self._why_saturated(values)}"
+        )
+
+    def _why_saturated(self, values: Mapping[str, float]) -> str:
+        staleness = values.get(statistics.STALENESS, 0.0)
+        if staleness > 0:
+            return (
+                f"staleness: trajectories are {staleness:.1f} weights versions old on average; train on fresher ones "
+                "or widen the range."
+            )
+        gap = values.get(statistics.LOGP_GAP_MAX, 0.0)
+        if gap > WRONG_TOKENS_GAP:
+            return (
+                f"a mask or a mismatch: one token's log-prob differs by {gap:.1f} nats between engine and learner at "
+                "the same weights, so they score different tokens or distributions (temperature, chat template, head)."
+            )
+        floor = values.get(statistics.SEQUENCE_GAP_MEAN, 0.0)
+        if floor >= self._range(values) and not self._config.recompute_old_log_probs:
+            return f'engine mismatch: the noise floor is {floor:.1e}; set training.old_log_probs="learner".'
+        moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
+        return (
+            f"the learning rate: one update moves |log s| by {moved:.1e} on average, the range is "
+            f"{self._range(values):.1e}; lower training.lr, or widen training.clip_low and clip_high."
+        )

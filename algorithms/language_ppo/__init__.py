@@ -1,0 +1,1 @@
+"""LanguagePPO: see README.md in this folder."""

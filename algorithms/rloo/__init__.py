@@ -1,0 +1,1 @@
+"""RLOO: see README.md in this folder."""

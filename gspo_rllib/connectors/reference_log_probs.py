@@ -1,0 +1,82 @@
+"""Learner connector piece: scores every sampled token under a frozen reference policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from gspo_rllib import columns
+from gspo_rllib.connectors.scoring import score
+from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.types import TokenTrajectory
+
+
+class ReferenceLogProbs(ConnectorV2):
+    """Fills in ``reference_logp``.
+
+    The reference is a second copy for inference only. It lives here and not among the learner's modules, because
+    ``DistributedDataParallel`` refuses a module without a parameter to train.
+
+    Args:
+        model_config: As for the policy; its ``path`` is the reference's.
+        max_tokens: Token budget of one forward pass.
+    """
+
+    def __init__(self, *args: Any, model_config: dict[str, Any], max_tokens: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # The module has no use for its spaces, but RLlib wants them.
+        text = gym.spaces.Text(1)
+        self._spec = RLModuleSpec(
+            module_class=CausalLMModule, observation_space=text, action_space=text, model_config=model_config
+        )
+        self._max_tokens = max_tokens
+        self._reference: CausalLMModule | None = None
+
+    def __call__(
+        self,
+        *,
+        rl_module: RLModule,
+        batch: dict[str, Any],
+        episodes: list[SingleAgentEpisode],
+        explore: bool | None = None,
+        shared_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See ``ConnectorV2``."""
+        trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
+        device = next(rl_module[DEFAULT_MODULE_ID].parameters()).device
+        reference = self._load().to(device)
+        scores = score(
+            trajectories,
+            lambda row: reference._forward(row)[columns.LOGP],
+            max_tokens=self._max_tokens,
+            device=device,
+        )
+        for i, logp_L in enumerate(scores):
+            trajectories[i] = dataclasses.replace(trajectories[i], reference_logp=logp_L)
+        return batch
+
+    def files(self) -> dict[str, bytes]:
+        """The reference as the files of a Hugging Face folder, for a checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            reference = self._load()
+            reference.model.save_pretrained(folder)
+            reference.tokenizer.save_pretrained(folder)
+            return {file.name: file.read_bytes() for file in pathlib.Path(folder).iterdir() if file.is_file()}
+
+    def _load(self) -> CausalLMModule:
+        if self._reference is None:
+            # Loading it must not move the random state that decides the run.
+            with torch.random.fork_rng():
+                self._reference = self._spec.build()
+            self._reference.eval().requires_grad_(False)
+        return self._reference

@@ -1,0 +1,43 @@
+"""Runs a module over trajectories without a gradient, row by row under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gspo_rllib import columns
+from gspo_rllib.learners.micro_batches import pack, plan_rows
+from gspo_rllib.types import TokenTrajectory
+
+
+@torch.no_grad()
+def score(
+    trajectories: Sequence[TokenTrajectory],
+    forward: Callable[[dict[str, Any]], Tensor],
+    *,
+    max_tokens: int,
+    device: torch.device | str,
+) -> list[np.ndarray]:
+    """One float32 value per sampled token.
+
+    Args:
+        trajectories: Each with at least one sampled token.
+        forward: A packed row (``columns``) -> [L].
+        max_tokens: Token budget of a row.
+        device: Where rows are put.
+
+    Returns:
+        [L] per trajectory, in their order.
+    """
+    values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(trajectories)
+    for row in plan_rows([t.num_tokens for t in trajectories], max_tokens):
+        batch = pack([trajectories[i] for i in row], device)
+        value_L = forward(batch).float()
+        counts_B = torch.bincount(batch[columns.TRAJECTORY_INDEX], minlength=len(row)).tolist()
+        for i, part in zip(row, value_L.cpu().split(counts_B), strict=True):
+            values[i] = part.numpy()
+    return values

@@ -1,0 +1,51 @@
+"""Last hidden states of a Hugging Face model at chosen cells of its input, with or without its head.
+
+Shapes: S rows of the input · T columns · L chosen cells of the flattened [S · T] · D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def hidden_states(trunk: Any, inputs: dict[str, Any], cell_L: Tensor) -> Tensor:
+    """Runs a model without its head.
+
+    Args:
+        trunk: A model's ``base_model``.
+        inputs: Its keyword arguments, [S, T] each.
+        cell_L: int64, which cells are wanted.
+
+    Returns:
+        [L, D], after the model's final norm: what its head multiplies.
+    """
+    return _at_cells(trunk(**inputs), cell_L)
+
+
+@contextmanager
+def hidden_states_of_call(trunk: torch.nn.Module, cell_L: Tensor) -> Iterator[list[Tensor]]:
+    """Takes along what ``hidden_states`` would compute while the whole model runs, head included.
+
+    Args:
+        trunk: The ``base_model`` of the model that will be called.
+        cell_L: int64, which cells are wanted.
+
+    Yields:
+        A list; every call of the trunk inside the ``with`` block appends its [L, D].
+    """
+    kept: list[Tensor] = []
+    handle = trunk.register_forward_hook(lambda _module, _inputs, output: kept.append(_at_cells(output, cell_L)))
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _at_cells(output: Any, cell_L: Tensor) -> Tensor:
+    hidden_LD: Tensor = output.last_hidden_state.flatten(0, 1)[cell_L]
+    return hidden_LD
