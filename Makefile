@@ -12,10 +12,10 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test train clean
+.PHONY: help install lint test test-all train clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 install: $(STAMP)  ## .venv with the pinned dependencies and this checkout in it
 
@@ -30,6 +30,9 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/lint-imports --no-cache
 
 test: lint  ## Everything that is checked: lint, doctests, README snippets, unit, contract and learning tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint  ## The same, and a learning run of every objective
 	$(BIN)/python -m pytest
 
 train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GSPO, say where the results are

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
+import inspect
+import json
 import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from gspo_rllib import ops
+from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
+from gspo_rllib.algorithms.gspo.guards import cautions, refusals
+from gspo_rllib.algorithms.gspo.settings import TrainingSettings
 from gspo_rllib.cli.main import parse_arguments
+from gspo_rllib.configs.runs import load_run
+from gspo_rllib.learners import group_selection, statistics
+from tests import test_golden
 
 ROOT = Path(__file__).resolve().parent.parent
+OBJECTIVES = ROOT / "docs" / "objectives.md"
 DOCUMENTS = sorted(
     path
     for top in (ROOT, *(ROOT / name for name in ("docs", "algorithms", "envs", "configs", "benchmarks", "examples")))
@@ -122,3 +135,103 @@ def test_the_custom_environment_is_learnt(tiny_dense: str, ray_local: None, monk
     run = importlib.import_module("custom_env").main
     options = [tiny_dense, "--engine", "transformers", "--iterations"]
     assert run([*options, "1"]) < run([*options, "12"])
+
+
+def _section(path: Path, title: str) -> str:
+    return path.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The body rows of the Markdown tables in a text, cells without their backticks at the ends."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def _arguments(cell: str, **names: Any) -> dict[str, Any]:
+    return {} if cell == "defaults" else eval(f"dict({cell})", {}, names)
+
+
+def test_the_objectives_in_python_yaml_and_tune_are_the_same(tmp_path: Path, ray_local: None) -> None:
+    build, sweep = _blocks(OBJECTIVES, "python")
+    (document,) = _blocks(OBJECTIVES, "yaml")
+    (tmp_path / "run.yaml").write_text(document)
+    names: dict[str, Any] = {}
+    exec(compile(build, OBJECTIVES.name, "exec"), names)
+    from_python, run = names["config"].settings(TrainingSettings), load_run(tmp_path / "run.yaml")
+    assert run.config.settings(TrainingSettings) == from_python
+    assert (run.config.env, run.config.env_config) == (names["config"].env, names["config"].env_config)
+    assert not [*refusals(from_python, recomputes_old_log_probs=False), *cautions(from_python)]
+    exec(compile(sweep, OBJECTIVES.name, "exec"), names)
+    for level in names["config"].importance_sampling_level["grid_search"]:
+        swept = dataclasses.replace(from_python, importance_sampling_level=level)
+        assert not list(refusals(swept, recomputes_old_log_probs=False)), level
+
+
+def test_the_loss_example_of_the_objectives_runs() -> None:
+    (example,) = _blocks(OBJECTIVES, "pycon")
+    assert 10 <= len(example.splitlines()) <= 18
+    parsed = doctest.DocTestParser().get_doctest(example, {}, "policy_loss", OBJECTIVES.name, 0)
+    outcome = doctest.DocTestRunner().run(parsed)
+    assert outcome.attempted and not outcome.failed
+
+
+def test_the_objectives_name_every_value_of_every_setting() -> None:
+    sections = OBJECTIVES.read_text().split("\n## ")
+    for field in dataclasses.fields(TrainingSettings):
+        for value in field.metadata["choices"] or ():
+            told = [section for section in sections if f"`{field.name}`" in section]
+            assert any(f"`{value}`" in section for section in told), (field.name, value)
+
+
+def test_the_objectives_name_every_statistic_and_count_of_theirs() -> None:
+    named = set(re.findall(r"`([a-z_]+)(?:/64)?`", OBJECTIVES.read_text()))
+    assert set(group_selection.COUNTS) <= named
+    means = {name.split("/")[0] for name in statistics.UPDATE_MEANS if name not in statistics._INTERMEDIATE}
+    bookkeeping = {statistics.LOSS, statistics.ENTROPY, statistics.ADVANTAGE_ABS_MEAN, statistics.GRAD_NORM}
+    told = {*means - bookkeeping, statistics.LOGP_GAP_MAX, statistics.EFFECTIVE_SAMPLE_SIZE, statistics.CLIP_SCALE}
+    assert told <= named
+
+
+def test_the_objectives_name_functions_that_exist() -> None:
+    for path in DOCUMENTS:
+        for name in re.findall(r"`(?:gspo_rllib\.)?ops\.([a-z_0-9]+)", path.read_text()):
+            assert hasattr(ops, name), (path.name, name)
+
+
+def test_the_objectives_of_other_libraries_are_those_the_golden_values_are_reproduced_with() -> None:
+    rows = {row[0]: row for row in _rows(_section(OBJECTIVES, "To get another library's objective"))[1:]}
+    golden = json.loads((ROOT / "tests" / "golden" / "gspo_peers.json").read_text())
+    assert set(rows) == set(golden["results"])
+    mask_BT = torch.ones(3, 5, dtype=torch.bool)
+    for name, (_, _, training, call, _) in rows.items():
+        used = {key: value(mask_BT) if callable(value) else value for key, value in test_golden.SETTINGS[name].items()}
+        assert _arguments(call, B=3, T=5) == used, name
+        # The same by settings: whatever is a number of this batch, or no setting, is told in words.
+        knobs = {field.name for field in dataclasses.fields(TrainingSettings)} - {"token_sum_length"}
+        settings = _arguments(training)
+        averaged = settings.pop("advantage_aggregation", "none") == "trajectory_mean"
+        assert averaged == (name in test_golden.AGGREGATED), name
+        length = settings.pop("token_sum_length", None)
+        assert settings == {key: value for key, value in used.items() if key in knobs}, name
+        assert (length is None) == ("token_sum_length" not in used), name
+        GSPOConfig().training(token_sum_length=length, **settings).settings(TrainingSettings)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_has_a_readme_with_its_paper_and_its_settings(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    module = inspect.getmodule(algorithm)
+    assert module is not None and module.__file__ and module.__doc__
+    readme = Path(module.__file__).with_name("README.md")
+    (paper,) = re.findall(r"arXiv:([0-9.]+)v[0-9]+", module.__doc__)
+    assert f"[arXiv:{paper}](https://arxiv.org/abs/{paper})" in readme.read_text()
+    assert "\n## Deviations from the paper\n" in readme.read_text()
+    settings = algorithm.get_default_config().training_settings
+    changed = [] if settings is TrainingSettings else list(vars(settings)["__annotations__"])
+    if not changed:
+        return
+    header, *rows = _rows(_section(readme, "What differs from GSPO"))
+    assert header == ["Setting", name, "GSPO"] and len(rows) == len(changed)
+    for setting, here, there in rows:
+        assert setting in changed
+        assert (here, there) == (str(getattr(settings(), setting)), str(getattr(TrainingSettings(), setting)))

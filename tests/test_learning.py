@@ -1,17 +1,18 @@
-"""GSPO learns a multi-turn task from its rewards, and a wrong loss does not: the same run, three losses."""
+"""A multi-turn task is learned from its rewards with every objective, and not with a wrong loss."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.learning import BROKEN, train
-from gspo_rllib.algorithms import GSPOConfig
+from benchmarks.learning import BROKEN, OBJECTIVES, train
+from gspo_rllib.configs import load_config
 from gspo_rllib.warmstart import warmstart
 
 ENV = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 TARGET = 0.85
 ITERATIONS = 30
 BROKEN_ITERATIONS = 8
+IN_EVERY_RUN = ("GSPO", "LanguagePPO")
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +29,33 @@ def student(tmp_path_factory):
     return folder
 
 
-def _config(student, learner_class=None, engine="vllm"):
-    config = (
-        GSPOConfig()
-        .environment(ENV, env_config={"operations": 2})
-        .rl_module(model_config={"path": str(student)})
-        .generation(engine=engine, max_tokens_per_turn=12)
-        .env_runners(num_envs_per_env_runner=64)
-        .training(group_size=8, groups_per_iteration=16, lr=1e-4, clip_low=0.03, clip_high=0.04)
-        .debugging(seed=0)
+def _config(student, objective="GSPO", learner_class=None, engine="vllm"):
+    config = load_config(
+        "calculator",
+        [
+            *OBJECTIVES[objective],
+            "environment.env_config.operations=2",
+            f"rl_module.model_config={{path: {student}}}",
+            f"generation.engine={engine}",
+            "generation.max_tokens_per_turn=12",
+        ],
     )
     return config.learners(learner_class=learner_class) if learner_class else config
 
 
-def test_gspo_learns_to_solve_the_task(student, ray_local):
-    report = train(_config(student), target=TARGET, minutes=5, iterations=ITERATIONS)
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=[] if name in IN_EVERY_RUN else [pytest.mark.slow]) for name in OBJECTIVES],
+)
+def test_it_learns_to_solve_the_task(student, objective, ray_local):
+    report = train(_config(student, objective), target=TARGET, minutes=5, iterations=ITERATIONS)
     assert report["reached_s"] is not None, report["curve"]
     assert report["start"] < 0.75
 
 
 @pytest.mark.parametrize("fault", sorted(BROKEN))
 def test_the_same_run_with_a_broken_loss_does_not(student, fault, ray_local):
-    report = train(
-        _config(student, BROKEN[fault], engine="transformers"), target=TARGET, minutes=5, iterations=BROKEN_ITERATIONS
-    )
+    config = _config(student, learner_class=BROKEN[fault], engine="transformers")
+    report = train(config, target=TARGET, minutes=5, iterations=BROKEN_ITERATIONS)
     assert report["reached_s"] is None, report["curve"]
     assert report["end"] < 0.75, report["curve"]

@@ -92,6 +92,30 @@ def test_micro_batches_agree_with_every_regulariser_and_a_critic_too(tiny_dense)
     _assert_same(got, expected)
 
 
+def test_two_ranks_standardise_advantages_and_train_a_critic_like_one(tiny_dense, ray_local):
+    parts = {"old_log_probs": "learner", "kl_coeff": 0.5, "group_size": 4, "groups_per_iteration": 4}
+    config = _config(tiny_dense, LanguagePPOConfig(), **parts)
+    expected = _gradient(config)
+    ranks = config.copy().learners(num_learners=2)
+    group = ranks.build_learner_group(rl_module_spec=ranks.get_multi_rl_module_spec(spaces=SPACES))
+    try:
+        # Then one group: a rank without a trajectory takes part in every exchange all the same.
+        for groups in (_groups(4), _groups(1)):
+            data = GroupTrainingData.from_groups(groups, num_minibatches=1, seed=0)
+            group.update(training_data=data, num_epochs=1)
+            results = group.foreach_learner(
+                lambda learner: {
+                    name: p.grad.clone() for name, p in learner.module[DEFAULT_MODULE_ID].unwrapped().named_parameters()
+                }
+            )
+            first, second = (result.get() for result in results)
+            _assert_same(first, second, tolerance=1e-7)
+            if len(groups) == 4:
+                _assert_same(first, expected)
+    finally:
+        group.shutdown()
+
+
 def test_an_entropy_bonus_raises_the_entropy(tiny_dense):
     flat = group_episodes([make_episode("flat", i, [(4, 8)], 1.0) for i in range(4)])
     config = _config(tiny_dense, entropy_coeff=1.0, lr=1e-3, old_log_probs="learner")

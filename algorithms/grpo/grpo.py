@@ -25,7 +25,7 @@ class GRPOConfig(GSPOConfig):
         "GRPOTrainingSettings",
         {
             "importance_sampling_level": ("token", "arXiv:2402.03300v3 eq. 3"),
-            "clip_low": (0.2, "arXiv:2402.03300v3"),
+            "clip_low": (0.2, "TRL, verl; the paper names no value"),
             "clip_high": (0.28, "DAPO, arXiv:2503.14476v2"),
         },
     )

@@ -71,18 +71,22 @@ class ClipMonitor:
         if self._config.surrogate not in ("clip", "dual_clip"):
             return []
         fraction = values.get(statistics.CLIP_FRACTION, math.nan)
-        floor = values.get(statistics.SEQUENCE_GAP_MEAN, 0.0)
-        compares_trajectories = self._config.importance_sampling_level != "token"
+        floor = values.get(statistics.SEQUENCE_GAP_MEAN, math.nan)
+        # A healthy token ratio is clipped at about one token in a thousand, and a token's noise is no trajectory's.
+        averaged = self._config.importance_sampling_level != "token"
         uses_engine = not self._config.recompute_old_log_probs
         findings = {
-            "floor": (compares_trajectories and uses_engine and floor >= self._range(values), 1),
-            "inert": (fraction < INERT_BELOW, PATIENCE),
-            "saturated": (fraction > SATURATED_ABOVE, PATIENCE),
+            "floor": (floor, averaged and uses_engine and floor >= self._range(values), 1),
+            "inert": (fraction, averaged and fraction < INERT_BELOW, PATIENCE),
+            "saturated": (fraction, fraction > SATURATED_ABOVE, PATIENCE),
         }
         warnings = []
-        for name, (found, patience) in findings.items():
+        for name, (measured, found, patience) in findings.items():
+            # An update without a gradient measures nothing, and says nothing about the condition either.
+            if not math.isfinite(measured):
+                continue
             self._streaks[name] = self._streaks.get(name, 0) + 1 if found else 0
-            if self._streaks[name] == patience:
+            if found and self._streaks[name] == patience:
                 warnings.append(getattr(self, f"_describe_{name}")(values))
         return warnings
 

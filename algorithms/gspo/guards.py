@@ -93,6 +93,12 @@ def _clip_refusals(s: TrainingSettings) -> Iterator[str]:
 
 
 def _penalty_refusals(s: TrainingSettings) -> Iterator[str]:
+    shaped = s.overlong_tokens is not None or (s.kl_coeff and s.kl_placement == "reward")
+    if s.advantage_estimator == "reward_parts" and shaped:
+        yield (
+            "overlong_tokens and kl_placement='reward' change the reward, but advantage_estimator='reward_parts' "
+            "reads the parts alone. Use kl_placement='loss', and let the environment report a part for length."
+        )
     if s.kl_coeff and s.kl_estimator == "k1" and s.kl_placement == "loss":
         yield (
             "kl_estimator='k1' in the loss has a gradient whose expectation is 0: it penalises nothing. Use 'k2' or "
@@ -129,9 +135,10 @@ def cautions(s: TrainingSettings) -> Iterator[str]:
     level, clipped = s.importance_sampling_level, s.surrogate in _CLIPPED
     steps = s.num_minibatches * s.num_epochs
     widest = max(s.clip_low, s.clip_high)
+    weight = "number of turns" if s.reduction == "turn_mean" else "length"
     if level.startswith("sequence") and s.reduction != "trajectory_mean":
         yield (
-            f"reduction={s.reduction!r} with a sequence ratio weighs a trajectory by its length; the paper's GSPO "
+            f"reduction={s.reduction!r} with a sequence ratio weighs a trajectory by its {weight}; the paper's GSPO "
             "weighs all the same: reduction='trajectory_mean'."
         )
     if clipped and steps == 1:
