@@ -40,6 +40,9 @@ SAMPLE_S = "sample_s"
 TURN_TOKENS_MEAN = "turn_tokens_mean"
 """Tokens the policy sampled per turn."""
 
+NUM_NEW_SEGMENTS = "num_new_segments"
+"""Times a conversation outgrew the context and went on in a new segment."""
+
 NUM_TURNS_CUT = "num_turns_cut"
 """Turns that ended because they ran out of tokens (finish reason ``"length"``)."""
 

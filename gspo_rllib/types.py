@@ -41,16 +41,21 @@ REWARD_PARTS = "reward_parts"
 class Turn:
     """What the policy was shown and sampled in one turn, as token ids.
 
-    Appending ``prompt_token_ids`` and ``action_token_ids`` of every turn in order gives exactly the ids the engine
-    saw: nothing sampled is ever re-tokenised.
+    Appending ``prompt_token_ids`` and ``action_token_ids`` of every turn of a segment in order gives exactly the ids
+    the engine saw: nothing sampled is ever re-tokenised.
 
     Attributes:
-        prompt_token_ids: int32 [P], only the ids this turn *appends* to the context (observation and chat frame).
+        prompt_token_ids: int32 [P], only the ids this turn *appends* to the context (observation and chat frame); all
+            ids of the context where the turn starts a segment.
         action_token_ids: int32 [A], the sampled ids, the end-of-turn token included when it was sampled.
         action_logp: float32 [A], log-probability (nats) of each sampled id under the distribution it was drawn
             from, temperature included.
         policy_version: The weights version the engine had acknowledged when it sampled this turn.
         finish_reason: ``"stop"``: the model ended its turn; ``"length"``: it ran out of tokens.
+        starts_segment: Whether the history was edited before this turn, so that it starts a new context; the first
+            turn of a trajectory does not say so.
+        is_summary: Whether the policy wrote a summary of the conversation instead of an action; the environment was
+            not stepped.
     """
 
     prompt_token_ids: np.ndarray
@@ -58,6 +63,8 @@ class Turn:
     action_logp: np.ndarray
     policy_version: int
     finish_reason: FinishReason
+    starts_segment: bool = False
+    is_summary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,6 +277,18 @@ class GenerationSettings(Settings):
     max_model_len: int | None = knob(
         None, "Longest context; None takes the model's own.", unit="tokens", low=2, source="the model's config"
     )
+    context_overflow: str = knob(
+        "truncate",
+        "What happens when a conversation outgrows the context: the trajectory ends (truncate), or it goes on in a new "
+        "segment that starts from the first turn and the latest ones (sliding_window) or from a summary the policy "
+        "writes, as a turn of its own (summarize). The ratio spans all segments.",
+        choices=("truncate", "sliding_window", "summarize"),
+        source="ours",
+    )
+    segment_share: float = knob(
+        0.5, "Share of the context that a new segment may start with.", low=0.0, high=0.9, low_open=True, source="ours"
+    )
+    max_summary_tokens: int = knob(256, "Most tokens of a summary; of summarize.", unit="tokens", low=1, source="ours")
     engine_dtype: str = knob(
         "float32",
         "Precision of the engine's weights and cache.",

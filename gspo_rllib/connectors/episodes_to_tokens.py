@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib import columns
-from gspo_rllib.types import GROUP, TokenTrajectory, turn_rewards, turns
+from gspo_rllib.types import GROUP, TokenTrajectory, Turn, turn_rewards, turns
 
 
 class EpisodesToTokens(ConnectorV2):
@@ -42,14 +44,14 @@ def token_trajectory(episode: SingleAgentEpisode, *, advantage: float = 0.0) -> 
         advantage: Of every sampled token.
     """
     taken = list(turns(episode))
-    ids = [part for turn in taken for part in (turn.prompt_token_ids, turn.action_token_ids)]
-    sampled = [flag for turn in taken for flag in (np.zeros(len(turn.prompt_token_ids), bool), _ones(turn))]
+    starts = [0, *(i for i, turn in enumerate(taken) if i and turn.starts_segment), len(taken)]
+    segments = [_segment(taken[start:end]) for start, end in itertools.pairwise(starts)]
     behavior_logp = np.concatenate([turn.action_logp for turn in taken]).astype(np.float32)
     return TokenTrajectory(
         group_id=episode.custom_data[GROUP].group_id,
         index=episode.custom_data[GROUP].index,
-        segments=(np.concatenate(ids).astype(np.int32),),
-        loss_masks=(np.concatenate(sampled),),
+        segments=tuple(ids for ids, _ in segments),
+        loss_masks=tuple(sampled for _, sampled in segments),
         turn_index=np.repeat(np.arange(len(taken), dtype=np.int32), [len(turn.action_token_ids) for turn in taken]),
         behavior_logp=behavior_logp,
         behavior_version=min(turn.policy_version for turn in taken),
@@ -58,5 +60,8 @@ def token_trajectory(episode: SingleAgentEpisode, *, advantage: float = 0.0) -> 
     )
 
 
-def _ones(turn: Any) -> np.ndarray:
-    return np.ones(len(turn.action_token_ids), bool)
+def _segment(taken: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of one contiguous context, and which of them were sampled in it."""
+    ids = [part for turn in taken for part in (turn.prompt_token_ids, turn.action_token_ids)]
+    lengths = [len(part) for part in ids]
+    return np.concatenate(ids).astype(np.int32), np.repeat(np.arange(len(ids)) % 2 == 1, lengths)

@@ -263,6 +263,9 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
                 temperature=self.config.temperature if explore else 0.0,
                 max_tokens_per_turn=self.config.max_tokens_per_turn,
                 max_turns=self.config.max_turns,
+                context_overflow=self.config.context_overflow,
+                segment_share=self.config.segment_share,
+                max_summary_tokens=self.config.max_summary_tokens,
             ),
             observer=self._on_episode_event,
         )

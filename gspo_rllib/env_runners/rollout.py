@@ -7,10 +7,11 @@ until an environment answers. It knows neither RLlib's config nor its actors.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,9 @@ from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.env_worker import EnvAnswer, EnvFailure, EnvPool
 from gspo_rllib.env_runners.groups import Assignment, GroupScheduler
+from gspo_rllib.env_runners.long_context import ContextOverflow, Segments
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.env_runners.trajectory import Trajectory, role_of
 from gspo_rllib.errors import EngineError, WeightSyncError
 from gspo_rllib.types import GROUP, TRUNCATED_BY, TURN, ChatSpec, GroupMember, TruncatedBy, Turn
 
@@ -37,12 +40,18 @@ class RolloutSettings:
         temperature: Of every turn, >= 0.
         max_tokens_per_turn: Most tokens the policy may sample in one turn.
         max_turns: Most turns of a trajectory; None leaves it to the environment.
+        context_overflow: What happens when the conversation outgrows the engine's context; see ``long_context``.
+        segment_share: Share of the context that a new segment may start with, 0 … 1.
+        max_summary_tokens: Most tokens of a summary.
     """
 
     run_seed: int
     temperature: float
     max_tokens_per_turn: int
     max_turns: int | None = None
+    context_overflow: ContextOverflow = "truncate"
+    segment_share: float = 0.5
+    max_summary_tokens: int = 256
 
 
 class EpisodeObserver(Protocol):
@@ -50,23 +59,6 @@ class EpisodeObserver(Protocol):
 
     def __call__(self, event: str, episode: SingleAgentEpisode, slot: int) -> None:
         """``event`` is ``"on_episode_created"``, ``"…_start"``, ``"…_step"`` or ``"…_end"``."""
-
-
-@dataclass(slots=True)
-class _Trajectory:
-    """One trajectory in flight. ``context`` only ever grows: what the engine saw so far, exactly."""
-
-    assignment: Assignment
-    slot: int
-    episode: SingleAgentEpisode
-    renderer: ChatRenderer | None = None
-    context: list[int] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
-    turn: Turn | None = None
-    action: str = ""
-    num_turns: int = 0
-    ticket: int | None = None
-    request_id: str | None = None
 
 
 class Rollout:
@@ -98,12 +90,17 @@ class Rollout:
         self._observe = observer or _observe_nothing
         if engine.weights_version is None:
             raise WeightSyncError("the engine holds no weights yet: send some before sampling.")
+        self._segments = Segments(
+            settings.context_overflow,
+            budget=int(settings.segment_share * engine.max_model_len),
+            max_summary_tokens=settings.max_summary_tokens,
+        )
         self._policy_version = engine.weights_version
         self._scheduler: GroupScheduler[SingleAgentEpisode]
         self._stats: RolloutStats
-        self._running: dict[Assignment, _Trajectory] = {}
-        self._by_ticket: dict[int, _Trajectory] = {}
-        self._by_request: dict[str, _Trajectory] = {}
+        self._running: dict[Assignment, Trajectory] = {}
+        self._by_ticket: dict[int, Trajectory] = {}
+        self._by_request: dict[str, Trajectory] = {}
         self._first_observations: dict[tuple[str, int], str] = {}
 
     def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> tuple[list[SingleAgentEpisode], RolloutStats]:
@@ -152,7 +149,7 @@ class Rollout:
             episode = SingleAgentEpisode(id_=f"{assignment.group_id}/{assignment.index}")
             member = GroupMember(assignment.group_id, assignment.index, assignment.task_seed)
             episode.custom_data[GROUP] = member
-            trajectory = _Trajectory(assignment, slot, episode)
+            trajectory = Trajectory(assignment, slot, episode)
             self._running[assignment] = trajectory
             self._observe("on_episode_created", episode, slot)
             self._await(trajectory, self._pool.reset(slot, assignment.task_seed))
@@ -176,16 +173,23 @@ class Rollout:
             action_logp=logp,
             policy_version=self._policy_version,
             finish_reason=generation.finish_reason,
+            starts_segment=trajectory.starts_segment,
+            is_summary=trajectory.pending is not None,
         )
+        trajectory.starts_segment = False
         trajectory.context.extend(generation.token_ids)
-        trajectory.num_turns += 1
+        trajectory.num_requests += 1
         self._stats.tokens_sampled += len(generation.token_ids)
         self._stats.tokens_cached += generation.num_cached_tokens
         assert trajectory.renderer is not None
         trajectory.action = trajectory.renderer.decode(generation.token_ids)
+        if trajectory.pending is not None:
+            self._on_summary(trajectory, trajectory.pending)
+            return
+        trajectory.num_turns += 1
         self._await(trajectory, self._pool.step(trajectory.slot, trajectory.action))
 
-    def _await(self, trajectory: _Trajectory, ticket: int) -> None:
+    def _await(self, trajectory: Trajectory, ticket: int) -> None:
         trajectory.ticket = ticket
         self._by_ticket[ticket] = trajectory
 
@@ -202,7 +206,7 @@ class Rollout:
         else:
             self._on_step(trajectory, answer)
 
-    def _on_reset(self, trajectory: _Trajectory, answer: EnvAnswer) -> None:
+    def _on_reset(self, trajectory: Trajectory, answer: EnvAnswer) -> None:
         self._compare_first_observations(trajectory.assignment, answer.observation)
         trajectory.episode.add_env_reset(observation=answer.observation, infos=answer.info)
         # Foreign text, tokenizer and template meet here; what they cannot do together fails this task only.
@@ -212,17 +216,18 @@ class Rollout:
         except Exception as error:  # noqa: BLE001
             self._fail(trajectory, _render_failure(error), retry=False)
             return
-        if len(prompt) >= self._engine.max_model_len:
+        if len(prompt) >= self._room(trajectory):
             message = (
-                f"the first prompt has {len(prompt)} tokens, the engine's context {self._engine.max_model_len}: there "
-                "is no room for a reply. Raise max_model_len (if the model allows it) or shorten the observation."
+                f"the first prompt has {len(prompt)} tokens, the engine's context {self._engine.max_model_len}, of "
+                f"which {self._segments.reserve(trajectory)} are kept for a summary: there is no room for a reply. "
+                "Raise max_model_len (if the model allows it) or shorten the observation."
             )
             self._fail(trajectory, EnvFailure("context", message), retry=False)
             return
         self._observe("on_episode_start", trajectory.episode, trajectory.slot)
         self._request_turn(trajectory, prompt)
 
-    def _on_step(self, trajectory: _Trajectory, answer: EnvAnswer) -> None:
+    def _on_step(self, trajectory: Trajectory, answer: EnvAnswer) -> None:
         prompt: list[int] = []
         truncated_by: TruncatedBy | None = None
         if answer.truncated and not answer.terminated:
@@ -236,8 +241,12 @@ class Rollout:
             except Exception as error:  # noqa: BLE001, as in _on_reset
                 self._fail(trajectory, _render_failure(error), retry=False)
                 return
-            if len(trajectory.context) + len(prompt) >= self._engine.max_model_len:
-                truncated_by = "context"
+            if len(prompt) >= self._room(trajectory):
+                prompt, truncated_by = self._on_overflow(trajectory, answer)
+        self._add_step(trajectory, answer, truncated_by)
+        self._go_on(trajectory, prompt, truncated_by)
+
+    def _add_step(self, trajectory: Trajectory, answer: EnvAnswer, truncated_by: TruncatedBy | None) -> None:
         trajectory.episode.add_env_step(
             observation=answer.observation,
             action=trajectory.action,
@@ -248,6 +257,8 @@ class Rollout:
             extra_model_outputs={TURN: trajectory.turn},
         )
         self._observe("on_episode_step", trajectory.episode, trajectory.slot)
+
+    def _go_on(self, trajectory: Trajectory, prompt: list[int], truncated_by: TruncatedBy | None) -> None:
         if truncated_by is not None:
             trajectory.episode.custom_data[TRUNCATED_BY] = truncated_by
         if trajectory.episode.is_done:
@@ -255,24 +266,54 @@ class Rollout:
         else:
             self._request_turn(trajectory, prompt)
 
-    def _next_prompt(self, trajectory: _Trajectory, answer: EnvAnswer) -> list[int]:
+    def _on_summary(self, trajectory: Trajectory, answer: EnvAnswer) -> None:
+        """Records the summary as a step of which the environment knows nothing, and goes on in a new segment."""
+        trajectory.pending = None
+        prompt = self._segments.after_summary(trajectory, answer)
+        truncated_by = self._start_segment(trajectory, prompt)
+        summarized = dataclasses.replace(answer, reward=0.0, info={"obs_role": role_of(answer)})
+        self._add_step(trajectory, summarized, truncated_by)
+        self._go_on(trajectory, prompt or [], truncated_by)
+
+    def _on_overflow(self, trajectory: Trajectory, answer: EnvAnswer) -> tuple[list[int], TruncatedBy | None]:
+        """What the policy is asked instead of a prompt that does not fit."""
+        if self._settings.context_overflow == "summarize":
+            trajectory.pending = answer
+            return self._segments.summary_request(trajectory), None
+        prompt = self._segments.window(trajectory, answer)
+        return prompt or [], self._start_segment(trajectory, prompt)
+
+    def _start_segment(self, trajectory: Trajectory, prompt: list[int] | None) -> TruncatedBy | None:
+        if prompt is None or len(prompt) >= self._engine.max_model_len - self._segments.reserve(trajectory):
+            return "context"
+        self._stats.num_segments += 1
+        trajectory.start_segment()
+        return None
+
+    def _next_prompt(self, trajectory: Trajectory, answer: EnvAnswer) -> list[int]:
         assert trajectory.renderer is not None
         return trajectory.renderer.next_prompt(
             answer.observation,
-            reply_ended=trajectory.context[-1] in trajectory.renderer.stop_token_ids,
-            role=answer.info.get("obs_role", "user"),
+            reply_ended=trajectory.reply_ended,
+            role=role_of(answer),
         )
 
-    def _request_turn(self, trajectory: _Trajectory, prompt: list[int]) -> None:
+    def _room(self, trajectory: Trajectory) -> int:
+        """Tokens the context may still grow by, those kept free for a summary left out while none is written."""
+        reserved = 0 if trajectory.pending is not None else self._segments.reserve(trajectory)
+        return self._engine.max_model_len - len(trajectory.context) - reserved
+
+    def _request_turn(self, trajectory: Trajectory, prompt: list[int]) -> None:
         trajectory.prompt = prompt
         trajectory.context.extend(prompt)
-        room = self._engine.max_model_len - len(trajectory.context)
+        is_summary = trajectory.pending is not None
+        most = self._settings.max_summary_tokens if is_summary else self._settings.max_tokens_per_turn
         request = GenerationRequest(
-            request_id=f"{trajectory.assignment.name}/{trajectory.num_turns}",
+            request_id=f"{trajectory.assignment.name}/{trajectory.num_requests}",
             prompt_token_ids=trajectory.context.copy(),
-            max_tokens=min(self._settings.max_tokens_per_turn, room),
+            max_tokens=min(most, self._room(trajectory)),
             temperature=self._settings.temperature,
-            seed=trajectory.assignment.sampling_seed(self._settings.run_seed, trajectory.num_turns),
+            seed=trajectory.assignment.sampling_seed(self._settings.run_seed, trajectory.num_requests),
         )
         try:
             self._engine.submit(request)
@@ -282,20 +323,20 @@ class Rollout:
         trajectory.request_id = request.request_id
         self._by_request[request.request_id] = trajectory
 
-    def _finish(self, trajectory: _Trajectory) -> None:
+    def _finish(self, trajectory: Trajectory) -> None:
         self._observe("on_episode_end", trajectory.episode, trajectory.slot)
         recorded = [ids for t in trajectory.episode.get_extra_model_outputs(TURN) for ids in _ids(t)]
-        assert np.array_equal(np.concatenate(recorded), trajectory.context), "turns must add up to the context"
+        assert np.array_equal(np.concatenate(recorded), trajectory.seen), "turns must add up to the contexts"
         self._stop(trajectory)
         self._scheduler.finish(trajectory.assignment, trajectory.episode)
 
-    def _fail(self, trajectory: _Trajectory, failure: EnvFailure, *, retry: bool = True) -> None:
+    def _fail(self, trajectory: Trajectory, failure: EnvFailure, *, retry: bool = True) -> None:
         self._stats.add_failure(failure)
         self._stop(trajectory)
         for assignment in self._scheduler.fail(trajectory.assignment, retry=retry):
             self._stop(self._running[assignment])
 
-    def _stop(self, trajectory: _Trajectory) -> None:
+    def _stop(self, trajectory: Trajectory) -> None:
         del self._running[trajectory.assignment]
         if trajectory.request_id is not None:
             self._by_request.pop(trajectory.request_id, None)

@@ -54,6 +54,7 @@ class RolloutStats:
         num_replaced: Groups started again with another task.
         num_ragged: Complete groups that lack a member.
         num_given_up: Groups not completed.
+        num_segments: Times a conversation went on in a new context.
     """
 
     engine_s: float = 0.0
@@ -71,6 +72,7 @@ class RolloutStats:
     num_replaced: int = 0
     num_ragged: int = 0
     num_given_up: int = 0
+    num_segments: int = 0
 
     def add_failure(self, failure: EnvFailure) -> None:
         """Counts a failed trajectory."""
@@ -131,6 +133,7 @@ class RolloutStats:
             names.NUM_GROUPS_RAGGED: self.num_ragged,
             names.NUM_GROUPS_GIVEN_UP: self.num_given_up,
             names.NUM_GROUPS_MIXED_TASKS: len(self.mixed_tasks),
+            names.NUM_NEW_SEGMENTS: self.num_segments,
         }
         for name, value in sums.items():
             logger.log_value(name, value, reduce="sum")
