@@ -6,9 +6,14 @@ Observation  str, the range at first, e.g. "1-16"; then "higher" or "lower" (the
 Action       str, a number, e.g. "8"; spaces around it do not matter
 Reward       1.0 when the number is found, else 0.0
 Ends         terminated when found; truncated after floor(log2(n)) + 1 turns
-Info         {"answer": int} from reset; from step {"valid_action": bool, "obs_role": "user"}, and at the end
-             {"success": bool}, with {"truncated_by": "turns"} when truncated
+Info         {"task_id": str, "answer": int} from reset, both the number; from step {"valid_action": bool,
+             "obs_role": "user"}, and at the end {"success": bool}, with {"truncated_by": "turns"} when truncated
 Settings     n: 2 to 9999, the largest number that may be hidden
+Expert       halves the range
+Ladder       n              limit   expert: return, turns avg (max)   random valid   random text
+             16 (default)       5   1.00, 3.5 (5)                     0.25           0.01
+             64                 7   1.00, 5.2 (7)                     0.14           0.00
+             1024              11   1.00, 9.1 (10)                    0.03           0.00
 Versions     v0
 """
 
@@ -19,14 +24,16 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 
 from gspo_rllib.envs.spaces import UnicodeText
-from gspo_rllib.errors import SettingError
+from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
 from gspo_rllib.types import ChatSpec
 
 LARGEST_N = 9999
 
 _GUESS = re.compile(r"\s*([0-9]{1,4})\s*")
+_TASK = re.compile(r"[1-9][0-9]{0,3}")
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)")
 
 
@@ -60,9 +67,7 @@ class BisectionEnv(gymnasium.Env[str, str]):
     )
 
     def __init__(self, n: int = 16, render_mode: str | None = None) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or not 2 <= n <= LARGEST_N:
-            raise SettingError(f"n={n!r}: must be an integer from 2 to {LARGEST_N}.")
-        self.n = n
+        self.n = checked_integer("n", n, 2, LARGEST_N)
         # n.bit_length() is floor(log2(n)) + 1: that many halvings leave a single number.
         self.max_turns = n.bit_length()
         self.render_mode = render_mode
@@ -72,13 +77,28 @@ class BisectionEnv(gymnasium.Env[str, str]):
         self._turns = 0
         self._observation = ""
 
+    @property
+    def optimal_return(self) -> float:
+        """The return of a solved task."""
+        return 1.0
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Hides a number; the same seed hides the same one."""
+        """Hides a number; the same seed or ``options["task_id"]`` (the number) hides the same one.
+
+        Raises:
+            EnvError: ``options["task_id"]`` is no number in the range.
+        """
         super().reset(seed=seed)
-        self._hidden = int(self.np_random.integers(1, self.n + 1))
+        task = requested_task(options)
+        if task is None:
+            self._hidden = int(self.np_random.integers(1, self.n + 1))
+        elif _TASK.fullmatch(task) and int(task) <= self.n:
+            self._hidden = int(task)
+        else:
+            raise unknown_task(task, f"a number from '1' to '{self.n}'")
         self._turns = 0
         self._observation = f"1-{self.n}"
-        return self._observation, {"answer": self._hidden}
+        return self._observation, {"task_id": str(self._hidden), "answer": self._hidden}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a guess; any other text costs the turn."""
@@ -101,6 +121,10 @@ class BisectionEnv(gymnasium.Env[str, str]):
     def expert(self) -> Callable[[str], str]:
         """A policy that halves the range and sees only observations; ask for a new one per episode."""
         return _Halving()
+
+    def random_action(self, rng: np.random.Generator) -> str:
+        """Any number in the range."""
+        return str(rng.integers(1, self.n + 1))
 
 
 class _Halving:

@@ -8,9 +8,15 @@ Observation  str, what is left of the expression, e.g. "3+4*2-5", then "7*2-5", 
 Action       str, a call such as "3+4" (numbers 0 to 99, one of + - *), or "answer 9"; spaces do not matter
 Reward       1.0 for the right answer, else 0.0
 Ends         terminated by an answer, right or wrong; truncated after 2 * operations + 2 turns
-Info         {"answer": int} from reset; from step {"valid_action": bool, "obs_role": "tool"}, and at the end
-             {"success": bool}, with {"truncated_by": "turns"} when truncated
+Info         {"task_id": str, "answer": int} from reset, the task_id is the expression; from step {"valid_action":
+             bool, "obs_role": "tool"}, and at the end {"success": bool}, with {"truncated_by": "turns"} when truncated
 Settings     operations: 1 to 30, the length of the expression; its intermediate results stay within 0 to 99
+Expert       always right
+Ladder       operations    limit   expert: return, turns   random valid   random text
+             3                 8   1.00, 4                 0.02           0.00
+             6 (default)      14   1.00, 7                 0.01           0.00
+             10               22   1.00, 11                0.02           0.00
+             30               62   1.00, 31                0.01           0.00
 Versions     v0
 """
 
@@ -24,7 +30,7 @@ import gymnasium
 import numpy as np
 
 from gspo_rllib.envs.spaces import UnicodeText
-from gspo_rllib.errors import SettingError
+from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
 from gspo_rllib.types import ChatSpec
 
 MAX_OPERATIONS = 30
@@ -32,6 +38,7 @@ LARGEST = 99
 
 _CALL = re.compile(r"\s*([0-9]{1,2})\s*([-+*])\s*([0-9]{1,2})\s*")
 _ANSWER = re.compile(r"\s*answer\s+([0-9]{1,2})\s*")
+_EXPRESSION = re.compile(r"[1-9](?:[-+*][0-9])+")
 _FIRST_OPERATION = re.compile(r"([0-9]+)([-+*])([0-9]+)")
 
 
@@ -89,6 +96,23 @@ def draw_expression(operations: int, random: np.random.Generator) -> str:
     return expression
 
 
+def is_expression(text: str, operations: int) -> bool:
+    """Whether a text is an expression of that many operations whose intermediate results all stay within 0 to 99.
+
+    Example:
+        >>> is_expression("3+4*2-5", operations=3), is_expression("3+4*2-5", operations=2)
+        (True, False)
+        >>> is_expression("9*9*9", operations=2), is_expression("1-2+5", operations=2)
+        (False, False)
+    """
+    if len(text) != 2 * operations + 1 or not _EXPRESSION.fullmatch(text):
+        return False
+    value: int | None = int(text[0])
+    for operator, operand in zip(text[1::2], text[2::2], strict=True):
+        value = None if value is None else calculate(value, operator, int(operand))
+    return value is not None
+
+
 class CalculatorEnv(gymnasium.Env[str, str]):
     """See the card at the top of this file.
 
@@ -107,9 +131,7 @@ class CalculatorEnv(gymnasium.Env[str, str]):
     )
 
     def __init__(self, operations: int = 6, render_mode: str | None = None) -> None:
-        if isinstance(operations, bool) or not isinstance(operations, int) or not 1 <= operations <= MAX_OPERATIONS:
-            raise SettingError(f"operations={operations!r}: must be an integer from 1 to {MAX_OPERATIONS}.")
-        self.operations = operations
+        self.operations = checked_integer("operations", operations, 1, MAX_OPERATIONS)
         self.max_turns = 2 * operations + 2
         self.render_mode = render_mode
         self.observation_space = UnicodeText()
@@ -118,13 +140,31 @@ class CalculatorEnv(gymnasium.Env[str, str]):
         self._answer = 0
         self._turns = 0
 
+    @property
+    def optimal_return(self) -> float:
+        """The return of a solved task."""
+        return 1.0
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Draws an expression; the same seed gives the same one."""
+        """Draws an expression; the same seed or ``options["task_id"]`` (the expression) gives the same one.
+
+        Raises:
+            EnvError: ``options["task_id"]`` is no expression of these settings.
+        """
         super().reset(seed=seed)
-        self._expression = draw_expression(self.operations, self.np_random)
+        task = requested_task(options)
+        if task is None:
+            task = draw_expression(self.operations, self.np_random)
+        elif not is_expression(task, self.operations):
+            raise unknown_task(
+                task,
+                f"an expression of one-digit numbers and {self.operations} of + - * that starts with 1 to 9 and stays "
+                f"within 0 to {LARGEST}, evaluated left to right",
+            )
+        self._expression = task
         self._answer = evaluate(self._expression)
         self._turns = 0
-        return self._expression, {"answer": self._answer}
+        return self._expression, {"task_id": task, "answer": self._answer}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a call or an answer; any other text costs the turn."""
@@ -149,6 +189,15 @@ class CalculatorEnv(gymnasium.Env[str, str]):
     def expert(self) -> Callable[[str], str]:
         """A policy that is always right and sees only observations."""
         return _next_action
+
+    def random_action(self, rng: np.random.Generator) -> str:
+        """Any call that the display can show, or any answer."""
+        kind = "+-*="[rng.integers(4)]
+        if kind == "=":
+            return f"answer {rng.integers(LARGEST + 1)}"
+        left = int(rng.integers(10 if kind == "*" else LARGEST + 1))
+        most = {"+": LARGEST - left, "-": left, "*": 9}[kind]
+        return f"{left}{kind}{rng.integers(most + 1)}"
 
     def _call(self, action: str) -> str | None:
         call = _CALL.fullmatch(action)

@@ -9,11 +9,15 @@ This module imports neither torch, ray, transformers nor vllm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -36,6 +40,8 @@ TURN_REWARDS = "turn_rewards"
 REWARD_PARTS = "reward_parts"
 """Key in an environment's ``info``: ``{name: float}``, what this turn's reward is made of, if of several parts."""
 
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -51,7 +57,7 @@ class Turn:
         action_logp: float32 [A], log-probability (nats) of each sampled id under the distribution it was drawn
             from, temperature included.
         policy_version: The weights version the engine had acknowledged when it sampled this turn.
-        finish_reason: ``"stop"``: the model ended its turn; ``"length"``: it ran out of tokens.
+        finish_reason: ``"stop"``: the model ended its turn, or wrote a stop string; ``"length"``: it ran out of tokens.
         starts_segment: Whether the history was edited before this turn, so that it starts a new context; the first
             turn of a trajectory does not say so.
         is_summary: Whether the policy wrote a summary of the conversation instead of an action; the environment was
@@ -107,10 +113,107 @@ class ChatSpec:
     Attributes:
         system_prompt: Content of the system message before the first observation, if any.
         template_kwargs: Passed to the tokenizer's chat template, e.g. ``{"enable_thinking": False}``.
+        tools: Functions the policy may call, each ``{"type": "function", "function": {"name", "description",
+            "parameters"}}`` with ``parameters`` a JSON schema of type object. The chat template shows them; where it
+            does not, the system message does.
+        tool_syntax: One line that says how a call is written; shown only where the template does not show tools.
+        stop: Strings that end a turn; the reply keeps the one that ended it.
+        max_turns: Most turns of a trajectory; where the run sets a limit too, the smaller one holds.
+        max_tokens_per_turn: Most tokens of one turn; likewise.
+
+    Raises:
+        SettingError: A tool is no such schema, a stop string is empty, or a limit is below 1.
+
+    Example:
+        >>> look = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
+        >>> ChatSpec(tools=({"type": "function", "function": look},), stop=("</tool_call>",)).stop
+        ('</tool_call>',)
+        >>> ChatSpec(tools=({"type": "function", "function": {"name": "look", "parameters": {"type": "text"}}},))
+        Traceback (most recent call last):
+        gspo_rllib.errors.SettingError: tool 'look': its `parameters` are no JSON schema of type "object": got the \
+type 'text'.
     """
 
     system_prompt: str | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_syntax: str = 'To call a tool, write <tool_call>{"name": ..., "arguments": {...}}</tool_call>.'
+    stop: tuple[str, ...] = ()
+    max_turns: int | None = None
+    max_tokens_per_turn: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise SettingError(
+                f"chat.stop={self.stop!r}: must be a tuple of non-empty strings, e.g. ('</tool_call>',)."
+            )
+        object.__setattr__(self, "stop", tuple(self.stop))
+        for name in ("max_turns", "max_tokens_per_turn"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+                raise SettingError(f"chat.{name}={limit!r}: must be an integer of at least 1, or None for no limit.")
+        if isinstance(self.tools, Mapping | str) or not isinstance(self.tools, Iterable):
+            raise SettingError(f"chat.tools is a {type(self.tools).__name__}; it must be a tuple of tool schemas.")
+        object.__setattr__(self, "tools", tuple(self.tools))
+        names = [_checked_tool(tool, number) for number, tool in enumerate(self.tools)]
+        for name in names:
+            if names.count(name) > 1:
+                raise SettingError(f"tool {name!r} is declared {names.count(name)} times; names must be unique.")
+
+
+def _checked_tool(tool: Any, number: int) -> str:
+    """The name of a declared tool, once it is known to be a function with a JSON schema."""
+    function = tool.get("function") if isinstance(tool, Mapping) and tool.get("type") == "function" else None
+    if not isinstance(function, Mapping):
+        raise SettingError(
+            f"tool {number} is {str(tool)[:120]!r}; it must be "
+            '{"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}.'
+        )
+    name = function.get("name")
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise SettingError(f"tool {number}: its name is {name!r}; it must be 1 to 64 of letters, digits, _ - and .")
+    if not isinstance(function.get("description", ""), str):
+        raise SettingError(f"tool {name!r}: its description is {function['description']!r}; it must be a str.")
+    try:
+        json.dumps(tool)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SettingError(f"tool {name!r} cannot be written as JSON: {str(error)[:200]}.") from error
+    fault = _schema_fault(function.get("parameters"))
+    if fault:
+        raise SettingError(f'tool {name!r}: its `parameters` are no JSON schema of type "object": {fault}.')
+    return name
+
+
+def _schema_fault(schema: Any) -> str | None:
+    """What is wrong with the schema of a tool's arguments, in words."""
+    if not isinstance(schema, dict):
+        return f"got {str(schema)[:80]!r}"
+    if schema.get("type") != "object":
+        return f"got the type {str(schema.get('type'))[:40]!r}"
+    # Ray brings jsonschema along; imported here because an environment without tools needs none of it.
+    import referencing.exceptions
+    from jsonschema import Draft202012Validator, SchemaError
+    from referencing.jsonschema import DRAFT202012
+
+    try:
+        Draft202012Validator.check_schema(schema)
+        resolver = referencing.Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
+        for named in _references(schema):
+            resolver.lookup(named)  # an empty registry: what is not in the schema itself is not found
+    except SchemaError as error:
+        place = "".join(f"[{part!r}]" for part in error.path)
+        return f"{place}{': ' if place else ''}{error.message[:200]}"
+    except referencing.exceptions.Unresolvable:
+        return f"it refers to {named!r}, which is not in it"
+    return None
+
+
+def _references(schema: Any) -> Iterator[str]:
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
+        yield schema["$ref"]
+    for part in inner:
+        yield from _references(part)
 
 
 def turns(episode: SingleAgentEpisode) -> Iterator[Turn]:

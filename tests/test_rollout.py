@@ -285,6 +285,55 @@ def test_an_episode_that_ends_on_its_last_allowed_turn_is_not_truncated(play: Ca
     assert all(e.is_terminated and TRUNCATED_BY not in e.custom_data for e in episodes)
 
 
+class FramedEnv(faulty_envs.EchoEnv):
+    """An environment with limits of its own."""
+
+    def __init__(self, **framing: Any) -> None:
+        super().__init__(turns=None)
+        self.chat = ChatSpec(**framing)
+
+
+@pytest.mark.parametrize(("of_run", "of_env", "smaller"), [(2, 4, 2), (4, 2, 2), (None, 3, 3), (3, None, 3)])
+def test_the_smaller_turn_limit_of_run_and_environment_holds(play: Callable, of_run, of_env, smaller) -> None:
+    episodes, _ = play(lambda: FramedEnv(max_turns=of_env), groups=1, max_turns=of_run)
+    assert {len(episode) for episode in episodes} == {smaller}
+    assert {episode.custom_data[TRUNCATED_BY] for episode in episodes} == {"turns"}
+
+
+@pytest.mark.parametrize(("of_run", "of_env", "smaller"), [(3, 5, 3), (5, 3, 3), (4, None, 4)])
+def test_the_smaller_token_limit_of_run_and_environment_holds(
+    play: Callable, engine: RecordingEngine, of_run, of_env, smaller
+) -> None:
+    play(lambda: FramedEnv(max_tokens_per_turn=of_env, max_turns=2), groups=1, max_tokens_per_turn=of_run)
+    assert {request.max_tokens for request in engine.requests.values()} == {smaller}
+
+
+def test_a_stop_string_ends_a_turn_and_the_next_prompt_closes_it(
+    play: Callable, engine: RecordingEngine, renderer: ChatRenderer
+) -> None:
+    stop = tuple("aeinorst")
+    episodes, _ = play(lambda: FramedEnv(stop=stop, max_turns=3), max_tokens_per_turn=20)
+    stopped = 0
+    for episode in episodes:
+        played = list(turns(episode))
+        for number, turn in enumerate(played):
+            ids = turn.action_token_ids.tolist()
+            action = episode.get_actions(number)
+            assert action == renderer.decode(ids)
+            assert not any(one in renderer.decode(ids[:-1]) for one in stop)
+            assert len(turn.action_logp) == len(ids)
+            ended_by_string = any(one in action for one in stop)
+            ended_by_id = ids[-1] in renderer.stop_token_ids
+            assert (turn.finish_reason == "stop") == (ended_by_string or ended_by_id)
+            if number + 1 < len(played):
+                observation = episode.get_observations(number + 1)
+                expected = renderer.next_prompt(observation, reply_ended=ended_by_id)
+                assert played[number + 1].prompt_token_ids.tolist() == expected
+            stopped += ended_by_string
+    assert stopped > 5, "no turn was ended by a string: this shows nothing"
+    assert {request.stop for request in engine.requests.values()} == {stop}
+
+
 @pytest.mark.parametrize(("said", "recorded"), [(None, "env"), ("turns", "turns"), ("fatigue", "env")])
 def test_an_environment_may_truncate_and_say_why(play: Callable, said: str | None, recorded: str) -> None:
     episodes, _ = play(lambda: faulty_envs.TruncatingEnv(said), groups=1)

@@ -79,6 +79,8 @@ def check_request(
             f"request {name!r}: token id {worst} is outside the model's vocabulary (0 to {vocab_size - 1}). The "
             "tokenizer and the model must belong together."
         )
+    if request.stop and not all(request.stop):
+        raise EngineError(f"request {name!r}: stop is {request.stop!r}; a stop string must not be empty.")
     if name in unfinished:
         raise EngineError(f"request {name!r} is already unfinished in this engine; request ids must be unique.")
 

@@ -27,6 +27,8 @@ class GenerationRequest:
             the engine's ``max_model_len``.
         temperature: Divides the logits, >= 0; 0 picks the most likely id.
         seed: Makes this request's samples reproducible whatever else is in the batch.
+        stop: Strings that end the turn: sampling ends after the id that completes one of them in the decoded reply
+            (special tokens left out). Needs a tokenizer in the model folder.
     """
 
     request_id: str
@@ -34,6 +36,7 @@ class GenerationRequest:
     max_tokens: int
     temperature: float
     seed: int
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,10 @@ class Generation:
 
     Attributes:
         request_id: As submitted.
-        token_ids: The sampled ids, the stop id included when it was sampled.
+        token_ids: The sampled ids, the stop id, or the ids of the stop string, included when they were sampled.
         logp: One log-probability (nats) per sampled id, of the distribution it was drawn from (temperature
             included); at temperature 0, of the temperature-1 distribution.
-        finish_reason: ``"stop"`` after a stop id, ``"length"`` after ``max_tokens``.
+        finish_reason: ``"stop"`` after a stop id or a stop string, ``"length"`` after ``max_tokens``.
         num_cached_tokens: Prompt ids whose keys and values were reused rather than computed.
     """
 

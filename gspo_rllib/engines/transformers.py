@@ -24,8 +24,11 @@ from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationReques
 from gspo_rllib.engines.sampling import sample_tokens
 from gspo_rllib.engines.slot_attention import ATTENTION_NAME, SlotCache, plan_attention, slot_attention, width_class
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
+from gspo_rllib.engines.stop_strings import StopStrings
 from gspo_rllib.engines.weights import as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, ModelError, SettingError, did_you_mean
+from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.types import FinishReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +74,9 @@ class TransformersEngine:
         _check_supported(spec, config)
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
+        self._spec = spec
         self._stop = frozenset(spec.stop_token_ids)
+        self._stop_strings: StopStrings | None = None
         self._max_num_seqs = spec.max_num_seqs
         self._max_batch_tokens: int = options["max_batch_tokens"]
         self._device = _checked_device(spec.device)
@@ -97,6 +102,9 @@ class TransformersEngine:
             vocab_size=self._vocab_size,
             unfinished=self._unfinished,
         )
+        if request.stop and self._stop_strings is None:
+            tokenizer = load_tokenizer(self._spec.model, trust_remote_code=self._spec.trust_remote_code)
+            self._stop_strings = StopStrings(tokenizer)
         self._unfinished.add(request.request_id)
         self._waiting.append((request, np.asarray(request.prompt_token_ids, dtype=np.int32)))
 
@@ -223,13 +231,19 @@ class TransformersEngine:
         for running, token, logp in zip(sampling, tokens.tolist(), logps.tolist(), strict=True):
             running.tokens.append(token)
             running.logp.append(logp)
-            if token in self._stop or len(running.logp) == running.request.max_tokens:
-                finished.append(self._finish(running))
+            stopped = token in self._stop or (bool(running.request.stop) and self._at_stop_string(running))
+            if stopped or len(running.logp) == running.request.max_tokens:
+                finished.append(self._finish(running, "stop" if stopped else "length"))
             else:
                 self._table.append(running.slot, token)
         return finished
 
-    def _finish(self, running: _Running) -> Generation:
+    def _at_stop_string(self, running: _Running) -> bool:
+        assert self._stop_strings is not None
+        prompt = len(running.request.prompt_token_ids)
+        return self._stop_strings.reached(running.tokens, running.request.stop, start=prompt)
+
+    def _finish(self, running: _Running, reason: FinishReason) -> Generation:
         request_id = running.request.request_id
         self._table.release(self._running.pop(request_id).slot)
         self._unfinished.remove(request_id)
@@ -239,7 +253,7 @@ class TransformersEngine:
             request_id,
             running.tokens[len(running.request.prompt_token_ids) :],
             logp,
-            "stop" if running.tokens[-1] in self._stop else "length",
+            reason,
             running.cached,
         )
 

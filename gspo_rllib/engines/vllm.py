@@ -36,6 +36,7 @@ from gspo_rllib.engines.process_state import process_state_kept, torch_random_st
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.weights import as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
+from gspo_rllib.model_folder import load_tokenizer
 
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
 try:
@@ -100,6 +101,7 @@ class VLLMEngine:
             )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
+        self._spec = spec
         self._stop_token_ids = list(spec.stop_token_ids)
         self._dtype = getattr(torch, spec.dtype)
         self._layout = _empty_model(spec)
@@ -131,6 +133,8 @@ class VLLMEngine:
                 f"request {request.request_id!r}: temperature is {request.temperature}; vLLM takes 0 (greedy) or at "
                 f"least {_MIN_TEMPERATURE}."
             )
+        if request.stop:
+            self._need_tokenizer(engine)
         parameters = SamplingParams(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -139,7 +143,10 @@ class VLLMEngine:
             ignore_eos=True,  # stop_token_ids decide alone, whatever the model folder says
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            # Text is made only to look for stop strings; ids and log-probabilities stay as sampled.
+            detokenize=bool(request.stop),
+            stop=list(request.stop),
+            include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine.add_request(
@@ -216,6 +223,14 @@ class VLLMEngine:
         if self._engine is None:
             raise EngineError("the engine is closed; acquire a new one.")
         return self._engine
+
+    def _need_tokenizer(self, engine: LLMEngine) -> None:
+        # vLLM starts without one, because ids are all that most environments need. It looks for stop strings in the
+        # process of the caller, with the tokenizer of its output processor.
+        if engine.output_processor.tokenizer is None:
+            engine.output_processor.tokenizer = load_tokenizer(
+                self._spec.model, trust_remote_code=self._spec.trust_remote_code
+            )
 
     def _eager(self) -> Any:
         # vLLM compiles small helpers even with enforce_eager; on CPU that costs up to 25 s of C++ compiler on the first

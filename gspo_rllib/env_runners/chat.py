@@ -7,10 +7,15 @@ end-of-turn marker inside a tool's output) can never forge a turn. A turn's ids 
 One consequence is on purpose: a template that rewrites earlier assistant turns (by dropping their reasoning, for
 example) does not do so here, because the ratio of the trained to the sampling policy only exists for ids that were
 really in the context.
+
+Tools are declared once, before the first observation. A template that does not show them gets them as plain text in
+the system message, so the policy knows of them in any case.
 """
 
 from __future__ import annotations
 
+import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import ModelError
@@ -31,6 +36,7 @@ class ChatRenderer:
         chat: The environment's framing; None for no system prompt.
 
     Attributes:
+        chat: The environment's framing.
         stop_token_ids: Ids that end an assistant message.
 
     Raises:
@@ -40,7 +46,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatSpec | None = None) -> None:
         self._tokenizer = tokenizer
-        self._chat = chat or ChatSpec()
+        self.chat = chat or ChatSpec()
         self._first: tuple[list[int], list[int]] | None = None
         self._next: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
         self.stop_token_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
@@ -76,15 +82,30 @@ class ChatRenderer:
         return self._tokenizer.decode(action_token_ids, skip_special_tokens=True)
 
     def _system(self) -> list[dict[str, str]]:
-        prompt = self._chat.system_prompt
+        prompt = self.chat.system_prompt
+        if self.chat.tools and not self._shows_tools:
+            prompt = _with_tools(prompt, self.chat)
         return [] if prompt is None else [{"role": "system", "content": prompt}]
 
-    def _template(self, messages: list[dict[str, str]]) -> str:
+    @cached_property
+    def _shows_tools(self) -> bool:
+        """Whether the template writes the name of every tool once more when it is given the tools."""
+        prompt = self.chat.system_prompt
+        messages = [] if prompt is None else [{"role": "system", "content": prompt}]
+        messages.append({"role": "user", "content": _OBSERVATION})
+        given, withheld = self._template(messages, tools=True), self._template(messages, tools=False)
+        names = [tool["function"]["name"] for tool in self.chat.tools]
+        return all(given.count(name) > withheld.count(name) for name in names)
+
+    def _template(self, messages: list[dict[str, str]], tools: bool | None = None) -> str:
         from jinja2 import TemplateError
 
+        if tools is None:
+            tools = bool(self.chat.tools) and self._shows_tools
+        declared: dict[str, Any] = {"tools": list(self.chat.tools)} if tools else {}
         try:
             rendered: Any = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self._chat.template_kwargs
+                messages, tokenize=False, add_generation_prompt=True, **(declared | self.chat.template_kwargs)
             )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
@@ -136,3 +157,10 @@ class ChatRenderer:
         backend.no_truncation()
         backend.no_padding()
         return backend.encode(sound, add_special_tokens=False).ids
+
+
+def _with_tools(system_prompt: str | None, chat: ChatSpec) -> str:
+    """A system prompt that ends with the declarations of the tools, one per line."""
+    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in chat.tools]
+    declarations = "\n".join(["You can use these tools:", *lines, chat.tool_syntax])
+    return declarations if not system_prompt else f"{system_prompt}\n\n{declarations}"

@@ -233,7 +233,7 @@ class Rollout:
         if answer.truncated and not answer.terminated:
             named = answer.info.get("truncated_by")
             truncated_by = named if named in ("turns", "context", "env") else "env"
-        elif not answer.terminated and trajectory.num_turns == self._settings.max_turns:
+        elif not answer.terminated and trajectory.num_turns == self._max_turns(trajectory):
             truncated_by = "turns"
         elif not answer.terminated:
             try:
@@ -303,17 +303,27 @@ class Rollout:
         reserved = 0 if trajectory.pending is not None else self._segments.reserve(trajectory)
         return self._engine.max_model_len - len(trajectory.context) - reserved
 
+    def _max_turns(self, trajectory: Trajectory) -> int | None:
+        """The smaller of the run's limit and the environment's."""
+        assert trajectory.renderer is not None
+        limits = (self._settings.max_turns, trajectory.renderer.chat.max_turns)
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def _request_turn(self, trajectory: Trajectory, prompt: list[int]) -> None:
         trajectory.prompt = prompt
         trajectory.context.extend(prompt)
+        assert trajectory.renderer is not None
+        chat = trajectory.renderer.chat
         is_summary = trajectory.pending is not None
-        most = self._settings.max_summary_tokens if is_summary else self._settings.max_tokens_per_turn
+        limits = (self._settings.max_tokens_per_turn, chat.max_tokens_per_turn)
+        most = self._settings.max_summary_tokens if is_summary else min(limit for limit in limits if limit is not None)
         request = GenerationRequest(
             request_id=f"{trajectory.assignment.name}/{trajectory.num_requests}",
             prompt_token_ids=trajectory.context.copy(),
             max_tokens=min(most, self._room(trajectory)),
             temperature=self._settings.temperature,
             seed=trajectory.assignment.sampling_seed(self._settings.run_seed, trajectory.num_requests),
+            stop=() if is_summary else chat.stop,  # a summary may quote what ends a turn
         )
         try:
             self._engine.submit(request)

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine, EngineSpec, Generation, GenerationRequest
 from gspo_rllib.errors import EngineError, WeightSyncError
+from gspo_rllib.model_folder import load_tokenizer
 
 MAX_MODEL_LEN = 256
 STOP = tuple(range(6))
@@ -70,8 +71,10 @@ class Case:
         return float(np.abs(expected - generation.logp).max())
 
 
-def request(prompt: list[int], *, max_tokens: int = 12, temperature: float = 1.0, seed: int = 0) -> GenerationRequest:
-    return GenerationRequest(next(_names), prompt, max_tokens, temperature, seed)
+def request(
+    prompt: list[int], *, max_tokens: int = 12, temperature: float = 1.0, seed: int = 0, stop: tuple[str, ...] = ()
+) -> GenerationRequest:
+    return GenerationRequest(next(_names), prompt, max_tokens, temperature, seed, stop)
 
 
 def run(engine: Engine, requests: list[GenerationRequest]) -> list[Generation]:
@@ -217,6 +220,36 @@ def test_a_stop_id_ends_the_turn_and_belongs_to_it(case: Case) -> None:
         assert last in STOP or len(generation.token_ids) == asked.max_tokens
 
 
+def test_a_stop_string_ends_the_turn_after_the_token_that_completes_it(case: Case) -> None:
+    tokenizer = load_tokenizer(case.reference.name_or_path)
+    prompts = [case.prompt(9) for _ in range(24)]
+    free = run(case.engine, [request(p, max_tokens=40, seed=n) for n, p in enumerate(prompts)])
+    asked, expected = [], []
+    for number, (prompt, whole) in enumerate(zip(prompts, free, strict=True)):
+        text = tokenizer.decode(whole.token_ids, skip_special_tokens=True)
+        spans = [text[i : i + 3] for i in range(4, len(text) - 3) if text[i : i + 3].isascii()]
+        if not spans:
+            continue
+        stop = ("never sampled", spans[len(spans) // 2])
+        lengths = range(1, len(whole.token_ids) + 1)
+        prefixes = [tokenizer.decode(whole.token_ids[:length], skip_special_tokens=True) for length in lengths]
+        expected.append(next(n for n, prefix in zip(lengths, prefixes, strict=True) if stop[1] in prefix))
+        # The last token that may be sampled completes some of the strings: it still ends the turn by itself.
+        most = expected[-1] if number % 3 == 0 else 40
+        asked.append((request(prompt, max_tokens=most, seed=number, stop=stop), whole))
+    assert len(asked) > 5, "the model wrote too little text to stop in"
+
+    generations = run(case.engine, [*(item for item, _ in asked), request(prompts[0], max_tokens=40, seed=0)])
+
+    for (item, whole), length, generation in zip(asked, expected, generations, strict=False):
+        assert generation.token_ids == whole.token_ids[:length]
+        assert generation.finish_reason == "stop"
+        np.testing.assert_allclose(generation.logp, whole.logp[:length], atol=EXACT)
+        assert case.error(item, generation) < EXACT
+    assert any(generation.token_ids[-1] not in STOP for generation in generations)
+    assert generations[-1].token_ids == free[0].token_ids, "a request beside them knows nothing of their strings"
+
+
 def test_a_context_may_fill_the_model_exactly(case: Case) -> None:
     asked = request(case.prompt(MAX_MODEL_LEN - 1), max_tokens=1)
 
@@ -245,6 +278,7 @@ def test_an_aborted_request_disappears_and_the_others_go_on(case: Case) -> None:
         (GenerationRequest("negative id", [-1, 10], 5, 1.0, 0), "-1 is outside"),
         (GenerationRequest("nothing", [10], 0, 1.0, 0), "max_tokens is 0"),
         (GenerationRequest("cold", [10], 5, -0.5, 0), "temperature is -0.5"),
+        (GenerationRequest("empty stop", [10], 5, 1.0, 0, ("a", "")), "must not be empty"),
         (GenerationRequest("nan", [10], 5, float("nan"), 0), "temperature is nan"),
     ],
     ids=lambda value: value.request_id if isinstance(value, GenerationRequest) else "",

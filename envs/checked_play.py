@@ -1,0 +1,139 @@
+"""One environment, played with every answer checked against the language-environment contract."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeAlias
+
+import gymnasium
+import numpy as np
+
+from gspo_rllib.errors import EnvError
+
+Env: TypeAlias = "gymnasium.Env[str, str]"
+Step = tuple[str, float, bool, bool, dict[str, Any]]
+
+TRUNCATION_REASONS = ("turns", "context", "tokens", "time", "env")
+
+
+def broken(name: str, what: str, remedy: str) -> NoReturn:
+    """Raises the error that every broken promise ends in.
+
+    Raises:
+        EnvError: Always.
+    """
+    raise EnvError(f"{name} breaks the language-environment contract: {what}. Remedy: {remedy}.")
+
+
+class CheckedPlay:
+    """Plays an environment and raises where an answer is not what the contract allows.
+
+    Args:
+        name: What messages call it.
+        env: The environment.
+    """
+
+    def __init__(self, name: str, env: Env) -> None:
+        self.name, self.env = name, env
+
+    def play(self, actions: Iterable[str], *, seed: int, options: dict[str, Any] | None = None) -> list[Any]:
+        """The answers to ``reset`` and to each action, until the episode or the actions end."""
+        return [list(self.reset(seed=seed, options=options)), *map(list, self.steps(actions))]
+
+    def steps(self, actions: Iterable[str]) -> Iterator[Step]:
+        """The answer to each action, until the episode or the actions end."""
+        for action in actions:
+            step = self.step(action)
+            yield step
+            if step[2] or step[3]:
+                return
+
+    def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """``env.reset``, checked."""
+        try:
+            returned: Any = self.env.reset(seed=seed, options=options)
+        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
+            self._fail(f"reset(seed={seed}, options={options}) raises {type(error).__name__}: {error}", "correct it")
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            self._fail(f"reset returns {short(returned)}", "return (observation str, info dict)")
+        observation, info = returned
+        self._check_text(observation, "reset")
+        self._check_info(info, "reset")
+        return observation, info
+
+    def step(self, action: str) -> Step:
+        """``env.step``, checked."""
+        try:
+            returned: Any = self.env.step(action)
+        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
+            self._fail(
+                f"step({short(action)}) raises {type(error).__name__}: {str(error)[:200]}",
+                "answer any text with an observation; an action that cannot be understood costs a turn",
+            )
+        if not (isinstance(returned, tuple) and len(returned) == 5):
+            self._fail(
+                f"step returns {short(returned)}",
+                "return (observation str, reward float, terminated bool, truncated bool, info dict)",
+            )
+        observation, reward, terminated, truncated, info = returned
+        self._check_text(observation, "step")
+        if isinstance(reward, bool) or not isinstance(reward, (int, float, np.number)) or not math.isfinite(reward):
+            self._fail(f"step returns the reward {reward!r}", "return a finite float")
+        for flag, value in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(value, (bool, np.bool_)):
+                self._fail(f"step returns {flag}={value!r}", "return True or False")
+        self._check_info(info, "step")
+        self._check_step_info(info, bool(truncated))
+        return observation, float(reward), bool(terminated), bool(truncated), info
+
+    def _fail(self, what: str, remedy: str) -> NoReturn:
+        broken(self.name, what, remedy)
+
+    def _check_text(self, observation: Any, call: str) -> None:
+        if not isinstance(observation, str):
+            self._fail(f"{call} returns the observation {short(observation)}", "return a str")
+
+    def _check_info(self, info: Any, call: str) -> None:
+        if not isinstance(info, dict):
+            self._fail(f"{call} returns the info {short(info)}", "return a dict")
+        try:
+            json.dumps(info)
+        except (TypeError, ValueError) as error:
+            self._fail(
+                f"the info of {call} is not plain data: {error}", "keep str, numbers, bool, None, lists and dicts"
+            )
+
+    def _check_step_info(self, info: dict[str, Any], truncated: bool) -> None:
+        allowed: dict[str, Callable[[Any], bool]] = {
+            "valid_action": lambda value: isinstance(value, bool),
+            "success": lambda value: isinstance(value, bool),
+            "obs_role": lambda value: value in ("user", "tool"),
+            "truncated_by": lambda value: truncated and value in TRUNCATION_REASONS,
+            "reward_parts": _is_numbers,
+            "metrics": _is_numbers,
+        }
+        meaning = {
+            "valid_action": "True or False",
+            "success": "True or False",
+            "obs_role": "'user' or 'tool'",
+            "truncated_by": f"one of {', '.join(TRUNCATION_REASONS)}, and only when truncated",
+            "reward_parts": "{name: float}",
+            "metrics": "{name: float}",
+        }
+        for key, is_allowed in allowed.items():
+            if key in info and not is_allowed(info[key]):
+                self._fail(f'info["{key}"] is {short(info[key])}', f"make it {meaning[key]}")
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(number, (int, float)) for key, number in value.items()
+    )
+
+
+def short(value: Any) -> str:
+    """Its repr, cut off where it gets long."""
+    text = repr(value)
+    return f"{text[:120]}…" if len(text) > 120 else text
