@@ -50,7 +50,11 @@ NUM_INVALID_ACTIONS = "num_invalid_actions"
 """Turns whose ``info["valid_action"]`` was false."""
 
 NUM_TRUNCATED = "num_truncated"
-"""Trajectories cut short; one entry per cause: ``turns``, ``context``, ``env``."""
+"""Trajectories cut short; one entry per cause: ``turns``, ``context``, and what an environment says it was."""
+
+ENV_METRICS = "env_metrics"
+"""What environments report in ``info["metrics"]``: one entry per name, its last value in a trajectory, mean over the
+trajectories that report it."""
 
 NUM_TRAJECTORY_FAILURES = "num_trajectory_failures"
 """Trajectories that failed; one entry per kind: ``raised``, ``timeout``, ``invalid`` (the environment's doing),

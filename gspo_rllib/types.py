@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 FinishReason = Literal["stop", "length"]
-TruncatedBy = Literal["turns", "context", "env"]
+TruncatedBy = Literal["turns", "context", "tokens", "time", "env"]
 
 TURN = "turn"
 """Key of the ``Turn`` in an episode's ``extra_model_outputs``."""

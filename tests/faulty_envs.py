@@ -60,7 +60,8 @@ class ChattyEnv(EchoEnv):
 
     def step(self, action: str) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward, terminated, truncated, {**info, "obs_role": "tool", "valid_action": False}
+        info = {**info, "obs_role": "tool", "valid_action": False, "metrics": {"echoes": len(self.actions), "odd": "?"}}
+        return observation, reward, terminated, truncated, info
 
 
 class TruncatingEnv(EchoEnv):

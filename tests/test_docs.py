@@ -10,23 +10,26 @@ import json
 import os
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 
-from gspo_rllib import ops
+from gspo_rllib import metrics, ops
 from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
 from gspo_rllib.algorithms.gspo.guards import cautions, refusals
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.cli.main import parse_arguments
+from gspo_rllib.algorithms.gspo.settings import GenerationSettings, TrainingSettings
+from gspo_rllib.cli.main import main, parse_arguments
 from gspo_rllib.configs.runs import load_run
 from gspo_rllib.learners import group_selection, statistics
 from tests import test_golden
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVES = ROOT / "docs" / "objectives.md"
+ENVIRONMENTS = ROOT / "docs" / "environments.md"
 DOCUMENTS = sorted(
     path
     for top in (ROOT, *(ROOT / name for name in ("docs", "algorithms", "envs", "configs", "benchmarks", "examples")))
@@ -80,7 +83,7 @@ def test_every_command_could_be_run(path: Path) -> None:
 
 def test_the_readme_shows_all_of_the_command_line() -> None:
     shown = {shlex.split(c)[1] for c in _commands(ROOT / "README.md") if c.startswith("gspo-rllib")}
-    assert shown == {"train", "rollout", "evaluate", "sweep", "export", "warmstart", "list"}
+    assert shown == {"train", "rollout", "evaluate", "sweep", "export", "warmstart", "check-env", "list"}
 
 
 def test_the_readme_snippets_run(
@@ -235,3 +238,121 @@ def test_an_algorithm_has_a_readme_with_its_paper_and_its_settings(name: str) ->
     for setting, here, there in rows:
         assert setting in changed
         assert (here, there) == (str(getattr(settings(), setting)), str(getattr(TrainingSettings(), setting)))
+
+
+def _section_blocks(path: Path, title: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", _section(path, title), flags=re.M | re.S)
+
+
+def _run_session(text: str, names: dict[str, Any]) -> None:
+    parsed = doctest.DocTestParser().get_doctest(text, names, ENVIRONMENTS.name, ENVIRONMENTS.name, 0)
+    outcome = doctest.DocTestRunner().run(parsed)
+    assert outcome.attempted and not outcome.failed
+
+
+def test_the_environment_of_your_own_keeps_the_contract_and_trains(
+    tiny_dense: str,
+    ray_local: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module, train = _section_blocks(ENVIRONMENTS, "Write your own", "python")
+    assert module.count("class ") == 1 and len(module.splitlines()) <= 30
+    (tmp_path / "backwards.py").write_text(module)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "seed").symlink_to(tiny_dense)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (command,) = [shlex.split(c) for c in _commands(ENVIRONMENTS) if "check-env" in c]
+    assert main(command[1:]) == 0
+    assert "keeps the language-environment contract" in capsys.readouterr().out
+
+    game = gymnasium.make(command[2])
+    word, _ = game.reset(seed=0)
+    assert sum(game.step(letter)[1] for letter in reversed(word)) == pytest.approx(1.0)
+
+    # The snippet's own sizes take minutes on two cores: a small batch and the embedded engine.
+    build, made, rest = train.partition("algo = ")
+    names: dict[str, Any] = {}
+    exec(compile(build, ENVIRONMENTS.name, "exec"), names)
+    names["config"].env_runners(num_env_runners=0).generation(engine="transformers", max_tokens_per_turn=2)
+    names["config"].training(group_size=2, groups_per_iteration=4)
+    exec(compile(made + rest, ENVIRONMENTS.name, "exec"), names)
+    assert names["result"]["training_iteration"] == 1
+    assert names["result"]["env_runners"]["num_trajectory_failures"]["raised"] == 0
+
+
+@pytest.mark.parametrize("section", ["The contract", "Tools", "Datasets"])
+def test_the_examples_of_the_environments_say_what_happens(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {"__name__": "environments"}
+    for block in _section_blocks(ENVIRONMENTS, section, "python"):
+        exec(compile(block, ENVIRONMENTS.name, "exec"), names)
+    sessions = _section_blocks(ENVIRONMENTS, section, "pycon")
+    assert sessions
+    for session in sessions:
+        _run_session(session, names)
+
+
+def test_the_table_of_environments_holds_every_id_and_the_numbers_that_were_measured() -> None:
+    _, *rows = _rows(_section(ENVIRONMENTS, "All environments"))
+    registered = {name.removeprefix("gspo_rllib/") for name in gymnasium.registry if name.startswith("gspo_rllib/")}
+    assert {row[0] for row in rows} == registered
+    measured = json.loads((ROOT / "docs" / "results" / "envs.json").read_text())
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    expected = {
+        (
+            row["env"].removeprefix("gspo_rllib/"),
+            ", ".join(f"{k}={v}" for k, v in row["kwargs"].items()) or "defaults",
+        ): [
+            f"{row['turns_mean']:.1f} ({row['turns_max']})",
+            str(row["max_turns"]),
+            *(number(row[policy]) for policy in ("expert", "random_valid", "random_text")),
+            f"{float(format(row['steps_per_s'], '.2g')):,.0f}",
+        ]
+        for row in measured
+    }
+    assert {(row[0], row[2]): row[3:9] for row in rows if row[3] != "–"} == expected
+    # These cannot be made without an argument, so there is nothing to measure.
+    assert {row[0] for row in rows if row[3] == "–"} == {"Dataset-v0", "OpenEnv-v0"}
+
+
+def test_the_environments_name_extras_settings_and_metrics_that_exist() -> None:
+    text = ENVIRONMENTS.read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    cells = "".join(
+        line.rsplit("|", 2)[1]
+        for line in _section(ENVIRONMENTS, "All environments").splitlines()
+        if line.startswith("| `")
+    )
+    named = set(re.findall(r"`([a-z-]+)`", cells)) | set(re.findall(r"gspo-rllib\[([a-z-]+)\]", text))
+    assert len(named) > 5 and named <= set(extras)
+    counted = set(re.findall(r"`((?:num|success)_[a-z_]+|(?:env|engine|sample)[a-z_]*_s)`", text))
+    assert counted - {"num_envs_per_env_runner"} <= {value for name, value in vars(metrics).items() if name.isupper()}
+    knobs = {field.name for field in dataclasses.fields(GenerationSettings)}
+    told = (
+        "context_overflow",
+        "segment_share",
+        "max_summary_tokens",
+        "step_timeout_s",
+        "trajectory_retries",
+        "max_turns",
+    )
+    for name in (*told, "ragged_groups", "max_model_len"):
+        assert name in knobs and f"`{name}" in text, name
+    for name in ("segment_share", "max_summary_tokens", "step_timeout_s", "trajectory_retries"):
+        assert f"`{name}` ({getattr(GenerationSettings(), name):g})" in text, name
+
+
+def test_every_file_of_the_environments_has_a_line() -> None:
+    folder = ROOT / "envs"
+    linked = set(re.findall(r"\]\(([a-z_/.]+)\)", (folder / "README.md").read_text()))
+    files = {path.name for path in folder.glob("*.py")}
+    files |= {f"adapters/{path.name}" for path in (folder / "adapters").glob("*.py")} - {
+        f"adapters/{name}.py" for name in ("__init__", "suite", "jvm", "randomness")
+    }
+    assert files <= linked

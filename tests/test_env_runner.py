@@ -244,6 +244,8 @@ def test_metrics_cover_what_was_sampled_since_they_were_last_asked_for(make_runn
     assert {name: found[name] for name in expected} == expected
     assert found[names.SUCCESS_MEAN] in (0.0, 1.0)
     assert 0 < found[names.ENGINE_BUSY_S] < found[names.SAMPLE_S]
+    # The last value of a trajectory of two turns; what is no number is left out.
+    assert {name: stats.peek() for name, stats in reduced[names.ENV_METRICS].items()} == {"echoes": 2.0}
     assert runner.num_env_steps_sampled_lifetime == 12
 
 

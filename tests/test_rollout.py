@@ -334,7 +334,9 @@ def test_a_stop_string_ends_a_turn_and_the_next_prompt_closes_it(
     assert {request.stop for request in engine.requests.values()} == {stop}
 
 
-@pytest.mark.parametrize(("said", "recorded"), [(None, "env"), ("turns", "turns"), ("fatigue", "env")])
+@pytest.mark.parametrize(
+    ("said", "recorded"), [(None, "env"), ("turns", "turns"), ("time", "time"), ("fatigue", "env")]
+)
 def test_an_environment_may_truncate_and_say_why(play: Callable, said: str | None, recorded: str) -> None:
     episodes, _ = play(lambda: faulty_envs.TruncatingEnv(said), groups=1)
     assert {e.custom_data[TRUNCATED_BY] for e in episodes} == {recorded}

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from gspo_rllib.env_runners.remote_env import sendable
 from gspo_rllib.errors import EnvError, did_you_mean
 from gspo_rllib.types import ChatSpec
 
@@ -24,6 +25,7 @@ class LanguageEnvSpec:
         observation_space: A ``gymnasium.spaces.Text``.
         action_space: A ``gymnasium.spaces.Text``.
         blocking: Whether a call may take long, and so needs a thread; ``metadata["blocking"]``, True by default.
+        process: Whether each instance needs a process of its own; ``metadata["process"]``, False by default.
         chat: How it wants its conversation framed, if it says so.
     """
 
@@ -31,6 +33,7 @@ class LanguageEnvSpec:
     observation_space: gym.Space
     action_space: gym.Space
     blocking: bool
+    process: bool
     chat: ChatSpec | None
 
 
@@ -76,7 +79,8 @@ def check_language_env_spec(
         worker_index: As for ``env_maker``.
 
     Raises:
-        EnvError: It is unknown, cannot be made, is no ``gymnasium.Env``, or its spaces are not text.
+        EnvError: It is unknown, cannot be made, is no ``gymnasium.Env``, its spaces are not text, or it needs a
+            process of its own that it cannot be sent to.
     """
     make = env_maker(env, env_config, worker_index=worker_index)
     try:
@@ -109,11 +113,16 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
     chat = instance.get_wrapper_attr("chat") if instance.has_wrapper_attr("chat") else None
     if not isinstance(chat, ChatSpec | None):
         raise EnvError(f"environment {name!r}: its attribute `chat` is {chat!r}; it must be a ChatSpec or None.")
+    metadata = instance.metadata or {}
+    process = bool(metadata.get("process", False))
+    if process:
+        sendable(make)
     return LanguageEnvSpec(
         make=make,
         observation_space=instance.observation_space,
         action_space=instance.action_space,
-        blocking=bool((instance.metadata or {}).get("blocking", True)),
+        blocking=bool(metadata.get("blocking", True)),
+        process=process,
         chat=chat,
     )
 

@@ -4,11 +4,15 @@ Each slot holds one environment. Unless its ``metadata["blocking"]`` is False, i
 it is made, reset, stepped and closed there, so one slow answer delays nobody. A call that misses its deadline is
 abandoned: the thread is never joined, the slot gets a fresh environment, and what the old one answers later is
 ignored. Whatever goes wrong becomes data (an ``EnvFailure``); nothing an environment does raises here.
+
+With ``metadata["process"]`` the thread only waits, and the environment lives in a process of its own, a Ray actor. What
+is abandoned there is killed, so a hung call ends for good, and a crash is one more ``EnvFailure``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import queue
 import threading
@@ -22,6 +26,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
+from gspo_rllib.env_runners.remote_env import EnvProcessError, RemoteSession, can_start_processes, sendable
 from gspo_rllib.types import ChatSpec
 
 FailureKind = Literal["raised", "timeout", "invalid", "context", "engine"]
@@ -73,7 +78,9 @@ class EnvAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class EnvCall:
+    """A ``reset`` when it has no action, else a ``step``."""
+
     ticket: int
     seed: int | None = None
     action: str | None = None
@@ -83,15 +90,26 @@ class _ContractError(Exception):
     """An environment returned something the language-env contract does not allow."""
 
 
-class _Session:
-    """One environment and the calls on it; touched by one thread only."""
+class EnvSession:
+    """One environment and the calls on it; touched by one thread only.
+
+    Args:
+        slot: Named in every answer.
+        make: Makes the environment at the first ``reset``, and again after a failure.
+
+    Attributes:
+        env: The environment; None before it is made and after a failure.
+    """
+
+    start_s = 0.0
 
     def __init__(self, slot: int, make: Callable[[], gym.Env]) -> None:
         self._slot = slot
         self._make = make
         self.env: gym.Env | None = None
 
-    def answer(self, call: _Call) -> EnvAnswer:
+    def answer(self, call: EnvCall) -> EnvAnswer:
+        """Makes the call; whatever goes wrong is in the answer."""
         started = time.perf_counter()
         try:
             fields = self._reset(call.seed) if call.action is None else self._step(call.action)
@@ -105,6 +123,7 @@ class _Session:
         return EnvAnswer(call.ticket, self._slot, seconds=time.perf_counter() - started, **fields)
 
     def close(self) -> None:
+        """Closes the environment, if there is one."""
         env, self.env = self.env, None
         if env is not None:
             # A broken environment may well fail to close; it is out of use either way.
@@ -149,30 +168,39 @@ class _Session:
 class _Slot:
     """Runs a session's calls: at once, or in a daemon thread that may be abandoned at any time."""
 
-    def __init__(self, slot: int, make: Callable[[], gym.Env], answers: queue.SimpleQueue, *, blocking: bool) -> None:
-        self.session = _Session(slot, make)
+    def __init__(
+        self, slot: int, session: EnvSession | RemoteSession, answers: queue.SimpleQueue, *, blocking: bool
+    ) -> None:
+        self.session = session
+        self._slot = slot
         self._answers = answers
-        self._calls: queue.SimpleQueue[_Call | None] | None = None
+        self._calls: queue.SimpleQueue[EnvCall | None] | None = None
         if blocking:
             self._calls = queue.SimpleQueue()
             threading.Thread(target=self._serve, args=(self._calls,), name=f"gspo-env-{slot}", daemon=True).start()
 
-    def ask(self, call: _Call) -> None:
+    def ask(self, call: EnvCall) -> None:
         if self._calls is None:
             self._answers.put(self.session.answer(call))
         else:
             self._calls.put(call)
 
-    def abandon(self) -> None:
+    def abandon(self, *, owes_answer: bool) -> None:
         """Closes the environment once its current call returns, if it ever does; returns at once."""
+        if isinstance(self.session, RemoteSession) and owes_answer:
+            self.session.kill()
         if self._calls is None:
             self.session.close()
         else:
             self._calls.put(None)
 
-    def _serve(self, calls: queue.SimpleQueue[_Call | None]) -> None:
+    def _serve(self, calls: queue.SimpleQueue[EnvCall | None]) -> None:
         while (call := calls.get()) is not None:
-            self._answers.put(self.session.answer(call))
+            try:
+                answer = self.session.answer(call)
+            except EnvProcessError as error:
+                answer = EnvAnswer(call.ticket, self._slot, failure=EnvFailure("raised", str(error)))
+            self._answers.put(answer)
         self.session.close()
 
 
@@ -180,16 +208,31 @@ class EnvPool:
     """A fixed number of environment slots, each answering one call at a time.
 
     Args:
-        make: Makes one environment; called in the slot's own thread.
+        make: Makes one environment; called in the slot's own thread or process.
         size: Number of slots.
         blocking: Whether calls may take long, and so get a thread per slot; otherwise they run inside ``reset`` and
             ``step`` below, and no deadline can be kept.
-        step_timeout_s: Seconds of wall time a call may take, the making of the environment included.
+        process: Whether every environment gets a process of its own, blocking or not. Without a running Ray it gets
+            a thread instead, and a line of the log says so.
+        step_timeout_s: Seconds of wall time a call may take, the making of the environment included, the start of its
+            process not.
+
+    Raises:
+        EnvError: ``make`` cannot be sent to another process.
     """
 
-    def __init__(self, make: Callable[[], gym.Env], size: int, *, blocking: bool, step_timeout_s: float) -> None:
-        self._make = make
-        self._blocking = blocking
+    def __init__(
+        self,
+        make: Callable[[], gym.Env],
+        size: int,
+        *,
+        blocking: bool,
+        process: bool = False,
+        step_timeout_s: float,
+    ) -> None:
+        self._process = process and can_start_processes()
+        self._make = sendable(make) if self._process else make
+        self._blocking = blocking or process
         self._timeout = step_timeout_s
         self._answers: queue.SimpleQueue[EnvAnswer] = queue.SimpleQueue()
         self._free = list(range(size - 1, -1, -1))
@@ -210,8 +253,8 @@ class EnvPool:
         """Gives a slot back. Its environment is kept for the next trajectory, unless it still owes an answer."""
         owed = [ticket for ticket, (owner, _) in self._outstanding.items() if owner == slot]
         if owed:
-            del self._outstanding[owed[0]]
             self._abandon(slot)
+            del self._outstanding[owed[0]]
         self._free.append(slot)
 
     def reset(self, slot: int, seed: int) -> int:
@@ -231,7 +274,7 @@ class EnvPool:
         answers: list[EnvAnswer] = []
         self._drain(answers)
         if wait and not answers and self._outstanding:
-            _, deadline = next(iter(self._outstanding.values()))
+            _, deadline = self._outstanding[self._next_to_expire()]
             try:
                 self._accept(self._answers.get(timeout=max(0.0, deadline - time.monotonic())), answers)
                 self._drain(answers)
@@ -241,7 +284,7 @@ class EnvPool:
         return answers
 
     def env(self, slot: int) -> gym.Env | None:
-        """The environment of a slot, for callbacks; None before it was made."""
+        """The environment of a slot, for callbacks; None before it was made, and when it is in another process."""
         owner = self._slots.get(slot)
         return owner.session.env if owner is not None else None
 
@@ -253,17 +296,24 @@ class EnvPool:
 
     def _ask(self, slot: int, *, seed: int | None = None, action: str | None = None) -> int:
         if slot not in self._slots:
-            self._slots[slot] = _Slot(slot, self._make, self._answers, blocking=self._blocking)
+            make_session = functools.partial(EnvSession, slot, self._make)
+            session: EnvSession | RemoteSession = RemoteSession(make_session) if self._process else make_session()
+            self._slots[slot] = _Slot(slot, session, self._answers, blocking=self._blocking)
         self._tickets += 1
-        # Equal time-outs make insertion order the order of deadlines: the first one is the next to expire.
-        self._outstanding[self._tickets] = (slot, time.monotonic() + self._timeout)
-        self._slots[slot].ask(_Call(self._tickets, seed=seed, action=action))
+        allowed = self._timeout + self._slots[slot].session.start_s
+        self._outstanding[self._tickets] = (slot, time.monotonic() + allowed)
+        self._slots[slot].ask(EnvCall(self._tickets, seed=seed, action=action))
         return self._tickets
 
     def _abandon(self, slot: int) -> None:
         owner = self._slots.pop(slot, None)
         if owner is not None:
-            owner.abandon()
+            owner.abandon(owes_answer=any(slot == asked for asked, _ in self._outstanding.values()))
+
+    def _next_to_expire(self) -> int:
+        if self._process:
+            return min(self._outstanding, key=lambda ticket: self._outstanding[ticket][1])
+        return next(iter(self._outstanding))  # equal time-outs make insertion order the order of deadlines
 
     def _accept(self, answer: EnvAnswer, answers: list[EnvAnswer]) -> None:
         if self._outstanding.pop(answer.ticket, None) is not None:
@@ -281,11 +331,12 @@ class EnvPool:
             return
         now = time.monotonic()
         while self._outstanding:
-            ticket, (slot, deadline) = next(iter(self._outstanding.items()))
+            ticket = self._next_to_expire()
+            slot, deadline = self._outstanding[ticket]
             if deadline > now:
                 return
-            del self._outstanding[ticket]
             self._abandon(slot)
+            del self._outstanding[ticket]
             message = f"no answer within step_timeout_s={self._timeout:g} seconds."
             answers.append(EnvAnswer(ticket, slot, seconds=self._timeout, failure=EnvFailure("timeout", message)))
 

@@ -301,6 +301,7 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
                 self._env_spec.make,
                 self.config.num_envs_per_env_runner,
                 blocking=self._env_spec.blocking,
+                process=self._env_spec.process,
                 step_timeout_s=self.config.step_timeout_s,
             )
         return self._pool

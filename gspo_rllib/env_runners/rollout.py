@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -232,7 +232,7 @@ class Rollout:
         truncated_by: TruncatedBy | None = None
         if answer.truncated and not answer.terminated:
             named = answer.info.get("truncated_by")
-            truncated_by = named if named in ("turns", "context", "env") else "env"
+            truncated_by = named if named in get_args(TruncatedBy) else "env"
         elif not answer.terminated and trajectory.num_turns == self._max_turns(trajectory):
             truncated_by = "turns"
         elif not answer.terminated:

@@ -173,8 +173,20 @@ def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:
     logger.log_value(("agent_episode_return_mean", DEFAULT_AGENT_ID), episode_return, reduce="mean")
     logger.log_value(("module_episode_return_mean", DEFAULT_MODULE_ID), episode_return, reduce="mean")
     logger.log_value(EPISODE_DURATION_SEC_MEAN, episode.get_duration_s(), reduce="mean")
+    for name, value in _env_metrics(episode).items():
+        logger.log_value((names.ENV_METRICS, name), value, reduce="mean")
     # What was cut short before it could say so has not succeeded.
     success = False if TRUNCATED_BY in episode.custom_data else None
     success = episode.get_infos(-1).get("success", success)
     if success is not None:
         logger.log_value(names.SUCCESS_MEAN, float(bool(success)), reduce="mean")
+
+
+def _env_metrics(episode: SingleAgentEpisode) -> dict[str, float]:
+    """The last number reported under each name; anything else is the environment's mistake, and no reason to stop."""
+    reported: dict[str, float] = {}
+    for info in episode.get_infos():
+        given = info.get("metrics")
+        if isinstance(given, dict):
+            reported |= {str(name): float(value) for name, value in given.items() if isinstance(value, (int, float))}
+    return reported

@@ -46,6 +46,8 @@ _EVALUATE_AT = 0.6
 _MASTERED = 0.85
 # As a fraction of the target: a student on its way to an erring expert that is worse than the target passes by it.
 _ERRING_SUCCESS = 0.8
+# Evaluations without a new low after which the expert errs more often.
+_STALLED, _MORE, _MOST_MISTAKES = 6, 1.5, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,18 +223,28 @@ class _Teacher:
 
     def lower_success(self, target: float) -> bool:
         """Steps with an expert that errs until sampled success is at most the target; whether it was, in time."""
-        rate = 1.0 - (_ERRING_SUCCESS * target) ** (1.0 / self._student.turns_per_demonstration)
-        self._student.mistake_rate = rate
-        self._say(f"warm start: the skill is there; from now on {rate:.0%} of the expert's replies are mistakes")
-        wait = _STEPS_BETWEEN_EVALUATIONS
+        # As if every mistake cost the episode; where an environment forgives them, more are made further down.
+        self._err(1.0 - (_ERRING_SUCCESS * target) ** (1.0 / self._student.turns_per_demonstration))
+        wait, lowest, stalled = _STEPS_BETWEEN_EVALUATIONS, 1.0, 0
         while self.in_time:
             self._step(_SLOWEST)
             success = self._evaluate_after(wait)
-            if 0.0 <= success <= _NEAR_ENOUGH * target:
+            if success < 0.0:
+                continue
+            if success <= _NEAR_ENOUGH * target:
                 return True
-            if 0.0 <= success < _MASTERED:
+            if success < _MASTERED:
                 wait = 1
+            stalled = 0 if success < lowest else stalled + 1
+            lowest = min(lowest, success)
+            if stalled == _STALLED:
+                self._err(min(_MORE * self._student.mistake_rate, _MOST_MISTAKES))
+                stalled = 0
         return False
+
+    def _err(self, rate: float) -> None:
+        self._student.mistake_rate = rate
+        self._say(f"warm start: the skill is there; from now on {rate:.0%} of the expert's replies are mistakes")
 
     def _step(self, speed: float) -> float:
         """One optimiser step; returns the share of the expert's episodes the student would copy."""
