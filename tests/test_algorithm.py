@@ -236,7 +236,7 @@ def test_with_an_engine_in_bf16_the_first_ratio_is_still_one(tiny_dense, ray_loc
 def test_tune_runs_a_sweep_by_name_and_its_best_checkpoint_restores(tiny_dense, tmp_path, ray_local):
     from ray import tune
 
-    levels = ["sequence", "turn", "token"]
+    levels = ["sequence", "token"]
     config = _config(tiny_dense).training(importance_sampling_level=tune.grid_search(levels))
     tuner = tune.Tuner(
         "GSPO",

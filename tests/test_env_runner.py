@@ -259,6 +259,8 @@ def test_failures_and_truncations_are_counted_by_kind(make_runner: Callable) -> 
     assert {cause: s.peek() for cause, s in reduced[names.NUM_TRUNCATED].items()} == {
         "turns": 4,
         "context": 0,
+        "tokens": 0,
+        "time": 0,
         "env": 0,
     }
     assert reduced[names.NUM_TRAJECTORY_RETRIES].peek() == 2

@@ -144,6 +144,10 @@ class CPythonSandbox:
         if status == _TIMED_OUT:
             self.close()
             return SandboxResult(output, stopped, timed_out=True, state_lost=True)
+        if status and error.startswith("MemoryError"):
+            # What fills the memory is still held by the program's variables, and would fail every later run.
+            self.close()
+            return SandboxResult(output, f"{error}; its variables are lost", state_lost=True)
         return SandboxResult(output, error if status else None)
 
     def close(self) -> None:
