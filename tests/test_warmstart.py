@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from gspo_rllib.errors import EnvError, SettingError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.warmstart import WarmstartResult, warmstart
 from gspo_rllib.warmstart.demonstrations import demonstrate, render, tokenizer_texts
+from gspo_rllib.warmstart.imitation import _Teacher
 from gspo_rllib.warmstart.models import SPECIAL_TOKENS, build_model
-from gspo_rllib.warmstart.success import play_tasks
+from gspo_rllib.warmstart.success import PlayReport, play_tasks
 
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 SMALL = {
@@ -271,3 +273,28 @@ def test_an_illegal_size_is_refused(tmp_path, sizes, complaint) -> None:
     with pytest.raises(SettingError, match=complaint):
         build_model(tmp_path / "model", **sizes)
     assert not (tmp_path / "model").exists()
+
+
+class ForgivenStudent:
+    """Stands in for minutes of imitation: it succeeds unless four replies in five of its expert are mistakes."""
+
+    turns_per_demonstration = 5.0
+    mistake_rate = 0.0
+
+    def next_batch(self) -> list[Any]:
+        return []
+
+    def learn(self, batch: list[Any], lr: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def play(self, tasks: range, temperature: float) -> PlayReport:
+        return PlayReport(0.3 if self.mistake_rate > 0.8 else 0.9, 0.0, 5.0, 10.0, 10)
+
+
+def test_where_mistakes_are_forgiven_the_expert_errs_until_success_falls() -> None:
+    student, said = ForgivenStudent(), []
+    teacher = _Teacher(student, 1.0, 1e-3, time.monotonic() + 30.0, said.append)
+    assert teacher.lower_success(0.35)
+    rates = [line for line in said if "are mistakes" in line]
+    # One mistake in five turns would cost 0.8 * 0.35 of the episodes: 22 %; then half as many again, each time.
+    assert [line.partition("now on ")[2].partition(" of")[0] for line in rates] == ["22%", "34%", "51%", "76%", "90%"]
