@@ -32,7 +32,7 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 test: lint  ## Everything that is checked: lint, doctests, README snippets, unit, contract and learning tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint  ## The same, and a learning run of every objective
+test-all: lint  ## The same, a learning run of every objective, and suites that start slowly
 	$(BIN)/python -m pytest
 
 train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GSPO, say where the results are

@@ -258,6 +258,7 @@ def test_a_group_on_one_task_in_one_java_machine_plays_as_one_alone(game) -> Non
 
 
 @needs_textworld_express
+@pytest.mark.slow
 @pytest.mark.parametrize("game", ["coin", "cookingworld", "twc"])
 def test_a_textworld_express_game_reads_the_same_in_another_process(game) -> None:
     env = make("TextWorldExpress", game=game, max_turns=150)
@@ -318,6 +319,7 @@ def test_textworld_express_refuses_wrong_settings(settings, message) -> None:
 
 
 @needs_scienceworld
+@pytest.mark.slow
 def test_scienceworld_keeps_the_contract_and_says_what_it_cannot_do() -> None:
     env = make("ScienceWorld", task="find-living-thing", simplifications="easy")
     assert env.metadata["deterministic"] is False

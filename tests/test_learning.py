@@ -12,7 +12,7 @@ ENV = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 TARGET = 0.85
 ITERATIONS = 30
 BROKEN_ITERATIONS = 8
-IN_EVERY_RUN = ("GSPO", "LanguagePPO")
+IN_EVERY_RUN = ("GSPO",)
 
 
 @pytest.fixture(scope="module")
