@@ -40,7 +40,7 @@ NEXT_GROUP = "next_group"
 
 
 class GSPO(Algorithm):
-    """Samples groups, updates the policy on them, syncs the weights; see ``GSPOConfig`` for every setting."""
+    """Group Sequence Policy Optimization; see ``GSPOConfig`` for every setting."""
 
     config: GSPOConfig
 
