@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, get_args
 
 import gymnasium
 import numpy as np
 
 from gspo_rllib.errors import EnvError
+from gspo_rllib.types import TruncatedBy
 
 Env: TypeAlias = "gymnasium.Env[str, str]"
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
-TRUNCATION_REASONS = ("turns", "context", "tokens", "time", "env")
+TRUNCATION_REASONS = get_args(TruncatedBy)
 
 
 def broken(name: str, what: str, remedy: str) -> NoReturn:

@@ -60,9 +60,7 @@ class GSPOLearner(LanguageLearner):
         """
         table = TokenTable(batch)
         mask_BT = table.mask_BT
-        logp_BT, old_BT, behavior_BT = map(
-            table, (fwd_out[columns.LOGP], batch[columns.OLD_LOGP], batch[columns.BEHAVIOR_LOGP])
-        )
+        logp_BT, old_BT = table(fwd_out[columns.LOGP]), table(batch[columns.OLD_LOGP])
         advantage_BT = table(batch[columns.ADVANTAGES])
         if config.advantage_aggregation == "trajectory_mean":
             advantage_BT = trajectory_mean_advantages(advantage_BT, mask_BT)
@@ -70,13 +68,14 @@ class GSPOLearner(LanguageLearner):
         if config.rollout_correction != "none":
             weights_BT = rollout_correction(
                 old_BT,
-                behavior_BT,
+                table(batch[columns.BEHAVIOR_LOGP]),
                 mask_BT,
                 mode=config.rollout_correction,
                 level=config.rollout_correction_level,
                 low=config.rollout_correction_low,
                 high=config.rollout_correction_high,
             )
+        reduction = self._reduction(batch, table)
         scale = self._clip_scale(mask_BT.sum(dim=1))
         loss, stats = policy_loss(
             logp_BT,
@@ -91,16 +90,16 @@ class GSPOLearner(LanguageLearner):
             sapo_temperature_positive=config.sapo_temperature_positive,
             sapo_temperature_negative=config.sapo_temperature_negative,
             weights_BT=weights_BT,
-            **self._reduction(batch, table),
+            **reduction,
         )
         if config.penalises_in_loss:
             kl_BT = kl_estimate(logp_BT, table(batch[columns.REFERENCE_LOGP]), estimator=config.kl_estimator)
-            loss = loss + config.kl_coeff * self.reduce(kl_BT, batch, table)
+            loss = loss + config.kl_coeff * reduce_tokens(kl_BT, mask_BT, **reduction)
         if config.entropy_coeff:
-            loss = loss - config.entropy_coeff * self.reduce(table(fwd_out[columns.ENTROPY]), batch, table)
+            loss = loss - config.entropy_coeff * reduce_tokens(table(fwd_out[columns.ENTROPY]), mask_BT, **reduction)
         if config.uses_critic:
             error_BT = table(fwd_out[columns.VALUES]) - table(batch[columns.VALUE_TARGETS])
-            vf_loss = self.reduce(error_BT.square().clamp(max=config.vf_clip_param), batch, table)
+            vf_loss = reduce_tokens(error_BT.square().clamp(max=config.vf_clip_param), mask_BT, **reduction)
             loss = loss + config.vf_loss_coeff * vf_loss
             if not batch.get(columns.EMPTY):
                 self._log_critic(batch, fwd_out, vf_loss)
@@ -108,11 +107,8 @@ class GSPOLearner(LanguageLearner):
             self._log(batch, fwd_out, stats, loss, table, weights_BT)
         return loss
 
-    def reduce(self, value_BT: Tensor, batch: dict[str, Any], table: TokenTable) -> Tensor:
-        """This micro-batch's part of the configured mean over the whole minibatch; a scalar."""
-        return reduce_tokens(value_BT, table.mask_BT, **self._reduction(batch, table))
-
     def _reduction(self, batch: dict[str, Any], table: TokenTable) -> dict[str, Any]:
+        """How the objective and every penalty become this micro-batch's part of the mean over the whole minibatch."""
         return {
             "reduction": self.config.reduction,
             "turn_ids_BT": table(batch[columns.TURN_INDEX]),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+from gspo_rllib.env_runners.long_context import CONTEXT_OVERFLOWS
+from gspo_rllib.learners.group_selection import TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
 from gspo_rllib.ops import (
     CORRECTION_LEVELS,
     CORRECTION_MODES,
@@ -202,13 +204,13 @@ class TrainingSettings(Settings):
         "keep",
         "Groups in which all trajectories did equally well: kept with advantage 0, dropped, or replaced by further "
         "groups (dynamic sampling).",
-        choices=("keep", "drop", "resample"),
+        choices=get_args(ZeroVarianceGroups),
         source="arXiv:2507.18071v2: kept",
     )
     zero_variance_metric: str = knob(
         "return",
         'What must differ within a group: the return the environment gave, or info["success"].',
-        choices=("return", "success"),
+        choices=get_args(ZeroVarianceMetric),
         source="DAPO: the outcome",
     )
     max_resampled_groups: int = knob(
@@ -218,7 +220,7 @@ class TrainingSettings(Settings):
         "keep",
         "Trajectories that were cut short: kept, masked (in no statistic, loss or denominator), or counted as failures "
         "(their return is truncated_return).",
-        choices=("keep", "mask", "fail"),
+        choices=get_args(TruncatedTrajectories),
         source="arXiv:2507.18071v2: kept",
     )
     truncated_return: float = knob(0.0, "Return of a trajectory that fail counts as a failure.", source="ours")
@@ -282,7 +284,7 @@ class GenerationSettings(Settings):
         "What happens when a conversation outgrows the context: the trajectory ends (truncate), or it goes on in a new "
         "segment that starts from the first turn and the latest ones (sliding_window) or from a summary the policy "
         "writes, as a turn of its own (summarize). The ratio spans all segments.",
-        choices=("truncate", "sliding_window", "summarize"),
+        choices=CONTEXT_OVERFLOWS,
         source="ours",
     )
     segment_share: float = knob(
