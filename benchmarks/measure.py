@@ -1,0 +1,124 @@
+"""How every benchmark here measures: the things compared run alternately in one run, and medians of their ratios count.
+
+Ratios merge into ``benchmarks/latest.json``, each with its goal, date, processor, repetitions and command.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import pathlib
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LATEST = pathlib.Path(__file__).parent / "latest.json"
+
+KEYS: Mapping[str, tuple[float, str]] = {
+    "learner_over_bare": (
+        0.85,
+        "learner ÷ bare forward and backward with the head on sampled tokens, tokens/s, 32k vocabulary",
+    ),
+    "learner_over_trl": (5.0, "learner ÷ TRL's loss path, tokens/s, 32k vocabulary"),
+    "learner_memory_over_trl": (0.25, "learner's peak memory ÷ TRL's, over the model's own"),
+    "rollout_over_vllm": (0.9, "env runner ÷ raw vLLM, tokens/s, concurrency 32, 10 turns"),
+    "continuous_over_lockstep": (1.5, "continuous ÷ lock-step rollout, tokens/s, log-normal turns, 64 trajectories"),
+    "loop_over_ideal": (0.8, "ideal time ÷ the whole synchronous loop's"),
+    "loop_over_trl": (3.0, "TRL's time per optimisation step ÷ ours, single turn"),
+    "async_over_sync": (1.5, "async ÷ sync, tokens/s, one core each for engine and learner"),
+}
+"""What is recorded: the goal (memory: at most, all others: at least) and what the ratio is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One run of one thing.
+
+    Attributes:
+        wall_s: Seconds on the clock; others on the machine count.
+        cpu_s: Seconds of CPU of this process, all its threads; others do not count.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
+def timed(function: Callable[[], Any]) -> Timing:
+    """Runs a function once, after collecting garbage."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return Timing(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: int = 1
+) -> dict[str, list[Timing]]:
+    """Runs the functions in turn, ``warm_up + repetitions`` rounds, and keeps the last ``repetitions``."""
+    timings: dict[str, list[Timing]] = {name: [] for name in functions}
+    for round_number in range(warm_up + repetitions):
+        for name, function in functions.items():
+            timing = timed(function)
+            if round_number >= warm_up:
+                timings[name].append(timing)
+    return timings
+
+
+def ratios(above: list[Timing], below: list[Timing], clock: str = "cpu_s") -> list[float]:
+    """``above ÷ below`` for each pair of neighbouring runs."""
+    return [getattr(a, clock) / getattr(b, clock) for a, b in zip(above, below, strict=True)]
+
+
+def median(timings: list[Timing], clock: str = "cpu_s") -> float:
+    """The median on one clock, in seconds."""
+    return statistics.median(getattr(timing, clock) for timing in timings)
+
+
+def peak_rss_mb() -> float:
+    """The largest resident size this process ever had, in MB; only ever grows."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def record(key: str, values: list[float], *, command: str, **details: Any) -> None:
+    """Merges one ratio into ``benchmarks/latest.json`` and prints it beside its goal.
+
+    Args:
+        key: One of ``KEYS``.
+        values: The ratio of each repetition; their median is recorded, with the lowest and the highest.
+        command: What prints it.
+        details: Anything else worth keeping, e.g. ``tokens=4096``.
+    """
+    goal, meaning = KEYS[key]
+    ratio = statistics.median(values)
+    latest = json.loads(LATEST.read_text()) if LATEST.exists() else {}
+    latest[key] = {
+        "ratio": round(ratio, 3),
+        "lowest": round(min(values), 3),
+        "highest": round(max(values), 3),
+        "goal": goal,
+        "what": meaning,
+        "repetitions": len(values),
+        "date": datetime.date.today().isoformat(),
+        "processor": processor(),
+        "command": command,
+        **details,
+    }
+    LATEST.write_text(json.dumps(dict(sorted(latest.items())), indent=1, ensure_ascii=False) + "\n")
+    met = ratio <= goal if "memory" in key else ratio >= goal
+    print(f"{key}: {ratio:.2f} ({min(values):.2f} to {max(values):.2f}), goal {goal}: {'met' if met else 'NOT met'}")
