@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 CONFIG ?= configs/calculator.yaml
 SEED_MODEL := models/seed
 
@@ -12,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all train clean
+.PHONY: help install lint test test-all train bench-peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -22,6 +23,10 @@ install: $(STAMP)  ## .venv with the pinned dependencies and this checkout in it
 $(STAMP): requirements/cpu.txt requirements/install.sh pyproject.toml
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash requirements/install.sh
 	@touch $(STAMP)
+
+$(PEERS)/.installed: requirements/cpu.txt requirements/peers.txt requirements/install.sh pyproject.toml
+	@PYTHON="$(PYTHON)" VENV="$(PEERS)" LISTS="cpu.txt peers.txt" bash requirements/install.sh
+	@touch $@
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -41,5 +46,9 @@ train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GS
 $(SEED_MODEL)/config.json: | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
 
+bench-peers: $(PEERS)/.installed  ## Side by side with TRL, in an environment of its own; writes benchmarks/latest.json
+	$(PEERS)/bin/python benchmarks/peers_learner.py --record
+	$(PEERS)/bin/python benchmarks/peers_loop.py --record
+
 clean:  ## Remove the environment and every cache; models/ and results/ stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@ Ratios merge into ``benchmarks/latest.json``, each with its goal, date, processo
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import gc
 import json
@@ -84,6 +85,21 @@ def peak_rss_mb() -> float:
     """The largest resident size this process ever had, in MB; only ever grows."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def peak_over_mb(function: Callable[[], Any]) -> float:
+    """How far the resident size rises during a call above what it was before, in MB; Linux only."""
+    gc.collect()
+    # Memory that was freed but is still held by the allocator would hide what the call takes.
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status_kb("VmRSS")
+    function()
+    return (_status_kb("VmHWM") - before) / 1e3
+
+
+def _status_kb(name: str) -> int:
+    return int(pathlib.Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
 def processor() -> str:

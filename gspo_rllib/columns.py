@@ -7,6 +7,9 @@ One micro-batch is one packed row: the segments of several trajectories one afte
 
 A trajectory normally is one segment. It has several when its history was edited between turns; they keep one
 trajectory index, so the ratio still spans them, and they are never split between micro-batches.
+
+Trajectories of a group may share their prompt: then it is a segment of its own, a prefix, and the first segments of
+these trajectories are branches that hold only what follows it. A branch attends to itself and to its prefix.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ TOKEN_IDS = "token_ids"
 """int64 [T]: the ids of the row."""
 
 POSITION_IDS = "position_ids"
-"""int64 [T]: position of each id in its own segment; restarts at 0."""
+"""int64 [T]: position of each id in its own context; restarts at 0, in a branch at the length of its prefix."""
 
 SEGMENT_LENGTHS = "segment_lengths"
 """list of S ints: tokens of each segment, in row order; sums to T."""
 
+SEGMENT_PREFIXES = "segment_prefixes"
+"""list of S ints: index of the segment that each one continues, or -1; absent from a row that shares nothing."""
+
 LOSS_POSITIONS = "loss_positions"
-"""int64 [L]: index in the row of the token *before* each sampled token: the hidden state that predicts it."""
+"""int64 [L]: index in the row of the token *before* each sampled token: the hidden state that predicts it. Branches
+that start with a sampled token share their prefix's last index."""
 
 LOSS_TOKEN_IDS = "loss_token_ids"
 """int64 [L]: the sampled ids."""

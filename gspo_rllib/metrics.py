@@ -35,7 +35,16 @@ ENV_S = "env_s"
 """Seconds environments took to answer, summed over environments, which overlap."""
 
 SAMPLE_S = "sample_s"
-"""Seconds of wall time inside ``sample``."""
+"""Seconds of wall time inside ``sample``, or in which groups were being played beside it."""
+
+NUM_WEIGHT_UPTAKES = "num_weight_uptakes"
+"""Times new weights were taken up while groups were being played."""
+
+WEIGHT_UPTAKE_S = "weight_uptake_s"
+"""Seconds in which turns were held back for new weights, or these were loaded, while groups were being played."""
+
+NUM_TURNS_MIXED_VERSIONS = "num_turns_mixed_versions"
+"""Turns sampled by more than one version of the weights, those of discarded trajectories included."""
 
 TURN_TOKENS_MEAN = "turn_tokens_mean"
 """Tokens the policy sampled per turn."""
@@ -96,3 +105,15 @@ NUM_TRAJECTORIES_TRUNCATED_FAILED = "num_trajectories_truncated_failed"
 
 GROUP_SELECTION = "group_selection"
 """Top-level key of a training result: the counts above that say ``training only``."""
+
+NUM_GROUPS_STALE_DROPPED = "num_groups_stale_dropped"
+"""Complete groups with a token older than ``max_staleness`` when they would have been trained; never trained."""
+
+NUM_GROUPS_IN_PLAY = "num_groups_in_play"
+"""Groups that were being played, or about to be, when the update began."""
+
+GROUP_WAIT_S = "group_wait_s"
+"""Seconds the learners had nothing to do because too few groups were finished."""
+
+GROUP_STREAM = "group_stream"
+"""Top-level key of a training result with ``max_staleness`` above 0: the three above."""

@@ -56,12 +56,13 @@ class Turn:
         action_token_ids: int32 [A], the sampled ids, the end-of-turn token included when it was sampled.
         action_logp: float32 [A], log-probability (nats) of each sampled id under the distribution it was drawn
             from, temperature included.
-        policy_version: The weights version the engine had acknowledged when it sampled this turn.
+        policy_version: The weights version that sampled this turn; the oldest one where it spans several.
         finish_reason: ``"stop"``: the model ended its turn, or wrote a stop string; ``"length"``: it ran out of tokens.
         starts_segment: Whether the history was edited before this turn, so that it starts a new context; the first
             turn of a trajectory does not say so.
         is_summary: Whether the policy wrote a summary of the conversation instead of an action; the environment was
             not stepped.
+        token_versions: int32 [A], the weights version that sampled each id; None where all are of ``policy_version``.
     """
 
     prompt_token_ids: np.ndarray
@@ -71,6 +72,7 @@ class Turn:
     finish_reason: FinishReason
     starts_segment: bool = False
     is_summary: bool = False
+    token_versions: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

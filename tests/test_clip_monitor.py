@@ -24,7 +24,7 @@ HEALTHY = {
 
 
 def _monitor(**training: Any) -> ClipMonitor:
-    return ClipMonitor(GSPOConfig().training(**training))
+    return ClipMonitor(GSPOConfig().training(**{"old_log_probs": "engine", **training}))
 
 
 def _check(monitor: ClipMonitor, times: int = 1, **values: float) -> list[list[str]]:
@@ -75,7 +75,9 @@ def test_the_noise_floor_is_compared_with_the_narrower_side_as_it_is_scaled():
 
 
 def test_the_noise_floor_matters_only_where_the_engine_is_below_a_ratio_over_many_tokens():
-    for quiet in ({"old_log_probs": "learner"}, {"importance_sampling_level": "token", "clip_high": 0.28}):
+    # Under "auto" the learner leaves the engine's log-probs by itself.
+    token_level = {"importance_sampling_level": "token", "clip_high": 0.28}
+    for quiet in ({"old_log_probs": "learner"}, {"old_log_probs": "auto"}, token_level):
         assert _check(_monitor(**quiet), sequence_gap_mean=1.0) == [[]]
     for level in ("sequence_token", "turn"):
         assert _check(_monitor(importance_sampling_level=level), sequence_gap_mean=1.0) != [[]]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from ray.rllib.utils.actor_manager import ResultOrError
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GraniteConfig
 
@@ -255,16 +255,16 @@ def test_what_engines_are_sent_is_the_policy_and_nothing_else(tiny_dense: str, s
         for parameter in module.parameters():
             parameter.mul_(1.1)
 
-    def get_state(**kwargs: Any) -> dict[str, Any]:
-        assert kwargs.pop("components") == f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        return {COMPONENT_LEARNER: {WEIGHTS_SEQ_NO: 3, COMPONENT_RL_MODULE: modules.get_state(**kwargs)}}
-
+    learner = SimpleNamespace(module=modules, config=SimpleNamespace(num_learners=0), _weights_seq_no=3)
+    learners = SimpleNamespace(
+        is_local=True, foreach_learner=lambda take, remote_actor_ids: [ResultOrError(result=take(learner))]
+    )
     received: list[dict[str, np.ndarray]] = []
     runner = SimpleNamespace(set_weights=lambda named, version, force: received.append(named) or version)
     runners = SimpleNamespace(
         num_remote_env_runners=lambda: 0, foreach_env_runner=lambda load, local_env_runner: [load(runner)]
     )
-    Weights(SimpleNamespace(get_state=get_state)).push(runners)
+    Weights(learners).push(runners)
     assert received[0].keys() == AutoModelForCausalLM.from_pretrained(tiny_dense).state_dict().keys()
 
     engine = TransformersEngine(EngineSpec("transformers", tiny_dense, "float32", 64, 4, ()))

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Started:
     engine: Any
     state_before: list[Any]
     state_after: list[Any]
+    cache: Path
 
 
 def load_own_weights(engine: Any) -> None:
@@ -61,17 +63,25 @@ def drain(engine: Any) -> list[Generation]:
 
 
 @pytest.fixture(scope="module")
-def started(tiny_moe: str) -> Iterator[Started]:
+def started(tiny_moe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     importlib.import_module("gspo_rllib.engines.vllm")  # may change the process; starting an engine may not
+    cache = tmp_path_factory.mktemp("vllm_cache")
     before = process_state()
-    engine = registry.acquire(spec(tiny_moe, max_num_batched_tokens=160))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(cache))
+        engine = registry.acquire(spec(tiny_moe, max_num_batched_tokens=160))
     after = process_state()
-    yield Started(engine, before, after)
+    yield Started(engine, before, after, cache)
     registry.release(engine)
 
 
 def test_starting_leaves_random_states_threads_and_environment_alone(started: Started) -> None:
     assert started.state_after == started.state_before
+
+
+def test_a_first_start_imports_vllm_in_no_second_process(started: Started) -> None:
+    # vLLM keeps there what another Python, which takes 10 s to import it, found out about a model's class.
+    assert not (started.cache / "modelinfos").exists()
 
 
 @pytest.mark.parametrize("by_file", [False, True])

@@ -38,6 +38,7 @@ GAE = {"advantage_estimator": "gae", "importance_sampling_level": "token", "clip
 TURNS = {"advantage_estimator": "turn_returns", "importance_sampling_level": "sequence_token"}
 PARTS = {"advantage_estimator": "reward_parts", "reward_part_weights": {"correct": 1.0}}
 CORRECTED = {"rollout_correction": "mask", "old_log_probs": "learner"}
+DECOUPLED = {"rollout_correction": "truncate", "rollout_correction_level": "sequence_mean"}
 
 REFUSED = (
     Guard("a group of one", {"group_size": 1}, {"group_size": 2}, ("group_size is 1", "try 8", '"gae"')),
@@ -121,8 +122,8 @@ REFUSED = (
     ),
     Guard(
         "a correction of nothing",
+        {"rollout_correction": "truncate", "old_log_probs": "engine"},
         {"rollout_correction": "truncate"},
-        {"rollout_correction": "truncate", "old_log_probs": "learner"},
         ("rollout_correction='truncate'", "always 1", 'old_log_probs="learner"'),
     ),
     Guard(
@@ -211,6 +212,18 @@ CAUTIONED = (
         {**CORRECTED, "rollout_correction_level": "sequence_product"},
         {**CORRECTED, "rollout_correction_level": "sequence_mean"},
         ("'sequence_product'", "long ones are cut off or dropped", "'sequence_mean'"),
+    ),
+    Guard(
+        "a clip range around a ratio that starts elsewhere",
+        {"max_staleness": 1, "old_log_probs": "engine"},
+        {"max_staleness": 0, "old_log_probs": "engine"},
+        ("old_log_probs='engine'", "max_staleness=1", "old_log_probs='learner'", "rollout_correction='truncate'"),
+    ),
+    Guard(
+        "stale data taken for fresh",
+        {"max_staleness": 2},
+        {**DECOUPLED, "max_staleness": 2},
+        ("max_staleness=2", "rollout_correction='none'", "rollout_correction_level='sequence_mean'"),
     ),
     Guard(
         "equal returns that still teach turns",
@@ -331,6 +344,19 @@ def test_evaluation_with_one_trajectory_per_task_is_not_refused(tiny_dense, capl
     evaluation = config.get_evaluation_config_object()
     assert evaluation.group_size == 1 and evaluation.in_evaluation
     assert _warned(evaluation, caplog) == []
+
+
+def test_taking_up_weights_within_a_turn_needs_weights_that_change_within_a_turn(tiny_dense, caplog):
+    config = _config(tiny_dense).generation(weight_uptake="token")
+    with pytest.raises(SettingError, match=r"weight_uptake is 'token'.*Use 'turn', or max_staleness=1"):
+        config.validate()
+    assert _warned(config.training(max_staleness=1, **DECOUPLED), caplog) == []
+
+
+def test_stale_data_is_scored_by_the_learner_before_its_first_step(tiny_dense):
+    assert not _config(tiny_dense).recompute_old_log_probs
+    assert _config(tiny_dense).training(max_staleness=1).recompute_old_log_probs
+    assert not _config(tiny_dense).training(max_staleness=1, old_log_probs="engine").recompute_old_log_probs
 
 
 def test_a_correction_is_allowed_wherever_the_learner_recomputes(tiny_dense, caplog):

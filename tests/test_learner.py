@@ -14,6 +14,7 @@ from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.micro_batches import pack, plan_rows
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.types import group_episodes
 from tests.episodes import make_episode, make_group
 
@@ -189,6 +190,24 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tiny_dense):
     result = learner.update(training_data=data, num_epochs=1)
     assert result[DEFAULT_MODULE_ID]["num_optimizer_steps_skipped"].peek() == 1
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+
+
+def test_old_log_probs_of_the_first_minibatch_are_its_own_forward_pass(tiny_dense, monkeypatch):
+    config = _config(tiny_dense, old_log_probs="learner", num_minibatches=4, lr=1e-3)
+    learner = config.build_learner(spaces=SPACES)
+    rows = []
+    forward = CausalLMModule._forward
+
+    def spy(module, batch, **kwargs):
+        rows.append((torch.is_grad_enabled(), sorted(batch[columns.TOKEN_IDS].tolist())))
+        return forward(module, batch, **kwargs)
+
+    monkeypatch.setattr(CausalLMModule, "_forward", spy)
+    data = GroupTrainingData.from_groups(_groups(), num_minibatches=4, seed=0)
+    result = learner.update(training_data=data, num_epochs=1)[DEFAULT_MODULE_ID]
+    assert [with_gradient for with_gradient, _ in rows] == [False] * 3 + [True] * 4
+    assert [row for _, row in rows[:3]] == [row for _, row in rows[4:]]
+    assert result["abs_log_ratio_mean"].peek() > 1e-6
 
 
 def test_groups_that_agree_have_no_gradient_but_count_in_the_denominator(tiny_dense, reference):

@@ -53,6 +53,15 @@ def test_it_learns_to_solve_the_task(student, objective, ray_local):
     assert report["start"] < 0.75
 
 
+def test_it_learns_as_much_from_trajectories_that_are_an_update_old(student, ray_local):
+    config = _config(student, engine="transformers").training(
+        max_staleness=1, rollout_correction="truncate", rollout_correction_level="sequence_mean"
+    )
+    report = train(config, target=TARGET, minutes=5, iterations=ITERATIONS)
+    assert report["reached_s"] is not None, report["curve"]
+    assert report["start"] < 0.75
+
+
 @pytest.mark.parametrize("fault", sorted(BROKEN))
 def test_the_same_run_with_a_broken_loss_does_not(student, fault, ray_local):
     config = _config(student, learner_class=BROKEN[fault], engine="transformers")

@@ -252,3 +252,28 @@ def test_the_noise_floor_is_measured_against_the_engine_whatever_the_ratio_uses(
     assert measured["logp_gap_max"] == pytest.approx(0.01, abs=1e-5)
     expected = 1.0 if old_log_probs == "learner" else (math.exp(-0.01) + 1) / 2
     assert measured["ratio_mean"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("training", "off_by", "recomputed"),
+    [
+        ({}, 0.0, 0.0),
+        ({}, 0.01, 1.0),  # nats per token, against a clip range of 3e-4
+        ({}, math.nan, 1.0),
+        ({"importance_sampling_level": "token", "clip_low": 0.2, "clip_high": 0.2}, 0.01, 0.0),
+        ({"importance_sampling_level": "token", "clip_low": 0.2, "clip_high": 0.2}, 0.03, 1.0),
+    ],
+)
+def test_an_engine_is_left_out_of_the_ratio_once_its_measured_noise_is_near_the_clip_range(
+    training, off_by, recomputed, tiny_dense
+):
+    learner = _learner(tiny_dense, **training)
+    measured = []
+    for _ in range(2):
+        episodes = [make_episode("g", i, [(3, 4)], float(i)) for i in range(2)]
+        groups = group_episodes([_sampled_by_an_engine_off_by(learner, e, [off_by] * 4) for e in episodes])
+        measured.append(_update(learner, groups)["old_log_probs_recomputed"])
+    assert measured == [0.0, recomputed]
+    restored = _learner(tiny_dense, **training)
+    restored.set_state(learner.get_state())
+    assert restored.recomputes_old_log_probs == bool(recomputed)

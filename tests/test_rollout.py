@@ -128,7 +128,7 @@ def test_groups_are_complete_of_one_task_and_their_trajectories_differ(play: Cal
         assert len({str(ids) for ids in token_ids(group.episodes)}) == 3
         assert all(e.is_terminated and not e.is_truncated and len(e) == 3 for e in group.episodes)
     assert groups[0].episodes[0].get_observations(0) != groups[1].episodes[0].get_observations(0)
-    assert (stats.num_groups, stats.num_turns, stats.num_given_up) == (2, 18, 0)
+    assert (stats.num_groups, stats.num_turns, stats.given_up) == (2, 18, [])
     assert stats.tokens_sampled == sum(len(ids) for e in token_ids(episodes) for ids in e)
 
 
@@ -415,7 +415,7 @@ def test_ragged_groups_do_not_depend_on_concurrency(play: Callable) -> None:
 def test_an_environment_that_always_fails_yields_nothing_and_the_reasons(play: Callable) -> None:
     episodes, stats = play(lambda: faulty_envs.FailingEnv("bytes_observation"), groups=3)
     assert episodes == []
-    assert stats.num_given_up == 3
+    assert sorted(stats.given_up) == ["it/0", "it/1", "it/2"]
     assert stats.errors == ["step() returned the observation b'no' (bytes); it must be a str."]
 
 

@@ -187,6 +187,30 @@ def test_a_hung_step_is_abandoned_and_its_late_answer_ignored(make_pool: MakePoo
     assert pool.poll(wait=False) == []
 
 
+def test_a_waiting_poll_can_be_woken_even_if_it_had_not_begun_to_wait(make_pool: MakePool) -> None:
+    answer = threading.Event()
+
+    class Waiting(ThreadedEchoEnv):
+        def reset(self, **kwargs: Any) -> Any:
+            assert answer.wait(30)
+            return super().reset(**kwargs)
+
+    pool = make_pool(Waiting, 1, timeout=30.0)
+    slot = pool.acquire()
+    assert slot is not None
+    ticket = pool.reset(slot, 0)
+    started = time.monotonic()
+    pool.wake()
+    assert pool.poll(wait=True) == []
+    timer = threading.Timer(0.05, pool.wake)
+    timer.start()
+    assert pool.poll(wait=True) == []
+    assert time.monotonic() - started < 15
+    answer.set()
+    assert [a.ticket for a in pool.poll(wait=True)] == [ticket]
+    timer.join()
+
+
 def test_releasing_a_slot_that_owes_an_answer_gives_a_free_one_back(make_pool: MakePool) -> None:
     release, waiting = threading.Event(), threading.Event()
     made: list[EchoEnv] = []

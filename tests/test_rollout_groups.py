@@ -42,7 +42,7 @@ def test_complete_groups_come_in_the_order_asked_for_whatever_finished_first() -
     for assignment in reversed(handed):
         assert assignment is not None
         groups.finish(assignment, assignment)
-    assert [(name, [a.index for a in members]) for name, members in groups.complete_groups()] == [
+    assert [(name, [a.index for a in members]) for name, members in groups.take_settled().complete] == [
         ("b", [0, 1, 2]),
         ("a", [0, 1, 2]),
     ]
@@ -54,7 +54,8 @@ def test_an_incomplete_group_is_not_yielded() -> None:
         assignment = groups.next_assignment()
         assert assignment is not None
         groups.finish(assignment, assignment)
-    assert groups.complete_groups() == []
+    assert not groups.has_settled
+    assert groups.take_settled().complete == []
     assert not groups.is_settled
 
 
@@ -65,7 +66,7 @@ def test_a_failed_trajectory_is_retried_first_with_its_own_task() -> None:
     assert groups.fail(first) == []
     again = groups.next_assignment()
     assert again == Assignment("a", 0, 1, 0, first.task_seed)
-    assert groups.num_retries == 1
+    assert groups.take_settled().num_retries == 1
 
 
 def test_a_spent_retry_replaces_the_whole_group_and_cancels_its_running_members() -> None:
@@ -82,8 +83,9 @@ def test_a_spent_retry_replaces_the_whole_group_and_cancels_its_running_members(
     played = drain(groups)
     assert [(a.index, a.attempt, a.replacement) for a in played] == [(0, 0, 1), (1, 0, 1), (2, 0, 1)]
     assert played[0].task_seed != first.task_seed
-    assert [members for _, members in groups.complete_groups()] == [played]
-    assert groups.num_replaced == 1
+    settled = groups.take_settled()
+    assert [members for _, members in settled.complete] == [played]
+    assert settled.num_replaced == 1
 
 
 def test_a_task_that_cannot_be_played_is_not_retried() -> None:
@@ -94,7 +96,7 @@ def test_a_task_that_cannot_be_played_is_not_retried() -> None:
     replacement = groups.next_assignment()
     assert replacement is not None
     assert (replacement.attempt, replacement.replacement) == (0, 1)
-    assert groups.num_retries == 0
+    assert groups.take_settled().num_retries == 0
 
 
 def test_a_group_that_keeps_failing_is_given_up_after_its_replacements() -> None:
@@ -107,8 +109,9 @@ def test_a_group_that_keeps_failing_is_given_up_after_its_replacements() -> None
         tasks.append(assignment.task_seed)
         groups.fail(assignment)
     assert len(set(tasks)) == len(tasks) == MAX_REPLACEMENTS + 1
-    assert groups.given_up == ["a"]
-    assert [name for name, _ in groups.complete_groups()] == ["b"]
+    settled = groups.take_settled()
+    assert settled.given_up == ["a"]
+    assert [name for name, _ in settled.complete] == ["b"]
 
 
 def test_when_nothing_ever_finishes_the_remaining_groups_are_not_tried() -> None:
@@ -118,7 +121,7 @@ def test_when_nothing_ever_finishes_the_remaining_groups_are_not_tried() -> None
         groups.fail(assignment)
         failures += 1
     assert failures == HOPELESS_GROUPS * (MAX_REPLACEMENTS + 1)
-    assert len(groups.given_up) == 50
+    assert len(groups.take_settled().given_up) == 50
     assert groups.is_settled
 
 
@@ -131,11 +134,12 @@ def test_a_ragged_group_goes_on_without_its_lost_member_and_keeps_the_indices() 
     again = groups.next_assignment()
     assert again == Assignment("a", 1, 1, 0, first.task_seed), "a member is retried before it is lost"
     assert groups.fail(again) == []
-    assert (groups.complete_groups(), groups.num_ragged) == ([], 0), "a member is still running"
+    assert not groups.has_settled, "a member is still running"
     groups.finish(first, first)
-    assert groups.complete_groups() == [("a", [first, third])]
+    settled = groups.take_settled()
+    assert settled.complete == [("a", [first, third])]
     assert groups.is_settled
-    assert (groups.num_ragged, groups.num_replaced, groups.num_retries) == (1, 0, 1)
+    assert (settled.num_ragged, settled.num_replaced, settled.num_retries) == (1, 0, 1)
 
 
 def test_a_ragged_group_of_which_two_cannot_finish_is_replaced() -> None:
@@ -146,8 +150,9 @@ def test_a_ragged_group_of_which_two_cannot_finish_is_replaced() -> None:
     assert groups.fail(third) == [second]
     played = drain(groups)
     assert [(a.index, a.replacement) for a in played] == [(0, 1), (1, 1), (2, 1)]
-    assert groups.complete_groups() == [("a", played)]
-    assert (groups.num_ragged, groups.num_replaced) == (0, 1)
+    settled = groups.take_settled()
+    assert settled.complete == [("a", played)]
+    assert (settled.num_ragged, settled.num_replaced) == (0, 1)
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -157,7 +162,7 @@ def test_no_group_gets_smaller_than_what_can_be_compared(group_size: int) -> Non
     assert first is not None
     groups.fail(first)
     drain(groups)
-    [(_, members)] = groups.complete_groups()
+    [(_, members)] = groups.take_settled().complete
     assert [(a.index, a.replacement) for a in members] == [(index, 1) for index in range(group_size)]
 
 
@@ -167,8 +172,9 @@ def test_a_task_that_cannot_be_played_replaces_a_ragged_group_too() -> None:
     assert first is not None
     assert groups.fail(first, retry=False) == [second]
     drain(groups)
-    assert [len(members) for _, members in groups.complete_groups()] == [5]
-    assert (groups.num_ragged, groups.num_replaced) == (0, 1)
+    settled = groups.take_settled()
+    assert [len(members) for _, members in settled.complete] == [5]
+    assert (settled.num_ragged, settled.num_replaced) == (0, 1)
 
 
 def test_ragged_groups_that_never_finish_are_given_up() -> None:
@@ -179,8 +185,9 @@ def test_ragged_groups_that_never_finish_are_given_up() -> None:
         failures += 1
     # Per task two members fail for good, each after one retry; the third is then not even started.
     assert failures == HOPELESS_GROUPS * (MAX_REPLACEMENTS + 1) * 2 * 2
-    assert len(groups.given_up) == 50
-    assert groups.complete_groups() == []
+    settled = groups.take_settled()
+    assert len(settled.given_up) == 50
+    assert settled.complete == []
     assert groups.is_settled
 
 
@@ -218,6 +225,40 @@ def test_a_group_asked_for_twice_is_refused() -> None:
         scheduler(["a", "a"])
 
 
+def test_groups_may_be_added_while_others_are_played_and_settled_ones_are_forgotten() -> None:
+    groups = scheduler(["c", "b"], group_size=1)
+    first = groups.next_assignment()
+    assert first is not None
+    groups.add_groups(["a"])
+    with pytest.raises(SettingError, match="once"):
+        groups.add_groups(["b"])
+    groups.finish(first, first)
+    assert [name for name, _ in groups.take_settled().complete] == ["c"]
+    assert not groups.has_settled
+    second, third = drain(groups)
+    assert (second.group_id, third.group_id) == ("b", "a")
+    settled = groups.take_settled()
+    assert [name for name, _ in settled.complete] == ["b", "a"]
+    assert groups.is_settled
+    groups.add_groups(["c"])
+    [again] = drain(groups)
+    assert again == first, "what a group is asked for does not depend on when"
+
+
+def test_counts_cover_what_happened_since_the_last_hand_over() -> None:
+    groups = scheduler(["a", "b"], group_size=1)
+    for expected in ("a", "b"):
+        first = groups.next_assignment()
+        assert first is not None
+        groups.fail(first)
+        again = groups.next_assignment()
+        assert again is not None
+        groups.finish(again, again)
+        settled = groups.take_settled()
+        assert [name for name, _ in settled.complete] == [expected]
+        assert (settled.num_retries, settled.num_replaced, settled.given_up) == (1, 0, [])
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     num_groups=st.integers(1, 6),
@@ -250,12 +291,13 @@ def test_every_group_is_complete_or_given_up_in_any_order_of_events(
         else:
             groups.finish(assignment, assignment)
     assert groups.is_settled
-    complete = dict(groups.complete_groups())
-    assert sorted([*complete, *groups.given_up]) == names
+    settled = groups.take_settled()
+    complete = dict(settled.complete)
+    assert sorted([*complete, *settled.given_up]) == names
     for name, members in complete.items():
         assert {a.group_id for a in members} == {name}
         [(replacement, _)] = {(a.replacement, a.task_seed) for a in members}
         expected = [i for i in range(group_size) if not (ragged and (name, replacement, i) in lost)]
         assert [a.index for a in members] == expected
         assert len(members) >= min(2, group_size)
-    assert groups.num_ragged == sum(len(members) < group_size for members in complete.values())
+    assert settled.num_ragged == sum(len(members) < group_size for members in complete.values())

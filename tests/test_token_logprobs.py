@@ -6,14 +6,15 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gspo_rllib.ops import token_logprobs
 
 
 @pytest.fixture
-def two_tokens_per_chunk(monkeypatch):
-    """The chunk boundary is inside the batch of 11-word distributions."""
-    monkeypatch.setattr(sys.modules["gspo_rllib.ops.token_logprobs"], "MAX_CHUNK_ELEMENTS", 22)
+def small_blocks(monkeypatch):
+    """Blocks of three tokens and four of eleven words, with smaller ones at both ends."""
+    monkeypatch.setattr(sys.modules["gspo_rllib.ops.token_logprobs"], "BLOCK", {"cpu": (3, 12)})
 
 
 def _inputs(bias: bool) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -24,7 +25,7 @@ def _inputs(bias: bool) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
     return inputs, torch.randint(0, 11, (7,), generator=generator), weights
 
 
-@pytest.mark.usefixtures("two_tokens_per_chunk")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("used", ["logp", "entropy", "both"])
 def test_log_probs_and_entropy_equal_a_plain_softmax_in_value_and_gradient(bias, used):
@@ -48,18 +49,50 @@ def test_log_probs_and_entropy_equal_a_plain_softmax_in_value_and_gradient(bias,
 def test_an_entropy_that_nobody_uses_costs_nothing(monkeypatch):
     """The backward pass is told that there is no gradient for it, and does not compute one from zeros."""
     module = sys.modules["gspo_rllib.ops.token_logprobs"]
-    original, seen = module._grad_logits, []
+    original, seen = module._to_grad, []
 
-    def spy(table, token_ids, grad_logp, grad_entropy, entropy):
+    def spy(table, grad_logp, grad_entropy, entropy):
         seen.append((grad_logp is None, grad_entropy is None))
-        return original(table, token_ids, grad_logp, grad_entropy, entropy)
+        original(table, grad_logp, grad_entropy, entropy)
 
-    monkeypatch.setattr(module, "_grad_logits", spy)
+    monkeypatch.setattr(module, "_to_grad", spy)
     inputs, ids, _ = _inputs(bias=False)
     logp, entropy = token_logprobs(*inputs, ids)
     torch.autograd.grad(logp.sum() + entropy.detach().sum(), inputs, retain_graph=True)
     torch.autograd.grad(entropy.sum(), inputs)
     assert seen == [(False, True), (True, False)]
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the most elements any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+def test_no_pass_ever_holds_the_logits_of_all_tokens(monkeypatch):
+    monkeypatch.setattr(sys.modules["gspo_rllib.ops.token_logprobs"], "BLOCK", {"cpu": (50, 4000)})
+    hidden, head = torch.randn(200, 4, requires_grad=True), torch.randn(500, 4, requires_grad=True)
+    with _LargestTensor() as largest:
+        logp, entropy = token_logprobs(hidden, head, torch.arange(200))
+        (logp.sum() + entropy.sum()).backward()
+    assert largest.numel == 50 * 80
+
+
+def test_large_logits_keep_their_precision():
+    """An offset of all logits changes nothing, whatever its size beside their differences."""
+    hidden = torch.tensor([[300.0, 1.0]])
+    head = torch.cat([torch.ones(64, 1), torch.linspace(-1.0, 1.0, 64)[:, None]], dim=1)
+    logp, entropy = token_logprobs(hidden, head, torch.tensor([5]))
+    table = (hidden.double() @ head.double().t()).log_softmax(-1)
+    assert abs(logp.item() - table[0, 5].item()) < 1e-4
+    assert abs(entropy.item() + (table.exp() * table).sum().item()) < 1e-5
 
 
 def test_the_entropy_of_a_uniform_distribution_is_log_v_and_cannot_grow():

@@ -74,7 +74,8 @@ class ClipMonitor:
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, math.nan)
         # A healthy token ratio is clipped at about one token in a thousand, and a token's noise is no trajectory's.
         averaged = self._config.importance_sampling_level != "token"
-        uses_engine = not self._config.recompute_old_log_probs
+        # Under "auto" the learner leaves the engine's log-probs by itself once they are this noisy.
+        uses_engine = self._config.old_log_probs == "engine"
         findings = {
             "floor": (floor, averaged and uses_engine and floor >= self._range(values), 1),
             "inert": (fraction, averaged and fraction < INERT_BELOW, PATIENCE),
@@ -138,7 +139,7 @@ class ClipMonitor:
                 "the same weights, so they score different tokens or distributions (temperature, chat template, head)."
             )
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, 0.0)
-        if floor >= self._range(values) and not self._config.recompute_old_log_probs:
+        if floor >= self._range(values) and self._config.old_log_probs == "engine":
             return f'engine mismatch: the noise floor is {floor:.1e}; set training.old_log_probs="learner".'
         moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
         return (

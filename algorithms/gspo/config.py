@@ -135,12 +135,21 @@ class GSPOConfig(AlgorithmConfig):
         return config
 
     @property
+    def old_log_probs_are_fixed(self) -> bool:
+        """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
+        return self.old_log_probs != "auto" or self._is_off_policy
+
+    @property
     def recompute_old_log_probs(self) -> bool:
-        """Whether the ratio's denominator is the learner's own log-probs rather than the engine's."""
+        """Whether the ratio's denominator is the learner's own log-probs, as far as settings say; see the learner."""
         if self.old_log_probs != "auto":
             return self.old_log_probs == "learner"
         exact = self.engine_dtype == "float32" and not (self._model_config or {}).get("autocast_dtype")
-        return not exact
+        return self._is_off_policy or not exact
+
+    @property
+    def _is_off_policy(self) -> bool:
+        return self.rollout_correction != "none" or self.max_staleness > 0
 
     @property
     def uses_critic(self) -> bool:

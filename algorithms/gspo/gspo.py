@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,16 +28,20 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.gspo.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.gspo.config import GSPOConfig
 from gspo_rllib.env_runners.group_sampling import Weights, sample_groups
+from gspo_rllib.env_runners.group_stream import GroupStream
 from gspo_rllib.env_runners.groups import derive_seed
 from gspo_rllib.learners.group_selection import sample_until_informative
 from gspo_rllib.learners.training_data import GroupTrainingData
-from gspo_rllib.metrics import GROUP_SELECTION
+from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
 from gspo_rllib.types import TrajectoryGroup
 
 logger = logging.getLogger("gspo_rllib")
 
 NEXT_GROUP = "next_group"
 """Key in the checkpointed state: how many groups the run has drawn so far, which names the next ones."""
+
+UNFINISHED_GROUPS = "unfinished_groups"
+"""Key in the checkpointed state: groups that were drawn and not yet trained; they are played first after a restore."""
 
 
 class GSPO(Algorithm):
@@ -52,23 +57,31 @@ class GSPO(Algorithm):
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds runners and learners and puts the same weights everywhere."""
         self._next_group = 0
+        self._unfinished: list[str] = []
+        self._stream: GroupStream | None = None
         self._clip_monitor = ClipMonitor(config)
         self._selection = config.group_selection
         super().setup(config)
+        if self.config.max_staleness:
+            self._stream = self._make_stream()
         self._sync_weights()
 
     def training_step(self) -> None:
-        """One iteration: sample groups, update on them in minibatches, sync the weights."""
+        """One iteration: sample groups, update on them in minibatches, sync the weights.
+
+        With stale data allowed, runners play on meanwhile: groups are then taken from a stream, and weights offered.
+        """
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
-                self._sample_groups,
+                self._stream.take if self._stream else self._sample_groups,
                 self._selection.select,
                 wanted=self.config.groups_per_iteration,
                 budget=self.config.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
-            for name, count in counts.items():
-                self.metrics.log_value((GROUP_SELECTION, name), count, reduce="sum")
+            self._log_counts(GROUP_SELECTION, counts)
+            if self._stream:
+                self._log_counts(GROUP_STREAM, self._stream.measure())
         if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
             logger.warning(
                 "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
@@ -93,23 +106,38 @@ class GSPO(Algorithm):
             self._warn_about_clipping()
 
         with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
-            self._sync_weights()
+            if self._stream:
+                self._weights = Weights(self.learner_group)
+                self._stream.advance(self._weights)
+            else:
+                self._sync_weights()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """RLlib's evaluation, with the current weights; what plays on an engine it needs waits meanwhile."""
+        runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
+        share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
+        with self._stream.paused() if self._stream and share else contextlib.nullcontext():
+            return super().evaluate(*args, **kwargs)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""
         restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
-        if restored:
+        if restored and not (self._stream and env_runner_group is self.env_runner_group):
             self._weights.push(env_runner_group)
         return restored
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state, and which group comes next."""
-        return {**super().get_state(*args, **kwargs), NEXT_GROUP: self._next_group}
+        """RLlib's state, and which groups come next."""
+        unfinished = [*(self._stream.unfinished if self._stream else []), *self._unfinished]
+        own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished}
+        return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state, older ones too; every engine holds its weights before this returns."""
+        self._stop_playing()
         super().set_state(state)
-        self._next_group = state.get(NEXT_GROUP, self._next_group)
+        if NEXT_GROUP in state:
+            self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
         self._sync_weights()
 
     def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
@@ -136,6 +164,7 @@ class GSPO(Algorithm):
         """
         if kwargs.get("component") is None:
             path = checkpoints.verify(path)
+        self._stop_playing()
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights()
 
@@ -162,12 +191,33 @@ class GSPO(Algorithm):
         timer: AbstractContextManager[None] = self.metrics.log_time((TIMERS, phase), reduce="mean", window=1)
         return timer
 
-    def _sample_groups(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+    def _log_counts(self, key: str, counts: Mapping[str, float]) -> None:
+        for name, count in counts.items():
+            self.metrics.log_value((key, name), count, reduce="sum")
+
+    def _draw_groups(self, count: int) -> list[str]:
+        """Names of the next groups: those that a restored run had not finished, then new ones."""
+        drawn, self._unfinished = self._unfinished[:count], self._unfinished[count:]
         first = self._next_group
-        self._next_group += count
+        self._next_group += count - len(drawn)
+        return drawn + [str(index) for index in range(first, self._next_group)]
+
+    def _make_stream(self) -> GroupStream:
+        return GroupStream(
+            self.env_runner_group,
+            groups_per_iteration=self.config.groups_per_iteration,
+            max_staleness=self.config.max_staleness,
+            draw=self._draw_groups,
+        )
+
+    def _stop_playing(self) -> None:
+        if self._stream:
+            self._unfinished = self._stream.stop() + self._unfinished
+
+    def _sample_groups(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         return sample_groups(
             self.env_runner_group,
-            [str(index) for index in range(first, self._next_group)],
+            self._draw_groups(count),
             weights_version=self._weights.version,
             recover=self._recover_env_runners,
         )
@@ -184,6 +234,8 @@ class GSPO(Algorithm):
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)
         self._weights.push(self.env_runner_group, force=True)
+        if self._stream:
+            self._stream.start(self._weights)
 
     def _recover_env_runners(self) -> None:
         self.env_runner_group.probe_unhealthy_env_runners()

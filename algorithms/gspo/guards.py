@@ -132,6 +132,26 @@ def cautions(s: TrainingSettings) -> Iterator[str]:
     Args:
         s: The settings.
     """
+    return itertools.chain(_objective_cautions(s), _staleness_cautions(s))
+
+
+def _staleness_cautions(s: TrainingSettings) -> Iterator[str]:
+    if s.max_staleness and s.old_log_probs == "engine":
+        yield (
+            f"old_log_probs='engine' with max_staleness={s.max_staleness}: the ratio of a stale trajectory is away "
+            "from 1 before the first step, while the clip range is made for what one iteration moves. Use "
+            "old_log_probs='learner' (or 'auto'), which measures the clip from the policy before the update, and "
+            "rollout_correction='truncate' for what lies between that policy and the one that sampled."
+        )
+    elif s.max_staleness and s.rollout_correction == "none":
+        yield (
+            f"max_staleness={s.max_staleness} with rollout_correction='none': nothing accounts for the difference "
+            "between the policy that sampled and the one before the update. Use rollout_correction='truncate' with "
+            "rollout_correction_level='sequence_mean', the decoupled objective with one weight per trajectory."
+        )
+
+
+def _objective_cautions(s: TrainingSettings) -> Iterator[str]:
     level, clipped = s.importance_sampling_level, s.surrogate in _CLIPPED
     steps = s.num_minibatches * s.num_epochs
     widest = max(s.clip_low, s.clip_high)

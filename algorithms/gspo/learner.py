@@ -28,11 +28,28 @@ from gspo_rllib.ops import (
 CLIP_SCALE = "clip_scale"
 """Key in the learner's state: what the clip range is multiplied with."""
 
+ENGINE_NOISE = "engine_noise"
+"""Key in the learner's state: latest measured distance between engine and learner at the same weights; see below."""
+
+NEGLIGIBLE_NOISE = 0.1
+"""Share of the clip range up to which that distance is far below it: it moves a ratio by a tenth of its way out."""
+
 
 class GSPOLearner(LanguageLearner):
     """Ratio x surrogate x reduction + regularisers; by default the paper's (arXiv:2507.18071v2, eq. 5)."""
 
     clip_scale: float = 1.0
+    engine_noise: float | None = None
+    """Mean |log s| of a trajectory (of the worst token, under a ratio per token or turn), None before it is known."""
+
+    @property
+    def recomputes_old_log_probs(self) -> bool:
+        """With ``old_log_probs="auto"``: whether the measured noise is too near the clip range for the engine's."""
+        config = self.config
+        if config.old_log_probs_are_fixed or self.engine_noise is None:
+            return bool(config.recompute_old_log_probs)
+        # Noise that is not a number is not small.
+        return not self.engine_noise <= NEGLIGIBLE_NOISE * self.clip_scale * min(config.clip_low, config.clip_high)
 
     @property
     def trains_on_zero_advantages(self) -> bool:  # type: ignore[override]
@@ -126,12 +143,15 @@ class GSPOLearner(LanguageLearner):
         return self.clip_scale
 
     def on_statistics(self, values: dict[str, float]) -> None:
-        """Logs the update, then moves the clip range towards the target clip fraction, alike on every rank."""
+        """Logs the update; moves the clip range towards its target; notes the noise. Alike on every rank."""
         if self.config.clip_scaling == "target":
             values[statistics.CLIP_SCALE] = self.clip_scale
             self.clip_scale = clip_monitor.next_clip_scale(
                 self.clip_scale, values.get(statistics.CLIP_FRACTION), target=self.config.clip_target_fraction
             )
+        per_trajectory = self.config.importance_sampling_level.startswith("sequence")
+        if statistics.SEQUENCE_GAP_MEAN in values:
+            self.engine_noise = values[statistics.SEQUENCE_GAP_MEAN if per_trajectory else statistics.LOGP_GAP_MAX]
         super().on_statistics(values)
 
     def reference_files(self) -> dict[str, bytes]:
@@ -141,13 +161,15 @@ class GSPOLearner(LanguageLearner):
         return reference.files()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state, and the scale of the clip range."""
-        return {**super().get_state(*args, **kwargs), CLIP_SCALE: self.clip_scale}
+        """RLlib's state, the scale of the clip range, and the noise between engine and learner."""
+        own = {CLIP_SCALE: self.clip_scale, ENGINE_NOISE: self.engine_noise}
+        return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what ``get_state`` returned."""
         super().set_state(state)
         self.clip_scale = state.get(CLIP_SCALE, self.clip_scale)
+        self.engine_noise = state.get(ENGINE_NOISE, self.engine_noise)
 
     @torch.no_grad()
     def _log_critic(self, batch: dict[str, Any], fwd_out: dict[str, Tensor], vf_loss: Tensor) -> None:

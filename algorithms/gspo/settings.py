@@ -21,6 +21,8 @@ from gspo_rllib.settings import Settings, knob
 TURN_ESTIMATORS = ("turn_returns", "step_groups")
 ADVANTAGE_ESTIMATORS = ("group_z_score", "group_mean", "leave_one_out", "reward_parts", *TURN_ESTIMATORS, "gae")
 
+WEIGHT_UPTAKES = ("turn", "token")
+
 CHANGES_THE_SUPPORT = (
     "it samples from another distribution than the one the learner scores, so the ratio would not be one at the start. "
     "Use temperature, which the learner follows."
@@ -177,10 +179,20 @@ class TrainingSettings(Settings):
     # Off-policy: what stands below the ratio, and what corrects for the engine's own log-probs.
     old_log_probs: str = knob(
         "auto",
-        "Denominator of the ratio: the engine's log-probs, or the learner's own before its first step; auto takes the "
-        "engine's where both compute in float32.",
+        "Denominator of the ratio: the engine's log-probs, or the learner's own before its first step. auto takes the "
+        "engine's while their measured noise is below a tenth of the clip range (before it is measured: where both "
+        "compute in float32), and the learner's own with stale data or a rollout correction.",
         choices=("auto", "engine", "learner"),
         source="ours: bf16 noise is about ten times the clip range",
+    )
+    max_staleness: int = knob(
+        0,
+        "Most updates between the policy that sampled a group's oldest token and the one that is trained on it. With "
+        "0, sampling and learning take turns; above, they overlap: a group that takes long is waited for, and one that "
+        "is older all the same is dropped.",
+        unit="versions",
+        low=0,
+        source="ours: on-policy; the bound is AReaL's, arXiv:2505.24298",
     )
     rollout_correction: str = knob(
         "none",
@@ -302,6 +314,13 @@ class GenerationSettings(Settings):
     )
     engine_options: dict[str, Any] = knob(
         {}, "Handed to the engine as they are, e.g. vLLM's tensor_parallel_size.", source="ours"
+    )
+    weight_uptake: str = knob(
+        "turn",
+        "When a runner that plays on while the learners train (max_staleness) takes up new weights: once the turns "
+        "that are being sampled have ended, no other starting meanwhile (turn), or at once, within turns (token).",
+        choices=WEIGHT_UPTAKES,
+        source="ours: every turn has one version",
     )
     step_timeout_s: float = knob(
         60.0,

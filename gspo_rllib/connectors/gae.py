@@ -48,7 +48,13 @@ class GeneralAdvantageEstimation(ConnectorV2):
         trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
         module: Any = rl_module[DEFAULT_MODULE_ID].unwrapped()
         device = next(module.parameters()).device
-        values = score(trajectories, module.compute_values, max_tokens=self._max_tokens, device=device)
+        values = score(
+            trajectories,
+            module.compute_values,
+            max_tokens=self._max_tokens,
+            device=device,
+            sharing=module.prefix_sharing(),
+        )
         estimated = [self._estimate(t, value_L) for t, value_L in zip(trajectories, values, strict=True)]
         mean, std = _moments([advantages_L for advantages_L, _ in estimated], device)
         for i, (advantages_L, targets_L) in enumerate(estimated):

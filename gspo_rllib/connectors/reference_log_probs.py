@@ -60,6 +60,7 @@ class ReferenceLogProbs(ConnectorV2):
             lambda row: reference._forward(row)[columns.LOGP],
             max_tokens=self._max_tokens,
             device=device,
+            sharing=reference.prefix_sharing(),
         )
         for i, logp_L in enumerate(scores):
             trajectories[i] = dataclasses.replace(trajectories[i], reference_logp=logp_L)

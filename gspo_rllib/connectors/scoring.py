@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gspo_rllib import columns
-from gspo_rllib.learners.micro_batches import pack, plan_rows
+from gspo_rllib.learners.micro_batches import packed_rows
+from gspo_rllib.modules.prefix_attention import PrefixSharing
 from gspo_rllib.types import TokenTrajectory
 
 
@@ -21,6 +22,7 @@ def score(
     *,
     max_tokens: int,
     device: torch.device | str,
+    sharing: PrefixSharing | None = None,
 ) -> list[np.ndarray]:
     """One float32 value per sampled token.
 
@@ -29,13 +31,13 @@ def score(
         forward: A packed row (``columns``) -> [L].
         max_tokens: Token budget of a row.
         device: Where rows are put.
+        sharing: When trajectories of a group share their prompt, as ``forward``'s module says; None for never.
 
     Returns:
         [L] per trajectory, in their order.
     """
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(trajectories)
-    for row in plan_rows([t.num_tokens for t in trajectories], max_tokens):
-        batch = pack([trajectories[i] for i in row], device)
+    for row, batch in packed_rows(trajectories, max_tokens=max_tokens, sharing=sharing, device=device):
         value_L = forward(batch).float()
         counts_B = torch.bincount(batch[columns.TRAJECTORY_INDEX], minlength=len(row)).tolist()
         for i, part in zip(row, value_L.cpu().split(counts_B), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,7 +41,15 @@ def process_state_kept(keep_env_prefix: str) -> Iterator[None]:
 
 @contextmanager
 def torch_random_state_kept() -> Iterator[None]:
-    """Restores torch's global generators after the block; cheap enough for every engine step."""
+    """Restores torch's global generators after the block; cheap enough for every engine step.
+
+    On the main thread only. Beside it, to take back what the block drew would also take back what the main thread drew
+    meanwhile, and a learner there would drop out the same units again. There both draw from one stream, each number
+    once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

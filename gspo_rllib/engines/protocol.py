@@ -2,7 +2,8 @@
 
 Submit any number of requests, then call ``step`` until nothing is left: requests join and leave the running batch on
 their own (continuous batching). An engine is driven by one thread and never runs unless ``step`` is called, so a
-weight update needs no pause protocol: it happens between two steps, when no request is unfinished.
+weight update needs no pause protocol: it happens between two steps, when no request is unfinished, or, where an engine
+can, while some are: those are computed again under the new weights and go on sampling.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Generation:
         logp: One log-probability (nats) per sampled id, of the distribution it was drawn from (temperature
             included); at temperature 0, of the temperature-1 distribution.
         finish_reason: ``"stop"`` after a stop id or a stop string, ``"length"`` after ``max_tokens``.
-        num_cached_tokens: Prompt ids whose keys and values were reused rather than computed.
+        num_cached_tokens: Prompt ids whose keys and values were reused rather than computed when the request started.
+        token_versions: int32, the weights version each id was sampled with; None when that was one version for all,
+            the engine's ``weights_version`` at the step that finished the request.
     """
 
     request_id: str
@@ -57,6 +60,7 @@ class Generation:
     logp: np.ndarray
     finish_reason: FinishReason
     num_cached_tokens: int = 0
+    token_versions: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +99,12 @@ class Engine(Protocol):
     Attributes:
         max_model_len: Longest context in tokens.
         weights_version: Version of the weights it holds, as passed to ``load_weights``; None before the first.
+        can_update_while_running: Whether ``load_weights`` may keep requests running.
     """
 
     max_model_len: int
     weights_version: int | None
+    can_update_while_running: bool
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; it joins the batch at the next ``step``.
@@ -116,16 +122,24 @@ class Engine(Protocol):
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forgets unfinished requests; they never appear in a later ``step``."""
 
-    def load_weights(self, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+    def load_weights(
+        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
+    ) -> None:
         """Replaces all weights and drops every cached key and value.
+
+        With ``keep_running``, unfinished requests stay: their contexts, prompt and samples so far, are computed again
+        under the new weights, and they go on sampling from the same random stream. What was sampled keeps its
+        log-probabilities; ``Generation.token_versions`` says which weights those belong to.
 
         Args:
             named_weights: The *whole* ``state_dict`` under Hugging Face names (a tied head under both of its
                 names); float32 arrays, possibly read-only.
             version: What ``weights_version`` is afterwards.
+            keep_running: Whether unfinished requests go on; otherwise there may be none.
 
         Raises:
-            WeightSyncError: A request is unfinished, a cache could not be dropped, or a name or shape is unknown.
+            WeightSyncError: A request is unfinished and ``keep_running`` is False or not possible here, a cache could
+                not be dropped, or a name or shape is unknown.
         """
 
     def close(self) -> None:

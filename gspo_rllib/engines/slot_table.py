@@ -95,9 +95,9 @@ class SlotTable:
         self._known[slot], self._busy[slot], self._last_used[slot] = self._computed[slot], False, self._clock
 
     def forget(self) -> None:
-        """Forgets all tokens; no slot may be busy."""
-        assert not self._busy.any()
-        self._known[:] = self._computed[:] = self._last_used[:] = 0
+        """Forgets what was computed; a busy slot keeps its tokens, whose keys and values are to be computed again."""
+        self._computed[:] = self._last_used[:] = 0
+        self._known[~self._busy] = 0
 
     def _shared_prefix(self, prompt: np.ndarray) -> np.ndarray:
         differs = self._tokens[:, : len(prompt)] != prompt

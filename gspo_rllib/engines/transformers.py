@@ -25,7 +25,7 @@ from gspo_rllib.engines.sampling import sample_tokens
 from gspo_rllib.engines.slot_attention import ATTENTION_NAME, SlotCache, plan_attention, slot_attention, width_class
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
 from gspo_rllib.engines.stop_strings import StopStrings
-from gspo_rllib.engines.weights import as_tensor, check_idle, check_weights, without_tied
+from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, ModelError, SettingError, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import FinishReason
@@ -68,6 +68,8 @@ class TransformersEngine:
         SettingError: A setting or option is illegal.
     """
 
+    can_update_while_running = True
+
     def __init__(self, spec: EngineSpec) -> None:
         options = _checked_options(spec)
         config = checks.load_config(spec)
@@ -89,6 +91,7 @@ class TransformersEngine:
         self._waiting: deque[tuple[GenerationRequest, np.ndarray]] = deque()
         self._running: dict[str, _Running] = {}
         self._unfinished: set[str] = set()
+        self._versions = TokenVersions()
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; see ``Engine.submit``."""
@@ -133,12 +136,16 @@ class TransformersEngine:
         self._waiting = deque(item for item in self._waiting if item[0].request_id not in gone)
         for request_id in gone & self._running.keys():
             self._table.release(self._running.pop(request_id).slot)
+            self._versions.forget(request_id)
 
-    def load_weights(self, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+    def load_weights(
+        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
+    ) -> None:
         """Replaces all weights and drops every cached key and value; see ``Engine.load_weights``."""
         if self._model is None:
             raise EngineError("the engine is closed; acquire a new one.")
-        check_idle(len(self._unfinished))
+        if not keep_running:
+            check_idle(len(self._unfinished))
         own = self._model.state_dict()
         check_weights(named_weights, {name: tuple(tensor.shape) for name, tensor in own.items()})
         single = without_tied(named_weights, self._model.all_tied_weights_keys)
@@ -147,6 +154,11 @@ class TransformersEngine:
                 own[name].copy_(as_tensor(array))
         self._cache.drop()
         self._table.forget()
+        if self.weights_version is not None:
+            sampled = {name: len(running.logp) for name, running in self._running.items()}
+            self._versions.weights_change(sampled, self.weights_version)
+        for running in self._running.values():
+            running.computed = 0
         self.weights_version = version
 
     def close(self) -> None:
@@ -247,6 +259,7 @@ class TransformersEngine:
         request_id = running.request.request_id
         self._table.release(self._running.pop(request_id).slot)
         self._unfinished.remove(request_id)
+        assert self.weights_version is not None
         logp = np.array(running.logp, dtype=np.float32)
         checks.check_logp(request_id, logp)
         return Generation(
@@ -255,6 +268,7 @@ class TransformersEngine:
             logp,
             reason,
             running.cached,
+            self._versions.take(request_id, len(logp), self.weights_version),
         )
 
     @torch.inference_mode()

@@ -34,13 +34,13 @@ import torch
 from gspo_rllib.engines import checks
 from gspo_rllib.engines.process_state import process_state_kept, torch_random_state_kept
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
-from gspo_rllib.engines.weights import as_tensor, check_idle, check_weights, without_tied
+from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
 try:
-    from vllm import EngineArgs, SamplingParams
+    from vllm import EngineArgs, ModelRegistry, SamplingParams
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -82,7 +82,7 @@ class VLLMEngine:
     Args:
         spec: ``options`` may hold any ``EngineArgs`` field this class does not set itself, and
             ``enable_multiprocessing`` (run vLLM's core in a process of its own, so that it does not share this one's
-            interpreter lock; weights then travel through a file).
+            interpreter lock; weights then travel through a file, and only change between requests).
 
     Raises:
         EngineError: vLLM cannot start with this model or these options.
@@ -101,6 +101,8 @@ class VLLMEngine:
             )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
+        # A core of its own runs on between two of our calls, and would mix new weights with old keys and values.
+        self.can_update_while_running = not self._separate_core
         self._spec = spec
         self._stop_token_ids = list(spec.stop_token_ids)
         self._dtype = getattr(torch, spec.dtype)
@@ -116,6 +118,7 @@ class VLLMEngine:
         arguments["seed"] = spec.seed % 2**32  # numpy's generators take no more
         self._engine: LLMEngine | None = self._start(spec, arguments)
         self._unfinished: set[str] = set()
+        self._versions = TokenVersions()
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; see ``Engine.submit``."""
@@ -181,16 +184,21 @@ class VLLMEngine:
         if gone:
             self._unfinished -= gone
             self._open().abort_request(sorted(gone))
+            for request_id in gone:
+                self._versions.forget(request_id)
 
-    def load_weights(self, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+    def load_weights(
+        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
+    ) -> None:
         """Replaces all weights and drops every cached key and value; see ``Engine.load_weights``."""
         engine = self._open()
-        check_idle(len(self._unfinished))
+        if not (keep_running and self.can_update_while_running):
+            check_idle(len(self._unfinished))
         check_weights(named_weights, {n: tuple(t.shape) for n, t in self._layout.state_dict().items()})
         tensors = _checkpoint_format(self._layout, named_weights)
-        self.weights_version = None  # if anything below fails, no request may be answered by a half-loaded model
+        old_version, self.weights_version = self.weights_version, None  # no answers from a half-loaded model
         try:
-            with self._eager(), process_state_kept("VLLM_"):
+            with self._eager():
                 self._send(engine, tensors)
         except WeightSyncError:
             raise
@@ -199,13 +207,16 @@ class VLLMEngine:
                 f"vLLM could not load the weight update: {str(error)[:600]}. The engine answers no request until an "
                 "update succeeds; if none does, use engine='transformers' for this model."
             ) from error
-        if not engine.reset_prefix_cache():
+        # Whatever is running is put back among the waiting, its samples kept, and computed again from its first token.
+        if not engine.reset_prefix_cache(reset_running_requests=bool(self._unfinished)):
             raise WeightSyncError(
                 "vLLM kept its prefix cache after a weight update, so old keys and values could be reused. Abort all "
                 "requests and load the weights again."
             )
         if hasattr(engine, "set_weight_version"):
             engine.set_weight_version(str(version))
+        if old_version is not None and self._unfinished:
+            self._versions.weights_change(_num_sampled(engine), old_version)
         self.weights_version = version
 
     def close(self) -> None:
@@ -243,6 +254,8 @@ class VLLMEngine:
         try:
             with self._eager(), process_state_kept("VLLM_"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch.distributed
+                if self._on_cpu:
+                    _inspect_here(type(self._layout).__name__)
                 return LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
         except _VLLM_ERRORS as error:
             from vllm.distributed import cleanup_dist_env_and_memory
@@ -263,12 +276,14 @@ class VLLMEngine:
                 f"log-probabilities and finish reason {completion.finish_reason!r}. This vllm version is not supported."
             )
         checks.check_logp(output.request_id, logp)
+        assert self.weights_version is not None
         return Generation(
             output.request_id,
             list(completion.token_ids),
             logp,
             completion.finish_reason,
             output.num_cached_tokens or 0,
+            self._versions.take(output.request_id, len(logp), self.weights_version),
         )
 
     def _weights_travel_by_file(self, engine: LLMEngine) -> bool:
@@ -302,6 +317,17 @@ def _checked_options(spec: EngineSpec) -> dict[str, Any]:
     return dict(spec.options)
 
 
+def _inspect_here(architecture: str) -> None:
+    """Lets vLLM inspect the model's class in this process, which imports it anyway.
+
+    Where its file cache does not know the class yet, vLLM starts another Python for that, to keep CUDA out of this one;
+    on a CPU that only imports all of vLLM a second time, 10 s of a machine's first start.
+    """
+    lazy = ModelRegistry.models.get(architecture)
+    if lazy is not None:
+        ModelRegistry.register_model(architecture, lazy.load_model_cls())
+
+
 def _empty_model(spec: EngineSpec) -> PreTrainedModel:
     """The transformers model without storage: it knows every name, shape and tie of the ``state_dict``."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -309,6 +335,12 @@ def _empty_model(spec: EngineSpec) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+
+
+def _num_sampled(engine: LLMEngine) -> dict[str, int]:
+    """Tokens sampled so far by each unfinished request; vLLM's own spans of versions exist only from 0.32 on."""
+    states = engine.output_processor.request_states.values()
+    return {s.external_req_id: len(s.detokenizer.output_token_ids) for s in states if s.detokenizer is not None}
 
 
 def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""Weight updates as every engine sees them: what is refused before anything changes, and arrays as tensors."""
+"""Weight updates as every engine sees them: what is refused before anything changes, arrays as tensors, and which
+weights sampled which token of a request that an update did not wait for.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def check_idle(unfinished: int) -> None:
     if unfinished:
         raise WeightSyncError(
             f"{unfinished} requests are unfinished; weights can only change between requests. Call step() until "
-            "has_work() is False, or abort them."
+            "has_work() is False, abort them, or pass keep_running=True where the engine's can_update_while_running is "
+            "True."
         )
 
 
@@ -65,6 +68,8 @@ def without_tied(named_weights: Mapping[str, np.ndarray], tied: Mapping[str, str
         WeightSyncError: Two names of one tensor carry different values, so the learner's model is not tied.
     """
     for second, first in tied.items():
+        if named_weights[second] is named_weights[first]:
+            continue
         if not np.array_equal(named_weights[second], named_weights[first]):
             raise WeightSyncError(
                 f"{second!r} and {first!r} are one tensor in the engine's model but differ in the update. The learner "
@@ -82,3 +87,46 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class TokenVersions:
+    """Which weights sampled each token of the requests that were running when weights changed."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, list[tuple[int, int]]] = {}
+
+    def weights_change(self, num_sampled: Mapping[str, int], version: int) -> None:
+        """Notes an update, before it happens.
+
+        Args:
+            num_sampled: Tokens sampled so far by each running request.
+            version: Of the weights that are about to go.
+        """
+        for request_id, count in num_sampled.items():
+            if count:
+                self._spans.setdefault(request_id, []).append((count, version))
+
+    def forget(self, request_id: str) -> None:
+        """Forgets an aborted request."""
+        self._spans.pop(request_id, None)
+
+    def take(self, request_id: str, num_tokens: int, version: int) -> np.ndarray | None:
+        """The versions of a finished request, which is forgotten.
+
+        Args:
+            request_id: The request.
+            num_tokens: Tokens it sampled.
+            version: Of the weights that sampled the last of them.
+
+        Returns:
+            int32 [num_tokens], or None when all are of one version.
+        """
+        spans = self._spans.pop(request_id, None)
+        if spans is None:
+            return None
+        versions = np.full(num_tokens, version, dtype=np.int32)
+        start = 0
+        for stop, old in spans:
+            versions[start:stop] = old
+            start = stop
+        return versions if (versions != version).any() else None

@@ -36,6 +36,7 @@ FailureKind = Literal["raised", "timeout", "invalid", "context", "engine"]
 OBSERVATION_ROLES = ("user", "tool")
 
 _MAX_MESSAGE = 500
+_WAKE = 0  # the ticket of no call: they are numbered from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +273,8 @@ class EnvPool:
             wait: Sleep until there is an answer or a deadline passes, if any call is outstanding.
         """
         answers: list[EnvAnswer] = []
-        self._drain(answers)
-        if wait and not answers and self._outstanding:
+        woken = self._drain(answers)
+        if wait and not (answers or woken) and self._outstanding:
             _, deadline = self._outstanding[self._next_to_expire()]
             try:
                 self._accept(self._answers.get(timeout=max(0.0, deadline - time.monotonic())), answers)
@@ -282,6 +283,10 @@ class EnvPool:
                 pass
         self._expire(answers)
         return answers
+
+    def wake(self) -> None:
+        """Ends a ``poll`` that waits, or the next one; may be called from any thread."""
+        self._answers.put(EnvAnswer(_WAKE, slot=-1))
 
     def env(self, slot: int) -> gym.Env | None:
         """The environment of a slot, for callbacks; None before it was made, and when it is in another process."""
@@ -319,12 +324,16 @@ class EnvPool:
         if self._outstanding.pop(answer.ticket, None) is not None:
             answers.append(answer)
 
-    def _drain(self, answers: list[EnvAnswer]) -> None:
+    def _drain(self, answers: list[EnvAnswer]) -> bool:
+        """Takes what has come in; returns whether a ``wake`` was among it."""
+        woken = False
         while True:
             try:
-                self._accept(self._answers.get_nowait(), answers)
+                answer = self._answers.get_nowait()
             except queue.Empty:
-                return
+                return woken
+            woken |= answer.ticket == _WAKE
+            self._accept(answer, answers)
 
     def _expire(self, answers: list[EnvAnswer]) -> None:
         if not self._blocking:

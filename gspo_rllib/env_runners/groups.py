@@ -78,14 +78,34 @@ class Assignment:
         return derive_seed(run_seed, self.group_id, self.replacement, self.index, self.attempt, turn, bits=63)
 
 
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[Trajectory]):
+    """What became of groups since the last time that was asked.
+
+    Attributes:
+        complete: Complete groups in the order they were asked for, members in order of their index. A ragged group has
+            fewer than K members; each keeps the index it was played with.
+        given_up: Ids of the groups that will not be completed, in the order they were given up.
+        num_retries: Trajectories started again with the same task, whatever has become of them.
+        num_replaced: Groups discarded for a new task, likewise.
+        num_ragged: Groups in ``complete`` that lack a member.
+    """
+
+    complete: list[tuple[str, list[Trajectory]]]
+    given_up: list[str]
+    num_retries: int
+    num_replaced: int
+    num_ragged: int
+
+
 @dataclass(slots=True)
 class _Group(Generic[Trajectory]):
     group_id: str
+    number: int
     replacement: int = 0
     finished: dict[int, Trajectory] = field(default_factory=dict)
     running: dict[int, Assignment] = field(default_factory=dict)
     num_lost: int = 0
-    given_up: bool = False
 
     def is_complete(self, group_size: int) -> bool:
         return bool(self.finished) and len(self.finished) + self.num_lost == group_size
@@ -94,8 +114,10 @@ class _Group(Generic[Trajectory]):
 class GroupScheduler(Generic[Trajectory]):
     """Hands out trajectories group by group, takes them back, and yields complete groups.
 
+    It knows a group from when it is added until it is settled and taken, and may be given more at any time.
+
     Args:
-        group_ids: The groups to complete, each once.
+        group_ids: The first groups to complete, each once; ``add_groups`` adds more.
         group_size: K, trajectories per group, >= 1.
         run_seed: Root of every seed.
         role: Keeps training and evaluation tasks apart.
@@ -103,11 +125,6 @@ class GroupScheduler(Generic[Trajectory]):
         max_replacements: How many new tasks a group may be given, >= 0.
         ragged_groups: Give up a member whose retries are spent alone, and complete its group with the members that
             finished, at least 2 of them; False discards the whole group for a new task.
-
-    Attributes:
-        num_retries: Trajectories started again so far.
-        num_replaced: Groups discarded for a new task so far.
-        given_up: Ids of the groups that will not be completed.
 
     Raises:
         SettingError: A group id is given twice.
@@ -124,22 +141,34 @@ class GroupScheduler(Generic[Trajectory]):
         max_replacements: int = MAX_REPLACEMENTS,
         ragged_groups: bool = False,
     ) -> None:
-        ids = list(group_ids)
-        if len(set(ids)) != len(ids):
-            raise SettingError(f"group_ids: every group may be asked for once, got {ids}.")
         self._group_size = group_size
         self._run_seed = run_seed
         self._role = role
         self._retries = trajectory_retries
         self._max_replacements = max_replacements
         self._ragged_groups = ragged_groups
-        self._groups: dict[str, _Group[Trajectory]] = {group_id: _Group(group_id) for group_id in ids}
+        self._groups: dict[str, _Group[Trajectory]] = {}
         self._pending: deque[Assignment] = deque()
+        self._num_added = 0
         self._any_finished = False
-        self.num_retries = 0
-        self.num_replaced = 0
-        self.given_up: list[str] = []
-        for group in self._groups.values():
+        self._num_given_up = 0
+        self._complete: list[_Group[Trajectory]] = []
+        self._given_up: list[str] = []
+        self._num_retries = self._num_replaced = 0
+        self.add_groups(group_ids)
+
+    def add_groups(self, group_ids: Iterable[str]) -> None:
+        """Adds groups to complete, after those that are there.
+
+        Raises:
+            SettingError: A group id is given twice, or is not settled yet.
+        """
+        ids = list(group_ids)
+        if len(set(ids)) != len(ids) or self._groups.keys() & ids:
+            raise SettingError(f"group_ids: every group may be asked for once, got {ids}.")
+        for group_id in ids:
+            group = self._groups[group_id] = _Group(group_id, self._num_added)
+            self._num_added += 1
             self._pending.extend(self._members(group))
 
     def next_assignment(self) -> Assignment | None:
@@ -155,6 +184,7 @@ class GroupScheduler(Generic[Trajectory]):
         group = self._take_back(assignment)
         group.finished[assignment.index] = trajectory
         self._any_finished = True
+        self._settle_if_complete(group)
 
     def fail(self, assignment: Assignment, *, retry: bool = True) -> list[Assignment]:
         """Takes a failed trajectory back, to be retried, left out, replaced with its group, or given up with it.
@@ -168,7 +198,7 @@ class GroupScheduler(Generic[Trajectory]):
         """
         group = self._take_back(assignment)
         if retry and assignment.attempt < self._retries:
-            self.num_retries += 1
+            self._num_retries += 1
             again = Assignment(
                 assignment.group_id,
                 assignment.index,
@@ -180,41 +210,43 @@ class GroupScheduler(Generic[Trajectory]):
             return []
         if retry and self._can_lose_one(group):
             group.num_lost += 1
+            self._settle_if_complete(group)
             return []
         cancelled = self._discard(group)
         if group.replacement < self._max_replacements:
-            self.num_replaced += 1
+            self._num_replaced += 1
             group.replacement += 1
             self._pending.extendleft(reversed(self._members(group)))
             return cancelled
         self._give_up(group)
-        if not self._any_finished and len(self.given_up) >= HOPELESS_GROUPS:
-            for other in self._groups.values():
-                if not other.given_up:
-                    cancelled += self._discard(other)
-                    self._give_up(other)
+        if not self._any_finished and self._num_given_up >= HOPELESS_GROUPS:
+            for other in list(self._groups.values()):
+                cancelled += self._discard(other)
+                self._give_up(other)
         return cancelled
 
     @property
     def is_settled(self) -> bool:
         """Whether every group is complete or given up."""
-        return not self._pending and not any(group.running for group in self._groups.values())
+        return not self._groups
 
     @property
-    def num_ragged(self) -> int:
-        """Complete groups that lack a member."""
-        return sum(bool(group.num_lost) and group.is_complete(self._group_size) for group in self._groups.values())
+    def has_settled(self) -> bool:
+        """Whether a group was completed or given up since ``take_settled``."""
+        return bool(self._complete or self._given_up)
 
-    def complete_groups(self) -> list[tuple[str, list[Trajectory]]]:
-        """The complete groups in the order they were asked for, members in order of their index.
-
-        A ragged group has fewer than K members; each keeps the index it was played with.
-        """
-        return [
-            (group.group_id, [group.finished[index] for index in sorted(group.finished)])
-            for group in self._groups.values()
-            if group.is_complete(self._group_size)
-        ]
+    def take_settled(self) -> Settled[Trajectory]:
+        """Hands over what was completed and given up since the last call, and forgets it."""
+        groups, self._complete = sorted(self._complete, key=lambda group: group.number), []
+        settled = Settled(
+            [(group.group_id, [group.finished[index] for index in sorted(group.finished)]) for group in groups],
+            self._given_up,
+            self._num_retries,
+            self._num_replaced,
+            sum(bool(group.num_lost) for group in groups),
+        )
+        self._given_up, self._num_retries, self._num_replaced = [], 0, 0
+        return settled
 
     def _members(self, group: _Group[Trajectory]) -> list[Assignment]:
         seed = derive_seed(self._run_seed, self._role, group.group_id, group.replacement, bits=31)
@@ -240,5 +272,10 @@ class GroupScheduler(Generic[Trajectory]):
         return cancelled
 
     def _give_up(self, group: _Group[Trajectory]) -> None:
-        group.given_up = True
-        self.given_up.append(group.group_id)
+        del self._groups[group.group_id]
+        self._num_given_up += 1
+        self._given_up.append(group.group_id)
+
+    def _settle_if_complete(self, group: _Group[Trajectory]) -> None:
+        if group.is_complete(self._group_size):
+            self._complete.append(self._groups.pop(group.group_id))

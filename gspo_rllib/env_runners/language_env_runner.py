@@ -6,8 +6,10 @@ module nor a vectorised environment, so nothing here goes through RLlib's env-to
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
+import threading
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -32,7 +34,9 @@ from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenize
 from gspo_rllib.env_runners.env_factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_runners.env_worker import EnvPool
 from gspo_rllib.env_runners.groups import GroupScheduler, Role
+from gspo_rllib.env_runners.play import Player, PlayingEnvRunner, check_free
 from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.rollout_stats import LockedLogger, RolloutStats
 from gspo_rllib.env_runners.weights import unwrap_module_state
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import NUM_VERSION_REFUSALS
@@ -41,9 +45,10 @@ from gspo_rllib.types import ChatSpec
 _MAX_ERRORS_KEPT = 5
 
 
-class LanguageEnvRunner(EnvRunner, Checkpointable):
+class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     """Samples complete groups of trajectories from text environments with one generation engine.
 
+    ``sample`` plays groups to their end; ``play`` and ``take_finished`` do it in a thread (see ``PlayingEnvRunner``).
     The engine is made on first use, or at the first weights that arrive; the environments when they are first reset.
 
     Args:
@@ -68,6 +73,8 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
         self._pool: EnvPool | None = None
         self._pending_weights: tuple[Any, int] | None = None
         self._errors: list[str] = []
+        self._metrics_lock = threading.RLock()
+        self._callback_logger = LockedLogger(self.metrics, self._metrics_lock)
         self._num_evaluation_groups = 0
         self._env_spec: LanguageEnvSpec
         self.make_env()
@@ -103,12 +110,14 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
 
         Raises:
             SettingError: ``random_actions`` is asked for, or a group twice.
+            EngineError: A thread is playing groups on this engine, and is not paused.
             EnvError: During an evaluation, no group could be completed.
             WeightSyncError: No weights were ever set (and no ``weights_version`` asked for).
         """
         if random_actions:
             raise SettingError("random_actions=True: a language action space has no useful random action; use False.")
-        held = self._acquire_engine().weights_version
+        check_free(self._acquire_engine())
+        held = self.get_weights_version()
         if weights_version is not None and held != weights_version:
             self.metrics.log_value(NUM_VERSION_REFUSALS, 1, reduce="sum")
             return []
@@ -145,12 +154,14 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
             The version the engine acknowledges; compare it with ``version``.
 
         Raises:
+            EngineError: A thread is playing groups on this engine; use ``offer_weights``.
             WeightSyncError: A name or shape is unknown, or a cache could not be dropped.
         """
         self._num_evaluation_groups = 0
         self._pending_weights = None
         engine = self._acquire_engine()
         if force or engine.weights_version != version:
+            check_free(engine)
             if isinstance(named_weights, ray.ObjectRef):
                 named_weights = ray.get(named_weights)
             engine.load_weights(named_weights, version)
@@ -190,7 +201,8 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
     @override(EnvRunner)
     def get_metrics(self) -> dict[str, Any]:
         """Metrics of everything sampled since the last call; names in ``gspo_rllib.metrics``."""
-        return self.metrics.reduce()
+        with self._metrics_lock:
+            return self.metrics.reduce()
 
     @override(EnvRunner)
     def get_spaces(self) -> dict[str, tuple]:
@@ -201,6 +213,7 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
     @override(EnvRunner)
     def make_env(self) -> None:
         """Checks the configured environment; its instances are made when they are first needed."""
+        self.stop_play()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -219,7 +232,8 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def stop(self) -> None:
-        """Gives the engine back and abandons all environments; waits for none of them."""
+        """Gives the engine back and abandons all environments and what is being played; waits for no environment."""
+        self.stop_play()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -254,9 +268,44 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
 
     def _sample_groups(self, group_ids: list[str], role: Role, explore: bool) -> list[SingleAgentEpisode]:
         started = time.perf_counter()
-        rollout = Rollout(
+        if self._pool is None:
+            self._pool = self._make_pool()
+        scheduler = self._make_scheduler(group_ids, role)
+        episodes, stats = self._make_rollout(self._pool, explore).run(scheduler)
+        stats.sample_s = time.perf_counter() - started
+        self._log(stats)
+        return episodes
+
+    def _log(self, stats: RolloutStats) -> None:
+        with self._metrics_lock:
+            stats.log(self.metrics)
+            self.metrics.log_value(WEIGHTS_SEQ_NO, self.get_weights_version(), window=1)
+        self.num_env_steps_sampled_lifetime += stats.num_turns
+        self._errors = stats.errors[-_MAX_ERRORS_KEPT:]
+
+    @override(PlayingEnvRunner)
+    def _log_stats(self, stats: RolloutStats) -> dict[str, Any]:
+        self._log(stats)
+        return self.get_metrics()
+
+    @override(PlayingEnvRunner)
+    def _acquire_player(self) -> Player:
+        if self._player is None:
+            pool = self._make_pool()  # not the one of sample(), which may be called during a pause
+            self._player = Player(
+                self._acquire_engine(),
+                pool,
+                lambda: self._make_rollout(pool, self.config.explore),
+                self._make_scheduler([], "evaluation" if self.config.in_evaluation else "train"),
+                uptake=self.config.weight_uptake,
+                on_groups=lambda episodes: self._make_callback("on_sample_end", samples=episodes),
+            )
+        return self._player
+
+    def _make_rollout(self, pool: EnvPool, explore: bool) -> Rollout:
+        return Rollout(
             self._acquire_engine(),
-            self._acquire_pool(),
+            pool,
             self._renderer_for,
             RolloutSettings(
                 run_seed=self._run_seed,
@@ -267,9 +316,11 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
                 segment_share=self.config.segment_share,
                 max_summary_tokens=self.config.max_summary_tokens,
             ),
-            observer=self._on_episode_event,
+            observer=functools.partial(self._on_episode_event, pool),
         )
-        scheduler: GroupScheduler[SingleAgentEpisode] = GroupScheduler(
+
+    def _make_scheduler(self, group_ids: list[str], role: Role) -> GroupScheduler[SingleAgentEpisode]:
+        return GroupScheduler(
             group_ids,
             group_size=self.config.group_size,
             run_seed=self._run_seed,
@@ -277,13 +328,6 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
             trajectory_retries=self.config.trajectory_retries,
             ragged_groups=self.config.ragged_groups,
         )
-        episodes, stats = rollout.run(scheduler)
-        stats.sample_s = time.perf_counter() - started
-        stats.log(self.metrics)
-        self.metrics.log_value(WEIGHTS_SEQ_NO, self.get_weights_version(), window=1)
-        self.num_env_steps_sampled_lifetime += stats.num_turns
-        self._errors = stats.errors[-_MAX_ERRORS_KEPT:]
-        return episodes
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
@@ -295,16 +339,14 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
                 self._set_module_state(*pending)
         return self._engine
 
-    def _acquire_pool(self) -> EnvPool:
-        if self._pool is None:
-            self._pool = EnvPool(
-                self._env_spec.make,
-                self.config.num_envs_per_env_runner,
-                blocking=self._env_spec.blocking,
-                process=self._env_spec.process,
-                step_timeout_s=self.config.step_timeout_s,
-            )
-        return self._pool
+    def _make_pool(self) -> EnvPool:
+        return EnvPool(
+            self._env_spec.make,
+            self.config.num_envs_per_env_runner,
+            blocking=self._env_spec.blocking,
+            process=self._env_spec.process,
+            step_timeout_s=self.config.step_timeout_s,
+        )
 
     def _renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:
         key = repr(chat)
@@ -323,9 +365,8 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
             module_state = ray.get(module_state)
         self.set_weights(unwrap_module_state(module_state), version, force=True)
 
-    def _on_episode_event(self, event: str, episode: SingleAgentEpisode, slot: int) -> None:
-        env = self._pool.env(slot) if self._pool is not None else None
-        kwargs = {"episode": episode, "env": env, "rl_module": None, "env_index": slot}
+    def _on_episode_event(self, pool: EnvPool, event: str, episode: SingleAgentEpisode, slot: int) -> None:
+        kwargs = {"episode": episode, "env": pool.env(slot), "rl_module": None, "env_index": slot}
         if event == "on_episode_end":
             kwargs["prev_episode_chunks"] = []
         self._make_callback(event, **kwargs)
@@ -335,5 +376,5 @@ class LanguageEnvRunner(EnvRunner, Checkpointable):
             event,
             callbacks_objects=self._callbacks,
             callbacks_functions=getattr(self.config, f"callbacks_{event}"),
-            kwargs={"env_runner": self, "metrics_logger": self.metrics, **kwargs},
+            kwargs={"env_runner": self, "metrics_logger": self._callback_logger, **kwargs},
         )

@@ -3,12 +3,15 @@
 Every environment's answer becomes the next request at once, and the engine runs whenever it has a request, so turns of
 different trajectories share forward passes without any lock-step. When the engine has nothing to do the loop sleeps
 until an environment answers. It knows neither RLlib's config nor its actors.
+
+``Rollout.run`` plays a fixed set of groups to their end. The same loop can be driven piece by piece (``begin``, then
+``advance`` over and over, ``collect`` and ``end``), so that groups are added, finished ones taken and weights changed
+between two steps; see ``play``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +19,17 @@ from typing import Protocol, get_args
 
 import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.util import log_once
 
 from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.env_worker import EnvAnswer, EnvFailure, EnvPool
+from gspo_rllib.env_runners.first_observations import FirstObservations
 from gspo_rllib.env_runners.groups import Assignment, GroupScheduler
 from gspo_rllib.env_runners.long_context import ContextOverflow, Segments
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.trajectory import Trajectory, role_of
 from gspo_rllib.errors import EngineError, WeightSyncError
 from gspo_rllib.types import GROUP, TRUNCATED_BY, TURN, ChatSpec, GroupMember, TruncatedBy, Turn
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,16 @@ class Rollout:
     """Plays groups of trajectories.
 
     Args:
-        engine: Samples the turns; nothing else may use it while ``run`` is running.
+        engine: Samples the turns; nothing else may use it between ``begin`` and ``end``, but for while turns are held
+            and it is idle.
         pool: Plays the environments; as many trajectories run at a time as it has slots.
         renderer_for: The chat renderer for an environment's framing.
         settings: Temperature and budgets.
         observer: Told about every episode; None for nobody.
+
+    Attributes:
+        holds_turns: While True no new turn reaches the engine, so that it becomes idle once those that run have ended;
+            environments go on answering. What is held is released by the first ``advance`` after it is False.
 
     Raises:
         WeightSyncError: The engine holds no weights yet.
@@ -95,13 +101,14 @@ class Rollout:
             budget=int(settings.segment_share * engine.max_model_len),
             max_summary_tokens=settings.max_summary_tokens,
         )
-        self._policy_version = engine.weights_version
+        self.holds_turns = False
+        self._held: dict[str, GenerationRequest] = {}
         self._scheduler: GroupScheduler[SingleAgentEpisode]
-        self._stats: RolloutStats
+        self._stats = RolloutStats()
         self._running: dict[Assignment, Trajectory] = {}
         self._by_ticket: dict[int, Trajectory] = {}
         self._by_request: dict[str, Trajectory] = {}
-        self._first_observations: dict[tuple[str, int], str] = {}
+        self._first_observations = FirstObservations()
 
     def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> tuple[list[SingleAgentEpisode], RolloutStats]:
         """Plays until every group is complete or given up.
@@ -112,33 +119,58 @@ class Rollout:
         Returns:
             The episodes of the complete groups, group by group and in order of their index; and what it took.
         """
-        self._scheduler = scheduler
-        self._stats = RolloutStats()
+        self.begin(scheduler)
         try:
-            self._loop()
+            while self.advance():
+                pass
         finally:
-            for trajectory in list(self._running.values()):
-                self._stop(trajectory)
-        groups = scheduler.complete_groups()
-        self._stats.add_groups(groups, scheduler)
-        return [episode for _, episodes in groups for episode in episodes], self._stats
+            self.end()
+        stats = self.collect()
+        return stats.episodes, stats
 
-    def _loop(self) -> None:
-        while True:
-            self._start_trajectories()
-            busy = self._engine.has_work()
-            if busy:
-                started = time.perf_counter()
-                generations = self._engine.step()
-                self._stats.engine_s += time.perf_counter() - started
-                self._stats.engine_steps += 1
-                for generation in generations:
-                    self._on_generation(generation)
-            elif not self._pool.is_waiting:
-                assert not self._running, "a trajectory is waiting for neither the engine nor an environment"
-                return
-            for answer in self._pool.poll(wait=not self._engine.has_work()):
-                self._on_answer(answer)
+    def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
+        """From now on ``advance`` plays the groups of this scheduler, those added to it later included."""
+        self._scheduler = scheduler
+
+    def advance(self) -> bool:
+        """One step of the engine and the answers of the environments that have come in.
+
+        With nothing for the engine to do it sleeps until an environment answers or ``EnvPool.wake`` is called, but not
+        while turns are held.
+
+        Returns:
+            Whether anything is left to play.
+        """
+        self._release_turns()
+        self._start_trajectories()
+        if self._engine.has_work():
+            started = time.perf_counter()
+            generations = self._engine.step()
+            self._stats.engine_s += time.perf_counter() - started
+            self._stats.engine_steps += 1
+            for generation in generations:
+                self._on_generation(generation)
+        elif not self._pool.is_waiting and not self._held:
+            assert not self._running, "a trajectory is waiting for neither the engine nor an environment"
+            return False
+        for answer in self._pool.poll(wait=not self._engine.has_work() and not self.holds_turns):
+            self._on_answer(answer)
+        return True
+
+    def collect(self) -> RolloutStats:
+        """What happened since the last call, with the episodes of the groups completed since: group by group in the
+        order they were asked for, by index within a group. It is forgotten here.
+        """
+        stats, self._stats = self._stats, RolloutStats()
+        settled = self._scheduler.take_settled()
+        stats.add_settled(settled)
+        self._first_observations.forget([*dict(settled.complete), *settled.given_up])
+        return stats
+
+    def end(self) -> None:
+        """Abandons every trajectory that is still being played."""
+        for trajectory in list(self._running.values()):
+            self._stop(trajectory)
 
     def _start_trajectories(self) -> None:
         while (slot := self._pool.acquire()) is not None:
@@ -163,22 +195,13 @@ class Rollout:
         if not len(logp) == len(generation.token_ids) > 0 or not np.isfinite(logp).all():
             message = (
                 f"the engine returned {len(generation.token_ids)} tokens with log-probabilities {logp[:8]} for weights "
-                f"version {self._policy_version}; every one must be finite. Its weights may hold NaN."
+                f"version {self._engine.weights_version}; every one must be finite. Its weights may hold NaN."
             )
             self._fail(trajectory, EnvFailure("engine", message))
             return
-        trajectory.turn = Turn(
-            prompt_token_ids=np.asarray(trajectory.prompt, dtype=np.int32),
-            action_token_ids=np.asarray(generation.token_ids, dtype=np.int32),
-            action_logp=logp,
-            policy_version=self._policy_version,
-            finish_reason=generation.finish_reason,
-            starts_segment=trajectory.starts_segment,
-            is_summary=trajectory.pending is not None,
-        )
-        trajectory.starts_segment = False
-        trajectory.context.extend(generation.token_ids)
-        trajectory.num_requests += 1
+        assert self._engine.weights_version is not None
+        trajectory.add_sample(generation, self._engine.weights_version)
+        self._stats.num_turns_mixed += generation.token_versions is not None
         self._stats.tokens_sampled += len(generation.token_ids)
         self._stats.tokens_cached += generation.num_cached_tokens
         assert trajectory.renderer is not None
@@ -207,7 +230,8 @@ class Rollout:
             self._on_step(trajectory, answer)
 
     def _on_reset(self, trajectory: Trajectory, answer: EnvAnswer) -> None:
-        self._compare_first_observations(trajectory.assignment, answer.observation)
+        if self._first_observations.differ(trajectory.assignment, answer.observation):
+            self._stats.mixed_tasks.add((trajectory.assignment.group_id, trajectory.assignment.replacement))
         trajectory.episode.add_env_reset(observation=answer.observation, infos=answer.info)
         # Foreign text, tokenizer and template meet here; what they cannot do together fails this task only.
         try:
@@ -237,7 +261,10 @@ class Rollout:
             truncated_by = "turns"
         elif not answer.terminated:
             try:
-                prompt = self._next_prompt(trajectory, answer)
+                assert trajectory.renderer is not None
+                prompt = trajectory.renderer.next_prompt(
+                    answer.observation, reply_ended=trajectory.reply_ended, role=role_of(answer)
+                )
             except Exception as error:  # noqa: BLE001, as in _on_reset
                 self._fail(trajectory, _render_failure(error), retry=False)
                 return
@@ -290,14 +317,6 @@ class Rollout:
         trajectory.start_segment()
         return None
 
-    def _next_prompt(self, trajectory: Trajectory, answer: EnvAnswer) -> list[int]:
-        assert trajectory.renderer is not None
-        return trajectory.renderer.next_prompt(
-            answer.observation,
-            reply_ended=trajectory.reply_ended,
-            role=role_of(answer),
-        )
-
     def _room(self, trajectory: Trajectory) -> int:
         """Tokens the context may still grow by, those kept free for a summary left out while none is written."""
         reserved = 0 if trajectory.pending is not None else self._segments.reserve(trajectory)
@@ -325,13 +344,25 @@ class Rollout:
             seed=trajectory.assignment.sampling_seed(self._settings.run_seed, trajectory.num_requests),
             stop=() if is_summary else chat.stop,  # a summary may quote what ends a turn
         )
+        trajectory.request_id = request.request_id
+        self._by_request[request.request_id] = trajectory
+        if self.holds_turns:
+            self._held[request.request_id] = request
+        else:
+            self._submit(request)
+
+    def _submit(self, request: GenerationRequest) -> None:
         try:
             self._engine.submit(request)
         except EngineError as error:
+            trajectory = self._by_request.pop(request.request_id)
+            trajectory.request_id = None
             self._fail(trajectory, EnvFailure("engine", str(error)), retry=False)
-            return
-        trajectory.request_id = request.request_id
-        self._by_request[request.request_id] = trajectory
+
+    def _release_turns(self) -> None:
+        while self._held and not self.holds_turns:
+            request_id = next(iter(self._held))
+            self._submit(self._held.pop(request_id))
 
     def _finish(self, trajectory: Trajectory) -> None:
         self._observe("on_episode_end", trajectory.episode, trajectory.slot)
@@ -350,25 +381,11 @@ class Rollout:
         del self._running[trajectory.assignment]
         if trajectory.request_id is not None:
             self._by_request.pop(trajectory.request_id, None)
-            self._engine.abort([trajectory.request_id])
+            if self._held.pop(trajectory.request_id, None) is None:
+                self._engine.abort([trajectory.request_id])
         if trajectory.ticket is not None:
             self._by_ticket.pop(trajectory.ticket, None)
         self._pool.release(trajectory.slot)
-
-    def _compare_first_observations(self, assignment: Assignment, observation: str) -> None:
-        task = (assignment.group_id, assignment.replacement)
-        if self._first_observations.setdefault(task, observation) == observation:
-            return
-        if log_once("gspo_rllib_mixed_tasks"):
-            logger.warning(
-                "Trajectories of one group started from different observations although reset(seed=...) got one seed "
-                "(%d): %.200r and %.200r. Group advantages compare trajectories of one task: derive the task from the "
-                "seed (self.np_random), not from a global random state.",
-                assignment.task_seed,
-                self._first_observations[task],
-                observation,
-            )
-        self._stats.mixed_tasks.add(task)
 
 
 def _ids(turn: Turn) -> tuple[np.ndarray, np.ndarray]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args
 
 from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -30,19 +30,21 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from gspo_rllib import metrics as names
 from gspo_rllib.env_runners.env_worker import EnvFailure, FailureKind
-from gspo_rllib.env_runners.groups import GroupScheduler
+from gspo_rllib.env_runners.groups import Settled
 from gspo_rllib.types import TRUNCATED_BY, TruncatedBy, turns
 
 
 @dataclass(slots=True)
 class RolloutStats:
-    """Counts and times of one rollout.
+    """Counts and times of one rollout, or of a part of one.
 
     Attributes:
         engine_s: Seconds inside ``engine.step``.
         engine_steps: Calls of ``engine.step``.
         env_s: Seconds environments took to answer, summed although they overlap.
         sample_s: Seconds of wall time, set by the caller.
+        uptake_s: Seconds in which turns were held back for new weights, or these were loaded; set by the caller.
+        num_uptakes: New weights taken up while playing; set by the caller.
         tokens_sampled: All sampled tokens, those of discarded trajectories included.
         tokens_cached: Prompt tokens the engine did not have to compute.
         failures: Failed trajectories by kind.
@@ -53,14 +55,17 @@ class RolloutStats:
         num_retries: Trajectories started again with the same task.
         num_replaced: Groups started again with another task.
         num_ragged: Complete groups that lack a member.
-        num_given_up: Groups not completed.
         num_segments: Times a conversation went on in a new context.
+        num_turns_mixed: Turns sampled by more than one weights version, those of discarded trajectories included.
+        given_up: Ids of the groups not completed.
     """
 
     engine_s: float = 0.0
     engine_steps: int = 0
     env_s: float = 0.0
     sample_s: float = 0.0
+    uptake_s: float = 0.0
+    num_uptakes: int = 0
     tokens_sampled: int = 0
     tokens_cached: int = 0
     failures: Counter[FailureKind] = field(default_factory=Counter)
@@ -71,8 +76,9 @@ class RolloutStats:
     num_retries: int = 0
     num_replaced: int = 0
     num_ragged: int = 0
-    num_given_up: int = 0
     num_segments: int = 0
+    num_turns_mixed: int = 0
+    given_up: list[str] = field(default_factory=list)
 
     def add_failure(self, failure: EnvFailure) -> None:
         """Counts a failed trajectory."""
@@ -80,18 +86,21 @@ class RolloutStats:
         if failure.message not in self.errors:
             self.errors.append(failure.message)
 
-    def add_groups(
-        self,
-        groups: Sequence[tuple[str, Sequence[SingleAgentEpisode]]],
-        scheduler: GroupScheduler[SingleAgentEpisode],
-    ) -> None:
+    def add_settled(self, settled: Settled[SingleAgentEpisode]) -> None:
         """Takes over what the scheduler brought to completion, and what that took."""
-        self.episodes = [episode for _, episodes in groups for episode in episodes]
-        self.num_groups = len(groups)
-        self.num_retries = scheduler.num_retries
-        self.num_replaced = scheduler.num_replaced
-        self.num_ragged = scheduler.num_ragged
-        self.num_given_up = len(scheduler.given_up)
+        self.episodes += [episode for _, episodes in settled.complete for episode in episodes]
+        self.num_groups += len(settled.complete)
+        self.num_retries += settled.num_retries
+        self.num_replaced += settled.num_replaced
+        self.num_ragged += settled.num_ragged
+        self.given_up += settled.given_up
+
+    def add(self, later: RolloutStats) -> None:
+        """Adds what happened after this; times and counts add up, a message is kept once."""
+        self.errors += [message for message in later.errors if message not in self.errors]
+        self.mixed_tasks |= later.mixed_tasks
+        for name in (f.name for f in fields(self) if f.name not in ("errors", "mixed_tasks")):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
 
     @property
     def num_turns(self) -> int:
@@ -131,9 +140,12 @@ class RolloutStats:
             names.NUM_TRAJECTORY_RETRIES: self.num_retries,
             names.NUM_GROUPS_REPLACED: self.num_replaced,
             names.NUM_GROUPS_RAGGED: self.num_ragged,
-            names.NUM_GROUPS_GIVEN_UP: self.num_given_up,
+            names.NUM_GROUPS_GIVEN_UP: len(self.given_up),
             names.NUM_GROUPS_MIXED_TASKS: len(self.mixed_tasks),
             names.NUM_NEW_SEGMENTS: self.num_segments,
+            names.NUM_WEIGHT_UPTAKES: self.num_uptakes,
+            names.WEIGHT_UPTAKE_S: self.uptake_s,
+            names.NUM_TURNS_MIXED_VERSIONS: self.num_turns_mixed,
         }
         for name, value in sums.items():
             logger.log_value(name, value, reduce="sum")
@@ -159,6 +171,30 @@ class RolloutStats:
             (NUM_MODULE_STEPS_SAMPLED_LIFETIME, DEFAULT_MODULE_ID),
         ):
             logger.log_value(key, steps, reduce="lifetime_sum")
+
+
+class LockedLogger:
+    """RLlib's metrics logger, which is not thread-safe, for the use of callbacks from another thread.
+
+    Args:
+        logger: Gets every call.
+        lock: Held during each.
+    """
+
+    def __init__(self, logger: MetricsLogger, lock: AbstractContextManager[Any]) -> None:
+        self._logger = logger
+        self._lock = lock
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._logger, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return found(*args, **kwargs)
+
+        return call
 
 
 def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from gspo_rllib.engines.protocol import Generation
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.env_worker import EnvAnswer
 from gspo_rllib.env_runners.groups import Assignment
@@ -60,6 +62,28 @@ class Trajectory:
     def seen(self) -> list[int]:
         """All ids of all segments."""
         return [*self.finished_context, *self.context]
+
+    def add_sample(self, generation: Generation, weights_version: int) -> None:
+        """Takes what the engine sampled as the latest turn.
+
+        Args:
+            generation: The answer to the request it waited for.
+            weights_version: What the engine holds now.
+        """
+        versions = generation.token_versions
+        self.turn = Turn(
+            prompt_token_ids=np.asarray(self.prompt, dtype=np.int32),
+            action_token_ids=np.asarray(generation.token_ids, dtype=np.int32),
+            action_logp=np.asarray(generation.logp, dtype=np.float32),
+            policy_version=weights_version if versions is None else int(versions.min()),
+            finish_reason=generation.finish_reason,
+            starts_segment=self.starts_segment,
+            is_summary=self.pending is not None,
+            token_versions=versions,
+        )
+        self.starts_segment = False
+        self.context.extend(generation.token_ids)
+        self.num_requests += 1
 
     def start_segment(self) -> None:
         """The next turn's prompt is a context of its own."""

@@ -18,8 +18,8 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 from gspo_rllib import columns
-from gspo_rllib.learners.micro_batches import pack, plan_rows
-from gspo_rllib.learners.statistics import UpdateStatistics
+from gspo_rllib.learners.micro_batches import packed_rows
+from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
 from gspo_rllib.types import TokenTrajectory
 
@@ -54,6 +54,11 @@ class LanguageLearner(TorchLearner):
 
     trains_on_zero_advantages: bool = False
     """Whether a trajectory without an advantage may still have a gradient: a penalty's, or a critic's."""
+
+    @property
+    def recomputes_old_log_probs(self) -> bool:
+        """Whether this update's old log-probs are the learner's own before its first step, not the engine's."""
+        return bool(self.config.recompute_old_log_probs)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW; biases, norms and other vectors are not decayed."""
@@ -91,7 +96,8 @@ class LanguageLearner(TorchLearner):
         minibatches = [self._minibatch(step, trajectories) for step in training_data.minibatches]
         self.statistics = UpdateStatistics()
         self.statistics.add_trajectories(trajectories)
-        if self.config.recompute_old_log_probs:
+        self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
+        if self.recomputes_old_log_probs:
             self._recompute_old_logp(minibatches)
         for _ in range(num_epochs):
             yield from minibatches
@@ -101,17 +107,24 @@ class LanguageLearner(TorchLearner):
         if not self.trains_on_zero_advantages:
             # Its gradient is zero: such a trajectory only counts in the denominator, which is the plan's.
             members = [t for t in members if t.advantages.any()]
-        rows = plan_rows([t.num_tokens for t in members], self.config.max_tokens_per_micro_batch)
-        micro_batches = [pack([members[i] for i in row], self._device) for row in rows]
-        return Minibatch(micro_batches, plan, sum(t.num_turns for t in members))
+        rows = packed_rows(
+            members,
+            max_tokens=self.config.max_tokens_per_micro_batch,
+            sharing=self.module[DEFAULT_MODULE_ID].unwrapped().prefix_sharing(),
+            device=self._device,
+        )
+        return Minibatch([row for _, row in rows], plan, sum(t.num_turns for t in members))
 
     @torch.no_grad()
     def _recompute_old_logp(self, minibatches: list[Minibatch]) -> None:
+        """Replaces the engine's log-probs; the first minibatch gets those of its own forward pass, before any step."""
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         module.train()
-        for minibatch in minibatches:
+        for number, minibatch in enumerate(minibatches):
             for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
-                micro_batch[columns.OLD_LOGP] = module._forward_train(micro_batch)[columns.LOGP]
+                del micro_batch[columns.OLD_LOGP]
+                if number:
+                    micro_batch[columns.OLD_LOGP] = module._forward_train(micro_batch)[columns.LOGP]
 
     def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[dict, dict[str, Tensor], dict]:
         """Accumulates the gradient of one minibatch and steps the optimiser."""
@@ -129,6 +142,7 @@ class LanguageLearner(TorchLearner):
             exchange = i == len(micro_batches) - 1 or not hasattr(module, "no_sync")
             with contextlib.nullcontext() if exchange else module.no_sync():
                 fwd_out = module.forward_train(micro_batch)
+                micro_batch.setdefault(columns.OLD_LOGP, fwd_out[columns.LOGP].detach())
                 loss = self.compute_loss_for_module(
                     module_id=DEFAULT_MODULE_ID, config=self.config, batch=micro_batch, fwd_out=fwd_out
                 )

@@ -1,15 +1,37 @@
-"""Packs token trajectories into rows under a token budget: no padding, and no trajectory is ever split."""
+"""Packs token trajectories into rows under a token budget: no padding, and no trajectory is ever split.
+
+Trajectories of a group start with the same prompt. Where the model can and it pays, those in one row share it: its
+tokens are in the row once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from gspo_rllib import columns
+from gspo_rllib.modules.prefix_attention import PrefixSharing
 from gspo_rllib.types import TokenTrajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Trajectories whose first segments share their first tokens, or one that shares none.
+
+    Attributes:
+        members: Indices of the trajectories.
+        prefix_tokens: How many tokens they share; 0 for a family of one.
+        num_tokens: What it takes of a row: the shared tokens once.
+    """
+
+    members: tuple[int, ...]
+    prefix_tokens: int
+    num_tokens: int
 
 
 def plan_rows(num_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -40,17 +62,89 @@ def plan_rows(num_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
     return rows
 
 
-def pack(trajectories: Sequence[TokenTrajectory], device: torch.device | str = "cpu") -> dict[str, Any]:
+def plan_families(
+    trajectories: Sequence[TokenTrajectory], max_tokens: int, sharing: PrefixSharing | None
+) -> list[Family]:
+    """Who shares a prompt with whom.
+
+    Args:
+        trajectories: Of any groups, in any order.
+        max_tokens: Budget of a row. A group that exceeds it is several families, each with the prompt once.
+        sharing: When to share; None for never.
+
+    Returns:
+        Families in the order of their first members; every trajectory is in exactly one.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, trajectory in enumerate(trajectories):
+        groups.setdefault(trajectory.group_id if sharing else i, []).append(i)
+    families: list[Family] = []
+    for members in groups.values():
+        sizes = [trajectories[i].num_tokens for i in members]
+        prefix = _shared_tokens([trajectories[i] for i in members], sharing)
+        for part in plan_rows([size - prefix for size in sizes], max_tokens - prefix):
+            apart = sum(sizes[j] for j in part)
+            together = apart - prefix * (len(part) - 1)
+            if prefix and sharing and len(part) > 1 and apart >= sharing.min_token_ratio * together:
+                families.append(Family(tuple(members[j] for j in part), prefix, together))
+            else:
+                families.extend(Family((members[j],), 0, sizes[j]) for j in part)
+    return families
+
+
+def _shared_tokens(members: Sequence[TokenTrajectory], sharing: PrefixSharing | None) -> int:
+    """The longest common start of the first segments that holds no sampled token and leaves a token to each."""
+    firsts = [t.segments[0] for t in members]
+    if not sharing or len(members) < 2 or max(map(len, firsts)) > (sharing.max_segment_tokens or math.inf):
+        return 0
+    shared = min(int(np.argmax(t.loss_masks[0])) if t.loss_masks[0].any() else len(t.segments[0]) - 1 for t in members)
+    for ids in firsts[1:]:
+        differs = np.flatnonzero(ids[:shared] != firsts[0][:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    return shared
+
+
+def packed_rows(
+    trajectories: Sequence[TokenTrajectory],
+    *,
+    max_tokens: int,
+    sharing: PrefixSharing | None,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """All trajectories, row by row.
+
+    Args:
+        trajectories: Each with at least one sampled token.
+        max_tokens: Token budget of a row; tokens that are shared count once.
+        sharing: When trajectories of a group share their prompt; None for never.
+        device: Where rows are put.
+
+    Yields:
+        Which trajectories are in the row, in its order, and the row (``columns``).
+    """
+    families = plan_families(trajectories, max_tokens, sharing)
+    for chosen in plan_rows([family.num_tokens for family in families], max_tokens):
+        row = [families[i] for i in chosen]
+        members = [i for family in row for i in family.members]
+        shared = [(len(family.members), family.prefix_tokens) for family in row]
+        yield members, pack([trajectories[i] for i in members], device, shared=shared)
+
+
+def pack(
+    trajectories: Sequence[TokenTrajectory],
+    device: torch.device | str = "cpu",
+    *,
+    shared: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
     """One packed row; see ``columns`` for the names and shapes.
 
     Args:
         trajectories: At least one.
         device: Where the tensors go.
+        shared: How many neighbours share how many tokens, from first to last trajectory; None where none do.
     """
-    segments = [segment for t in trajectories for segment in t.segments]
-    lengths = [len(segment) for segment in segments]
-    token_ids = np.concatenate(segments)
-    sampled = np.flatnonzero(np.concatenate([mask for t in trajectories for mask in t.loss_masks]))
+    layout = _Layout(trajectories, shared or [(1, 0)] * len(trajectories))
+    token_ids = np.concatenate(layout.segments)
     counts = [t.num_loss_tokens for t in trajectories]
 
     def tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -60,12 +154,13 @@ def pack(trajectories: Sequence[TokenTrajectory], device: torch.device | str = "
         return tensor(np.concatenate(values), torch.float32)
 
     behavior_logp = per_token([t.behavior_logp for t in trajectories])
+    sampled = [ids[mask] for t in trajectories for ids, mask in zip(t.segments, t.loss_masks, strict=True)]
     row = {
         columns.TOKEN_IDS: tensor(token_ids, torch.long),
-        columns.POSITION_IDS: tensor(np.concatenate([np.arange(n) for n in lengths]), torch.long),
-        columns.SEGMENT_LENGTHS: lengths,
-        columns.LOSS_POSITIONS: tensor(sampled - 1, torch.long),
-        columns.LOSS_TOKEN_IDS: tensor(token_ids[sampled], torch.long),
+        columns.POSITION_IDS: tensor(np.concatenate(layout.positions), torch.long),
+        columns.SEGMENT_LENGTHS: [len(segment) for segment in layout.segments],
+        columns.LOSS_POSITIONS: tensor(np.concatenate(layout.loss_positions), torch.long),
+        columns.LOSS_TOKEN_IDS: tensor(np.concatenate(sampled), torch.long),
         columns.BEHAVIOR_LOGP: behavior_logp,
         columns.OLD_LOGP: behavior_logp,
         columns.TRAJECTORY_INDEX: tensor(np.repeat(np.arange(len(counts)), counts), torch.long),
@@ -73,11 +168,52 @@ def pack(trajectories: Sequence[TokenTrajectory], device: torch.device | str = "
         columns.ADVANTAGES: per_token([t.advantages for t in trajectories]),
         columns.BEHAVIOR_VERSION: tensor([t.behavior_version for t in trajectories], torch.long),
     }
+    if max(layout.prefixes) >= 0:
+        row[columns.SEGMENT_PREFIXES] = layout.prefixes
     if trajectories[0].value_targets is not None:
         row[columns.VALUE_TARGETS] = per_token([t.value_targets for t in trajectories])
     if trajectories[0].reference_logp is not None:
         row[columns.REFERENCE_LOGP] = per_token([t.reference_logp for t in trajectories])
     return row
+
+
+class _Layout:
+    """Which segments a row has, and which cell predicts each sampled token.
+
+    A family is its prefix, its branches and then all other segments of its members.
+    """
+
+    def __init__(self, trajectories: Sequence[TokenTrajectory], shared: Sequence[tuple[int, int]]) -> None:
+        self.segments: list[np.ndarray] = []
+        self.prefixes: list[int] = []
+        self.positions: list[np.ndarray] = []
+        self.loss_positions: list[np.ndarray] = []
+        self._size = 0
+        rest = iter(trajectories)
+        for count, prefix_tokens in shared:
+            self._add_family([next(rest) for _ in range(count)], prefix_tokens)
+
+    def _add_family(self, members: list[TokenTrajectory], prefix_tokens: int) -> None:
+        prefix, prefix_cells = -1, np.zeros(0, np.int64)
+        if prefix_tokens:
+            prefix, prefix_cells = len(self.segments), self._add(members[0].segments[0][:prefix_tokens])
+        cells = [
+            [np.append(prefix_cells, self._add(t.segments[0][prefix_tokens:], position=prefix_tokens, prefix=prefix))]
+            for t in members
+        ]
+        for t, of_member in zip(members, cells, strict=True):
+            of_member.extend(self._add(segment) for segment in t.segments[1:])
+            self.loss_positions.extend(
+                segment[np.flatnonzero(mask) - 1] for segment, mask in zip(of_member, t.loss_masks, strict=True)
+            )
+
+    def _add(self, ids: np.ndarray, *, position: int = 0, prefix: int = -1) -> np.ndarray:
+        """The cells it gets."""
+        self.segments.append(ids)
+        self.prefixes.append(prefix)
+        self.positions.append(np.arange(position, position + len(ids)))
+        self._size += len(ids)
+        return np.arange(self._size - len(ids), self._size)
 
 
 class TokenTable:

@@ -42,6 +42,8 @@ SEQUENCE_GAP_MEAN = "sequence_gap_mean"
 """Mean |log s| between engine and learner at the same weights: the noise floor a clip range must exceed."""
 SEQUENCE_GAP_BY_LENGTH = "sequence_gap_by_length"
 """The same by sampled tokens, as in ``abs_log_ratio_by_length``."""
+OLD_LOGP_RECOMPUTED = "old_log_probs_recomputed"
+"""1 where the ratio's denominator was the learner's own before its first step, 0 where it was the engine's."""
 KL_TO_REFERENCE = "kl_to_reference"
 """KL(policy being trained || reference) in nats per sampled token, by the configured estimator."""
 CORRECTION_WEIGHT_MEAN = "correction_weight_mean"
@@ -85,8 +87,8 @@ _INTERMEDIATE = (_RATIO_SQUARED, _VF_TARGET, _VF_TARGET_SQUARED, _VF_ERROR, _VF_
 
 UPDATE_MEANS = (
     LOSS, RATIO_MEAN, CLIP_FRACTION, CLIP_FRACTION_LOW, CLIP_FRACTION_HIGH, KL_TO_BEHAVIOR, ENTROPY,
-    ADVANTAGE_ABS_MEAN, ABS_LOG_RATIO_MEAN, SEQUENCE_GAP_MEAN, STALENESS, GRAD_NORM, KL_TO_REFERENCE,
-    CORRECTION_WEIGHT_MEAN, CORRECTION_MASKED_FRACTION, VF_LOSS, *_INTERMEDIATE, *BY_LENGTH,
+    ADVANTAGE_ABS_MEAN, ABS_LOG_RATIO_MEAN, SEQUENCE_GAP_MEAN, STALENESS, GRAD_NORM, OLD_LOGP_RECOMPUTED,
+    KL_TO_REFERENCE, CORRECTION_WEIGHT_MEAN, CORRECTION_MASKED_FRACTION, VF_LOSS, *_INTERMEDIATE, *BY_LENGTH,
 )  # fmt: skip
 UPDATE_COUNTS = (NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE, NUM_TOKENS, NUM_SAMPLED_TOKENS)
 PER_RANK_COUNTS = (NUM_STEPS, NUM_STEPS_SKIPPED)

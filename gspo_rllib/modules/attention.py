@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing, prefix_attention
+
 PACKED = "gspo_packed"
 """Name under which the attention is registered with transformers (``attn_implementation``)."""
 
@@ -25,6 +27,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     segment_lengths: list[int],
+    segment_prefixes: list[int] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -39,6 +42,8 @@ def packed_attention(
         value: [1, key-value heads, T, D].
         attention_mask: Unused; a custom attention gets none.
         segment_lengths: Tokens of each segment, in row order; sums to T.
+        segment_prefixes: For each segment the index of the segment it continues, or -1; None where none does. With
+            it, no dropout, and no segment longer with its prefix than a sliding window.
         scaling: Of the dot products; None for 1/sqrt(D).
         dropout: Attention dropout while training.
         sliding_window: Keys further back than this are not attended to.
@@ -46,6 +51,11 @@ def packed_attention(
     Returns:
         ([1, T, heads, D], None).
     """
+    if segment_prefixes is not None:
+        out = prefix_attention(
+            query, key, value, segment_lengths=segment_lengths, segment_prefixes=segment_prefixes, scaling=scaling
+        )
+        return out.transpose(1, 2).contiguous(), None
     grouped = query.shape[1] != key.shape[1]
     parts: list[Tensor | None] = [None] * len(segment_lengths)
     rows = [tensor[0].split(segment_lengths, dim=1) for tensor in (query, key, value)]
@@ -88,3 +98,24 @@ def supports_packing(model_class: type[PreTrainedModel], config: Any) -> bool:
         and not getattr(config, "attn_logit_softcapping", None)
         and layer_types <= {"full_attention", "sliding_attention"}
     )
+
+
+def prefix_sharing(model: PreTrainedModel) -> PrefixSharing | None:
+    """When it pays that trajectories of a group share their prompt in a packed row of ``packed_attention``.
+
+    Args:
+        model: One that ``supports_packing``.
+
+    Returns:
+        None where sharing would change what the model computes: with dropout, which would then drop the same for all;
+        or where the attention kernel refuses: with values narrower than keys.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "v_head_dim", None) is not None or any(map(_drops, model.modules())):
+        return None
+    return PrefixSharing(MIN_TOKEN_RATIO, max_segment_tokens=getattr(config, "sliding_window", None))
+
+
+def _drops(layer: torch.nn.Module) -> bool:
+    chances = [value for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)]
+    return any(chances) or (isinstance(layer, torch.nn.Dropout) and layer.p > 0)

@@ -9,6 +9,7 @@ Shapes: see ``columns``; D hidden, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import tempfile
 from typing import Any
@@ -22,29 +23,37 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
-from gspo_rllib.modules.attention import PACKED, supports_packing
+from gspo_rllib.modules.attention import PACKED, prefix_sharing, supports_packing
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
+from gspo_rllib.modules.prefix_attention import DEVICES as SHARING_DEVICES
+from gspo_rllib.modules.prefix_attention import PrefixSharing
 from gspo_rllib.ops import token_logprobs
 
 MODEL_CONFIG: dict[str, Any] = {
     "path": None,
     "autocast_dtype": None,
+    "head_dtype": None,
     "activation_checkpointing": False,
     "packing": None,
     "attn_implementation": None,
     "trust_remote_code": False,
     "vf_share_layers": False,
+    "shared_prefixes": None,
 }
 """What ``.rl_module(model_config=...)`` takes, with defaults:
 
-``path``: local Hugging Face folder or hub name (required). ``autocast_dtype``: None for float32 or ``"bfloat16"``
-for mixed precision; weights, optimiser state, log-probabilities and loss stay float32. ``activation_checkpointing``:
-recompute activations in the backward pass, about 1.3 times the time for a fraction of the memory. ``packing``: True for
-packed rows, False for padded ones, None to pack wherever the model allows it. ``attn_implementation``: None for ours;
-``"flash_attention_2"`` where it is installed. ``trust_remote_code``: whether the model folder may run its own code.
-``vf_share_layers``: for algorithms with a critic only. False gives the critic layers of its own, loaded from ``path``
-(twice the memory); True lets its value head read the policy's last hidden states.
+``path``: local Hugging Face folder or hub name (required). ``autocast_dtype``: None for float32 or ``"bfloat16"`` for
+mixed precision; weights, optimiser state, log-probabilities and loss stay float32. ``head_dtype``: None lets the head
+multiply in the precision of the layers; ``"float32"`` keeps it exact under mixed precision.
+``activation_checkpointing``: recompute activations in the backward pass, about 1.3 times the time for a fraction of
+the memory. ``packing``: True for packed rows, False for padded ones, None to pack wherever the model allows it.
+``attn_implementation``: None for ours; ``"flash_attention_2"`` where it is installed. ``trust_remote_code``: whether
+the model folder may run its own code. ``vf_share_layers``: for algorithms with a critic only. False gives the critic
+layers of its own, loaded from ``path`` (twice the memory); True lets its value head read the policy's last hidden
+states. ``shared_prefixes``: whether trajectories of a group compute the prompt they share once per packed row, exact
+to float noise. None: where it saves enough tokens and model and device allow it; True: wherever two share a token;
+False: never.
 """
 
 
@@ -70,9 +79,15 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
         raise SettingError(
             f"rl_module.model_config['autocast_dtype'] is {full['autocast_dtype']!r}; allowed: None, 'bfloat16'"
         )
+    if full["head_dtype"] not in (None, "float32"):
+        raise SettingError(f"rl_module.model_config['head_dtype'] is {full['head_dtype']!r}; allowed: None, 'float32'")
     if not isinstance(full["vf_share_layers"], bool):
         raise SettingError(
             f"rl_module.model_config['vf_share_layers'] is {full['vf_share_layers']!r}; allowed: True, False"
+        )
+    if full["shared_prefixes"] is not None and not isinstance(full["shared_prefixes"], bool):
+        raise SettingError(
+            f"rl_module.model_config['shared_prefixes'] is {full['shared_prefixes']!r}; allowed: None, True, False"
         )
     return full
 
@@ -102,6 +117,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         head = self.model.get_output_embeddings()
         self._plain_head = isinstance(head, torch.nn.Linear) and not _head_is_transformed(self.model.config)
+        if settings["head_dtype"] and not self._plain_head:
+            raise SettingError(
+                f"rl_module.model_config['head_dtype'] is {settings['head_dtype']!r}, but the head of "
+                f"{type(self.model).__name__} is more than one matrix multiplication; set it to None."
+            )
         # Sampling needs no critic; never building it there saves its memory too.
         wanted = use_critic and not self.inference_only
         self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
@@ -128,7 +148,33 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         elif self.packed:
             model.set_attn_implementation(PACKED)
         model.config.use_cache = False
+        ours = self.packed and attention is None
+        self._prefix_sharing = prefix_sharing(model) if ours and self.settings["shared_prefixes"] is not False else None
+        if self.settings["shared_prefixes"] and self._prefix_sharing is None:
+            raise SettingError(
+                f"rl_module.model_config['shared_prefixes'] is True, but {type(model).__name__} cannot share as it is "
+                "configured: that takes packed rows, our own attention (attn_implementation None), no dropout, and "
+                "values as wide as keys. Set it to None or False."
+            )
         return model
+
+    def prefix_sharing(self) -> PrefixSharing | None:
+        """When trajectories of a group are to share their prompt in a row; None for never.
+
+        Raises:
+            SettingError: ``shared_prefixes`` is True on a device where nothing can be shared.
+        """
+        device, wanted = next(self.model.parameters()).device.type, self.settings["shared_prefixes"]
+        if device not in SHARING_DEVICES:
+            if wanted:
+                raise SettingError(
+                    f"rl_module.model_config['shared_prefixes'] is True, but this learner's device is {device!r} and "
+                    f"prompts can be shared on {', '.join(SHARING_DEVICES)} only. Set it to None or False."
+                )
+            return None
+        if wanted and self._prefix_sharing is not None:
+            return dataclasses.replace(self._prefix_sharing, min_token_ratio=1.0)
+        return self._prefix_sharing
 
     def get_non_inference_attributes(self) -> list[str]:
         """What sampling does not need and engines are never sent: the critic."""
@@ -197,6 +243,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _packed_inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         extra = {} if self.settings["attn_implementation"] else {"segment_lengths": batch[columns.SEGMENT_LENGTHS]}
+        if columns.SEGMENT_PREFIXES in batch:
+            extra["segment_prefixes"] = batch[columns.SEGMENT_PREFIXES]
         inputs = {
             "input_ids": batch[columns.TOKEN_IDS][None],
             "position_ids": batch[columns.POSITION_IDS][None],
@@ -235,9 +283,15 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _score_hidden(self, hidden_LD: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         head: Any = self.model.get_output_embeddings()
-        return token_logprobs(
-            hidden_LD, head.weight, batch[columns.LOSS_TOKEN_IDS], temperature=self.temperature, bias_V=head.bias
-        )
+        exact = self.settings["head_dtype"] == "float32"
+        with torch.autocast(hidden_LD.device.type, enabled=False) if exact else contextlib.nullcontext():
+            return token_logprobs(
+                hidden_LD.float() if exact else hidden_LD,
+                head.weight,
+                batch[columns.LOSS_TOKEN_IDS],
+                temperature=self.temperature,
+                bias_V=head.bias,
+            )
 
     def _score_logits(self, logits_LV: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         logp_LV = (logits_LV.float() / self.temperature).log_softmax(dim=-1)

@@ -1,8 +1,9 @@
 """Log-probabilities of given tokens from hidden states, without ever holding ``[tokens, vocabulary]``.
 
-Shapes:  L tokens that carry loss · D hidden · V vocabulary.
-The forward pass walks the tokens in chunks and keeps one number per token; the backward pass computes each chunk's
-logits again. Peak memory is one chunk of logits instead of all of them.
+Shapes:  L tokens that carry loss · D hidden · V vocabulary · R tokens and C words of one block of logits.
+Both passes walk the vocabulary in blocks and, within, the tokens. The forward pass keeps a running log-sum-exp and
+entropy per token; the backward pass computes each block's logits again. On a CPU a block stays in the cache, so that
+element-wise work on it costs little, and the words' part of the head is read once for all tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MAX_CHUNK_ELEMENTS = 1 << 22
-"""Logits alive at once (16 MiB in float32): large enough for full matrix-multiplication speed, small beside a model."""
+BLOCK = {"cpu": (1024, 1 << 18)}
+"""By type of device: most tokens of a block, and most logits: 1 MiB in float32, what a core's own cache holds."""
+
+OTHER_BLOCK = (4096, 1 << 26)
+"""The same on accelerators, which need larger multiplications to be busy: 256 MiB."""
 
 
 def token_logprobs(
@@ -51,14 +55,27 @@ def token_logprobs(
     return logp_L, entropy_L
 
 
-def _chunks(num_tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, MAX_CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, start + size) for start in range(0, num_tokens, size)]
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _logits(hidden: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ head_VD.t()).to(torch.promote_types(hidden.dtype, torch.float32))
-    return logits if temperature == 1.0 else logits.div_(temperature)
+def _blocks(hidden_LD: Tensor, head_VD: Tensor) -> tuple[list[slice], list[slice]]:
+    """``(words, tokens)``: how the vocabulary and the tokens are cut."""
+    tokens, elements = BLOCK.get(hidden_LD.device.type, OTHER_BLOCK)
+    tokens = max(1, min(tokens, hidden_LD.shape[0]))
+    return _slices(head_VD.shape[0], max(1, elements // tokens)), _slices(hidden_LD.shape[0], tokens)
+
+
+def _logits(hidden_RD: Tensor, head_CD: Tensor, temperature: float) -> Tensor:
+    logits_RC = (hidden_RD @ head_CD.t()).to(torch.promote_types(hidden_RD.dtype, torch.float32))
+    return logits_RC if temperature == 1.0 else logits_RC.div_(temperature)
+
+
+def _place(token_ids_R: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Whether each token is one of the words [R, 1], and its column among them (any, if it is not)."""
+    column_R1 = (token_ids_R - words.start)[:, None]
+    size = words.stop - words.start
+    return (column_R1 >= 0) & (column_R1 < size), column_R1.clamp(0, size - 1)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -66,22 +83,32 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_LD: Tensor, head_VD: Tensor, token_ids_L: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        head = head_VD.to(hidden_LD.dtype)
         dtype = torch.promote_types(hidden_LD.dtype, torch.float32)
-        logp_L = hidden_LD.new_empty(hidden_LD.shape[0], dtype=dtype)
-        entropy_L = torch.empty_like(logp_L)
-        normaliser_L = torch.empty_like(logp_L)
-        for part in _chunks(hidden_LD.shape[0], head.shape[0]):
-            logits = _logits(hidden_LD[part], head, temperature)
-            normaliser = torch.logsumexp(logits, dim=-1)
-            logp_L[part] = logits.gather(1, token_ids_L[part, None]).squeeze(1) - normaliser
-            normaliser_L[part] = normaliser
-            probs = (logits - normaliser[:, None]).exp_()
-            entropy_L[part] = normaliser - (probs.mul_(logits)).sum(dim=-1)
-        ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L, entropy_L)
+        chosen_L1 = hidden_LD.new_zeros((hidden_LD.shape[0], 1), dtype=dtype)
+        # Of the words so far: largest logit, sum of exp(logit - peak), and that sum weighted with logit - peak.
+        peak_L1 = torch.full_like(chosen_L1, torch.finfo(dtype).min)
+        total_L1, weighted_L1 = torch.zeros_like(chosen_L1), torch.zeros_like(chosen_L1)
+        all_words, all_tokens = _blocks(hidden_LD, head_VD)
+        for words in all_words:
+            head_CD = head_VD[words].to(hidden_LD.dtype)
+            for tokens in all_tokens:
+                logits = _logits(hidden_LD[tokens], head_CD, temperature)
+                inside, column = _place(token_ids_L[tokens], words)
+                chosen_L1[tokens] = torch.where(inside, logits.gather(1, column), chosen_L1[tokens])
+                old = peak_L1[tokens]
+                peak = torch.maximum(old, logits.amax(dim=-1, keepdim=True))
+                weight = logits.sub_(peak).exp()
+                shrunk = (old - peak).exp() * total_L1[tokens]
+                weighted_L1[tokens] = (old - peak).exp() * weighted_L1[tokens] + shrunk * (old - peak)
+                weighted_L1[tokens] += torch.linalg.vecdot(weight, logits)[:, None]
+                total_L1[tokens] = shrunk + weight.sum(dim=-1, keepdim=True)
+                peak_L1[tokens] = peak
+        log_total_L1 = total_L1.log()
+        normaliser_L1, entropy_L1 = peak_L1 + log_total_L1, log_total_L1 - weighted_L1 / total_L1
+        ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L1, entropy_L1)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        return logp_L, entropy_L
+        return (chosen_L1 - normaliser_L1).squeeze(1), entropy_L1.squeeze(1)
 
     @staticmethod
     def backward(
@@ -89,37 +116,47 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         if grad_logp_L is None and grad_entropy_L is None:
             return None, None, None, None
-        hidden_LD, head_VD, token_ids_L, normaliser_L, entropy_L = ctx.saved_tensors
-        head = head_VD.to(hidden_LD.dtype)
-        grad_hidden_LD = torch.empty_like(hidden_LD)
+        hidden_LD, head_VD, token_ids_L, normaliser_L1, entropy_L1 = ctx.saved_tensors
+        # Per unit of logit before the temperature.
+        grad_logp_L1, grad_entropy_L1 = (
+            None if grad is None else (grad / ctx.temperature)[:, None] for grad in (grad_logp_L, grad_entropy_L)
+        )
+        grad_hidden_LD = torch.zeros_like(hidden_LD, dtype=normaliser_L1.dtype)
         grad_head_VD = torch.zeros_like(head_VD)
-        for part in _chunks(hidden_LD.shape[0], head.shape[0]):
-            table = _logits(hidden_LD[part], head, ctx.temperature).sub_(normaliser_L[part, None])
-            grad_logits = _grad_logits(
-                table,
-                token_ids_L[part, None],
-                None if grad_logp_L is None else grad_logp_L[part, None],
-                None if grad_entropy_L is None else grad_entropy_L[part, None],
-                entropy_L[part, None],
-            )
-            grad_logits = grad_logits.div_(ctx.temperature).to(hidden_LD.dtype)
-            grad_hidden_LD[part] = grad_logits @ head
-            grad_head_VD += (grad_logits.t() @ hidden_LD[part]).to(grad_head_VD.dtype)
-        return grad_hidden_LD, grad_head_VD, None, None
+        all_words, all_tokens = _blocks(hidden_LD, head_VD)
+        for words in all_words:
+            head_CD = head_VD[words].to(hidden_LD.dtype)
+            for tokens in all_tokens:
+                table = _logits(hidden_LD[tokens], head_CD, ctx.temperature).sub_(normaliser_L1[tokens])
+                grad_logp = None if grad_logp_L1 is None else grad_logp_L1[tokens]
+                grad_entropy = None if grad_entropy_L1 is None else grad_entropy_L1[tokens]
+                _to_grad(table, grad_logp, grad_entropy, entropy_L1[tokens])
+                if grad_logp is not None:
+                    inside, column = _place(token_ids_L[tokens], words)
+                    table.scatter_add_(1, column, torch.where(inside, grad_logp, 0.0))
+                grad_logits = table.to(hidden_LD.dtype)
+                _add_product(grad_hidden_LD[tokens], grad_logits, head_CD)
+                _add_product(grad_head_VD[words], grad_logits.t(), hidden_LD[tokens])
+        return grad_hidden_LD.to(hidden_LD.dtype), grad_head_VD, None, None
 
 
-def _grad_logits(
-    table: Tensor, token_ids: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None, entropy: Tensor
-) -> Tensor:
-    """One chunk's gradient with respect to its logits; ``table`` holds log p [chunk, V] and is used up."""
-    if grad_entropy is None:
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``; sums of low-precision products are kept in the precision of the total."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _to_grad(table_RC: Tensor, grad_logp_R1: Tensor | None, grad_entropy_R1: Tensor | None, entropy_R1: Tensor) -> None:
+    """Replaces log p by the loss's gradient with respect to the logits, without the chosen tokens' own part."""
+    if grad_entropy_R1 is None:
         # d log p_token / d logit_j = [j = token] - p_j
-        assert grad_logp is not None
-        grad = table.exp_().mul_(-grad_logp)
+        assert grad_logp_R1 is not None
+        table_RC.exp_().mul_(-grad_logp_R1)
     else:
         # d H / d logit_j = -p_j (log p_j + H)
-        pull = table.add(entropy).mul_(grad_entropy)
-        if grad_logp is not None:
-            pull.add_(grad_logp)
-        grad = table.exp_().mul_(pull).neg_()
-    return grad if grad_logp is None else grad.scatter_add_(1, token_ids, grad_logp)
+        pull = table_RC.add(entropy_R1).mul_(grad_entropy_R1)
+        if grad_logp_R1 is not None:
+            pull.add_(grad_logp_R1)
+        table_RC.exp_().mul_(pull).neg_()

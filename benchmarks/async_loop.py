@@ -1,0 +1,140 @@
+"""What overlapping pays: tokens trained per second with sampling and learning at the same time, over taking turns.
+
+    .venv/bin/python benchmarks/async_loop.py
+
+One core each: one remote env runner with its engine, and the learner in this process, one thread in each. Both loops
+train the same job, built and run in turn, so that what else the machine does meets both. The first iterations of a run
+are left out: they compile, and the asynchronous loop fills up. No more than a factor of 2 can be won, and that only
+where sampling and learning take equally long; what they take in the synchronous loop is printed. Raise
+``--observation-chars`` if sampling takes longer (the learner reads all of them again), lower it if learning does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ray
+import torch
+from measure import record
+from ray.rllib.core import DEFAULT_MODULE_ID
+from workload import TalkEnv, random_model
+
+from gspo_rllib import metrics as names
+from gspo_rllib.algorithms import GSPOConfig
+
+WARM_UP = 2
+"""Iterations before measuring starts."""
+
+
+def main() -> None:
+    """Measures and prints one row per run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5, help="pairs of runs")
+    parser.add_argument("--iterations", type=int, default=5, help="measured in every run")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--tokens-per-turn", type=int, default=16)
+    parser.add_argument("--observation-chars", type=int, default=24)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--max-staleness", type=int, default=1)
+    parser.add_argument("--engine", default="vllm")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
+    parser.add_argument("--record", action="store_true", help="merge the ratio into benchmarks/latest.json")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    rows: list[dict[str, Any]] = []
+    print(
+        f"{'loop':>5} {'tokens/s':>8} {'iteration s':>11} {'sampling s':>10} {'learning s':>10} {'weights s':>9} "
+        f"{'staleness':>9} {'dropped':>7} {'in play':>7}"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model = random_model(pathlib.Path(folder), size="small", vocabulary=args.vocabulary)
+            for _ in range(args.repetitions):
+                for max_staleness in (0, args.max_staleness):
+                    rows.append(run(model, max_staleness, args))
+                    print_row(rows[-1])
+    finally:
+        ray.shutdown()
+    ratios = [a["tokens_per_s"] / s["tokens_per_s"] for s, a in zip(rows[::2], rows[1::2], strict=True)]
+    sampling, learning = (statistics.median(row[name] for row in rows[::2]) for name in ("sampling_s", "learning_s"))
+    most = (sampling + learning) / max(sampling, learning)
+    print(f"taking turns, sampling takes {sampling:.2f} s and learning {learning:.2f} s: overlap can win {most:.2f}")
+    print(f"async over sync: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    if args.record:
+        staleness = max(row["staleness"] for row in rows[1::2])
+        details = {"sampling_s": round(sampling, 2), "learning_s": round(learning, 2), "staleness": round(staleness, 2)}
+        record("async_over_sync", ratios, command=__doc__.splitlines()[2].strip(), **details)
+
+
+def run(model: str, max_staleness: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Builds one loop, trains, and takes it down again."""
+    config = (
+        GSPOConfig()
+        .environment(
+            TalkEnv, env_config={"turns": args.turns, "observation_chars": args.observation_chars, "spread": 0.5}
+        )
+        .rl_module(model_config={"path": model})
+        .generation(engine=args.engine, max_tokens_per_turn=args.tokens_per_turn, max_model_len=1024)
+        .env_runners(num_env_runners=1, num_envs_per_env_runner=args.concurrency)
+        .learners(num_learners=0)
+        .training(group_size=args.group_size, groups_per_iteration=args.groups, max_staleness=max_staleness)
+        .debugging(seed=0)
+    )
+    if max_staleness:
+        config.training(rollout_correction="truncate", rollout_correction_level="sequence_mean")
+    algorithm = config.build_algo()
+    try:
+        for _ in range(WARM_UP):
+            algorithm.train()
+        started = time.perf_counter()
+        results = [algorithm.train() for _ in range(args.iterations)]
+        seconds = time.perf_counter() - started
+    finally:
+        algorithm.stop()
+    learned = [result["learners"][DEFAULT_MODULE_ID] for result in results]
+    stream = [result.get(names.GROUP_STREAM, {}) for result in results]
+
+    def timer(name: str) -> float:
+        return statistics.mean(result["timers"][name] for result in results)
+
+    return {
+        "loop": "async" if max_staleness else "sync",
+        "tokens_per_s": sum(values["num_tokens"] for values in learned) / seconds,
+        "iteration_s": seconds / args.iterations,
+        "sampling_s": timer("env_runner_sampling_timer"),
+        "learning_s": timer("learner_update_timer"),
+        "weights_s": timer("synch_weights"),
+        "staleness": statistics.mean(values["staleness"] for values in learned),
+        "dropped": sum(counts.get(names.NUM_GROUPS_STALE_DROPPED, 0) for counts in stream),
+        "in_play": statistics.mean(counts.get(names.NUM_GROUPS_IN_PLAY, 0) for counts in stream),
+    }
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """In the asynchronous loop, sampling is what the learner waited for."""
+    print(
+        f"{row['loop']:>5} {row['tokens_per_s']:8.0f} {row['iteration_s']:11.2f} {row['sampling_s']:10.2f} "
+        f"{row['learning_s']:10.2f} {row['weights_s']:9.2f} {row['staleness']:9.2f} {row['dropped']:7.0f} "
+        f"{row['in_play']:7.1f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

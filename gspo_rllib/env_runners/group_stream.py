@@ -1,0 +1,353 @@
+"""The driver's side of sampling while learning: deals groups to runners that play on, and takes the finished ones.
+
+A version is the learners' count of updates, and a group is stale when more than η of them lie between its oldest token
+and its training. Every iteration takes G groups, and at most (η + 1) · G are ever dealt and not yet taken, so none need
+become stale. Which G an iteration takes goes by age: a group that would come too late otherwise has its place and is
+waited for, so that long trajectories are trained as surely as short ones; the other places go to what is finished,
+oldest first. What is stale all the same (after a failure) is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from gspo_rllib import metrics as names
+from gspo_rllib.env_runners.group_sampling import MAX_ROUNDS, Weights, no_progress_message
+from gspo_rllib.errors import NoProgressError
+from gspo_rllib.types import TrajectoryGroup, group_episodes, turns
+
+if TYPE_CHECKING:
+    from gspo_rllib.env_runners.play import PlayReport
+
+POLL_S = 0.2
+"""Longest a runner waits for a group to finish before it answers; it takes no other call meanwhile."""
+
+RESTART_S = 300.0
+"""Longest to wait for Ray to restart a runner when none is left."""
+
+LOCAL = 0
+"""RLlib's number of the env runner in the driver's own process."""
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """A group that is dealt and not yet trained.
+
+    Attributes:
+        group_id: Its name.
+        order: How many were dealt before it.
+        version: The oldest weights version among its tokens; until it is finished, the oldest there can be.
+        worker: Who plays it; None until it is dealt, and again when its runner died.
+        deaths: Runners that died while playing it.
+        trajectories: What was played; None until it is finished.
+    """
+
+    group_id: str
+    order: int
+    version: int
+    worker: int | None = None
+    deaths: int = 0
+    trajectories: TrajectoryGroup | None = None
+
+
+class GroupStream:
+    """Groups that are played while the learners train on others.
+
+    Args:
+        runners: RLlib's group of ``LanguageEnvRunner``: remote ones, or the one in this process.
+        groups_per_iteration: G, groups an update takes.
+        max_staleness: η, versions between a group's oldest token and the learners when it is trained.
+        draw: Names that many groups to play next.
+    """
+
+    def __init__(
+        self,
+        runners: EnvRunnerGroup,
+        *,
+        groups_per_iteration: int,
+        max_staleness: int,
+        draw: Callable[[int], Sequence[str]],
+    ) -> None:
+        self._runners = runners
+        self._per_iteration = groups_per_iteration
+        self._max_staleness = max_staleness
+        self._draw = draw
+        self._is_local = runners.num_remote_env_runners() == 0
+        self._groups: dict[str, _Group] = {}
+        self._num_dealt = 0
+        self._weights: Weights
+        self._armed: set[int] = set()
+        """Workers that hold weights, or will before they play what they are sent next."""
+        self._polls: dict[ray.ObjectRef, int] = {}
+        self._processes: dict[int, int] = {}
+        self._errors: list[str] = []
+        self._num_stale = 0
+        self._waited_s = 0.0
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of the groups that were drawn and not yet taken, in that order."""
+        return list(self._groups)
+
+    def start(self, weights: Weights) -> None:
+        """Begins at some version; nothing is played before the first ``take``.
+
+        Args:
+            weights: What every healthy runner has acknowledged.
+        """
+        assert not self._groups, "stop what is played before starting again"
+        self._weights = weights
+        self._armed = set(self._healthy())
+
+    def advance(self, weights: Weights) -> None:
+        """Offers new weights to every runner and deals the groups they admit; waits for nobody.
+
+        Args:
+            weights: The learners', after an update.
+        """
+        self._weights = weights
+        weights.offer(self._runners, sorted(self._armed.intersection(self._healthy())))
+        self._deal(self._per_iteration)
+
+    def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+        """Waits for groups to train on.
+
+        Args:
+            count: How many; of those in play that many fewer are left, so others are admitted in later calls.
+
+        Returns:
+            ``count`` groups less those that were given up meanwhile, in the order they were drawn, none older than the
+            bound; and the runners' metrics.
+
+        Raises:
+            NoProgressError: As many groups were given up and none finished, or no runner is left.
+        """
+        started = time.perf_counter()
+        taken: list[_Group] = []
+        reports: list[Any] = []
+        num_given_up = 0
+        self._errors = []
+        try:
+            while (missing := count - len(taken) - num_given_up) > 0:
+                if chosen := self._choose(missing):
+                    taken += chosen
+                    continue
+                self._deal(missing)
+                for worker, report in self._collect():
+                    reports += [report.metrics] if report.metrics else []
+                    self._keep(worker, report)
+                num_given_up += self._forget_given_up()
+        except BaseException:
+            # Interrupted: what is finished is there for the next call, or for a checkpoint.
+            self._groups = {group.group_id: group for group in taken} | self._groups
+            raise
+        self._waited_s += time.perf_counter() - started
+        if not taken:
+            raise NoProgressError(no_progress_message(count, self._runners, self._errors))
+        taken.sort(key=lambda group: group.order)
+        return [group.trajectories for group in taken if group.trajectories is not None], reports
+
+    def stop(self) -> list[str]:
+        """Abandons everything that is played.
+
+        Returns:
+            Names of the groups that were drawn and not taken.
+        """
+        self._runners.foreach_env_runner(_stop_play, local_env_runner=self._is_local)
+        abandoned = self.unfinished
+        self._groups.clear()
+        self._polls.clear()
+        return abandoned
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Every engine has the offered weights and is idle meanwhile, to be used for something else."""
+        self._runners.foreach_env_runner(_pause_play, local_env_runner=self._is_local)
+        try:
+            yield
+        finally:
+            self._runners.foreach_env_runner(_resume_play, local_env_runner=self._is_local)
+
+    def measure(self) -> dict[str, float]:
+        """Metrics since the last call, by their names in ``gspo_rllib.metrics``."""
+        measured = {
+            names.NUM_GROUPS_STALE_DROPPED: self._num_stale,
+            names.NUM_GROUPS_IN_PLAY: sum(group.trajectories is None for group in self._groups.values()),
+            names.GROUP_WAIT_S: self._waited_s,
+        }
+        self._num_stale, self._waited_s = 0, 0.0
+        return measured
+
+    def _choose(self, places: int) -> list[_Group]:
+        """Takes the finished groups that may have one of this iteration's places, oldest first."""
+        waiting = Counter(group.version for group in self._groups.values())
+        finished = [group for group in self._groups.values() if group.trajectories is not None]
+        chosen: list[_Group] = []
+        for group in sorted(finished, key=lambda group: group.version):
+            stale = group.version < self._weights.version - self._max_staleness
+            if not stale and not self._may_take(group.version, waiting, places - len(chosen)):
+                continue
+            waiting[group.version] -= 1
+            del self._groups[group.group_id]
+            if stale:
+                self._num_stale += 1
+            else:
+                chosen.append(group)
+        return chosen
+
+    def _may_take(self, version: int, waiting: Counter[int], places: int) -> bool:
+        """Whether there is a place left that no group with less time needs.
+
+        After this iteration at most k · G groups may have only k iterations left, or one of them would come too late.
+        """
+        time_left = version + self._max_staleness - self._weights.version
+        for k in range(time_left):
+            due = sum(n for v, n in waiting.items() if v + self._max_staleness <= self._weights.version + k)
+            if due - k * self._per_iteration >= places:
+                return False
+        return places > 0
+
+    def _deal(self, missing: int) -> None:
+        """Draws what the bound admits, and hands out what nobody plays, to whom plays the least.
+
+        Args:
+            missing: Groups that this iteration still has to take.
+        """
+        room = self._max_staleness * self._per_iteration + missing - len(self._groups)
+        for group_id in self._draw(max(room, 0)):
+            self._groups[group_id] = _Group(group_id, self._num_dealt, self._weights.version)
+            self._num_dealt += 1
+        unplayed = [group for group in self._groups.values() if group.worker is None]
+        if not unplayed:
+            return
+        workers = self._workers()
+        load = Counter(group.worker for group in self._groups.values() if group.trajectories is None)
+        shares: dict[int, list[str]] = defaultdict(list)
+        for group in unplayed:
+            group.worker = min(workers, key=lambda worker: load[worker])
+            group.version = self._weights.version
+            load[group.worker] += 1
+            shares[group.worker].append(group.group_id)
+        new = sorted(shares.keys() - self._armed)
+        self._weights.offer(self._runners, new)
+        self._armed.update(new)
+        for worker, group_ids in shares.items():
+            self._send(worker, _Play(group_ids))
+
+    def _collect(self) -> list[tuple[int, PlayReport]]:
+        """What runners have to report; waits for the first of them, and never for a particular one."""
+        if self._is_local:
+            runner: Any = self._runners.local_env_runner
+            return [(LOCAL, runner.take_finished(POLL_S))]
+        playing = {group.worker for group in self._groups.values() if group.worker and group.trajectories is None}
+        for worker in playing.difference(self._polls.values()):
+            self._polls[self._send(worker, _poll)] = worker
+        ray.wait(list(self._polls), num_returns=1)
+        ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
+        reports = []
+        for ref in ready:
+            worker = self._polls.pop(ref)
+            try:
+                process, report = ray.get(ref)
+            except RayError as error:
+                self._manager.set_actor_state(worker, healthy=False)
+                self._lose(worker, f"env runner {worker} died: {str(error)[:500]}")
+                continue
+            if self._processes.setdefault(worker, process) != process:
+                # Ray has restarted it: what it had played is gone, and what it was sent since is dealt again as well.
+                self._send(worker, _stop_play)
+                self._lose(worker, f"env runner {worker} died and was restarted")
+                continue
+            reports.append((worker, report))
+        return reports
+
+    def _keep(self, worker: int, report: PlayReport) -> None:
+        self._errors += [message for message in report.errors if message not in self._errors]
+        for finished in group_episodes(report.episodes):
+            group = self._groups.get(finished.group_id)
+            # A runner taken for dead may still answer for a group that was dealt again.
+            if group is not None and group.worker == worker and group.trajectories is None:
+                group.trajectories = finished
+                group.version = min(turn.policy_version for episode in finished.episodes for turn in turns(episode))
+        for group_id in report.given_up:
+            group = self._groups.get(group_id)
+            if group is not None and group.worker == worker:
+                group.deaths = MAX_ROUNDS
+
+    def _forget_given_up(self) -> int:
+        given_up = [group for group in self._groups.values() if group.deaths >= MAX_ROUNDS]
+        for group in given_up:
+            del self._groups[group.group_id]
+        return len(given_up)
+
+    def _lose(self, worker: int, message: str) -> None:
+        self._armed.discard(worker)
+        self._processes.pop(worker, None)
+        self._errors.append(message)
+        for group in self._groups.values():
+            if group.worker == worker and group.trajectories is None:
+                group.worker = None
+                group.deaths += 1
+
+    def _workers(self) -> list[int]:
+        """Runners that can be sent something, brought back from the dead if there is no other.
+
+        Raises:
+            NoProgressError: None can be.
+        """
+        deadline = time.monotonic() + RESTART_S
+        while not (workers := self._healthy()):
+            # One that is being restarted answers at once that it is not there yet.
+            if self._runners.probe_unhealthy_env_runners():
+                continue
+            if not self._runners._remote_config.restart_failed_env_runners or time.monotonic() > deadline:
+                raise NoProgressError(no_progress_message(len(self._groups), self._runners, self._errors))
+            time.sleep(1.0)
+        return workers
+
+    def _healthy(self) -> list[int]:
+        return [LOCAL] if self._is_local else list(self._manager.healthy_actor_ids())
+
+    def _send(self, worker: int, function: Callable[[Any], Any]) -> Any:
+        if self._is_local:
+            return function(self._runners.local_env_runner)
+        # RLlib's own asynchronous calls are dropped while an earlier one is under way.
+        return self._manager.actors()[worker].apply.remote(function)
+
+    @property
+    def _manager(self) -> Any:
+        return self._runners._worker_manager
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    group_ids: list[str]
+
+    def __call__(self, runner: Any) -> None:
+        runner.play(self.group_ids)
+
+
+def _pause_play(runner: Any) -> None:
+    runner.pause_play()
+
+
+def _resume_play(runner: Any) -> None:
+    runner.resume_play()
+
+
+def _stop_play(runner: Any) -> None:
+    runner.stop_play()
+
+
+def _poll(runner: Any) -> tuple[int, PlayReport]:
+    return os.getpid(), runner.take_finished(POLL_S)

@@ -1,0 +1,392 @@
+"""Playing groups in a thread beside the caller's: sampling goes on while the driver, or a learner, does something else.
+
+The thread drives the engine whenever it has anything to play or to load; otherwise it sleeps. New weights are taken up
+between turns (``"turn"``: no turn starts, those that run end, the weights are loaded, play goes on) or at once
+(``"token"``: what runs is computed again under the new weights and goes on sampling). Whatever fails in the thread is
+kept, and raised by the next call that asks for its results.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.util import log_once
+
+from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.env_runners.env_worker import EnvPool
+from gspo_rllib.env_runners.groups import GroupScheduler
+from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.errors import EngineError, SettingError, WeightSyncError
+from gspo_rllib.types import GROUP
+
+logger = logging.getLogger(__name__)
+
+WeightUptake = Literal["turn", "token"]
+
+_players: weakref.WeakSet[Player] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class PlayReport:
+    """What came of playing since the last report.
+
+    Attributes:
+        episodes: Of the groups completed since then: group by group in the order they were asked for, by index within
+            a group.
+        given_up: Ids of the groups that could not be completed.
+        errors: Distinct messages of the failures behind these groups, oldest first.
+        metrics: As ``get_metrics`` gives them; empty when no group was completed or given up.
+        weights_version: What the engine holds.
+        num_playing: Groups asked for and neither completed nor given up yet.
+    """
+
+    episodes: list[SingleAgentEpisode]
+    given_up: list[str]
+    errors: list[str]
+    metrics: dict[str, Any]
+    weights_version: int | None
+    num_playing: int
+
+
+def check_free(engine: Engine) -> None:
+    """Refuses the use of an engine that a thread is driving.
+
+    Raises:
+        EngineError: A player of this process drives it, and is not paused.
+    """
+    for player in list(_players):
+        if player.engine is engine:
+            player.check_parked()
+
+
+class Player:
+    """Plays groups in a daemon thread of its own, which starts when there is first something to do.
+
+    All methods are for one other thread, the caller's.
+
+    Args:
+        engine: Driven by the thread alone, except while it is paused or has nothing to do.
+        pool: Used by the thread alone; closed by ``stop``.
+        make_rollout: Makes the rollout on this engine and pool; called once, when the engine holds weights.
+        scheduler: Without groups yet.
+        uptake: How new weights are taken up; ``"token"`` becomes ``"turn"`` where the engine cannot do it.
+        on_groups: Called in the thread with the episodes of groups that were just completed.
+
+    Raises:
+        EngineError: Another player drives this engine.
+    """
+
+    engine: Engine
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: EnvPool,
+        make_rollout: Callable[[], Rollout],
+        scheduler: GroupScheduler[SingleAgentEpisode],
+        *,
+        uptake: WeightUptake,
+        on_groups: Callable[[list[SingleAgentEpisode]], None],
+    ) -> None:
+        if any(player.engine is engine for player in _players):
+            raise EngineError(
+                "another env runner of this process already plays groups on the same engine; stop_play() it first, or "
+                "put the two into separate processes (num_env_runners >= 1)."
+            )
+        if uptake == "token" and not engine.can_update_while_running:
+            if log_once("gspo_rllib_weight_uptake"):
+                logger.warning(
+                    "weight_uptake='token': this engine cannot take up weights while requests are running (vLLM with "
+                    "enable_multiprocessing=True cannot); it takes them up between turns instead, as with 'turn'."
+                )
+            uptake = "turn"
+        self.engine = engine
+        self._pool = pool
+        self._make_rollout = make_rollout
+        self._rollout: Rollout | None = None
+        self._scheduler = scheduler
+        self._uptake = uptake
+        self._on_groups = on_groups
+        self._thread: threading.Thread | None = None
+        self._waits_since: float | None = None  # when the thread first saw the weights that are waiting
+        self._changed = threading.Condition()  # guards what follows
+        self._added: list[str] = []
+        self._playing: dict[str, None] = {}
+        self._offered: tuple[Mapping[str, np.ndarray] | ray.ObjectRef, int] | None = None
+        self._any_offered = self._pausing = self._stopping = False
+        self._parked = True  # the thread sleeps, and nothing it was told would wake it
+        self._finished = RolloutStats()
+        self._failure: BaseException | None = None
+        _players.add(self)
+
+    def play(self, group_ids: Sequence[str]) -> None:
+        """Adds groups; see ``PlayingEnvRunner.play``."""
+        with self._changed:
+            self._raise_failure()
+            if len(set(group_ids)) != len(group_ids) or self._playing.keys() & set(group_ids):
+                raise SettingError(f"group_ids: every group may be asked for once, got {list(group_ids)}.")
+            if self.engine.weights_version is None and not self._any_offered:
+                raise WeightSyncError("play: this env runner has no weights yet; call offer_weights or set_weights.")
+            self._added += group_ids
+            self._playing.update(dict.fromkeys(group_ids))
+            self._wake()
+
+    def offer(self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int) -> None:
+        """Lets new weights wait to be taken up; see ``PlayingEnvRunner.offer_weights``."""
+        with self._changed:
+            self._offered, self._any_offered = (named_weights, version), True
+            self._wake()
+
+    def take(self, timeout_s: float) -> tuple[RolloutStats, int]:
+        """What was finished since the last call, and how many groups are not.
+
+        Args:
+            timeout_s: Longest to wait for a group, where one may still come.
+
+        Raises:
+            BaseException: Whatever ended the thread; again with every call until ``stop``.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_news or not self._playing or self._parked, timeout_s)
+            self._raise_failure()
+            stats = RolloutStats()
+            if self._has_news:
+                stats, self._finished = self._finished, stats
+            return stats, len(self._playing)
+
+    def pause(self) -> None:
+        """Returns once the engine is idle between two turns; it stays so until ``resume``."""
+        with self._changed:
+            self._pausing = True
+            self._pool.wake()
+            self._changed.wait_for(lambda: self._parked)
+
+    def resume(self) -> None:
+        """Plays on after a pause."""
+        with self._changed:
+            self._pausing = False
+            if self._failure is None and (self._playing or self._offered):
+                self._wake()
+
+    def stop(self) -> list[str]:
+        """Ends the thread between two steps, and abandons what it played.
+
+        Returns:
+            Ids of the groups that were asked for and never handed out by ``take``.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._pool.wake()
+        if self._thread is not None:
+            self._thread.join()
+        self._pool.close()
+        _players.discard(self)
+        finished = dict.fromkeys(episode.custom_data[GROUP].group_id for episode in self._finished.episodes)
+        return [*finished, *self._finished.given_up, *self._playing]
+
+    def check_parked(self) -> None:
+        """Waits for the thread to have let go of the engine.
+
+        Raises:
+            EngineError: It will not, unless it is paused.
+        """
+        with self._changed:
+            if not self._pausing and self._failure is None and (self._playing or self._offered):
+                raise EngineError(
+                    f"a thread of this process is playing {len(self._playing)} groups on this engine. Call "
+                    "pause_play() on the env runner that plays, and resume_play() afterwards; new weights for what "
+                    "is being played go through offer_weights()."
+                )
+            self._changed.wait_for(lambda: self._parked)
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._finished.episodes or self._finished.given_up or self._failure)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _wake(self) -> None:
+        if self._pausing or self._failure is not None:
+            return
+        self._parked = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="gspo-play", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+        self._pool.wake()
+
+    # What follows runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            try:
+                while self._sleep_until_needed():
+                    started = time.perf_counter()
+                    self._advance()
+                    with self._changed:
+                        self._finished.sample_s += time.perf_counter() - started
+            finally:
+                if self._rollout is not None:
+                    self._rollout.end()
+        except BaseException as error:  # noqa: BLE001, raised by the next take() or play()
+            self._failure = error
+        finally:
+            with self._changed:
+                self._parked = True
+                self._changed.notify_all()
+
+    def _sleep_until_needed(self) -> bool:
+        """Sleeps while there is nothing to do; False when the thread is to end."""
+        with self._changed:
+            # Again after every wake-up: a pause may have begun before this thread came round to the end of the last.
+            while self._may_rest() and not self._stopping:
+                self._parked = True
+                self._changed.notify_all()
+                self._changed.wait()
+            self._parked = False
+            self._scheduler.add_groups(self._added)
+            self._added = []
+            return not self._stopping
+
+    def _may_rest(self) -> bool:
+        if self._pausing:
+            # Weights offered before the pause are loaded before it begins, those offered meanwhile after its end.
+            return self._parked or (self._offered is None and not self.engine.has_work())
+        return not self._playing and self._offered is None
+
+    def _advance(self) -> None:
+        self._take_up_weights()
+        if self._rollout is None:
+            if not self._playing:
+                return
+            self._rollout = self._make_rollout()
+            self._rollout.begin(self._scheduler)
+        self._rollout.holds_turns = self._pausing or self._waits_since is not None
+        self._rollout.advance()
+        if self._scheduler.has_settled:
+            stats = self._rollout.collect()
+            self._on_groups(stats.episodes)
+            with self._changed:
+                self._finished.add(stats)
+                for group_id in [e.custom_data[GROUP].group_id for e in stats.episodes] + stats.given_up:
+                    self._playing.pop(group_id, None)
+                self._changed.notify_all()
+
+    def _take_up_weights(self) -> None:
+        """Loads the newest weights that were offered, if the engine is ready for them."""
+        with self._changed:
+            if self._offered is None:
+                return
+            if self._waits_since is None:
+                self._waits_since = time.perf_counter()
+            if self._uptake == "turn" and self.engine.has_work():
+                return
+            (named_weights, version), self._offered = self._offered, None
+        if version != self.engine.weights_version:
+            if isinstance(named_weights, ray.ObjectRef):
+                named_weights = ray.get(named_weights)
+            self.engine.load_weights(named_weights, version, keep_running=self.engine.has_work())
+            with self._changed:
+                self._finished.num_uptakes += 1
+                self._finished.uptake_s += time.perf_counter() - self._waits_since
+        self._waits_since = None
+
+
+class PlayingEnvRunner:
+    """What an env runner gains by a ``Player``: calls that return at once, while groups are played in a thread.
+
+    RLlib's metrics are written by the caller's thread. The callbacks of episodes, and ``on_sample_end``, come from the
+    playing thread: never two at a time, but beside whatever the caller's thread does. What they log through their
+    ``metrics_logger`` is kept apart from the caller's writing by a lock.
+    """
+
+    _player: Player | None = None
+
+    def play(self, group_ids: list[str]) -> None:
+        """Adds groups to what is being played; they start as slots get free. Returns at once.
+
+        Args:
+            group_ids: Names of the groups, none of which is being played.
+
+        Raises:
+            SettingError: A group is asked for twice.
+            WeightSyncError: No weights were ever set or offered.
+            Exception: Whatever ended the thread since the last call.
+        """
+        self._acquire_player().play(group_ids)
+
+    def offer_weights(self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int) -> None:
+        """Lets new weights wait to be taken up, in place of any that still wait; returns at once.
+
+        Groups played after this call start with these weights or newer ones.
+
+        Args:
+            named_weights: The whole Hugging Face ``state_dict``, float32, or a reference to it in Ray's object store.
+                Nothing may change these arrays any more.
+            version: What to call these weights; nothing is loaded if the engine already holds it.
+        """
+        self._acquire_player().offer(named_weights, version)
+
+    def take_finished(self, timeout_s: float) -> PlayReport:
+        """The groups that were completed or given up since the last call.
+
+        Args:
+            timeout_s: Longest to wait for the first of them; does not wait where none can come.
+
+        Raises:
+            Exception: Whatever ended the thread; again with every call until ``stop_play``.
+        """
+        if self._player is None:
+            return PlayReport([], [], [], {}, self.get_weights_version(), 0)
+        stats, num_playing = self._player.take(timeout_s)
+        metrics = self._log_stats(stats) if stats.episodes or stats.given_up else {}
+        return PlayReport(
+            stats.episodes, stats.given_up, stats.errors, metrics, self.get_weights_version(), num_playing
+        )
+
+    def pause_play(self) -> None:
+        """Returns once the engine is idle between two turns, the thread asleep, and weights offered before are loaded.
+
+        Until ``resume_play`` the engine may be used otherwise, e.g. by an evaluation runner that shares it.
+        """
+        if self._player is not None:
+            self._player.pause()
+
+    def resume_play(self) -> None:
+        """Plays on after ``pause_play``."""
+        if self._player is not None:
+            self._player.resume()
+
+    def stop_play(self) -> list[str]:
+        """Abandons everything that is being played; ends the thread after the step it is in.
+
+        Returns:
+            Ids of the groups that were asked for and never handed out by ``take_finished``.
+        """
+        player, self._player = self._player, None
+        return player.stop() if player is not None else []
+
+    def get_weights_version(self) -> int | None:
+        """The version the engine acknowledged."""
+        raise NotImplementedError
+
+    def _acquire_player(self) -> Player:
+        """The player, made on first use."""
+        raise NotImplementedError
+
+    def _log_stats(self, stats: RolloutStats) -> dict[str, Any]:
+        """Logs what was finished; returns the metrics, reduced."""
+        raise NotImplementedError

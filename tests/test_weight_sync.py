@@ -1,0 +1,90 @@
+"""The weights that leave the learners: a version of them stays what it was, and one tensor travels once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from transformers import AutoModelForCausalLM
+
+from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.env_runners.group_sampling import Weights
+from gspo_rllib.envs import UnicodeText
+
+
+def _learners(path: str, num_learners: int = 0) -> Any:
+    config = (
+        GSPOConfig()
+        .environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
+        .rl_module(model_config={"path": path})
+        .generation(engine="transformers", max_tokens_per_turn=8)
+        .learners(num_learners=num_learners)
+    )
+    return config.build_learner_group(spaces={DEFAULT_MODULE_ID: (UnicodeText(100), UnicodeText(100))})
+
+
+class Runners:
+    """An env runner group of one runner that notes what it is sent."""
+
+    def __init__(self, remote: int) -> None:
+        self.remote = remote
+        self.sent: Any = None
+
+    def num_remote_env_runners(self) -> int:
+        return self.remote
+
+    def foreach_env_runner(self, load: Callable[[Any], int], local_env_runner: bool) -> list[int]:
+        return [load(SimpleNamespace(set_weights=self._set_weights))]
+
+    def _set_weights(self, named: Any, version: int, force: bool) -> int:
+        self.sent = named
+        return version
+
+
+def test_a_version_stays_what_it_was_while_the_learner_goes_on(tiny_tied: str) -> None:
+    learners, runners = _learners(tiny_tied), Runners(remote=0)
+    weights = Weights(learners)
+    with torch.no_grad():
+        for parameter in learners._learner.module[DEFAULT_MODULE_ID].parameters():
+            parameter.add_(1.0)
+
+    weights.push(runners)
+
+    expected = AutoModelForCausalLM.from_pretrained(tiny_tied).state_dict()
+    assert runners.sent.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(runners.sent[name], tensor.numpy(), err_msg=name)
+
+
+def test_a_tied_head_is_copied_and_sent_once(tiny_tied: str, ray_local: None) -> None:
+    here, elsewhere = Runners(remote=0), Runners(remote=1)
+    weights = Weights(_learners(tiny_tied))
+    weights.push(here)
+    weights.push(elsewhere)
+
+    assert isinstance(elsewhere.sent, ray.ObjectRef)
+    for sent in (here.sent, ray.get(elsewhere.sent)):
+        assert sent["lm_head.weight"] is sent["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("remote", [0, 1])
+def test_a_learner_in_an_actor_sends_its_weights_and_version(tiny_dense: str, ray_local: None, remote: int) -> None:
+    learners, runners = _learners(tiny_dense, num_learners=1), Runners(remote)
+    try:
+        weights = Weights(learners)
+        weights.push(runners)
+        (version,) = [answer.get() for answer in learners.foreach_learner(lambda learner: learner._weights_seq_no)]
+        sent = ray.get(runners.sent) if remote else runners.sent
+    finally:
+        learners.shutdown()
+
+    assert weights.version == version
+    expected = AutoModelForCausalLM.from_pretrained(tiny_dense).state_dict()
+    assert sent.keys() == expected.keys()
+    np.testing.assert_array_equal(sent["lm_head.weight"], expected["lm_head.weight"].numpy())
