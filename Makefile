@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all train bench-peers clean
+.PHONY: help install lint test test-all train bench bench-peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -45,6 +45,15 @@ train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GS
 
 $(SEED_MODEL)/config.json: | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
+
+bench: $(STAMP)  ## This project against its own limits, 15 min on two quiet cores; writes benchmarks/latest.json
+	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
+	$(BIN)/python benchmarks/rollout.py --record
+	$(BIN)/python benchmarks/loop.py --folder models/benchmarks --record
+	$(BIN)/python benchmarks/async_loop.py --record
+	$(BIN)/python benchmarks/weight_sync.py
+	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/growth.py
 
 bench-peers: $(PEERS)/.installed  ## Side by side with TRL, in an environment of its own; writes benchmarks/latest.json
 	$(PEERS)/bin/python benchmarks/peers_learner.py --record

@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/async_loop.py
 
 One core each: one remote env runner with its engine, and the learner in this process, one thread in each. Both loops
-train the same job, built and run in turn, so that what else the machine does meets both. The first iterations of a run
-are left out: they compile, and the asynchronous loop fills up. No more than a factor of 2 can be won, and that only
+train the same job. They are built once and measured in turn, a few iterations each, while the other one rests; the
+first round is left out. No more than a factor of 2 can be won, and that only
 where sampling and learning take equally long; what they take in the synchronous loop is printed. Raise
 ``--observation-chars`` if sampling takes longer (the learner reads all of them again), lower it if learning does.
 """
@@ -12,6 +12,7 @@ where sampling and learning take equally long; what they take in the synchronous
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -32,18 +33,18 @@ from gspo_rllib import metrics as names
 from gspo_rllib.algorithms import GSPOConfig
 
 WARM_UP = 2
-"""Iterations before measuring starts."""
+"""Iterations of each loop before measuring starts."""
 
 
 def main() -> None:
     """Measures and prints one row per run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=5, help="pairs of runs")
-    parser.add_argument("--iterations", type=int, default=5, help="measured in every run")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds")
+    parser.add_argument("--iterations", type=int, default=3, help="of each loop in a round")
     parser.add_argument("--vocabulary", type=int, default=4096)
-    parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--tokens-per-turn", type=int, default=16)
     parser.add_argument("--observation-chars", type=int, default=24)
     parser.add_argument("--concurrency", type=int, default=32)
@@ -54,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     rows: list[dict[str, Any]] = []
     print(
         f"{'loop':>5} {'tokens/s':>8} {'iteration s':>11} {'sampling s':>10} {'learning s':>10} {'weights s':>9} "
@@ -63,10 +64,18 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             model = random_model(pathlib.Path(folder), size="small", vocabulary=args.vocabulary)
-            for _ in range(args.repetitions):
-                for max_staleness in (0, args.max_staleness):
-                    rows.append(run(model, max_staleness, args))
-                    print_row(rows[-1])
+            loops = {max_staleness: build(model, max_staleness, args) for max_staleness in (0, args.max_staleness)}
+            for repetition in range(args.repetitions + 1):
+                for max_staleness, algorithm in loops.items():
+                    stream = loops[args.max_staleness]._stream
+                    # Nothing plays while the other loop is measured.
+                    with contextlib.nullcontext() if max_staleness else stream.paused():
+                        row = run(algorithm, max_staleness, args.iterations if repetition else WARM_UP)
+                    if repetition:
+                        rows.append(row)
+                        print_row(row)
+            for algorithm in loops.values():
+                algorithm.stop()
     finally:
         ray.shutdown()
     ratios = [a["tokens_per_s"] / s["tokens_per_s"] for s, a in zip(rows[::2], rows[1::2], strict=True)]
@@ -82,8 +91,8 @@ def main() -> None:
         record("async_over_sync", ratios, command=__doc__.splitlines()[2].strip(), **details)
 
 
-def run(model: str, max_staleness: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Builds one loop, trains, and takes it down again."""
+def build(model: str, max_staleness: int, args: argparse.Namespace) -> Any:
+    """One of the two loops."""
     config = (
         GSPOConfig()
         .environment(
@@ -98,15 +107,14 @@ def run(model: str, max_staleness: int, args: argparse.Namespace) -> dict[str, A
     )
     if max_staleness:
         config.training(rollout_correction="truncate", rollout_correction_level="sequence_mean")
-    algorithm = config.build_algo()
-    try:
-        for _ in range(WARM_UP):
-            algorithm.train()
-        started = time.perf_counter()
-        results = [algorithm.train() for _ in range(args.iterations)]
-        seconds = time.perf_counter() - started
-    finally:
-        algorithm.stop()
+    return config.build_algo()
+
+
+def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
+    """Trains for some iterations."""
+    started = time.perf_counter()
+    results = [algorithm.train() for _ in range(iterations)]
+    seconds = time.perf_counter() - started
     learned = [result["learners"][DEFAULT_MODULE_ID] for result in results]
     stream = [result.get(names.GROUP_STREAM, {}) for result in results]
 
@@ -116,7 +124,7 @@ def run(model: str, max_staleness: int, args: argparse.Namespace) -> dict[str, A
     return {
         "loop": "async" if max_staleness else "sync",
         "tokens_per_s": sum(values["num_tokens"] for values in learned) / seconds,
-        "iteration_s": seconds / args.iterations,
+        "iteration_s": seconds / iterations,
         "sampling_s": timer("env_runner_sampling_timer"),
         "learning_s": timer("learner_update_timer"),
         "weights_s": timer("synch_weights"),

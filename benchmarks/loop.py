@@ -40,9 +40,9 @@ def main() -> None:
     """Measures and prints one row per iteration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5, help="iterations that are measured")
-    parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--tokens-per-turn", type=int, default=16)
     parser.add_argument("--observation-chars", type=int, default=24)
     parser.add_argument("--size", default="small", choices=["small", "larger"])
@@ -57,7 +57,7 @@ def main() -> None:
         model = random_model(args.folder or pathlib.Path(temporary), size=args.size, vocabulary=args.vocabulary)
         rows = measure_loop(model, args)
     ray.shutdown()
-    _print(rows)
+    print(f"median {statistics.median(row['ratio'] for row in rows):.2f}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     if args.record:
@@ -97,7 +97,8 @@ def measure_loop(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     module = algo.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     # Every turn samples as many tokens as it may, so that iterations are alike.
     engine._stop_token_ids = []
-    rows = []
+    rows: list[dict[str, Any]] = []
+    _print_head()
     for iteration in range(args.repetitions + 1):
         with noted_requests(engine) as requests:
             result: dict[str, Any] = {}
@@ -123,22 +124,25 @@ def measure_loop(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "ratio": (raw.cpu_s + trained.cpu_s) / loop.cpu_s,
             }
         )
+        _print(rows[-1])
     algo.stop()
     return rows
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print_head() -> None:
     print(
         f"{'tokens':>7} {'sampled':>7} {'loop CPU s':>10} {'wall s':>7} {'learn s':>7} {'sync s':>7} {'raw vLLM':>8} "
         f"{'bare':>6} {'ideal ÷ loop':>12}"
     )
-    for row in rows:
-        print(
-            f"{row['tokens']:7d} {row['sampled_tokens']:7d} {row['loop_cpu_s']:10.2f} {row['loop_wall_s']:7.2f} "
-            f"{row['learn_wall_s']:7.2f} {row['sync_wall_s']:7.2f} {row['raw_vllm_cpu_s']:8.2f} "
-            f"{row['bare_cpu_s']:6.2f} {row['ratio']:12.2f}"
-        )
-    print(f"median {statistics.median(row['ratio'] for row in rows):.2f}")
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(
+        f"{row['tokens']:7d} {row['sampled_tokens']:7d} {row['loop_cpu_s']:10.2f} {row['loop_wall_s']:7.2f} "
+        f"{row['learn_wall_s']:7.2f} {row['sync_wall_s']:7.2f} {row['raw_vllm_cpu_s']:8.2f} "
+        f"{row['bare_cpu_s']:6.2f} {row['ratio']:12.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -253,7 +253,9 @@ def test_a_bound_of_zero_gives_the_synchronous_numbers_bit_for_bit(num_env_runne
 
 
 @pytest.mark.parametrize(
-    ("num_env_runners", "num_learners"), [(0, 0), (2, 0), (1, 2)], ids=["local", "two runners", "two learners"]
+    ("num_env_runners", "num_learners"),
+    [(0, 0), (2, 0), pytest.param(1, 2, marks=pytest.mark.slow)],
+    ids=["local", "two runners", "two learners"],
 )
 def test_sampling_overlaps_learning_within_the_bound(num_env_runners, num_learners, tiny_dense, ray_local):
     algo = _config(tiny_dense, num_env_runners=num_env_runners, num_learners=num_learners).build_algo()

@@ -235,6 +235,35 @@ def test_groups_played_after_an_offer_start_with_it(make_runner: Callable, weigh
     assert not same_samples(runner.sample(group_ids=["b"]), played["b"])
 
 
+def test_groups_may_be_taken_while_weights_are_being_loaded(
+    make_runner: Callable, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner()
+    runner.set_weights(weights, 1)
+    runner.play(["0"])
+    engine: Any = runner._engine
+    loading, go_on, load = threading.Event(), threading.Event(), engine.load_weights
+
+    def slowly(*args: Any, **kwargs: Any) -> None:
+        engine.weights_version = None  # as vLLM's is meanwhile
+        loading.set()
+        assert go_on.wait(PATIENCE_S)
+        load(*args, **kwargs)
+
+    while runner._player is not None and runner._player._playing:
+        time.sleep(0.01)
+    monkeypatch.setattr(engine, "load_weights", slowly)
+    runner.offer_weights(weights, 2)
+    assert loading.wait(PATIENCE_S)
+    report = runner.take_finished(0.0)
+    go_on.set()
+    assert len(report.episodes) > 1
+    assert report.weights_version == 1
+    assert report.metrics["weights_seq_no"].peek() == 1
+    runner.pause_play()
+    assert runner.get_weights_version() == 2
+
+
 def test_an_engine_that_cannot_update_while_running_waits_for_the_turn(
     make_runner: Callable, weights: Weights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_tied_head_is_copied_and_sent_once(tiny_tied: str, ray_local: None) ->
         assert sent["lm_head.weight"] is sent["model.embed_tokens.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remote", [0, 1])
 def test_a_learner_in_an_actor_sends_its_weights_and_version(tiny_dense: str, ray_local: None, remote: int) -> None:
     learners, runners = _learners(tiny_dense, num_learners=1), Runners(remote)

@@ -138,6 +138,8 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
 
     def get_weights_version(self) -> int | None:
         """The version the engine acknowledged; None when it never got any weights, or there is no engine yet."""
+        if self._player is not None:
+            return self._player.weights_version
         return self._engine.weights_version if self._engine is not None else None
 
     def set_weights(

@@ -46,7 +46,7 @@ class PlayReport:
         given_up: Ids of the groups that could not be completed.
         errors: Distinct messages of the failures behind these groups, oldest first.
         metrics: As ``get_metrics`` gives them; empty when no group was completed or given up.
-        weights_version: What the engine holds.
+        weights_version: What the engine holds, or held last while it is loading others.
         num_playing: Groups asked for and neither completed nor given up yet.
     """
 
@@ -118,6 +118,7 @@ class Player:
         self._uptake = uptake
         self._on_groups = on_groups
         self._thread: threading.Thread | None = None
+        self._held_version = engine.weights_version
         self._waits_since: float | None = None  # when the thread first saw the weights that are waiting
         self._changed = threading.Condition()  # guards what follows
         self._added: list[str] = []
@@ -128,6 +129,14 @@ class Player:
         self._finished = RolloutStats()
         self._failure: BaseException | None = None
         _players.add(self)
+
+    @property
+    def weights_version(self) -> int | None:
+        """What the engine holds, or held last while it is loading; None before the first weights."""
+        held = self.engine.weights_version
+        if held is not None:
+            self._held_version = held
+        return self._held_version
 
     def play(self, group_ids: Sequence[str]) -> None:
         """Adds groups; see ``PlayingEnvRunner.play``."""

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = {"cpu": (1024, 1 << 18)}
-"""By type of device: most tokens of a block, and most logits: 1 MiB in float32, what a core's own cache holds."""
+BLOCK = {"cpu": (2048, 1 << 19)}
+"""By type of device: most tokens of a block, and most logits: 2 MiB in float32, what a core's own cache holds."""
 
 OTHER_BLOCK = (4096, 1 << 26)
 """The same on accelerators, which need larger multiplications to be busy: 256 MiB."""
