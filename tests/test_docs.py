@@ -296,6 +296,7 @@ def test_the_examples_of_the_environments_say_what_happens(section: str, monkeyp
 
 
 def test_the_table_of_environments_holds_every_id_and_the_numbers_that_were_measured() -> None:
+    importlib.import_module("gspo_rllib.envs")  # registers them
     _, *rows = _rows(_section(ENVIRONMENTS, "All environments"))
     registered = {name.removeprefix("gspo_rllib/") for name in gymnasium.registry if name.startswith("gspo_rllib/")}
     assert {row[0] for row in rows} == registered

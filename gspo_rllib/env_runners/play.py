@@ -1,9 +1,8 @@
 """Playing groups in a thread beside the caller's: sampling goes on while the driver, or a learner, does something else.
 
-The thread drives the engine whenever it has anything to play or to load; otherwise it sleeps. New weights are taken up
-between turns (``"turn"``: no turn starts, those that run end, the weights are loaded, play goes on) or at once
-(``"token"``: what runs is computed again under the new weights and goes on sampling). Whatever fails in the thread is
-kept, and raised by the next call that asks for its results.
+The thread drives the engine while it has anything to play or to load, and sleeps otherwise. New weights are taken up
+between turns (``"turn"``: no turn starts until those running have ended) or at once (``"token"``: what runs is computed
+again under them). Whatever fails in the thread is kept, and raised by the next call that asks for its results.
 """
 
 from __future__ import annotations
@@ -299,8 +298,7 @@ class Player:
         with self._changed:
             if self._offered is None:
                 return
-            if self._waits_since is None:
-                self._waits_since = time.perf_counter()
+            self._waits_since = self._waits_since or time.perf_counter()
             if self._uptake == "turn" and self.engine.has_work():
                 return
             (named_weights, version), self._offered = self._offered, None
