@@ -1,7 +1,7 @@
 """How near a learner's update is to a bare forward and backward pass over the same tokens.
 
     .venv/bin/python benchmarks/learner.py
-    .venv/bin/python benchmarks/learner.py --data single_turn multi_turn --sizes small larger
+    .venv/bin/python benchmarks/learner.py --vocabularies 32768 152064 --data single_turn multi_turn
 
 Both sides run in this process, alternately, on the same trajectories with the same float32 model and one thread:
 
@@ -170,7 +170,7 @@ def main() -> None:
     """Measures and prints one row per model, vocabulary and data set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=["small", "larger"])
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32768, 152064])
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32768])
     parser.add_argument("--data", nargs="+", default=["single_turn"], choices=["single_turn", "multi_turn"])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--folder", type=pathlib.Path, help="where random models are kept; a temporary one without it")
