@@ -53,9 +53,11 @@ def test_it_learns_to_solve_the_task(student, objective, ray_local):
     assert report["start"] < 0.75
 
 
+@pytest.mark.slow
 def test_it_learns_as_much_from_trajectories_that_are_an_update_old(student, ray_local):
+    # With the recipe's learning rate, which moves the policy far in every update, an update's delay makes it swing.
     config = _config(student, engine="transformers").training(
-        max_staleness=1, rollout_correction="truncate", rollout_correction_level="sequence_mean"
+        lr=3e-5, max_staleness=1, rollout_correction="truncate", rollout_correction_level="sequence_mean"
     )
     report = train(config, target=TARGET, minutes=5, iterations=ITERATIONS)
     assert report["reached_s"] is not None, report["curve"]
