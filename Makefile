@@ -46,7 +46,7 @@ train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GS
 $(SEED_MODEL)/config.json: | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
 
-bench: $(STAMP)  ## This project against its own limits, 15 min on two quiet cores; writes benchmarks/latest.json
+bench: $(STAMP)  ## This project against its own limits; writes benchmarks/latest.json
 	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
 	$(BIN)/python benchmarks/rollout.py --record
 	$(BIN)/python benchmarks/loop.py --folder models/benchmarks --record

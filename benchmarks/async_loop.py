@@ -4,9 +4,9 @@
 
 One core each: one remote env runner with its engine, and the learner in this process, one thread in each. Both loops
 train the same job. They are built once and measured in turn, a few iterations each, while the other one rests; the
-first round is left out. No more than a factor of 2 can be won, and that only
-where sampling and learning take equally long; what they take in the synchronous loop is printed. Raise
-``--observation-chars`` if sampling takes longer (the learner reads all of them again), lower it if learning does.
+first round is left out. No more than a factor of 2 can be won, and that only where sampling and learning take equally
+long; what they take in the synchronous loop is printed. Raise ``--observation-chars`` if sampling takes longer (the
+learner reads all of them again), lower it if learning does.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ warnings.filterwarnings("ignore")
 import measure
 import numpy as np
 import torch
-import workload as workload
+import workload
 from ray.rllib.core import DEFAULT_MODULE_ID
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar

@@ -55,7 +55,7 @@ os.environ |= {
 
 import measure
 import psutil
-import workload as workload
+import workload
 from transformers import AutoTokenizer
 
 PROMPT_TOKENS, COMPLETION_TOKENS, NUM_PROMPTS = 64, 128, 4

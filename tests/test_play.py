@@ -498,12 +498,11 @@ def test_nothing_of_a_finished_group_is_kept(make_runner: Callable, weights: Wei
     assert [len(one) for one in kept] == [0] * len(kept)
 
 
-def test_a_learner_beside_the_thread_keeps_its_gradients_and_never_meets_a_random_number_twice(
-    make_runner: Callable, weights: Weights, tiny_dense: str
-) -> None:
+def training(path: str) -> Callable[[], torch.Tensor]:
+    """A forward and backward pass on a model of its own, to be repeated: all gradients as one row."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_dense, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = torch.arange(60).reshape(2, 30) * 5
 
     def gradients() -> torch.Tensor:
@@ -511,6 +510,13 @@ def test_a_learner_beside_the_thread_keeps_its_gradients_and_never_meets_a_rando
         model(ids, labels=ids, use_cache=False).loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
+    return gradients
+
+
+def test_a_learner_beside_the_thread_keeps_its_gradients_and_never_meets_a_random_number_twice(
+    make_runner: Callable, weights: Weights, tiny_dense: str
+) -> None:
+    gradients = training(tiny_dense)
     alone = gradients()
     runner = make_runner(env_config={"turns": 40})
     runner.set_weights(weights, 1)
@@ -549,16 +555,7 @@ def test_vllm_made_in_the_main_thread_plays_in_another_beside_training(
     make_runner: Callable, weights: Weights, tiny_dense: str
 ) -> None:
     pytest.importorskip("vllm")
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_dense, dtype=torch.float32)
-    ids = torch.arange(60).reshape(2, 30) * 5
-
-    def gradients() -> torch.Tensor:
-        model.zero_grad()
-        model(ids, labels=ids, use_cache=False).loss.backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters()])
-
+    gradients = training(tiny_dense)
     alone = gradients()
     runner = make_runner(engine="vllm", weight_uptake="token", env_config={"turns": 10}, max_tokens_per_turn=16)
     runner.set_weights(weights, 1)

@@ -98,8 +98,10 @@ class _TokenLogprobs(torch.autograd.Function):
                 old = peak_L1[tokens]
                 peak = torch.maximum(old, logits.amax(dim=-1, keepdim=True))
                 weight = logits.sub_(peak).exp()
-                shrunk = (old - peak).exp() * total_L1[tokens]
-                weighted_L1[tokens] = (old - peak).exp() * weighted_L1[tokens] + shrunk * (old - peak)
+                rise = peak - old
+                shrink = (-rise).exp()
+                shrunk = shrink * total_L1[tokens]
+                weighted_L1[tokens] = shrink * weighted_L1[tokens] - shrunk * rise
                 weighted_L1[tokens] += torch.linalg.vecdot(weight, logits)[:, None]
                 total_L1[tokens] = shrunk + weight.sum(dim=-1, keepdim=True)
                 peak_L1[tokens] = peak
