@@ -12,12 +12,13 @@ from gspo_rllib.algorithms.cispo.cispo import CISPO, CISPOConfig
 from gspo_rllib.algorithms.dapo.dapo import DAPO, DAPOConfig
 from gspo_rllib.algorithms.dr_grpo.dr_grpo import DrGRPO, DrGRPOConfig
 from gspo_rllib.algorithms.grpo.grpo import GRPO, GRPOConfig
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
+from gspo_rllib.algorithms.gspo.gspo import GSPO, GSPOConfig
 from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO, LanguagePPOConfig
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.rloo.rloo import RLOO, RLOOConfig
 
-ALGORITHMS: dict[str, type[GSPO]] = {
+ALGORITHMS: dict[str, type[PolicyGradient]] = {
     algorithm.__name__: algorithm for algorithm in (GSPO, GRPO, DAPO, DrGRPO, RLOO, CISPO, LanguagePPO)
 }
 """Every algorithm by the name that Tune and ``run.algorithm`` in a YAML config know it by."""
@@ -40,5 +41,7 @@ __all__ = [
     "GSPOConfig",
     "LanguagePPO",
     "LanguagePPOConfig",
+    "PolicyGradient",
+    "PolicyGradientConfig",
     "RLOOConfig",
 ]

@@ -35,11 +35,11 @@ from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors.episodes_to_tokens import EpisodesToTokens
 from gspo_rllib.connectors.group_advantages import GroupAdvantages
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.group_sampling import Weights
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.warmstart.models import build_model
+from gspo_rllib.weight_sync import Weights
 
 GOAL = 1.1
 SPACES = {DEFAULT_MODULE_ID: (UnicodeText(100), UnicodeText(100))}

@@ -40,8 +40,8 @@ from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
-from gspo_rllib.learners.micro_batches import pack, plan_rows
 from gspo_rllib.learners.training_data import GroupTrainingData
+from gspo_rllib.packing import pack, plan_rows
 
 SPACES = {DEFAULT_MODULE_ID: (UnicodeText(100), UnicodeText(100))}
 BUDGET = 16384

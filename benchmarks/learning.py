@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from gspo_rllib import metrics
 from gspo_rllib.algorithms import GSPOConfig
-from gspo_rllib.algorithms.gspo.learner import GSPOLearner
+from gspo_rllib.algorithms.policy_gradient.learner import PolicyGradientLearner
 from gspo_rllib.configs import load_config
 
 
-class FlippedAdvantageLearner(GSPOLearner):
+class FlippedAdvantageLearner(PolicyGradientLearner):
     """Every advantage has the wrong sign."""
 
     def compute_loss_for_module(self, **kwargs: Any) -> Any:
@@ -34,7 +34,7 @@ class FlippedAdvantageLearner(GSPOLearner):
         return -super().compute_loss_for_module(**kwargs)
 
 
-class CutRatioLearner(GSPOLearner):
+class CutRatioLearner(PolicyGradientLearner):
     """The loss has its value, but no gradient reaches the policy through the ratio."""
 
     def compute_loss_for_module(self, *, fwd_out: dict[str, Any], **kwargs: Any) -> Any:

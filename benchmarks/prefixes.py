@@ -33,9 +33,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from gspo_rllib import columns
-from gspo_rllib.learners.micro_batches import packed_rows
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.prefix_attention import PrefixSharing
+from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
 from gspo_rllib.warmstart.models import build_model
 

@@ -33,10 +33,11 @@ import gymnasium as gym
 import numpy as np
 
 from gspo_rllib.engines.protocol import Generation, GenerationRequest
+from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_worker import EnvPool
-from gspo_rllib.env_runners.groups import GroupScheduler
-from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
+from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.warmstart.models import build_model
 
@@ -152,8 +153,8 @@ def _play(renderer: ChatRenderer, turns: int, trajectories: int) -> tuple[float,
     spent_s = [0.0]
     pool = EnvPool(lambda: LedgerEnv(turns, spent_s), trajectories, blocking=False, step_timeout_s=60.0)
     scheduler: GroupScheduler[Any] = GroupScheduler(["0"], group_size=trajectories, run_seed=0, role="train")
-    settings = RolloutSettings(run_seed=0, temperature=1.0, max_tokens_per_turn=32)
-    rollout = Rollout(engine, pool, lambda chat: renderer, settings)
+    settings = GenerationSettings(temperature=1.0, max_tokens_per_turn=32)
+    rollout = Rollout(engine, pool, lambda chat: renderer, settings, run_seed=0)
     started = time.process_time()
     _, stats = rollout.run(scheduler)
     total_s = time.process_time() - started

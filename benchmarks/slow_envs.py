@@ -34,11 +34,13 @@ import gymnasium as gym
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine, EngineSpec, Generation
+from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_worker import EnvPool
-from gspo_rllib.env_runners.groups import GroupScheduler, derive_seed
-from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
+from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.seeds import derive_seed
 from gspo_rllib.warmstart.models import build_model
 
 TEXT = gym.spaces.Text(max_length=100_000, min_length=0, charset=string.printable)
@@ -150,8 +152,8 @@ def play(engine: Engine, renderer: ChatRenderer, load: Load, *, inline: bool = F
         step_timeout_s=60.0 + load.sleep_s,
     )
     scheduler: GroupScheduler[Any] = GroupScheduler(names, group_size=1, run_seed=0, role="train")
-    settings = RolloutSettings(run_seed=0, temperature=1.0, max_tokens_per_turn=load.tokens_per_turn)
-    episodes, stats = Rollout(clock, pool, lambda chat: renderer, settings, clock).run(scheduler)
+    settings = GenerationSettings(temperature=1.0, max_tokens_per_turn=load.tokens_per_turn)
+    episodes, stats = Rollout(clock, pool, lambda chat: renderer, settings, run_seed=0, observer=clock).run(scheduler)
     pool.close()
     if len(episodes) != len(names) or clock.window is None:
         raise RuntimeError(f"only {len(episodes)} of {len(names)} trajectories were played: {stats.errors}")

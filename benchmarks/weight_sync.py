@@ -31,9 +31,9 @@ import ray
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.env_runners.group_sampling import Weights
 from gspo_rllib.model_folder import quiet_transformers
 from gspo_rllib.warmstart.models import build_model
+from gspo_rllib.weight_sync import Weights
 
 VOCABULARY = 32768
 _LAYERS = {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "head_dim": 64}

@@ -11,9 +11,9 @@ import gymnasium
 from gspo_rllib.envs.checker import LanguageEnvReport as LanguageEnvReport
 from gspo_rllib.envs.checker import check_language_env as check_language_env
 from gspo_rllib.envs.spaces import UnicodeText as UnicodeText
-from gspo_rllib.envs.tool_env import Task as Task
-from gspo_rllib.envs.tool_env import ToolEnv as ToolEnv
 from gspo_rllib.envs.tools import tool as tool
+from gspo_rllib.envs.tools.env import Task as Task
+from gspo_rllib.envs.tools.env import ToolEnv as ToolEnv
 
 if __name__ != "gspo_rllib.envs":
     raise ImportError(

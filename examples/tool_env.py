@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gspo_rllib.envs.tool_calls import render_tool_call
-from gspo_rllib.envs.tool_env import Task, ToolEnv
 from gspo_rllib.envs.tools import tool
+from gspo_rllib.envs.tools.calls import render_tool_call
+from gspo_rllib.envs.tools.env import Task, ToolEnv
 
 STOCK = {"apple": 7, "pear": 12, "plum": 30}
 

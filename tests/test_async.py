@@ -16,10 +16,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib import metrics as names
 from gspo_rllib.algorithms import GSPO, GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import UNFINISHED_GROUPS
+from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
+from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.engines import registry
-from gspo_rllib.env_runners.group_stream import GroupStream
-from gspo_rllib.env_runners.play import PlayReport
+from gspo_rllib.env_runners.background import PlayReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.types import group_episodes, turns
 from tests.async_envs import HalfCoinEnv, SlowCoinEnv

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from gspo_rllib.algorithms import GSPOConfig
-from gspo_rllib.algorithms.gspo.clip_monitor import CLIP_SCALE_RANGE, PATIENCE, ClipMonitor, next_clip_scale
+from gspo_rllib.algorithms.policy_gradient.clip_monitor import PATIENCE, ClipMonitor
 from gspo_rllib.learners import statistics
 from gspo_rllib.learners.statistics import UpdateStatistics
+from gspo_rllib.ops.clip_scaling import CLIP_SCALE_RANGE, next_clip_scale
 
 HEALTHY = {
     statistics.CLIP_FRACTION: 0.15,

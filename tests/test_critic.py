@@ -21,12 +21,12 @@ from gspo_rllib import checkpoints, columns
 from gspo_rllib.connectors.episodes_to_tokens import token_trajectory
 from gspo_rllib.engines.protocol import EngineSpec, GenerationRequest
 from gspo_rllib.engines.transformers import TransformersEngine
-from gspo_rllib.env_runners.group_sampling import Weights
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import CheckpointError, ModelError, SettingError
-from gspo_rllib.learners.micro_batches import pack
 from gspo_rllib.modules.causal_lm import CausalLMModule
+from gspo_rllib.packing import pack
 from gspo_rllib.types import TokenTrajectory
+from gspo_rllib.weight_sync import Weights
 from tests.episodes import make_episode
 
 SHARING = pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])

@@ -20,11 +20,13 @@ import torch
 
 from gspo_rllib import metrics, ops
 from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
-from gspo_rllib.algorithms.gspo.guards import cautions, refusals
-from gspo_rllib.algorithms.gspo.settings import GenerationSettings, TrainingSettings
+from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.cli.main import main, parse_arguments
 from gspo_rllib.configs.runs import load_run
-from gspo_rllib.learners import group_selection, statistics
+from gspo_rllib.driver import selection
+from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.learners import statistics
 from tests import test_golden
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +190,7 @@ def test_the_objectives_name_every_value_of_every_setting() -> None:
 
 def test_the_objectives_name_every_statistic_and_count_of_theirs() -> None:
     named = set(re.findall(r"`([a-z_]+)(?:/64)?`", OBJECTIVES.read_text()))
-    assert set(group_selection.COUNTS) <= named
+    assert set(selection.COUNTS) <= named
     means = {name.split("/")[0] for name in statistics.UPDATE_MEANS if name not in statistics._INTERMEDIATE}
     bookkeeping = {statistics.LOSS, statistics.ENTROPY, statistics.ADVANTAGE_ABS_MEAN, statistics.GRAD_NORM}
     told = {*means - bookkeeping, statistics.LOGP_GAP_MAX, statistics.EFFECTIVE_SAMPLE_SIZE, statistics.CLIP_SCALE}

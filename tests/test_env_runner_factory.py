@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from gspo_rllib.env_runners.env_factory import check_language_env_spec, env_maker
-from gspo_rllib.env_runners.weights import unwrap_module_state
+from gspo_rllib.env_pool.factory import check_language_env_spec, env_maker
 from gspo_rllib.errors import EnvError
+from gspo_rllib.weight_sync import unwrap_module_state
 from tests import faulty_envs
 
 

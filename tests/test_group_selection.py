@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from gspo_rllib.driver.selection import COUNTS, GroupSelection, sample_until_informative
 from gspo_rllib.errors import NoProgressError, SettingError
-from gspo_rllib.learners.group_selection import COUNTS, GroupSelection, sample_until_informative
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.types import (
     GROUP,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
-from gspo_rllib.algorithms.gspo import guards
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
+from gspo_rllib.algorithms.policy_gradient import guards
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.errors import SettingError
 
 

@@ -11,10 +11,10 @@ from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
-from gspo_rllib.learners.micro_batches import pack, plan_rows
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.packing import pack, plan_rows
 from gspo_rllib.types import group_episodes
 from tests.episodes import make_episode, make_group
 

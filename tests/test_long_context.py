@@ -13,7 +13,7 @@ from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.long_context import SUMMARY_HEADER, SUMMARY_REQUEST
-from gspo_rllib.learners.micro_batches import TokenTable, pack
+from gspo_rllib.packing import TokenTable, pack
 from gspo_rllib.types import TRUNCATED_BY, turns
 from tests import faulty_envs
 from tests.coin_env import CoinEnv

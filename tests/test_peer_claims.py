@@ -16,9 +16,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import GroupAdvantages, group_estimator, token_trajectory
-from gspo_rllib.learners.micro_batches import TokenTable, pack
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.ops import policy_loss, reduce_tokens, rollout_correction, trajectory_mean_advantages
+from gspo_rllib.packing import TokenTable, pack
 from gspo_rllib.types import TURN, TrajectoryGroup, group_episodes
 from tests.episodes import make_episode
 

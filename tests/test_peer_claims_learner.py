@@ -16,12 +16,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
+from gspo_rllib.driver.selection import GroupSelection
 from gspo_rllib.envs import UnicodeText
-from gspo_rllib.learners.group_selection import GroupSelection
-from gspo_rllib.learners.micro_batches import TokenTable, pack
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.ops import policy_loss
+from gspo_rllib.packing import TokenTable, pack
 from gspo_rllib.types import TRUNCATED_BY, TURN, TokenTrajectory, group_episodes
 from tests.episodes import make_episode, make_group
 

@@ -16,8 +16,8 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from gspo_rllib import metrics as names
 from gspo_rllib.engines.process_state import torch_random_state_kept
+from gspo_rllib.env_runners.background import PlayReport
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
-from gspo_rllib.env_runners.play import PlayReport
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError
 from gspo_rllib.types import GROUP, group_episodes, turns
 from tests import faulty_envs

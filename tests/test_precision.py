@@ -9,8 +9,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from gspo_rllib import columns
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.errors import SettingError
-from gspo_rllib.learners.micro_batches import pack
 from gspo_rllib.learners.training_data import GroupTrainingData
+from gspo_rllib.packing import pack
 from tests.episodes import make_episode
 from tests.test_learner import SPACES, _config, _groups
 

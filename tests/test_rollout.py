@@ -12,11 +12,12 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.transformers import TransformersEngine
+from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_worker import EnvPool
-from gspo_rllib.env_runners.groups import GroupScheduler
-from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
+from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import GROUP, TRUNCATED_BY, ChatSpec, group_episodes, turns
@@ -106,8 +107,8 @@ def play(engine: RecordingEngine, renderer: ChatRenderer, tiny_dense: str) -> It
             trajectory_retries=retries,
             ragged_groups=ragged,
         )
-        options = RolloutSettings(**({"run_seed": 0, "temperature": 1.0, "max_tokens_per_turn": 6} | settings))
-        return Rollout(engine, pool, renderer_for, options, observer).run(scheduler)
+        options = GenerationSettings(**({"temperature": 1.0, "max_tokens_per_turn": 6} | settings))
+        return Rollout(engine, pool, renderer_for, options, run_seed=0, observer=observer).run(scheduler)
 
     yield run
     for pool in pools:
@@ -493,5 +494,5 @@ def test_an_engine_without_weights_is_refused(tiny_dense: str, renderer: ChatRen
     engine = TransformersEngine(EngineSpec("transformers", tiny_dense, "float32", 64, 1, renderer.stop_token_ids))
     pool = EnvPool(faulty_envs.EchoEnv, 1, blocking=False, step_timeout_s=1.0)
     with pytest.raises(WeightSyncError, match="no weights"):
-        Rollout(engine, pool, lambda chat: renderer, RolloutSettings(0, 1.0, 4))
+        Rollout(engine, pool, lambda chat: renderer, GenerationSettings(), run_seed=0)
     engine.close()

@@ -17,11 +17,13 @@ from ray.util.debug import reset_log_once
 
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.engines.transformers import TransformersEngine
+from gspo_rllib.env_pool.calls import EnvAnswer
+from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_factory import check_language_env_spec
-from gspo_rllib.env_runners.env_worker import EnvAnswer, EnvPool
-from gspo_rllib.env_runners.groups import GroupScheduler
-from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
+from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import turns
@@ -253,7 +255,7 @@ def test_framing_and_plain_info_come_along_and_foreign_objects_stay_behind(make_
 def test_a_hung_environment_does_not_block_the_end_of_the_process() -> None:
     program = """
 import time
-from gspo_rllib.env_runners.env_worker import EnvPool
+from gspo_rllib.env_pool.pool import EnvPool
 from tests.faulty_envs import ThreadedFailingEnv
 pool = EnvPool(lambda: ThreadedFailingEnv("hang", hang_s=600), 1, blocking=True, step_timeout_s=0.2)
 slot = pool.acquire()
@@ -281,8 +283,8 @@ def play(tiny_dense: str) -> Iterator[Callable[..., Any]]:
 
     def run(pool: EnvPool) -> Any:
         scheduler: GroupScheduler[Any] = GroupScheduler(["it/0"], group_size=3, run_seed=0, role="train")
-        settings = RolloutSettings(run_seed=0, temperature=1.0, max_tokens_per_turn=5)
-        return Rollout(engine, pool, lambda chat: renderer, settings).run(scheduler)
+        settings = GenerationSettings(temperature=1.0, max_tokens_per_turn=5)
+        return Rollout(engine, pool, lambda chat: renderer, settings, run_seed=0).run(scheduler)
 
     yield run
     engine.close()
@@ -434,7 +436,7 @@ def test_metadata_says_whether_an_environment_gets_a_process() -> None:
 def test_without_ray_a_thread_plays_instead_and_the_log_says_so(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("gspo_rllib.env_runners.remote_env.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("gspo_rllib.env_pool.process.ray.is_initialized", lambda: False)
     reset_log_once("gspo_rllib_process_without_ray")
     with caplog.at_level(logging.WARNING):
         pools = [make_pool(ProcessEnv, blocking=False, process=True) for _ in range(2)]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gspo_rllib.env_runners.groups import HOPELESS_GROUPS, MAX_REPLACEMENTS, Assignment, GroupScheduler, derive_seed
+from gspo_rllib.env_runners.group_scheduler import HOPELESS_GROUPS, MAX_REPLACEMENTS, Assignment, GroupScheduler
 from gspo_rllib.errors import SettingError
+from gspo_rllib.seeds import derive_seed
 
 
 def scheduler(group_ids: list[str], **changes: object) -> GroupScheduler[Assignment]:

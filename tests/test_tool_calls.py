@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gspo_rllib.envs.tool_calls import (
+from gspo_rllib.envs.tools.calls import (
     TOOL_FORMATS,
     ToolCall,
     ToolCallError,

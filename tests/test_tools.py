@@ -19,10 +19,11 @@ from jsonschema import Draft202012Validator
 
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.envs import check_language_env
-from gspo_rllib.envs.mcp_tools import mcp_tools
-from gspo_rllib.envs.tool_calls import render_tool_call
-from gspo_rllib.envs.tool_env import Task, ToolEnv
-from gspo_rllib.envs.tools import Tool, tool, tools_of
+from gspo_rllib.envs.tools import tool
+from gspo_rllib.envs.tools.calls import render_tool_call
+from gspo_rllib.envs.tools.declare import Tool, tools_of
+from gspo_rllib.envs.tools.env import Task, ToolEnv
+from gspo_rllib.envs.tools.mcp import mcp_tools
 from gspo_rllib.errors import EnvError, SettingError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.warmstart.demonstrations import demonstrate, render

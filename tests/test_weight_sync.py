@@ -14,8 +14,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from transformers import AutoModelForCausalLM
 
 from gspo_rllib.algorithms import GSPOConfig
-from gspo_rllib.env_runners.group_sampling import Weights
 from gspo_rllib.envs import UnicodeText
+from gspo_rllib.weight_sync import Weights
 
 
 def _learners(path: str, num_learners: int = 0) -> Any:

@@ -5,13 +5,13 @@ What differs from GSPO: the weight is clipped instead of the objective, so no to
 
 from __future__ import annotations
 
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.settings import with_defaults
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class CISPOConfig(GSPOConfig):
+class CISPOConfig(PolicyGradientConfig):
     """``GSPOConfig`` with CISPO's defaults; every builder and setting is the same.
 
     Example:
@@ -36,7 +36,7 @@ class CISPOConfig(GSPOConfig):
         super().__init__(algo_class=algo_class or CISPO)
 
 
-class CISPO(GSPO):
+class CISPO(PolicyGradient):
     """Clipped Importance Sampling Policy Optimization; see ``CISPOConfig`` for every setting."""
 
     @classmethod

@@ -5,13 +5,13 @@ What differs from GSPO: token mean, and groups without variance are replaced.
 
 from __future__ import annotations
 
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.settings import with_defaults
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class DAPOConfig(GSPOConfig):
+class DAPOConfig(PolicyGradientConfig):
     """``GSPOConfig`` with DAPO's defaults; every builder and setting is the same.
 
     Example:
@@ -37,7 +37,7 @@ class DAPOConfig(GSPOConfig):
         super().__init__(algo_class=algo_class or DAPO)
 
 
-class DAPO(GSPO):
+class DAPO(PolicyGradient):
     """Decoupled Clip and Dynamic Sampling Policy Optimization; see ``DAPOConfig`` for every setting."""
 
     @classmethod

@@ -5,13 +5,13 @@ What differs from GSPO: neither the standard deviation nor a trajectory's length
 
 from __future__ import annotations
 
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.settings import with_defaults
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class DrGRPOConfig(GSPOConfig):
+class DrGRPOConfig(PolicyGradientConfig):
     """``GSPOConfig`` with DrGRPO's defaults; every builder and setting is the same.
 
     Example:
@@ -36,7 +36,7 @@ class DrGRPOConfig(GSPOConfig):
         super().__init__(algo_class=algo_class or DrGRPO)
 
 
-class DrGRPO(GSPO):
+class DrGRPO(PolicyGradient):
     """GRPO Done Right; see ``DrGRPOConfig`` for every setting."""
 
     @classmethod

@@ -5,13 +5,13 @@ What differs from GSPO: one ratio per token, the wider range of DAPO above 1.
 
 from __future__ import annotations
 
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.settings import with_defaults
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class GRPOConfig(GSPOConfig):
+class GRPOConfig(PolicyGradientConfig):
     """``GSPOConfig`` with GRPO's defaults; every builder and setting is the same.
 
     Example:
@@ -34,7 +34,7 @@ class GRPOConfig(GSPOConfig):
         super().__init__(algo_class=algo_class or GRPO)
 
 
-class GRPO(GSPO):
+class GRPO(PolicyGradient):
     """Group Relative Policy Optimization; see ``GRPOConfig`` for every setting."""
 
     @classmethod

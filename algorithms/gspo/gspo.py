@@ -1,245 +1,50 @@
-"""``GSPO``: Group Sequence Policy Optimization as an RLlib ``Algorithm`` (arXiv:2507.18071v2)."""
+"""``GSPO``: Group Sequence Policy Optimization (arXiv:2507.18071v2).
+
+One importance ratio per trajectory, normalised by its length, because the reward is given to a whole trajectory too.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import pathlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any
-
-from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
-    ENV_RUNNER_SAMPLING_TIMER,
-    LEARNER_RESULTS,
-    LEARNER_UPDATE_TIMER,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    SYNCH_WORKER_WEIGHTS_TIMER,
-    TIMERS,
-)
-from ray.util import log_once
-
-from gspo_rllib import checkpoints
-from gspo_rllib.algorithms.gspo.clip_monitor import ClipMonitor
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.env_runners.group_sampling import Weights, sample_groups
-from gspo_rllib.env_runners.group_stream import GroupStream
-from gspo_rllib.env_runners.groups import derive_seed
-from gspo_rllib.learners.group_selection import sample_until_informative
-from gspo_rllib.learners.training_data import GroupTrainingData
-from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
-from gspo_rllib.types import TrajectoryGroup
-
-logger = logging.getLogger("gspo_rllib")
-
-NEXT_GROUP = "next_group"
-"""Key in the checkpointed state: how many groups the run has drawn so far, which names the next ones."""
-
-UNFINISHED_GROUPS = "unfinished_groups"
-"""Key in the checkpointed state: groups that were drawn and not yet trained; they are played first after a restore."""
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class GSPO(Algorithm):
+class GSPOConfig(PolicyGradientConfig):
+    """Configures GSPO training of a language-model agent, with the paper's defaults.
+
+    Example:
+        >>> config = (
+        ...     GSPOConfig()
+        ...     .environment("gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config={"operations": 6})
+        ...     .rl_module(model_config={"path": "models/seed"})
+        ...     .generation(temperature=1.0, max_tokens_per_turn=32)
+        ...     .training(group_size=8, groups_per_iteration=16, lr=1e-5)
+        ... )
+        >>> config.clip_low, config.clip_high, config.num_minibatches
+        (0.0003, 0.0004, 4)
+    """
+
+    training_settings = with_defaults(
+        TrainingSettings,
+        "GSPOTrainingSettings",
+        {
+            "importance_sampling_level": ("sequence", "arXiv:2507.18071v2 eq. 7"),
+            "clip_low": (3e-4, "arXiv:2507.18071v2 §5.1"),
+            "clip_high": (4e-4, "arXiv:2507.18071v2 §5.1"),
+            "num_minibatches": (4, "arXiv:2507.18071v2 §5.1"),
+        },
+    )
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or GSPO)
+
+
+class GSPO(PolicyGradient):
     """Group Sequence Policy Optimization; see ``GSPOConfig`` for every setting."""
 
-    config: GSPOConfig
-
     @classmethod
-    def get_default_config(cls) -> AlgorithmConfig:
-        """The paper's settings."""
+    def get_default_config(cls) -> GSPOConfig:
+        """Its paper's settings."""
         return GSPOConfig()
-
-    def setup(self, config: AlgorithmConfig) -> None:
-        """Builds runners and learners and puts the same weights everywhere."""
-        self._next_group = 0
-        self._unfinished: list[str] = []
-        self._stream: GroupStream | None = None
-        self._clip_monitor = ClipMonitor(config)
-        self._selection = config.group_selection
-        super().setup(config)
-        if self.config.max_staleness:
-            self._stream = self._make_stream()
-        self._sync_weights()
-
-    def training_step(self) -> None:
-        """One iteration: sample groups, update on them in minibatches, sync the weights.
-
-        With stale data allowed, runners play on meanwhile: groups are then taken from a stream, and weights offered.
-        """
-        with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
-            groups, env_runner_results, counts = sample_until_informative(
-                self._stream.take if self._stream else self._sample_groups,
-                self._selection.select,
-                wanted=self.config.groups_per_iteration,
-                budget=self.config.resampling_budget,
-            )
-            self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
-            self._log_counts(GROUP_SELECTION, counts)
-            if self._stream:
-                self._log_counts(GROUP_STREAM, self._stream.measure())
-        if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
-            logger.warning(
-                "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
-                'info["success"] and differ by shaped reward only; a policy trained on those learns the shaping, not '
-                "the task. Use zero_variance_metric='success'."
-            )
-        if not groups:
-            logger.warning("No group of this iteration has anything to learn from (%s): no update.", counts)
-            return
-
-        with self._log_time(LEARNER_UPDATE_TIMER):
-            learner_results = self.learner_group.update(
-                training_data=GroupTrainingData.from_groups(
-                    groups,
-                    num_minibatches=self.config.num_minibatches,
-                    seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
-                ),
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
-                num_epochs=self.config.num_epochs,
-            )
-            self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
-            self._warn_about_clipping()
-
-        with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
-            if self._stream:
-                self._weights = Weights(self.learner_group)
-                self._stream.advance(self._weights)
-            else:
-                self._sync_weights()
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights; what plays on an engine it needs waits meanwhile."""
-        runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
-        share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
-        with self._stream.paused() if self._stream and share else contextlib.nullcontext():
-            return super().evaluate(*args, **kwargs)
-
-    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Brings failed env runners back and gives them the current weights before they sample."""
-        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
-        if restored and not (self._stream and env_runner_group is self.env_runner_group):
-            self._weights.push(env_runner_group)
-        return restored
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state, and which groups come next."""
-        unfinished = [*(self._stream.unfinished if self._stream else []), *self._unfinished]
-        own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished}
-        return {**super().get_state(*args, **kwargs), **own}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state, older ones too; every engine holds its weights before this returns."""
-        self._stop_playing()
-        super().set_state(state)
-        if NEXT_GROUP in state:
-            self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
-        self._sync_weights()
-
-    def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
-        """Saves a checkpoint with a manifest of its files.
-
-        Raises:
-            CheckpointError: The learner could not write its part.
-        """
-        if path is not None and "://" not in str(path):
-            path = str(pathlib.Path(path).expanduser().absolute())
-        saved: str = super().save_to_path(path, **kwargs)
-        if self.config.kl_coeff:
-            # Without it, a resumed run would measure the divergence from the policy it resumes with.
-            (files,) = self._first_learner(lambda learner: learner.reference_files())
-            checkpoints.write_reference(saved, files)
-        checkpoints.write_manifest(saved)
-        return saved
-
-    def restore_from_path(self, path: str | pathlib.Path, *args: Any, **kwargs: Any) -> None:
-        """Restores weights (in every engine too), optimiser and counters.
-
-        Raises:
-            CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours; nothing was changed.
-        """
-        if kwargs.get("component") is None:
-            path = checkpoints.verify(path)
-        self._stop_playing()
-        super().restore_from_path(path, *args, **kwargs)
-        self._sync_weights()
-
-    @classmethod
-    def from_checkpoint(cls, path: Any, *args: Any, **kwargs: Any) -> GSPO:
-        """A new algorithm that continues where the checkpoint ends; needs nothing but the checkpoint.
-
-        The checkpoint holds pickled RLlib state: load only what you trust.
-
-        Raises:
-            CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours.
-        """
-        folder = checkpoints.verify(path)
-        kwargs.setdefault("config", checkpoints.self_contained_config(folder))
-        algorithm: GSPO = super().from_checkpoint(str(folder), *args, **kwargs)
-        return algorithm
-
-    def _before_evaluate(self) -> None:
-        # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
-        self._weights.push(self.eval_env_runner_group or self.env_runner_group)
-
-    def _log_time(self, phase: str) -> AbstractContextManager[None]:
-        # RLlib smooths timers by default; these are this iteration's own.
-        timer: AbstractContextManager[None] = self.metrics.log_time((TIMERS, phase), reduce="mean", window=1)
-        return timer
-
-    def _log_counts(self, key: str, counts: Mapping[str, float]) -> None:
-        for name, count in counts.items():
-            self.metrics.log_value((key, name), count, reduce="sum")
-
-    def _draw_groups(self, count: int) -> list[str]:
-        """Names of the next groups: those that a restored run had not finished, then new ones."""
-        drawn, self._unfinished = self._unfinished[:count], self._unfinished[count:]
-        first = self._next_group
-        self._next_group += count - len(drawn)
-        return drawn + [str(index) for index in range(first, self._next_group)]
-
-    def _make_stream(self) -> GroupStream:
-        return GroupStream(
-            self.env_runner_group,
-            groups_per_iteration=self.config.groups_per_iteration,
-            max_staleness=self.config.max_staleness,
-            draw=self._draw_groups,
-        )
-
-    def _stop_playing(self) -> None:
-        if self._stream:
-            self._unfinished = self._stream.stop() + self._unfinished
-
-    def _sample_groups(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
-        return sample_groups(
-            self.env_runner_group,
-            self._draw_groups(count),
-            weights_version=self._weights.version,
-            recover=self._recover_env_runners,
-        )
-
-    def _first_learner(self, function: Callable[[Any], Any]) -> list[Any]:
-        first = None if self.learner_group.is_local else self.learner_group._worker_manager.healthy_actor_ids()[:1]
-        return [result.get() for result in self.learner_group.foreach_learner(function, remote_actor_ids=first)]
-
-    def _warn_about_clipping(self) -> None:
-        measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
-        for warning in self._clip_monitor.check(measured):
-            logger.warning(warning)
-
-    def _sync_weights(self) -> None:
-        self._weights = Weights(self.learner_group)
-        self._weights.push(self.env_runner_group, force=True)
-        if self._stream:
-            self._stream.start(self._weights)
-
-    def _recover_env_runners(self) -> None:
-        self.env_runner_group.probe_unhealthy_env_runners()
-        self._weights.push(self.env_runner_group)
-
-    def _lifetime_env_steps(self) -> int:
-        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))

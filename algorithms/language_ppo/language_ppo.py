@@ -5,13 +5,13 @@ What differs from GSPO: advantages per token from a critic instead of from a gro
 
 from __future__ import annotations
 
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.settings import with_defaults
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class LanguagePPOConfig(GSPOConfig):
+class LanguagePPOConfig(PolicyGradientConfig):
     """``GSPOConfig`` with LanguagePPO's defaults; every builder and setting is the same.
 
     Example:
@@ -38,7 +38,7 @@ class LanguagePPOConfig(GSPOConfig):
         super().__init__(algo_class=algo_class or LanguagePPO)
 
 
-class LanguagePPO(GSPO):
+class LanguagePPO(PolicyGradient):
     """Proximal Policy Optimization of a language model, with a critic; see ``LanguagePPOConfig`` for every setting."""
 
     @classmethod

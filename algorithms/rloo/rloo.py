@@ -5,13 +5,13 @@ What differs from GSPO: plain policy gradient against the mean of the others, on
 
 from __future__ import annotations
 
-from gspo_rllib.algorithms.gspo.config import GSPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO
-from gspo_rllib.algorithms.gspo.settings import TrainingSettings
-from gspo_rllib.settings import with_defaults
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.knobs import with_defaults
 
 
-class RLOOConfig(GSPOConfig):
+class RLOOConfig(PolicyGradientConfig):
     """``GSPOConfig`` with RLOO's defaults; every builder and setting is the same.
 
     Example:
@@ -40,7 +40,7 @@ class RLOOConfig(GSPOConfig):
         super().__init__(algo_class=algo_class or RLOO)
 
 
-class RLOO(GSPO):
+class RLOO(PolicyGradient):
     """REINFORCE Leave-One-Out; see ``RLOOConfig`` for every setting."""
 
     @classmethod

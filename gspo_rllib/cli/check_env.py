@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints what it keeps, and what it does not offer; a broken promise is the command's error."""
     from gspo_rllib.cli.policy_source import parse_assignments
-    from gspo_rllib.env_runners.env_factory import check_language_env_spec
+    from gspo_rllib.env_pool.factory import check_language_env_spec
     from gspo_rllib.envs import check_language_env
 
     settings = parse_assignments(arguments.env_config, option="--env-config")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gspo_rllib import columns
-from gspo_rllib.learners.micro_batches import packed_rows
 from gspo_rllib.modules.prefix_attention import PrefixSharing
+from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
-from gspo_rllib.env_runners.groups import derive_seed
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_folder import load_model_config, load_tokenizer
+from gspo_rllib.seeds import derive_seed
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ray.util import log_once
 
-from gspo_rllib.env_runners.groups import Assignment
+from gspo_rllib.env_runners.group_scheduler import Assignment
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ module nor a vectorised environment, so nothing here goes through RLlib's env-to
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import secrets
@@ -29,18 +30,19 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
+from gspo_rllib.env_pool.pool import EnvPool
+from gspo_rllib.env_runners.background import Player, PlayingEnvRunner, check_free
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenizer
-from gspo_rllib.env_runners.env_factory import LanguageEnvSpec, check_language_env_spec
-from gspo_rllib.env_runners.env_worker import EnvPool
-from gspo_rllib.env_runners.groups import GroupScheduler, Role
-from gspo_rllib.env_runners.play import Player, PlayingEnvRunner, check_free
-from gspo_rllib.env_runners.rollout import Rollout, RolloutSettings
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
+from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_stats import LockedLogger, RolloutStats
-from gspo_rllib.env_runners.weights import unwrap_module_state
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import NUM_VERSION_REFUSALS
 from gspo_rllib.types import ChatSpec
+from gspo_rllib.weight_sync import unwrap_module_state
 
 _MAX_ERRORS_KEPT = 5
 
@@ -67,6 +69,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         self._callbacks = [callback() for callback in force_list(self.config.callbacks_class)]
         # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
         self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
+        self._settings: GenerationSettings = self.config.settings(GenerationSettings)
         self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._renderers: dict[str, ChatRenderer] = {}
@@ -309,15 +312,8 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
             self._acquire_engine(),
             pool,
             self._renderer_for,
-            RolloutSettings(
-                run_seed=self._run_seed,
-                temperature=self.config.temperature if explore else 0.0,
-                max_tokens_per_turn=self.config.max_tokens_per_turn,
-                max_turns=self.config.max_turns,
-                context_overflow=self.config.context_overflow,
-                segment_share=self.config.segment_share,
-                max_summary_tokens=self.config.max_summary_tokens,
-            ),
+            self._settings if explore else dataclasses.replace(self._settings, temperature=0.0),
+            run_seed=self._run_seed,
             observer=functools.partial(self._on_episode_event, pool),
         )
 

@@ -8,14 +8,14 @@ Observations are tokenised again for a new segment; what the policy sampled neve
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from functools import cached_property
 
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from gspo_rllib.env_pool.calls import EnvAnswer
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_worker import EnvAnswer
-from gspo_rllib.env_runners.trajectory import Trajectory, role_of
-
-ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
-CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
+from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.types import TURN, Turn
 
 SUMMARY_REQUEST = "The context is nearly full. Write down all you need to go on: only that will be kept."
 SUMMARY_HEADER = "Summary so far:"
@@ -25,60 +25,58 @@ class Segments:
     """Builds the contexts that a trajectory goes on in.
 
     Args:
-        overflow: What is done when a conversation outgrows the context.
+        renderer: Renders the conversation.
+        settings: Say what is done when a conversation outgrows the context, and how long a summary may be.
         budget: Most ids a new segment may start with.
-        max_summary_tokens: Most ids of a summary.
     """
 
-    def __init__(self, overflow: ContextOverflow, *, budget: int, max_summary_tokens: int) -> None:
-        self._overflow = overflow
+    def __init__(self, renderer: ChatRenderer, settings: GenerationSettings, *, budget: int) -> None:
+        self._renderer = renderer
+        self._settings = settings
         self._budget = budget
-        self._max_summary_tokens = max_summary_tokens
-        self._request_lengths: dict[ChatRenderer, int] = {}
 
-    def reserve(self, trajectory: Trajectory) -> int:
+    @cached_property
+    def reserve(self) -> int:
         """Ids of the context that are kept free for a summary and the request for it."""
-        if self._overflow != "summarize":
+        if self._settings.context_overflow != "summarize":
             return 0
-        renderer = trajectory.renderer
-        assert renderer is not None
-        if renderer not in self._request_lengths:
-            # Closing a reply that did not end itself takes the longer request.
-            self._request_lengths[renderer] = len(renderer.next_prompt(SUMMARY_REQUEST, reply_ended=False))
-        return self._request_lengths[renderer] + self._max_summary_tokens
+        # Closing a reply that did not end itself takes the longer request.
+        return len(self.summary_request(reply_ended=False)) + self._settings.max_summary_tokens
 
-    def summary_request(self, trajectory: Trajectory) -> list[int]:
+    def summary_request(self, reply_ended: bool) -> list[int]:
         """The ids that ask the policy for a summary, to be appended to the context; they fit in what was reserved."""
-        assert trajectory.renderer is not None
-        return trajectory.renderer.next_prompt(SUMMARY_REQUEST, reply_ended=trajectory.reply_ended)
+        return self._renderer.next_prompt(SUMMARY_REQUEST, reply_ended=reply_ended)
 
-    def after_summary(self, trajectory: Trajectory, answer: EnvAnswer) -> list[int] | None:
+    def after_summary(self, episode: SingleAgentEpisode, summary: str, answer: EnvAnswer) -> list[int] | None:
         """A segment that starts from the task, the summary just written and the observation that waited for it.
 
         Returns:
             Its ids up to where the next reply begins; None if they are more than the budget.
         """
-        assert trajectory.renderer is not None
-        task = trajectory.episode.get_observations(0)
-        ids = trajectory.renderer.first_prompt(
-            f"{task}\n\n{SUMMARY_HEADER}\n{trajectory.action}\n\n{answer.observation}"
-        )
+        task = episode.get_observations(0)
+        ids = self._renderer.first_prompt(f"{task}\n\n{SUMMARY_HEADER}\n{summary}\n\n{answer.observation}")
         return ids if len(ids) <= self._budget else None
 
-    def window(self, trajectory: Trajectory, answer: EnvAnswer) -> list[int] | None:
+    def window(self, episode: SingleAgentEpisode, latest: Turn, answer: EnvAnswer) -> list[int] | None:
         """A segment that repeats the first turn and as many of the latest ones as fit, and asks the new observation.
+
+        Args:
+            episode: All turns before the latest.
+            latest: The turn the environment has just answered.
+            answer: What it said.
 
         Returns:
             Its ids up to where the next reply begins; None where segments are not wanted, or not even the first turn
             and the new observation fit.
         """
-        renderer = trajectory.renderer
-        if self._overflow != "sliding_window" or renderer is None:
+        if self._settings.context_overflow != "sliding_window":
             return None
-        replies = [turn.action_token_ids.tolist() for turn in trajectory.turns()]
+        renderer = self._renderer
+        earlier = episode.get_extra_model_outputs(TURN) if len(episode) else []
+        replies = [turn.action_token_ids.tolist() for turn in (*earlier, latest)]
         ended = [reply[-1] in renderer.stop_token_ids for reply in replies]
-        shown = [*trajectory.episode.get_observations(), answer.observation]
-        roles = [info.get("obs_role", "user") for info in trajectory.episode.get_infos()] + [role_of(answer)]
+        shown = [*episode.get_observations(), answer.observation]
+        roles = [info.get("obs_role", "user") for info in episode.get_infos()] + [answer.role]
 
         def framed(number: int, after: int) -> list[int]:
             """Observation ``number`` with the frame that follows the reply of turn ``after``."""

@@ -29,8 +29,8 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from gspo_rllib import metrics as names
-from gspo_rllib.env_runners.env_worker import EnvFailure, FailureKind
-from gspo_rllib.env_runners.groups import Settled
+from gspo_rllib.env_pool.calls import EnvFailure, FailureKind
+from gspo_rllib.env_runners.group_scheduler import Settled
 from gspo_rllib.types import TRUNCATED_BY, TruncatedBy, turns
 
 

@@ -1,103 +1,258 @@
-"""One trajectory while it is being played."""
+"""One trajectory from its first observation to its last, told in the order in which it happens.
+
+``Trajectory.play`` is a generator: it yields what it waits for (a ``Reset`` or a ``Step`` of its environment, or a
+``GenerationRequest`` for the engine), is sent the answer, and returns when the episode is over. Whoever runs many of
+them at once decides when each one goes on; see ``rollout``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from gspo_rllib.engines.protocol import Generation
+from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
+from gspo_rllib.env_pool.calls import EnvAnswer, EnvFailure, FailureKind
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_worker import EnvAnswer
-from gspo_rllib.env_runners.groups import Assignment
-from gspo_rllib.types import TURN, Turn
+from gspo_rllib.env_runners.group_scheduler import Assignment
+from gspo_rllib.env_runners.long_context import Segments
+from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.types import GROUP, TRUNCATED_BY, TURN, ChatSpec, GroupMember, TruncatedBy, Turn
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The trajectory waits for the environment's first observation."""
+
+    task_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The trajectory waits for the environment's answer to an action."""
+
+    action: str
+
+
+Wait = Reset | Step | GenerationRequest
+"""What a trajectory may wait for; it is sent an ``EnvAnswer`` for the first two, a ``Generation`` for the last."""
+
+
+class EpisodeObserver(Protocol):
+    """Is told what happens to episodes, e.g. to run RLlib callbacks."""
+
+    def __call__(self, event: str, episode: SingleAgentEpisode, slot: int) -> None:
+        """``event`` is ``"on_episode_created"``, ``"…_start"``, ``"…_step"`` or ``"…_end"``."""
+
+
+class TrajectoryFailed(Exception):
+    """The trajectory cannot go on, although neither the environment nor the engine failed by itself."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.failure = EnvFailure(kind, message)
+
+
 class Trajectory:
-    """Its episode, and what the engine saw of it.
+    """One episode being played, and every token id the engine saw of it.
+
+    Args:
+        assignment: Which member of which group it is.
+        slot: The environment slot it is played in.
+        settings: Temperature and budgets.
+        run_seed: Root of the sampling seeds.
+        engine: Samples the turns; only its context length and weights version are read here.
+        renderer_for: The chat renderer for an environment's framing.
+        observe: Told about the episode.
 
     Attributes:
-        assignment: Which member of which group it is.
-        slot: Where its environment lives.
         episode: What has been played.
-        renderer: Of its conversation; None before the first observation.
-        context: The ids of the current segment; only ever grows within it.
-        finished_context: The ids of all earlier segments.
-        prompt: What the turn being sampled appended to the context.
-        turn: The latest finished one.
-        action: Its text.
-        num_turns: Actions taken; a summary is none.
-        num_requests: Requests to the engine so far.
-        starts_segment: Whether the turn being sampled is the first of its segment.
-        pending: An observation that waits for the summary being written.
-        ticket: Of the environment call it waits for.
-        request_id: Of the engine request it waits for.
+        num_segments: Times the conversation went on in a new context.
     """
 
-    assignment: Assignment
-    slot: int
-    episode: SingleAgentEpisode
-    renderer: ChatRenderer | None = None
-    context: list[int] = field(default_factory=list)
-    finished_context: list[int] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
-    turn: Turn | None = None
-    action: str = ""
-    num_turns: int = 0
-    num_requests: int = 0
-    starts_segment: bool = False
-    pending: EnvAnswer | None = None
-    ticket: int | None = None
-    request_id: str | None = None
+    def __init__(
+        self,
+        assignment: Assignment,
+        slot: int,
+        *,
+        settings: GenerationSettings,
+        run_seed: int,
+        engine: Engine,
+        renderer_for: Callable[[ChatSpec | None], ChatRenderer],
+        observe: EpisodeObserver,
+    ) -> None:
+        self.assignment = assignment
+        self.slot = slot
+        self.num_segments = 0
+        self.episode = SingleAgentEpisode(id_=f"{assignment.group_id}/{assignment.index}")
+        member = GroupMember(assignment.group_id, assignment.index, assignment.task_seed)
+        self.episode.custom_data[GROUP] = member
+        self._settings = settings
+        self._run_seed = run_seed
+        self._engine = engine
+        self._max_model_len = engine.max_model_len
+        self._renderer_for = renderer_for
+        self._observe = observe
+        self._renderer: ChatRenderer
+        self._segments: Segments
+        self._context: list[int] = []
+        self._finished_context: list[int] = []
+        self._num_requests = 0
+        observe("on_episode_created", self.episode, slot)
 
-    @property
-    def reply_ended(self) -> bool:
-        """Whether the context ends with an end-of-turn id the policy sampled."""
-        assert self.renderer is not None
-        return self.context[-1] in self.renderer.stop_token_ids
+    def play(self) -> Generator[Wait, Any, None]:
+        """Plays the episode; see the top of this file.
 
-    @property
-    def seen(self) -> list[int]:
-        """All ids of all segments."""
-        return [*self.finished_context, *self.context]
-
-    def add_sample(self, generation: Generation, weights_version: int) -> None:
-        """Takes what the engine sampled as the latest turn.
-
-        Args:
-            generation: The answer to the request it waited for.
-            weights_version: What the engine holds now.
+        Raises:
+            TrajectoryFailed: An observation cannot be rendered, or the first prompt leaves no room for a reply.
         """
+        answer: EnvAnswer = yield Reset(self.assignment.task_seed)
+        prompt = self._first_prompt(answer)
+        self._observe("on_episode_start", self.episode, self.slot)
+        num_turns = 0
+        starts_segment = False
+        while True:
+            turn, action = yield from self._sample(prompt, starts_segment=starts_segment)
+            answer = yield Step(action)
+            num_turns += 1
+            starts_segment = False
+            truncated_by = self._truncation(answer, num_turns)
+            if answer.terminated or truncated_by:
+                self._record(turn, action, answer, truncated_by)
+                break
+            prompt = self._rendered(self._next_prompt, answer)
+            if len(prompt) < self._room:
+                self._record(turn, action, answer)
+                continue
+            if self._settings.context_overflow == "summarize":
+                self._record(turn, action, answer)
+                request = self._segments.summary_request(self._reply_ended)
+                turn, action = yield from self._sample(request, starts_segment=False, is_summary=True)
+                segment = self._segments.after_summary(self.episode, action, answer)
+                answer = dataclasses.replace(answer, reward=0.0, info={"obs_role": answer.role})
+            else:
+                segment = self._segments.window(self.episode, turn, answer)
+            truncated_by = self._start_segment(segment)
+            self._record(turn, action, answer, truncated_by)
+            if truncated_by:
+                break
+            prompt, starts_segment = segment or [], True
+        self._observe("on_episode_end", self.episode, self.slot)
+        turns = self.episode.get_extra_model_outputs(TURN)
+        recorded = [ids for t in turns for ids in (t.prompt_token_ids, t.action_token_ids)]
+        seen = [*self._finished_context, *self._context]
+        assert np.array_equal(np.concatenate(recorded), seen), "turns must add up to the contexts"
+
+    def _first_prompt(self, answer: EnvAnswer) -> list[int]:
+        self.episode.add_env_reset(observation=answer.observation, infos=answer.info)
+        prompt = self._rendered(self._begin_conversation, answer)
+        if len(prompt) >= self._room:
+            raise TrajectoryFailed(
+                "context",
+                f"the first prompt has {len(prompt)} tokens, the engine's context {self._max_model_len}, of which "
+                f"{self._segments.reserve} are kept for a summary: there is no room for a reply. Raise max_model_len "
+                "(if the model allows it) or shorten the observation.",
+            )
+        return prompt
+
+    def _begin_conversation(self, answer: EnvAnswer) -> list[int]:
+        self._renderer = self._renderer_for(answer.chat)
+        self._segments = Segments(
+            self._renderer, self._settings, budget=int(self._settings.segment_share * self._max_model_len)
+        )
+        return self._renderer.first_prompt(answer.observation)
+
+    def _next_prompt(self, answer: EnvAnswer) -> list[int]:
+        return self._renderer.next_prompt(answer.observation, reply_ended=self._reply_ended, role=answer.role)
+
+    def _rendered(self, render: Callable[[EnvAnswer], list[int]], answer: EnvAnswer) -> list[int]:
+        # Foreign text, tokenizer and template meet here; what they cannot do together fails this task only.
+        try:
+            return render(answer)
+        except Exception as error:
+            message = f"the observation could not be rendered: {type(error).__name__}: {str(error)[:500]}"
+            raise TrajectoryFailed("invalid", message) from error
+
+    def _sample(
+        self, prompt: list[int], *, starts_segment: bool, is_summary: bool = False
+    ) -> Generator[Wait, Any, tuple[Turn, str]]:
+        """Has the engine sample one turn; returns it with its text."""
+        self._context.extend(prompt)
+        room = self._max_model_len - len(self._context) - (0 if is_summary else self._segments.reserve)
+        generation: Generation = yield GenerationRequest(
+            request_id=f"{self.assignment.name}/{self._num_requests}",
+            prompt_token_ids=self._context.copy(),
+            max_tokens=min(self._settings.max_summary_tokens if is_summary else self._turn_tokens, room),
+            temperature=self._settings.temperature,
+            seed=self.assignment.sampling_seed(self._run_seed, self._num_requests),
+            stop=() if is_summary else self._renderer.chat.stop,  # a summary may quote what ends a turn
+        )
+        self._num_requests += 1
+        self._context.extend(generation.token_ids)
         versions = generation.token_versions
-        self.turn = Turn(
-            prompt_token_ids=np.asarray(self.prompt, dtype=np.int32),
+        version = self._engine.weights_version if versions is None else int(versions.min())
+        assert version is not None
+        turn = Turn(
+            prompt_token_ids=np.asarray(prompt, dtype=np.int32),
             action_token_ids=np.asarray(generation.token_ids, dtype=np.int32),
             action_logp=np.asarray(generation.logp, dtype=np.float32),
-            policy_version=weights_version if versions is None else int(versions.min()),
+            policy_version=version,
             finish_reason=generation.finish_reason,
-            starts_segment=self.starts_segment,
-            is_summary=self.pending is not None,
+            starts_segment=starts_segment,
+            is_summary=is_summary,
             token_versions=versions,
         )
-        self.starts_segment = False
-        self.context.extend(generation.token_ids)
-        self.num_requests += 1
+        return turn, self._renderer.decode(generation.token_ids)
 
-    def start_segment(self) -> None:
-        """The next turn's prompt is a context of its own."""
-        self.finished_context.extend(self.context)
-        self.context = []
-        self.starts_segment = True
+    def _record(self, turn: Turn, action: str, answer: EnvAnswer, truncated_by: TruncatedBy | None = None) -> None:
+        self.episode.add_env_step(
+            observation=answer.observation,
+            action=action,
+            reward=answer.reward,
+            infos=answer.info,
+            terminated=answer.terminated,
+            truncated=truncated_by is not None,
+            extra_model_outputs={TURN: turn},
+        )
+        if truncated_by is not None:
+            self.episode.custom_data[TRUNCATED_BY] = truncated_by
+        self._observe("on_episode_step", self.episode, self.slot)
 
-    def turns(self) -> list[Turn]:
-        """All turns so far, the one the environment has just answered included."""
-        assert self.turn is not None
-        return [*self.episode.get_extra_model_outputs(TURN), self.turn] if len(self.episode) else [self.turn]
+    def _start_segment(self, prompt: list[int] | None) -> TruncatedBy | None:
+        if prompt is None or len(prompt) >= self._max_model_len - self._segments.reserve:
+            return "context"
+        self.num_segments += 1
+        self._finished_context.extend(self._context)
+        self._context = []
+        return None
 
+    def _truncation(self, answer: EnvAnswer, num_turns: int) -> TruncatedBy | None:
+        """Why the episode ends although the environment did not terminate it; None where it does not."""
+        if answer.terminated:
+            return None
+        if answer.truncated:
+            named = answer.info.get("truncated_by")
+            return named if named in get_args(TruncatedBy) else "env"
+        limits = (self._settings.max_turns, self._renderer.chat.max_turns)
+        most = min((limit for limit in limits if limit is not None), default=None)
+        return "turns" if num_turns == most else None
 
-def role_of(answer: EnvAnswer) -> str:
-    """The role an observation is shown in."""
-    role: str = answer.info.get("obs_role", "user")
-    return role
+    @property
+    def _turn_tokens(self) -> int:
+        """The smaller of the run's limit on a turn and the environment's."""
+        limits = (self._settings.max_tokens_per_turn, self._renderer.chat.max_tokens_per_turn)
+        return min(limit for limit in limits if limit is not None)
+
+    @property
+    def _room(self) -> int:
+        """Tokens the context may still grow by; what a summary would need is kept free."""
+        return self._max_model_len - len(self._context) - self._segments.reserve
+
+    @property
+    def _reply_ended(self) -> bool:
+        """Whether the context ends with an end-of-turn id the policy sampled."""
+        return self._context[-1] in self._renderer.stop_token_ids

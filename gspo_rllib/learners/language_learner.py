@@ -18,9 +18,9 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 from gspo_rllib import columns
-from gspo_rllib.learners.micro_batches import packed_rows
 from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
+from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
 
 

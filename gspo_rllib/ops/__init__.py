@@ -10,7 +10,7 @@ from gspo_rllib.ops.advantages import (
     trajectory_mean_advantages,
     turn_returns,
 )
-from gspo_rllib.ops.clip_scaling import length_clip_scale
+from gspo_rllib.ops.clip_scaling import length_clip_scale, next_clip_scale
 from gspo_rllib.ops.corrections import (
     CORRECTION_LEVELS,
     CORRECTION_MODES,
@@ -71,6 +71,7 @@ __all__ = [
     "leave_one_out",
     "length_clip_scale",
     "log_ratio",
+    "next_clip_scale",
     "policy_loss",
     "reduce_tokens",
     "returns_to_go",

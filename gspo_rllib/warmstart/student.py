@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine, EngineSpec
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.env_factory import check_language_env_spec
 from gspo_rllib.errors import EnvError
 from gspo_rllib.model_folder import quiet_transformers
 from gspo_rllib.warmstart.demonstrations import Demonstration, demonstrate, has_expert, render, tokenizer_texts

@@ -1,13 +1,12 @@
-"""Every knob of GSPO, once: default, range, unit, effect and the source of the default."""
+"""Every knob of training, once: default, range, unit, effect and the source of the default."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
-from gspo_rllib.env_runners.long_context import CONTEXT_OVERFLOWS
-from gspo_rllib.learners.group_selection import TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
+from gspo_rllib.driver.selection import TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
+from gspo_rllib.knobs import Settings, knob
 from gspo_rllib.ops import (
     CORRECTION_LEVELS,
     CORRECTION_MODES,
@@ -16,17 +15,9 @@ from gspo_rllib.ops import (
     REDUCTIONS,
     SURROGATES,
 )
-from gspo_rllib.settings import Settings, knob
 
 TURN_ESTIMATORS = ("turn_returns", "step_groups")
 ADVANTAGE_ESTIMATORS = ("group_z_score", "group_mean", "leave_one_out", "reward_parts", *TURN_ESTIMATORS, "gae")
-
-WEIGHT_UPTAKES = ("turn", "token")
-
-CHANGES_THE_SUPPORT = (
-    "it samples from another distribution than the one the learner scores, so the ratio would not be one at the start. "
-    "Use temperature, which the learner follows."
-)
 
 _PAPER = "arXiv:2507.18071v2 §5.1"
 _SAPO = "arXiv:2511.20347"
@@ -269,73 +260,3 @@ class TrainingSettings(Settings):
         (0.9, 0.999), "AdamW's averaging of gradient and squared gradient.", source="torch"
     )
     adam_epsilon: float = knob(1e-8, "Added to AdamW's denominator.", low=0.0, low_open=True, source="torch")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationSettings(Settings):
-    """``.generation(...)``."""
-
-    SECTION: ClassVar[str] = "generation"
-    REFUSED: ClassVar[Mapping[str, str]] = dict.fromkeys(("top_p", "top_k", "min_p"), CHANGES_THE_SUPPORT)
-
-    engine: str | None = knob(
-        None, "Which engine samples; None takes vLLM where it is installed, else transformers.", source="ours"
-    )
-    temperature: float = knob(
-        1.0, "Divides the logits while sampling; the learner scores at the same one.", low=0.0, source="verl, TRL"
-    )
-    max_tokens_per_turn: int = knob(64, "Most tokens of one reply.", unit="tokens", low=1, source="ours")
-    max_turns: int | None = knob(
-        None, "Most turns of a trajectory; None leaves it to the environment.", unit="turns", low=1, source="ours"
-    )
-    max_model_len: int | None = knob(
-        None, "Longest context; None takes the model's own.", unit="tokens", low=2, source="the model's config"
-    )
-    context_overflow: str = knob(
-        "truncate",
-        "What happens when a conversation outgrows the context: the trajectory ends (truncate), or it goes on in a new "
-        "segment that starts from the first turn and the latest ones (sliding_window) or from a summary the policy "
-        "writes, as a turn of its own (summarize). The ratio spans all segments.",
-        choices=CONTEXT_OVERFLOWS,
-        source="ours",
-    )
-    segment_share: float = knob(
-        0.5, "Share of the context that a new segment may start with.", low=0.0, high=0.9, low_open=True, source="ours"
-    )
-    max_summary_tokens: int = knob(256, "Most tokens of a summary; of summarize.", unit="tokens", low=1, source="ours")
-    engine_dtype: str = knob(
-        "float32",
-        "Precision of the engine's weights and cache.",
-        choices=("float32", "bfloat16"),
-        source="ours: exact log-probs",
-    )
-    engine_device: str | None = knob(
-        None, "Torch device of the transformers engine; None takes a GPU if the runner has one.", source="ours"
-    )
-    engine_options: dict[str, Any] = knob(
-        {}, "Handed to the engine as they are, e.g. vLLM's tensor_parallel_size.", source="ours"
-    )
-    weight_uptake: str = knob(
-        "turn",
-        "When a runner that plays on while the learners train (max_staleness) takes up new weights: once the turns "
-        "that are being sampled have ended, no other starting meanwhile (turn), or at once, within turns (token).",
-        choices=WEIGHT_UPTAKES,
-        source="ours: every turn has one version",
-    )
-    step_timeout_s: float = knob(
-        60.0,
-        "Longest an environment may take to make, reset or step before it counts as failed.",
-        unit="seconds",
-        low=0.0,
-        low_open=True,
-        source="ours",
-    )
-    trajectory_retries: int = knob(
-        1, "Fresh attempts at a trajectory whose environment failed before its group is replaced.", low=0, source="ours"
-    )
-    ragged_groups: bool = knob(
-        False,
-        "Whether a group goes on without the members that kept failing (at least two are left) instead of being "
-        "replaced; biased where failing depends on what the policy did.",
-        source="ours",
-    )

@@ -22,12 +22,13 @@ from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib import metrics as names
-from gspo_rllib.env_runners.group_sampling import MAX_ROUNDS, Weights, no_progress_message
+from gspo_rllib.driver.lockstep import MAX_ROUNDS, no_progress_message
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.types import TrajectoryGroup, group_episodes, turns
+from gspo_rllib.weight_sync import Weights
 
 if TYPE_CHECKING:
-    from gspo_rllib.env_runners.play import PlayReport
+    from gspo_rllib.env_runners.background import PlayReport
 
 POLL_S = 0.2
 """Longest a runner waits for a group to finish before it answers; it takes no other call meanwhile."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from gspo_rllib.algorithms.gspo.settings import TURN_ESTIMATORS, TrainingSettings
+from gspo_rllib.algorithms.policy_gradient.settings import TURN_ESTIMATORS, TrainingSettings
 
 TOKEN_SCALE = 0.1
 """Clip range from which on a length-normalised ratio hardly ever leaves it."""

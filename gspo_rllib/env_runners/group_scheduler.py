@@ -14,13 +14,13 @@ This module imports neither torch, ray nor gymnasium.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.seeds import derive_seed
 
 Role = Literal["train", "evaluation"]
 Trajectory = TypeVar("Trajectory")
@@ -31,23 +31,6 @@ group in ten thousand, and one that always fails is reported after 4 tasks, not 
 
 HOPELESS_GROUPS = 3
 """Groups given up before any trajectory finished, after which the remaining ones are not even tried."""
-
-
-def derive_seed(*names: object, bits: int) -> int:
-    """A seed that depends only on names.
-
-    Args:
-        names: What the seed belongs to; compared by their ``str``.
-        bits: The result is in [0, 2**bits), at most 256.
-
-    Example:
-        >>> derive_seed(0, "train", "1/0", 0, bits=31) == derive_seed(0, "train", "1/0", 0, bits=31)
-        True
-        >>> derive_seed(0, "train", "1/0", 0, bits=31) == derive_seed(0, "train", "1/0", 1, bits=31)
-        False
-    """
-    digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
-    return int.from_bytes(digest, "big") >> (256 - bits)
 
 
 @dataclass(frozen=True, slots=True)

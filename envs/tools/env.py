@@ -1,7 +1,7 @@
 """Tool environments: a task, functions the policy may call, and a verifier of its answer.
 
 Observation  str, the task's question, then what the called tools returned
-Action       str, one or more tool calls (see ``tool_calls`` for the formats), or the answer: a reply without a call
+Action       str, one or more tool calls (see ``calls`` for the formats), or the answer: a reply without a call
 Reward       of the answer, what ``verify`` returns, by default 1.0 if it equals the task's, else 0.0; of calls, 0.0
 Ends         terminated by an answer, right or wrong; truncated after ``max_turns``
 Info         {"task_id": str, "answer": the task's} from reset; from step {"valid_action": bool, "obs_role": "tool"},
@@ -24,7 +24,7 @@ import numpy as np
 
 from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, numbered_task, requested_task, unknown_task
-from gspo_rllib.envs.tool_calls import (
+from gspo_rllib.envs.tools.calls import (
     TOOL_FORMATS,
     ToolCall,
     ToolCallError,
@@ -34,7 +34,7 @@ from gspo_rllib.envs.tool_calls import (
     typed,
     without_reasoning,
 )
-from gspo_rllib.envs.tools import Tool, tools_of
+from gspo_rllib.envs.tools.declare import Tool, tools_of
 from gspo_rllib.errors import EnvError, GSPOError, SettingError, did_you_mean
 from gspo_rllib.types import ChatSpec
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from gspo_rllib.envs.tools import Tool
+from gspo_rllib.envs.tools.declare import Tool
 from gspo_rllib.errors import EnvError, SettingError
 
 _START_TIMEOUT_S = 30.0

@@ -11,159 +11,19 @@ is abandoned there is killed, so a hung call ends for good, and a crash is one m
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any, Literal
 
 import gymnasium as gym
-import numpy as np
 
-from gspo_rllib.env_runners.remote_env import EnvProcessError, RemoteSession, can_start_processes, sendable
-from gspo_rllib.types import ChatSpec
+from gspo_rllib.env_pool.calls import EnvAnswer, EnvCall, EnvFailure
+from gspo_rllib.env_pool.process import EnvProcessError, RemoteSession, can_start_processes, sendable
+from gspo_rllib.env_pool.session import EnvSession
 
-FailureKind = Literal["raised", "timeout", "invalid", "context", "engine"]
-"""Why a trajectory failed. The environment ``raised``, missed its deadline (``timeout``) or broke the contract
-(``invalid``); the first prompt fills the whole ``context``; the ``engine`` refused or returned no usable sample."""
-
-OBSERVATION_ROLES = ("user", "tool")
-
-_MAX_MESSAGE = 500
 _WAKE = 0  # the ticket of no call: they are numbered from 1
-
-
-@dataclass(frozen=True, slots=True)
-class EnvFailure:
-    """What went wrong, for counting and for people."""
-
-    kind: FailureKind
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class EnvAnswer:
-    """What one call of ``reset`` or ``step`` came to.
-
-    Attributes:
-        ticket: The call it answers.
-        slot: Where the environment lives.
-        is_reset: Whether it answers a ``reset``.
-        observation: What is new since the last action.
-        reward: Of this step, finite; 0 after a reset.
-        terminated: As the environment said.
-        truncated: As the environment said.
-        info: The part of it that is plain data, so that it survives pickling.
-        chat: The environment's framing, read at each reset; None when it has none.
-        seconds: How long the call took.
-        failure: Set when the call failed; nothing else but ``ticket``, ``slot`` and ``seconds`` counts then.
-    """
-
-    ticket: int
-    slot: int
-    is_reset: bool = False
-    observation: str = ""
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
-    info: dict[str, Any] = field(default_factory=dict)
-    chat: ChatSpec | None = None
-    seconds: float = 0.0
-    failure: EnvFailure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EnvCall:
-    """A ``reset`` when it has no action, else a ``step``."""
-
-    ticket: int
-    seed: int | None = None
-    action: str | None = None
-
-
-class _ContractError(Exception):
-    """An environment returned something the language-env contract does not allow."""
-
-
-class EnvSession:
-    """One environment and the calls on it; touched by one thread only.
-
-    Args:
-        slot: Named in every answer.
-        make: Makes the environment at the first ``reset``, and again after a failure.
-
-    Attributes:
-        env: The environment; None before it is made and after a failure.
-    """
-
-    start_s = 0.0
-
-    def __init__(self, slot: int, make: Callable[[], gym.Env]) -> None:
-        self._slot = slot
-        self._make = make
-        self.env: gym.Env | None = None
-
-    def answer(self, call: EnvCall) -> EnvAnswer:
-        """Makes the call; whatever goes wrong is in the answer."""
-        started = time.perf_counter()
-        try:
-            fields = self._reset(call.seed) if call.action is None else self._step(call.action)
-        except _ContractError as error:
-            fields = {"failure": EnvFailure("invalid", str(error))}
-        # The one wide except: whatever an environment raises is the status of this trajectory, never a crash.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            fields = {"failure": EnvFailure("raised", _describe(error))}
-        if "failure" in fields:
-            self.close()
-        return EnvAnswer(call.ticket, self._slot, seconds=time.perf_counter() - started, **fields)
-
-    def close(self) -> None:
-        """Closes the environment, if there is one."""
-        env, self.env = self.env, None
-        if env is not None:
-            # A broken environment may well fail to close; it is out of use either way.
-            with contextlib.suppress(Exception, SystemExit):
-                env.close()
-
-    def _reset(self, seed: int | None) -> dict[str, Any]:
-        if self.env is None:
-            self.env = self._make()
-        returned = self.env.reset(seed=seed)
-        if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise _ContractError(f"reset() returned {_short(returned)}; it must return (observation str, info dict).")
-        observation, info = returned
-        chat = self.env.get_wrapper_attr("chat") if self.env.has_wrapper_attr("chat") else None
-        if not isinstance(chat, ChatSpec | None):
-            raise _ContractError(f"the attribute `chat` is {_short(chat)}; it must be a ChatSpec or None.")
-        return {
-            "is_reset": True,
-            "observation": _text(observation, "reset"),
-            "info": _checked_info(info, "reset"),
-            "chat": chat,
-        }
-
-    def _step(self, action: str) -> dict[str, Any]:
-        assert self.env is not None, "step before reset"
-        returned = self.env.step(action)
-        if not (isinstance(returned, tuple) and len(returned) == 5):
-            raise _ContractError(
-                f"step() returned {_short(returned)}; it must return (observation str, reward float, terminated bool, "
-                "truncated bool, info dict)."
-            )
-        observation, reward, terminated, truncated, info = returned
-        return {
-            "observation": _text(observation, "step"),
-            "reward": _finite(reward),
-            "terminated": _flag(terminated, "terminated"),
-            "truncated": _flag(truncated, "truncated"),
-            "info": _checked_info(info, "step"),
-        }
 
 
 class _Slot:
@@ -348,50 +208,3 @@ class EnvPool:
             del self._outstanding[ticket]
             message = f"no answer within step_timeout_s={self._timeout:g} seconds."
             answers.append(EnvAnswer(ticket, slot, seconds=self._timeout, failure=EnvFailure("timeout", message)))
-
-
-def _text(value: object, call: str) -> str:
-    if not isinstance(value, str):
-        raise _ContractError(f"{call}() returned the observation {_short(value)}; it must be a str.")
-    return value
-
-
-def _finite(value: Any) -> float:
-    # Asking the abstract Real takes longer than all other checks together, so the usual types come first.
-    if isinstance(value, (float, int, np.bool_, Real)) and math.isfinite(value):
-        return float(value)
-    raise _ContractError(f"step() returned the reward {_short(value)}; it must be a finite number.")
-
-
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise _ContractError(f"step() returned {name}={_short(value)}; it must be True or False.")
-    return bool(value)
-
-
-def _checked_info(info: object, call: str) -> dict[str, Any]:
-    if not isinstance(info, dict):
-        raise _ContractError(f"{call}() returned the info {_short(info)}; it must be a dict.")
-    if (role := info.get("obs_role", "user")) not in OBSERVATION_ROLES:
-        raise _ContractError(f"info['obs_role'] is {_short(role)}; allowed: {', '.join(OBSERVATION_ROLES)}.")
-    return {key: value for key, value in info.items() if isinstance(key, str) and _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    if value is None or isinstance(value, (str, int, float, np.generic)):
-        return True
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return isinstance(value, (list, tuple)) and all(map(_is_plain, value))
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return f"{text[:100]}… ({type(value).__name__})" if len(text) > 100 else f"{text} ({type(value).__name__})"
-
-
-def _describe(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" [{frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno}]" if frames else ""
-    # Not str(error): an exception's own __str__ may raise.
-    return "".join(traceback.format_exception_only(error)).strip()[:_MAX_MESSAGE] + where

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from gspo_rllib.env_runners.remote_env import sendable
+from gspo_rllib.env_pool.process import sendable
 from gspo_rllib.errors import EnvError, did_you_mean
 from gspo_rllib.types import ChatSpec
 

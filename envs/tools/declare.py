@@ -1,6 +1,6 @@
 """Tools: functions that a policy may call by writing down their name and arguments.
 
-``@tool`` makes one of a typed Python function; ``tool_env`` makes an environment of some.
+``@tool`` makes one of a typed Python function; ``env.ToolEnv`` makes an environment of some.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
-from gspo_rllib.envs.tool_schemas import arguments_schema, describe
+from gspo_rllib.envs.tools.schemas import arguments_schema, describe
 from gspo_rllib.types import ChatSpec
 
 

@@ -21,8 +21,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.util import log_once
 
 from gspo_rllib.engines.protocol import Engine
-from gspo_rllib.env_runners.env_worker import EnvPool
-from gspo_rllib.env_runners.groups import GroupScheduler
+from gspo_rllib.env_pool.pool import EnvPool
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.learners import statistics
 
 if TYPE_CHECKING:
-    from gspo_rllib.algorithms.gspo.config import GSPOConfig
+    from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 
 INERT_BELOW = 1e-3
 """Clip fraction under which the clip might as well not be there."""
@@ -27,29 +27,6 @@ PATIENCE = 3
 WRONG_TOKENS_GAP = 1.0
 """Nats between engine and learner for one token that no rounding explains: they score different things."""
 
-CLIP_SCALE_RANGE = (1e-3, 1e3)
-_GAIN = 1.0
-
-
-def next_clip_scale(scale: float, clip_fraction: float | None, *, target: float) -> float:
-    """What to multiply the clip range with in the next update, so that the clip fraction approaches its target.
-
-    Args:
-        scale: The factor that gave the clip fraction.
-        clip_fraction: Of the update, 0 … 1; None when it trained on nothing.
-        target: The fraction wanted.
-
-    Example:
-        >>> next_clip_scale(1.0, 0.15, target=0.15)
-        1.0
-        >>> next_clip_scale(1.0, 0.65, target=0.15) > 1.5  # clips too much: a wider range
-        True
-    """
-    if clip_fraction is None or not math.isfinite(clip_fraction):
-        return scale
-    low, high = CLIP_SCALE_RANGE
-    return min(max(scale * math.exp(_GAIN * (clip_fraction - target)), low), high)
-
 
 class ClipMonitor:
     """Turns the statistics of updates into warnings, each once until its condition has gone.
@@ -58,7 +35,7 @@ class ClipMonitor:
         config: The algorithm's.
     """
 
-    def __init__(self, config: GSPOConfig) -> None:
+    def __init__(self, config: PolicyGradientConfig) -> None:
         self._config = config
         self._streaks: dict[str, int] = {}
 

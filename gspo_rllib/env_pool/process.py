@@ -11,7 +11,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import ray
@@ -20,10 +20,9 @@ from ray.exceptions import RayError
 from ray.util import log_once
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gspo_rllib.env_pool.calls import EnvAnswer, EnvCall
+from gspo_rllib.env_pool.session import EnvSession
 from gspo_rllib.errors import EnvError
-
-if TYPE_CHECKING:
-    from gspo_rllib.env_runners.env_worker import EnvAnswer, EnvCall, EnvSession
 
 logger = logging.getLogger(__name__)
 

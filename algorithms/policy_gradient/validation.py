@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from gspo_rllib.algorithms.gspo.guards import cautions, refusals
-from gspo_rllib.algorithms.gspo.settings import GenerationSettings
+from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.engines.registry import check_engine, default_engine
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
-from gspo_rllib.env_runners.env_factory import check_language_env_spec
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules.causal_lm import check_model_config
 
 if TYPE_CHECKING:
-    from gspo_rllib.algorithms.gspo.config import GSPOConfig
+    from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 
 logger = logging.getLogger("gspo_rllib")
 
 
-def validate(config: GSPOConfig) -> None:
-    """See ``GSPOConfig.validate``."""
+def validate(config: PolicyGradientConfig) -> None:
+    """See ``PolicyGradientConfig.validate``."""
     if not config.in_evaluation:
         _check_training(config)
     _check_generation(config)
@@ -33,7 +33,7 @@ def validate(config: GSPOConfig) -> None:
     check_engine(config.engine or default_engine())
 
 
-def _check_training(config: GSPOConfig) -> None:
+def _check_training(config: PolicyGradientConfig) -> None:
     settings = config.settings(config.training_settings)
     unused = {
         "minibatch_size": config.minibatch_size,
@@ -64,7 +64,7 @@ def _check_training(config: GSPOConfig) -> None:
         logger.warning("training.%s", problem)
 
 
-def _check_generation(config: GSPOConfig) -> None:
+def _check_generation(config: PolicyGradientConfig) -> None:
     settings = config.settings(GenerationSettings)
     if settings.temperature == 0.0 and not config.in_evaluation:
         raise SettingError(
@@ -78,7 +78,7 @@ def _check_generation(config: GSPOConfig) -> None:
         )
 
 
-def _check_context(config: GSPOConfig) -> None:
+def _check_context(config: PolicyGradientConfig) -> None:
     room = resolve_max_model_len(config)
     if config.max_tokens_per_turn >= room:
         raise SettingError(

@@ -1,0 +1,223 @@
+"""``PolicyGradientConfig``: RLlib's ``AlgorithmConfig`` with the settings every algorithm here shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.learner import LearnerConnectorPipeline
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.from_config import NotProvided
+from ray.util.debug import log_once
+
+from gspo_rllib.algorithms.policy_gradient import validation
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.connectors import (
+    EpisodesToTokens,
+    GeneralAdvantageEstimation,
+    GroupAdvantages,
+    KLPenalty,
+    OverlongPenalty,
+    ReferenceLogProbs,
+    group_estimator,
+)
+from gspo_rllib.driver.selection import GroupSelection
+from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
+from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.knobs import Settings, default_of, takes
+from gspo_rllib.modules import CausalLMModule
+
+_Self = TypeVar("_Self", bound="PolicyGradientConfig")
+_S = TypeVar("_S", bound=Settings)
+
+
+class PolicyGradientConfig(AlgorithmConfig):
+    """Configures policy-gradient training of a language-model agent; each algorithm is a subclass with its defaults.
+
+    A user of RLlib's PPO finds every builder where it is; ``generation`` is the only new one. Settings are checked when
+    the algorithm is built (``build_algo``), all of them before the first actor starts.
+    """
+
+    training_settings: ClassVar[type[TrainingSettings]] = TrainingSettings
+    """What ``training`` takes; a related algorithm has other defaults here."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The builder's signature and docstring show the algorithm's own defaults.
+        if "training_settings" in vars(cls):
+            cls.training = takes(cls.training_settings)(inspect.unwrap(PolicyGradientConfig.training))  # type: ignore[method-assign]
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        for settings in (self.training_settings, GenerationSettings):
+            for field in dataclasses.fields(settings):
+                setattr(self, field.name, default_of(field))
+        self.framework_str = "torch"
+        self.env_runner_cls = LanguageEnvRunner
+        self.num_envs_per_env_runner = 32
+        self.batch_mode = "complete_episodes"
+        # A slow rollout is waited for: RLlib's time-outs would drop its groups without a word.
+        self.sample_timeout_s = None
+        self.evaluation_sample_timeout_s = None
+        # The algorithm pushes weights itself and has each runner acknowledge them.
+        self._dont_auto_sync_env_runner_states = True
+        self.add_default_connectors_to_env_to_module_pipeline = False
+        self.add_default_connectors_to_module_to_env_pipeline = False
+        self.add_default_connectors_to_learner_pipeline = False
+        # A failed runner comes back within an iteration instead of RLlib's minute.
+        self.delay_between_env_runner_restarts_s = 1.0
+        self._model_config: dict[str, Any] = {}
+
+    @takes(TrainingSettings)
+    def training(self: _Self, **kwargs: Any) -> _Self:
+        """Sets the objective, the optimiser and the batch."""
+        super().training(**kwargs)
+        return self
+
+    @takes(GenerationSettings)
+    def generation(self: _Self, **kwargs: Any) -> _Self:
+        """Sets how the env runners sample text."""
+        del kwargs  # every accepted name is a setting
+        return self
+
+    def rl_module(self: _Self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> _Self:
+        """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
+        if isinstance(model_config, dict) and os.path.isdir(model_config.get("path") or ""):
+            model_config = {**model_config, "path": os.path.abspath(model_config["path"])}
+        super().rl_module(model_config=model_config, **kwargs)
+        return self
+
+    def settings(self, kind: type[_S]) -> _S:
+        """The current values of one group of settings, checked.
+
+        Raises:
+            SettingError: A value is illegal.
+        """
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+    def validate(self) -> None:
+        """Checks every setting, the environment and the model; called when the algorithm is built.
+
+        Raises:
+            SettingError: A setting is unknown or illegal, or silently would not be what it is called.
+            EnvError: The environment does not exist, or does not speak text.
+            ModelError: The model folder cannot be used.
+            EngineError: The chosen engine is not installed.
+        """
+        validation.validate(self)
+        # Spends RLlib's once-per-process notice about its new API stack, the only one these algorithms have.
+        log_once(f"{self.algo_class.__name__}_on_new_api_stack")
+        super().validate()
+
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        """RLlib's evaluation config, with one trajectory per task unless the overrides say otherwise."""
+        config = super().get_evaluation_config_object()
+        overrides = self.evaluation_config or {}
+        if config is not None and "group_size" not in overrides:
+            config.group_size = 1
+        return config
+
+    @property
+    def old_log_probs_are_fixed(self) -> bool:
+        """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
+        return self.old_log_probs != "auto" or self._is_off_policy
+
+    @property
+    def recompute_old_log_probs(self) -> bool:
+        """Whether the ratio's denominator is the learner's own log-probs, as far as settings say; see the learner."""
+        if self.old_log_probs != "auto":
+            return self.old_log_probs == "learner"
+        exact = self.engine_dtype == "float32" and not (self._model_config or {}).get("autocast_dtype")
+        return self._is_off_policy or not exact
+
+    @property
+    def _is_off_policy(self) -> bool:
+        return self.rollout_correction != "none" or self.max_staleness > 0
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is trained."""
+        return self.advantage_estimator == "gae"
+
+    @property
+    def group_selection(self) -> GroupSelection:
+        """Which of the sampled groups and trajectories are trained on."""
+        return GroupSelection(
+            zero_variance_groups=self.zero_variance_groups,
+            zero_variance_metric=self.zero_variance_metric,
+            truncated_trajectories=self.truncated_trajectories,
+            truncated_return=self.truncated_return,
+        )
+
+    @property
+    def resampling_budget(self) -> int:
+        """Most extra groups an iteration samples."""
+        return self.max_resampled_groups if self.zero_variance_groups == "resample" else 0
+
+    @property
+    def penalises_in_loss(self) -> bool:
+        """Whether the divergence from the reference is part of the loss."""
+        return self.kl_coeff > 0.0 and self.kl_placement == "loss"
+
+    @property
+    def resolved_token_sum_length(self) -> int:
+        """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
+        if self.reduction != "token_sum":
+            return 1
+        return self.token_sum_length or resolve_max_model_len(self)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        # RLlib's own entries describe its default networks and would be unknown keys here.
+        return {"temperature": self.temperature, "use_critic": self.uses_critic}
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """A causal language model."""
+        return RLModuleSpec(module_class=CausalLMModule)
+
+    def get_default_learner_class(self) -> type:
+        """The learner that computes sequence-level ratios."""
+        from gspo_rllib.algorithms.policy_gradient.learner import PolicyGradientLearner
+
+        return PolicyGradientLearner
+
+    def build_learner_connector(
+        self,
+        input_observation_space: gym.Space | None,
+        input_action_space: gym.Space | None,
+        device: Any = None,
+    ) -> LearnerConnectorPipeline:
+        """Whole groups of episodes -> token trajectories -> shaped rewards -> advantages."""
+        pipeline = super().build_learner_connector(input_observation_space, input_action_space, device)
+        spaces = (input_observation_space, input_action_space)
+        max_tokens = self.max_tokens_per_micro_batch
+        pipeline.append(EpisodesToTokens(*spaces))
+        if self.kl_coeff:
+            pipeline.append(ReferenceLogProbs(*spaces, model_config=self._reference_config, max_tokens=max_tokens))
+            if self.kl_placement == "reward":
+                pipeline.append(KLPenalty(*spaces, kl_coeff=self.kl_coeff, kl_estimator=self.kl_estimator))
+        if self.overlong_tokens is not None:
+            pipeline.append(OverlongPenalty(*spaces, max_tokens=self.overlong_tokens, buffer=self.overlong_buffer))
+        if self.uses_critic:
+            pipeline.append(
+                GeneralAdvantageEstimation(*spaces, gamma=self.gamma, lambda_=self.lambda_, max_tokens=max_tokens)
+            )
+        else:
+            estimator = group_estimator(
+                self.advantage_estimator,
+                gamma=self.gamma,
+                step_weight=self.step_advantage_weight,
+                part_weights=self.reward_part_weights,
+            )
+            pipeline.append(GroupAdvantages(*spaces, estimator=estimator))
+        return pipeline
+
+    @property
+    def _reference_config(self) -> dict[str, Any]:
+        path = self.reference_path or self._model_config["path"]
+        return {**self._model_config, "path": path, "temperature": self.temperature}

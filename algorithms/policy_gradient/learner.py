@@ -1,0 +1,218 @@
+"""The policy-gradient loss of one packed micro-batch, put together from the parts the config names."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gspo_rllib import columns
+from gspo_rllib.connectors import ReferenceLogProbs
+from gspo_rllib.learners import statistics
+from gspo_rllib.learners.language_learner import LanguageLearner
+from gspo_rllib.ops import (
+    k3,
+    kl_estimate,
+    length_clip_scale,
+    next_clip_scale,
+    policy_loss,
+    reduce_tokens,
+    rollout_correction,
+    sequence_log_ratio,
+    trajectory_mean_advantages,
+)
+from gspo_rllib.packing import TokenTable
+
+CLIP_SCALE = "clip_scale"
+"""Key in the learner's state: what the clip range is multiplied with."""
+
+ENGINE_NOISE = "engine_noise"
+"""Key in the learner's state: latest measured distance between engine and learner at the same weights; see below."""
+
+NEGLIGIBLE_NOISE = 0.1
+"""Share of the clip range up to which that distance is far below it: it moves a ratio by a tenth of its way out."""
+
+
+class PolicyGradientLearner(LanguageLearner):
+    """Ratio x surrogate x reduction + regularisers; by default the paper's (arXiv:2507.18071v2, eq. 5)."""
+
+    clip_scale: float = 1.0
+    engine_noise: float | None = None
+    """Mean |log s| of a trajectory (of the worst token, under a ratio per token or turn), None before it is known."""
+
+    @property
+    def recomputes_old_log_probs(self) -> bool:
+        """With ``old_log_probs="auto"``: whether the measured noise is too near the clip range for the engine's."""
+        config = self.config
+        if config.old_log_probs_are_fixed or self.engine_noise is None:
+            return bool(config.recompute_old_log_probs)
+        # Noise that is not a number is not small.
+        return not self.engine_noise <= NEGLIGIBLE_NOISE * self.clip_scale * min(config.clip_low, config.clip_high)
+
+    @property
+    def trains_on_zero_advantages(self) -> bool:  # type: ignore[override]
+        """A penalty in the loss and a critic have a gradient where there is no advantage."""
+        return bool(self.config.penalises_in_loss or self.config.entropy_coeff or self.config.uses_critic)
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """AdamW for the policy, and another one for the critic if there is one."""
+        super().configure_optimizers_for_module(module_id, config)
+        critic = self._module[module_id].critic_parameters()
+        if critic:
+            lr = self.config.lr if self.config.vf_lr is None else self.config.vf_lr
+            self._register_adamw(module_id, critic, lr=lr, name="critic")
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        """This micro-batch's part of the minibatch's loss.
+
+        Args:
+            module_id: RLlib's name of the policy.
+            config: The algorithm's.
+            batch: A packed row (``columns``), with the ``MinibatchPlan`` of the whole minibatch.
+            fwd_out: ``logp`` and ``entropy`` of its sampled tokens.
+        """
+        table = TokenTable(batch)
+        mask_BT = table.mask_BT
+        logp_BT, old_BT = table(fwd_out[columns.LOGP]), table(batch[columns.OLD_LOGP])
+        advantage_BT = table(batch[columns.ADVANTAGES])
+        if config.advantage_aggregation == "trajectory_mean":
+            advantage_BT = trajectory_mean_advantages(advantage_BT, mask_BT)
+        weights_BT = None
+        if config.rollout_correction != "none":
+            weights_BT = rollout_correction(
+                old_BT,
+                table(batch[columns.BEHAVIOR_LOGP]),
+                mask_BT,
+                mode=config.rollout_correction,
+                level=config.rollout_correction_level,
+                low=config.rollout_correction_low,
+                high=config.rollout_correction_high,
+            )
+        reduction = self._reduction(batch, table)
+        scale = self._clip_scale(mask_BT.sum(dim=1))
+        loss, stats = policy_loss(
+            logp_BT,
+            old_BT,
+            advantage_BT,
+            mask_BT,
+            importance_sampling_level=config.importance_sampling_level,
+            clip_low=scale * config.clip_low,
+            clip_high=scale * config.clip_high,
+            surrogate=config.surrogate,
+            dual_clip=config.dual_clip,
+            sapo_temperature_positive=config.sapo_temperature_positive,
+            sapo_temperature_negative=config.sapo_temperature_negative,
+            weights_BT=weights_BT,
+            **reduction,
+        )
+        if config.penalises_in_loss:
+            kl_BT = kl_estimate(logp_BT, table(batch[columns.REFERENCE_LOGP]), estimator=config.kl_estimator)
+            loss = loss + config.kl_coeff * reduce_tokens(kl_BT, mask_BT, **reduction)
+        if config.entropy_coeff:
+            loss = loss - config.entropy_coeff * reduce_tokens(table(fwd_out[columns.ENTROPY]), mask_BT, **reduction)
+        if config.uses_critic:
+            error_BT = table(fwd_out[columns.VALUES]) - table(batch[columns.VALUE_TARGETS])
+            vf_loss = reduce_tokens(error_BT.square().clamp(max=config.vf_clip_param), mask_BT, **reduction)
+            loss = loss + config.vf_loss_coeff * vf_loss
+            if not batch.get(columns.EMPTY):
+                self._log_critic(batch, fwd_out, vf_loss)
+        if not batch.get(columns.EMPTY):
+            self._log(batch, fwd_out, stats, loss, table, weights_BT)
+        return loss
+
+    def _reduction(self, batch: dict[str, Any], table: TokenTable) -> dict[str, Any]:
+        """How the objective and every penalty become this micro-batch's part of the mean over the whole minibatch."""
+        return {
+            "reduction": self.config.reduction,
+            "turn_ids_BT": table(batch[columns.TURN_INDEX]),
+            "denominator": batch[columns.PLAN].denominator(self.config.reduction),
+            "token_sum_length": self._token_sum_length,
+        }
+
+    @functools.cached_property
+    def _token_sum_length(self) -> int:
+        return self.config.resolved_token_sum_length
+
+    def _clip_scale(self, length_B: Tensor) -> Any:
+        if self.config.clip_scaling == "length":
+            return length_clip_scale(length_B, reference_length=self.config.clip_reference_length)
+        return self.clip_scale
+
+    def on_statistics(self, values: dict[str, float]) -> None:
+        """Logs the update; moves the clip range towards its target; notes the noise. Alike on every rank."""
+        if self.config.clip_scaling == "target":
+            values[statistics.CLIP_SCALE] = self.clip_scale
+            self.clip_scale = next_clip_scale(
+                self.clip_scale, values.get(statistics.CLIP_FRACTION), target=self.config.clip_target_fraction
+            )
+        per_trajectory = self.config.importance_sampling_level.startswith("sequence")
+        if statistics.SEQUENCE_GAP_MEAN in values:
+            self.engine_noise = values[statistics.SEQUENCE_GAP_MEAN if per_trajectory else statistics.LOGP_GAP_MAX]
+        super().on_statistics(values)
+
+    def reference_files(self) -> dict[str, bytes]:
+        """The frozen reference policy as the files of a Hugging Face folder."""
+        pieces = self._learner_connector.connectors
+        reference = next(piece for piece in pieces if isinstance(piece, ReferenceLogProbs))
+        return reference.files()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, the scale of the clip range, and the noise between engine and learner."""
+        own = {CLIP_SCALE: self.clip_scale, ENGINE_NOISE: self.engine_noise}
+        return {**super().get_state(*args, **kwargs), **own}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what ``get_state`` returned."""
+        super().set_state(state)
+        self.clip_scale = state.get(CLIP_SCALE, self.clip_scale)
+        self.engine_noise = state.get(ENGINE_NOISE, self.engine_noise)
+
+    @torch.no_grad()
+    def _log_critic(self, batch: dict[str, Any], fwd_out: dict[str, Tensor], vf_loss: Tensor) -> None:
+        share = len(batch[columns.BEHAVIOR_VERSION]) / max(batch[columns.PLAN].num_trajectories, 1)
+        self.statistics.add_mean(statistics.VF_LOSS, vf_loss, share)
+        self.statistics.add_values(fwd_out[columns.VALUES], batch[columns.VALUE_TARGETS])
+
+    @torch.no_grad()
+    def _log(
+        self,
+        batch: dict[str, Any],
+        fwd_out: dict[str, Tensor],
+        stats: dict[str, Tensor],
+        loss: Tensor,
+        table: TokenTable,
+        weights_BT: Tensor | None,
+    ) -> None:
+        update, add = self.statistics, self.statistics.add_mean
+        logp_L, behavior_L = fwd_out[columns.LOGP], batch[columns.BEHAVIOR_LOGP]
+        length_B = table.mask_BT.sum(dim=1)
+        num_trajectories, num_sampled = len(length_B), len(logp_L)
+        # The loss is this row's share of a minibatch's mean; shares of one minibatch sum to it.
+        add(statistics.LOSS, loss, num_trajectories / max(batch[columns.PLAN].num_trajectories, 1))
+        update.add_ratios(stats["ratio_B"])
+        low, high = stats["clipped_low_B"].sum(), stats["clipped_high_B"].sum()
+        add(statistics.CLIP_FRACTION_LOW, low, num_trajectories)
+        add(statistics.CLIP_FRACTION_HIGH, high, num_trajectories)
+        add(statistics.CLIP_FRACTION, low + high, num_trajectories)
+        add(statistics.KL_TO_BEHAVIOR, k3(behavior_L, logp_L).sum(), num_sampled)
+        add(statistics.ENTROPY, fwd_out[columns.ENTROPY].sum(), num_sampled)
+        if columns.REFERENCE_LOGP in batch:
+            kl_L = kl_estimate(logp_L, batch[columns.REFERENCE_LOGP], estimator=self.config.kl_estimator)
+            add(statistics.KL_TO_REFERENCE, kl_L.sum(), num_sampled)
+        if weights_BT is not None:
+            add(statistics.CORRECTION_WEIGHT_MEAN, weights_BT[table.mask_BT].sum(), num_sampled)
+            add(statistics.CORRECTION_MASKED_FRACTION, (weights_BT[table.mask_BT] == 0).sum(), num_sampled)
+        staleness_B = self._weights_seq_no - 1 - batch[columns.BEHAVIOR_VERSION]
+        add(statistics.STALENESS, staleness_B.sum(), num_trajectories)
+        if update.num_steps:
+            add(statistics.ABS_LOG_RATIO_MEAN, stats["abs_log_ratio_B"].sum(), num_trajectories)
+            update.add_by_length(statistics.ABS_LOG_RATIO_BY_LENGTH, stats["abs_log_ratio_B"], length_B)
+        elif not int(staleness_B.abs().max()):
+            gap_B = sequence_log_ratio(table(logp_L), table(behavior_L), table.mask_BT).abs()
+            update.add_max(statistics.LOGP_GAP_MAX, (logp_L - behavior_L).abs().max())
+            add(statistics.SEQUENCE_GAP_MEAN, gap_B.sum(), num_trajectories)
+            update.add_by_length(statistics.SEQUENCE_GAP_BY_LENGTH, gap_B, length_B)

@@ -1,0 +1,1 @@
+"""Environments in their slots: what they are asked and answer, in this thread, in threads or in processes."""

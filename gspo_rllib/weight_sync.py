@@ -1,0 +1,158 @@
+"""One version of the policy's weights: taken from the learners once, named as engines know them, sent to any runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from gspo_rllib.errors import WeightSyncError
+
+_PREFIX = "model."
+
+
+class Weights:
+    """One version of the policy's weights, taken from the learners once and sent to any number of runners.
+
+    It stays what it was when the learners go on: a learner in this process is copied once; one in an actor writes to
+    Ray's object store, which runners read from without a detour through the driver.
+
+    Attributes:
+        version: The learners' count of updates when it was taken.
+    """
+
+    def __init__(self, learner_group: LearnerGroup) -> None:
+        first = None if learner_group.is_local else learner_group._worker_manager.healthy_actor_ids()[:1]
+        (answer,) = learner_group.foreach_learner(_take_weights, remote_actor_ids=first)
+        if not answer.ok:
+            raise answer.get()
+        self.version, self._taken = answer.get()
+
+    @property
+    def _here(self) -> dict[str, np.ndarray]:
+        """The arrays, for a runner in this process."""
+        taken = self._taken
+        return ray.get(taken) if isinstance(taken, ray.ObjectRef) else taken
+
+    @property
+    def _anywhere(self) -> ray.ObjectRef:
+        """The arrays in the object store: put there once, mapped by every runner."""
+        if not isinstance(self._taken, ray.ObjectRef):
+            self._taken = ray.put(self._taken)
+        return self._taken
+
+    def push(self, runners: EnvRunnerGroup, *, force: bool = False) -> None:
+        """Loads the weights into every healthy runner's engine and waits until each has acknowledged them.
+
+        Args:
+            runners: Training or evaluation env runners.
+            force: Load them also where the version is the same: after a restore it may be another run's.
+
+        Raises:
+            WeightSyncError: A runner acknowledged another version.
+        """
+        remote = runners.num_remote_env_runners() > 0
+        named: Any = self._anywhere if remote else self._here
+        version = self.version
+
+        def load(runner: Any) -> int | None:
+            return runner.set_weights(named, version, force=force)
+
+        acknowledged = runners.foreach_env_runner(load, local_env_runner=not remote)
+        wrong = sorted({str(got) for got in acknowledged if got != version})
+        if wrong:
+            raise WeightSyncError(
+                f"weights version {version} was sent, but env runners hold version {', '.join(wrong)}; no trajectory "
+                "was sampled with them. Restart the run from its last checkpoint."
+            )
+
+    def offer(self, runners: EnvRunnerGroup, workers: Sequence[int]) -> None:
+        """Hands the weights to runners that play, each of which takes them up when it can; waits for none.
+
+        Args:
+            runners: Training env runners.
+            workers: Which of them, by RLlib's numbers.
+        """
+        version = self.version
+        if not runners.num_remote_env_runners():
+            for _ in workers:
+                runners.local_env_runner.offer_weights(self._here, version)
+            return
+        named = self._anywhere if workers else None
+
+        def offer(runner: Any) -> None:
+            runner.offer_weights(named, version)
+
+        for worker in workers:
+            runners._worker_manager.actors()[worker].apply.remote(offer)
+
+
+def _take_weights(learner: Learner) -> tuple[int, dict[str, np.ndarray] | ray.ObjectRef]:
+    """The version and a copy of the weights, made where the learner is."""
+    in_driver = learner.config.num_learners == 0
+    state = inference_state(learner.module[DEFAULT_MODULE_ID].unwrapped(), copy=in_driver)
+    # The object store makes a copy of its own.
+    return learner._weights_seq_no, state if in_driver else ray.put(state)
+
+
+def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
+    """The weights of a causal-LM RLModule that sampling needs.
+
+    Args:
+        module: An RLModule for torch; what it calls non-inference attributes is left out.
+        copy: Whether the arrays are copies. Those of a module on the CPU otherwise change when it is trained.
+
+    Returns:
+        Arrays under Hugging Face names, float32 where they are of floating point. A tensor under two names, such as a
+        tied head, is one array under both: it is copied, sent and compared once.
+    """
+    left_out = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else []
+    state = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not any(name == attribute or name.startswith(f"{attribute}.") for attribute in left_out)
+    }
+    arrays: dict[tuple[Any, ...], np.ndarray] = {}
+    named: dict[str, np.ndarray] = {}
+    for name, tensor in unwrap_module_state(state).items():
+        where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if where not in arrays:
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            arrays[where] = tensor.detach().to("cpu", dtype, copy=copy).numpy()
+        named[name] = arrays[where]
+    return named
+
+
+def unwrap_module_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The Hugging Face ``state_dict`` inside the state of a causal-LM RLModule.
+
+    Args:
+        state: ``{module id: {name: array}}`` or ``{name: array}``; the names are Hugging Face's own, or those below
+            an attribute called ``model`` beside which the module may keep others (a value head, say).
+
+    Returns:
+        The same values under Hugging Face names.
+
+    Example:
+        >>> head, norm = np.zeros(1), np.zeros(2)
+        >>> sorted(unwrap_module_state({"model.lm_head.weight": head, "model.model.norm.weight": norm, "v.bias": norm}))
+        ['lm_head.weight', 'model.norm.weight']
+        >>> sorted(unwrap_module_state({"lm_head.weight": head, "model.norm.weight": norm}))
+        ['lm_head.weight', 'model.norm.weight']
+    """
+    named: Mapping[str, Any] = state.get(DEFAULT_MODULE_ID, state)
+    # A Hugging Face causal LM keeps its head outside of ``model.``, so names that all start with it carry the prefix.
+    prefixed = all(name.startswith(_PREFIX) for name in named) or any(
+        name.startswith((_PREFIX + "model.", _PREFIX + "lm_head.")) for name in named
+    )
+    if not prefixed:
+        return dict(named)
+    return {name.removeprefix(_PREFIX): value for name, value in named.items() if name.startswith(_PREFIX)}
