@@ -130,7 +130,7 @@ def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
         "weights_s": timer("synch_weights"),
         "staleness": statistics.mean(values["staleness"] for values in learned),
         "dropped": sum(counts.get(names.NUM_GROUPS_STALE_DROPPED, 0) for counts in stream),
-        "in_play": statistics.mean(counts.get(names.NUM_GROUPS_IN_PLAY, 0) for counts in stream),
+        "in_play": statistics.mean(counts.get(names.NUM_GROUPS_IN_FLIGHT, 0) for counts in stream),
     }
 
 

@@ -57,7 +57,7 @@ LOCKSTEP_TRAJECTORIES, LOCKSTEP_TURNS = 64, 8
 TURN_LENGTHS = {"median": 8, "sigma": 1.0, "longest": 128}  # tokens; log-normal, cut off
 
 
-class Player:
+class BackgroundSampler:
     """An env runner and its engine, which answers every request with as many tokens as it may.
 
     Args:
@@ -170,7 +170,7 @@ def raw_vllm(engine: Any, requests: list[GenerationRequest], concurrency: int) -
 def over_raw(model: str, case: tuple[int, int, int, int], repetitions: int) -> dict[str, Any]:
     """One row: the env runner against raw vLLM."""
     concurrency, turns, tokens_per_turn, observation_chars = case
-    player = Player(model, turns, tokens_per_turn, observation_chars, group_size=min(8, concurrency))
+    player = BackgroundSampler(model, turns, tokens_per_turn, observation_chars, group_size=min(8, concurrency))
     runner, raw = [], []
     for repetition in range(repetitions + 1):
         player.clear_cache()
@@ -197,7 +197,7 @@ def over_raw(model: str, case: tuple[int, int, int, int], repetitions: int) -> d
 def over_lockstep(model: str, repetitions: int) -> dict[str, Any]:
     """Continuous against lock-step at log-normal turn lengths."""
     longest = TURN_LENGTHS["longest"]
-    player = Player(model, LOCKSTEP_TURNS, int(longest), group_size=8)
+    player = BackgroundSampler(model, LOCKSTEP_TURNS, int(longest), group_size=8)
     continuous, lockstep, tokens, steps = [], [], 0, []
     for repetition in range(repetitions + 1):
         rng = np.random.default_rng(repetition)
@@ -249,7 +249,7 @@ def _weights(model: str) -> dict[str, np.ndarray]:
 
 def _profile(model: str) -> None:
     concurrency, turns, tokens_per_turn, observation_chars = RECORDED
-    player = Player(model, turns, tokens_per_turn, observation_chars, group_size=8)
+    player = BackgroundSampler(model, turns, tokens_per_turn, observation_chars, group_size=8)
     player.play(concurrency)
     player.clear_cache()
     with cProfile.Profile() as profile:
@@ -291,7 +291,7 @@ def main() -> None:
             _profile(model)
             return
         # One vLLM for all rows: whoever asks for an equal one while this runner lives gets this one.
-        holder = Player(model, 1, 16)
+        holder = BackgroundSampler(model, 1, 16)
         rows = []
         print("env runner over raw vLLM, tokens per CPU second")
         print(f"{'concurrency':>11} {'turns':>5} {'context':>7} {'tokens':>7} {'runner':>7} {'raw':>7} {'ratio':>6}")

@@ -156,7 +156,7 @@ def _play(renderer: ChatRenderer, turns: int, trajectories: int) -> tuple[float,
     settings = GenerationSettings(temperature=1.0, max_tokens_per_turn=32)
     rollout = Rollout(engine, pool, lambda chat: renderer, settings, run_seed=0)
     started = time.process_time()
-    _, stats = rollout.run(scheduler)
+    stats = rollout.run(scheduler)
     total_s = time.process_time() - started
     pool.close()
     if stats.num_turns != turns * trajectories:

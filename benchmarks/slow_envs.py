@@ -153,10 +153,10 @@ def play(engine: Engine, renderer: ChatRenderer, load: Load, *, inline: bool = F
     )
     scheduler: GroupScheduler[Any] = GroupScheduler(names, group_size=1, run_seed=0, role="train")
     settings = GenerationSettings(temperature=1.0, max_tokens_per_turn=load.tokens_per_turn)
-    episodes, stats = Rollout(clock, pool, lambda chat: renderer, settings, run_seed=0, observer=clock).run(scheduler)
+    stats = Rollout(clock, pool, lambda chat: renderer, settings, run_seed=0, observer=clock).run(scheduler)
     pool.close()
-    if len(episodes) != len(names) or clock.window is None:
-        raise RuntimeError(f"only {len(episodes)} of {len(names)} trajectories were played: {stats.errors}")
+    if len(stats.groups) != len(names) or clock.window is None:
+        raise RuntimeError(f"only {len(stats.groups)} of {len(names)} trajectories were played: {stats.errors}")
     return clock.window
 
 

@@ -14,7 +14,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from gspo_rllib.errors import SettingError, did_you_mean
 
@@ -67,6 +67,18 @@ class Settings:
     SECTION: typing.ClassVar[str]
     REFUSED: typing.ClassVar[Mapping[str, str]] = {}
     """Settings a user may look for that do not exist, and why."""
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """The settings as they are now in a config, checked.
+
+        Args:
+            config: An ``AlgorithmConfig``, which keeps each of them as an attribute of its own.
+
+        Raises:
+            SettingError: A value is illegal.
+        """
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

@@ -37,10 +37,10 @@ ENV_S = "env_s"
 SAMPLE_S = "sample_s"
 """Seconds of wall time inside ``sample``, or in which groups were being played beside it."""
 
-NUM_WEIGHT_UPTAKES = "num_weight_uptakes"
+NUM_WEIGHT_UPDATES = "num_weight_updates"
 """Times new weights were taken up while groups were being played."""
 
-WEIGHT_UPTAKE_S = "weight_uptake_s"
+WEIGHT_UPDATE_S = "weight_update_s"
 """Seconds in which turns were held back for new weights, or these were loaded, while groups were being played."""
 
 NUM_TURNS_MIXED_VERSIONS = "num_turns_mixed_versions"
@@ -109,7 +109,7 @@ GROUP_SELECTION = "group_selection"
 NUM_GROUPS_STALE_DROPPED = "num_groups_stale_dropped"
 """Complete groups with a token older than ``max_staleness`` when they would have been trained; never trained."""
 
-NUM_GROUPS_IN_PLAY = "num_groups_in_play"
+NUM_GROUPS_IN_FLIGHT = "num_groups_in_flight"
 """Groups that were being played, or about to be, when the update began."""
 
 GROUP_WAIT_S = "group_wait_s"

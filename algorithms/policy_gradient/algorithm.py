@@ -27,13 +27,13 @@ from ray.util import log_once
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.driver.lockstep import sample_groups
+from gspo_rllib.driver.lockstep import Lockstep
+from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
 from gspo_rllib.seeds import derive_seed
-from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
@@ -42,7 +42,7 @@ NEXT_GROUP = "next_group"
 """Key in the checkpointed state: how many groups the run has drawn so far, which names the next ones."""
 
 UNFINISHED_GROUPS = "unfinished_groups"
-"""Key in the checkpointed state: groups that were drawn and not yet trained; they are played first after a restore."""
+"""Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
 class PolicyGradient(Algorithm):
@@ -54,30 +54,25 @@ class PolicyGradient(Algorithm):
         """Builds runners and learners and puts the same weights everywhere."""
         self._next_group = 0
         self._unfinished: list[str] = []
-        self._stream: GroupStream | None = None
+        self._source: GroupSource
         self._clip_monitor = ClipMonitor(config)
         self._selection = config.group_selection
         super().setup(config)
-        if self.config.max_staleness:
-            self._stream = self._make_stream()
+        self._source = self._make_source()
         self._sync_weights()
 
     def training_step(self) -> None:
-        """One iteration: sample groups, update on them in minibatches, sync the weights.
-
-        With stale data allowed, runners play on meanwhile: groups are then taken from a stream, and weights offered.
-        """
+        """One iteration: sample groups, update on them in minibatches, sync the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
-                self._stream.take if self._stream else self._sample_groups,
+                self._source.take,
                 self._selection.select,
                 wanted=self.config.groups_per_iteration,
                 budget=self.config.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
             self._log_counts(GROUP_SELECTION, counts)
-            if self._stream:
-                self._log_counts(GROUP_STREAM, self._stream.measure())
+            self._log_counts(GROUP_STREAM, self._source.measure())
         if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
             logger.warning(
                 "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
@@ -102,35 +97,34 @@ class PolicyGradient(Algorithm):
             self._warn_about_clipping()
 
         with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
-            if self._stream:
-                self._weights = Weights(self.learner_group)
-                self._stream.advance(self._weights)
-            else:
-                self._sync_weights()
+            self._weights = Weights(self.learner_group)
+            self._source.advance(self._weights)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights; what plays on an engine it needs waits meanwhile."""
+        """RLlib's evaluation, with the current weights; sampling on an engine it needs waits meanwhile."""
         runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
         share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
-        with self._stream.paused() if self._stream and share else contextlib.nullcontext():
+        with self._source.paused() if share else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""
         restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
-        if restored and not (self._stream and env_runner_group is self.env_runner_group):
+        if restored and env_runner_group is self.env_runner_group:
+            self._source.readmit()
+        elif restored:
             self._weights.push(env_runner_group)
         return restored
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, and which groups come next."""
-        unfinished = [*(self._stream.unfinished if self._stream else []), *self._unfinished]
+        unfinished = [*self._source.unfinished, *self._unfinished]
         own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished}
         return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state, older ones too; every engine holds its weights before this returns."""
-        self._stop_playing()
+        self._stop_sampling()
         super().set_state(state)
         if NEXT_GROUP in state:
             self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
@@ -160,7 +154,7 @@ class PolicyGradient(Algorithm):
         """
         if kwargs.get("component") is None:
             path = checkpoints.verify(path)
-        self._stop_playing()
+        self._stop_sampling()
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights()
 
@@ -198,7 +192,9 @@ class PolicyGradient(Algorithm):
         self._next_group += count - len(drawn)
         return drawn + [str(index) for index in range(first, self._next_group)]
 
-    def _make_stream(self) -> GroupStream:
+    def _make_source(self) -> GroupSource:
+        if not self.config.max_staleness:
+            return Lockstep(self.env_runner_group, draw=self._draw_groups)
         return GroupStream(
             self.env_runner_group,
             groups_per_iteration=self.config.groups_per_iteration,
@@ -206,17 +202,8 @@ class PolicyGradient(Algorithm):
             draw=self._draw_groups,
         )
 
-    def _stop_playing(self) -> None:
-        if self._stream:
-            self._unfinished = self._stream.stop() + self._unfinished
-
-    def _sample_groups(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
-        return sample_groups(
-            self.env_runner_group,
-            self._draw_groups(count),
-            weights_version=self._weights.version,
-            recover=self._recover_env_runners,
-        )
+    def _stop_sampling(self) -> None:
+        self._unfinished = self._source.stop() + self._unfinished
 
     def _first_learner(self, function: Callable[[Any], Any]) -> list[Any]:
         first = None if self.learner_group.is_local else self.learner_group._worker_manager.healthy_actor_ids()[:1]
@@ -229,13 +216,7 @@ class PolicyGradient(Algorithm):
 
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)
-        self._weights.push(self.env_runner_group, force=True)
-        if self._stream:
-            self._stream.start(self._weights)
-
-    def _recover_env_runners(self) -> None:
-        self.env_runner_group.probe_unhealthy_env_runners()
-        self._weights.push(self.env_runner_group)
+        self._source.start(self._weights)
 
     def _lifetime_env_steps(self) -> int:
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))

@@ -98,7 +98,7 @@ class PolicyGradientConfig(AlgorithmConfig):
         Raises:
             SettingError: A value is illegal.
         """
-        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+        return kind.of(self)
 
     def validate(self) -> None:
         """Checks every setting, the environment and the model; called when the algorithm is built.

@@ -53,9 +53,9 @@ def _check_training(config: PolicyGradientConfig) -> None:
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
-    if config.weight_uptake == "token" and not settings.max_staleness:
+    if config.weight_update == "token" and not settings.max_staleness:
         raise SettingError(
-            "generation.weight_uptake is 'token', which has no effect with training.max_staleness=0: no turn is being "
+            "generation.weight_update is 'token', which has no effect with training.max_staleness=0: no turn is being "
             "sampled when weights change. Use 'turn', or max_staleness=1."
         )
     for problem in refusals(settings, recomputes_old_log_probs=config.recompute_old_log_probs):

@@ -1,21 +1,78 @@
-"""The driver's side of sampling: deals groups to env runners, and makes sure that each samples with the right weights.
+"""Sampling and learning take turns: groups are shared out to env runners, and all of them are waited for.
 
 A runner samples only with the weights version it is asked for. One that was restarted behind RLlib's back holds another
-and returns nothing; it is sent the weights and asked again. Groups of a runner that died are dealt to the others.
+and returns nothing; it is sent the weights and asked again. Groups of a runner that died go to the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
-from gspo_rllib.types import TrajectoryGroup, group_episodes
+from gspo_rllib.types import TrajectoryGroup
+from gspo_rllib.weight_sync import Weights
 
 MAX_ROUNDS = 3
-"""Times the groups of lost or out-of-date runners are dealt again before the iteration goes on with what there is."""
+"""Times the groups of lost or out-of-date runners are sampled again before the iteration goes on with what there is."""
+
+
+class Lockstep:
+    """A ``GroupSource`` that samples when it is asked, and only then.
+
+    Args:
+        runners: RLlib's group of ``LanguageEnvRunner``: remote ones, or the one in this process.
+        draw: Names that many groups to sample next.
+    """
+
+    def __init__(self, runners: EnvRunnerGroup, *, draw: Callable[[int], Sequence[str]]) -> None:
+        self._runners = runners
+        self._draw = draw
+        self._weights: Weights
+
+    @property
+    def unfinished(self) -> list[str]:
+        """See ``GroupSource.unfinished``: between two calls nothing is left."""
+        return []
+
+    def start(self, weights: Weights) -> None:
+        """See ``GroupSource.start``."""
+        self._weights = weights
+        weights.push(self._runners, force=True)
+
+    def advance(self, weights: Weights) -> None:
+        """See ``GroupSource.advance``."""
+        self.start(weights)
+
+    def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+        """See ``GroupSource.take``."""
+        return sample_groups(
+            self._runners, self._draw(count), weights_version=self._weights.version, recover=self._recover
+        )
+
+    def readmit(self) -> None:
+        """See ``GroupSource.readmit``."""
+        self._weights.push(self._runners)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """See ``GroupSource.paused``: between two calls every engine is idle anyway."""
+        return nullcontext()
+
+    def stop(self) -> list[str]:
+        """See ``GroupSource.stop``: between two calls nothing is in flight."""
+        return []
+
+    def measure(self) -> dict[str, float]:
+        """See ``GroupSource.measure``: there is nothing to tell beyond the runners' own metrics."""
+        return {}
+
+    def _recover(self) -> None:
+        self._runners.probe_unhealthy_env_runners()
+        self._weights.push(self._runners)
 
 
 def sample_groups(
@@ -46,15 +103,13 @@ def sample_groups(
     for attempt in range(MAX_ROUNDS):
         if attempt:
             recover()
-        reports = _sample_once(runners, pending, weights_version)
         answered: set[str] = set()
-        for asked, episodes, measured, held, messages in reports:
-            errors += [m for m in messages if m not in errors]
-            if held != weights_version:
-                continue
-            metrics.append(measured)
-            answered.update(asked)
-            groups.update({g.group_id: g for g in group_episodes(episodes)})
+        for asked, report in _sample_once(runners, pending, weights_version):
+            errors += [m for m in report.errors if m not in errors]
+            metrics.append(report.metrics)
+            if report.weights_version == weights_version:
+                answered.update(asked)
+                groups.update({group.group_id: group for group in report.groups})
         # What a runner answered without is given up: its environment failed too often, and trying again would not help.
         pending = [group_id for group_id in pending if group_id not in answered]
         if not pending:
@@ -64,15 +119,16 @@ def sample_groups(
     return [groups[group_id] for group_id in group_ids if group_id in groups], metrics
 
 
-def _sample_once(runners: EnvRunnerGroup, group_ids: Sequence[str], version: int) -> list[tuple]:
+def _sample_once(
+    runners: EnvRunnerGroup, group_ids: Sequence[str], version: int
+) -> list[tuple[list[str], SampleReport]]:
     remote = runners.num_remote_env_runners() > 0
     workers = runners.healthy_worker_ids() if remote else [0]
     shares = {worker: list(group_ids[i :: len(workers)]) for i, worker in enumerate(workers)}
 
-    def sample(runner: Any) -> tuple:
-        asked = shares.get(runner.worker_index, [])
-        episodes = runner.sample(group_ids=asked, weights_version=version) if asked else []
-        return asked, episodes, runner.get_metrics(), runner.get_weights_version(), runner.last_errors()
+    def sample(runner: Any) -> tuple[list[str], SampleReport] | None:
+        asked = shares.get(runner.worker_index)
+        return (asked, runner.sample_groups(asked, weights_version=version)) if asked else None
 
     if not workers:
         return []

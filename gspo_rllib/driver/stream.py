@@ -1,7 +1,7 @@
-"""The driver's side of sampling while learning: deals groups to runners that play on, and takes the finished ones.
+"""Sampling goes on while the learners train: groups are dispatched to env runners, and finished ones are taken.
 
 A version is the learners' count of updates, and a group is stale when more than η of them lie between its oldest token
-and its training. Every iteration takes G groups, and at most (η + 1) · G are ever dealt and not yet taken, so none need
+and its training. Every iteration takes G groups, and at most (η + 1) · G are ever drawn and not yet taken, so none need
 become stale. Which G an iteration takes goes by age: a group that would come too late otherwise has its place and is
 waited for, so that long trajectories are trained as surely as short ones; the other places go to what is finished,
 oldest first. What is stale all the same (after a failure) is dropped and counted.
@@ -10,12 +10,13 @@ oldest first. What is stale all the same (after a failure) is dropped and counte
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -23,12 +24,10 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib import metrics as names
 from gspo_rllib.driver.lockstep import MAX_ROUNDS, no_progress_message
+from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
-from gspo_rllib.types import TrajectoryGroup, group_episodes, turns
+from gspo_rllib.types import TrajectoryGroup, turns
 from gspo_rllib.weight_sync import Weights
-
-if TYPE_CHECKING:
-    from gspo_rllib.env_runners.background import PlayReport
 
 POLL_S = 0.2
 """Longest a runner waits for a group to finish before it answers; it takes no other call meanwhile."""
@@ -40,35 +39,57 @@ LOCAL = 0
 """RLlib's number of the env runner in the driver's own process."""
 
 
+class GroupState(enum.Enum):
+    """Where a group is between being drawn and being taken."""
+
+    DRAWN = "nobody samples it: it was not dispatched yet, or its runner died"
+    IN_FLIGHT = "a runner samples it"
+    FINISHED = "its trajectories are here"
+    GIVEN_UP = "it cannot be completed"
+
+
 @dataclass(slots=True, eq=False)
 class _Group:
-    """A group that is dealt and not yet trained.
+    """A group that was drawn and not yet taken.
 
     Attributes:
         group_id: Its name.
-        order: How many were dealt before it.
+        order: How many were drawn before it.
         version: The oldest weights version among its tokens; until it is finished, the oldest there can be.
-        worker: Who plays it; None until it is dealt, and again when its runner died.
-        deaths: Runners that died while playing it.
-        trajectories: What was played; None until it is finished.
+        state: Where it is.
+        worker: The runner it is or was in flight on.
+        deaths: Runners that died while sampling it.
+        trajectories: What was sampled; None until it is finished.
     """
 
     group_id: str
     order: int
     version: int
+    state: GroupState = GroupState.DRAWN
     worker: int | None = None
     deaths: int = 0
     trajectories: TrajectoryGroup | None = None
 
+    def is_in_flight_on(self, worker: int) -> bool:
+        return self.state is GroupState.IN_FLIGHT and self.worker == worker
+
+    def finish(self, trajectories: TrajectoryGroup) -> None:
+        self.state, self.trajectories = GroupState.FINISHED, trajectories
+        self.version = min(turn.policy_version for episode in trajectories.episodes for turn in turns(episode))
+
+    def lose_runner(self) -> None:
+        self.deaths += 1
+        self.state = GroupState.DRAWN if self.deaths < MAX_ROUNDS else GroupState.GIVEN_UP
+
 
 class GroupStream:
-    """Groups that are played while the learners train on others.
+    """A ``GroupSource`` whose groups are sampled while the learners train on others.
 
     Args:
         runners: RLlib's group of ``LanguageEnvRunner``: remote ones, or the one in this process.
         groups_per_iteration: G, groups an update takes.
         max_staleness: η, versions between a group's oldest token and the learners when it is trained.
-        draw: Names that many groups to play next.
+        draw: Names that many groups to sample next.
     """
 
     def __init__(
@@ -85,10 +106,10 @@ class GroupStream:
         self._draw = draw
         self._is_local = runners.num_remote_env_runners() == 0
         self._groups: dict[str, _Group] = {}
-        self._num_dealt = 0
+        self._num_drawn = 0
         self._weights: Weights
-        self._armed: set[int] = set()
-        """Workers that hold weights, or will before they play what they are sent next."""
+        self._with_weights: set[int] = set()
+        """Workers that hold weights, or will before they sample what they are sent next."""
         self._polls: dict[ray.ObjectRef, int] = {}
         self._processes: dict[int, int] = {}
         self._errors: list[str] = []
@@ -97,38 +118,24 @@ class GroupStream:
 
     @property
     def unfinished(self) -> list[str]:
-        """Names of the groups that were drawn and not yet taken, in that order."""
+        """See ``GroupSource.unfinished``."""
         return list(self._groups)
 
     def start(self, weights: Weights) -> None:
-        """Begins at some version; nothing is played before the first ``take``.
-
-        Args:
-            weights: What every healthy runner has acknowledged.
-        """
-        assert not self._groups, "stop what is played before starting again"
+        """See ``GroupSource.start``; nothing is sampled before the first ``take``."""
+        assert not self._groups, "stop what is in flight before starting again"
         self._weights = weights
-        self._armed = set(self._healthy())
+        weights.push(self._runners, force=True)
+        self._with_weights = set(self._healthy())
 
     def advance(self, weights: Weights) -> None:
-        """Offers new weights to every runner and deals the groups they admit; waits for nobody.
-
-        Args:
-            weights: The learners', after an update.
-        """
+        """See ``GroupSource.advance``: offers the weights, dispatches what they admit, and waits for nobody."""
         self._weights = weights
-        weights.offer(self._runners, sorted(self._armed.intersection(self._healthy())))
-        self._deal(self._per_iteration)
+        weights.offer(self._runners, sorted(self._with_weights.intersection(self._healthy())))
+        self._dispatch(self._per_iteration)
 
     def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
-        """Waits for groups to train on.
-
-        Args:
-            count: How many; of those in play that many fewer are left, so others are admitted in later calls.
-
-        Returns:
-            ``count`` groups less those that were given up meanwhile, in the order they were drawn, none older than the
-            bound; and the runners' metrics.
+        """See ``GroupSource.take``; none of the groups is older than the bound.
 
         Raises:
             NoProgressError: As many groups were given up and none finished, or no runner is left.
@@ -143,7 +150,7 @@ class GroupStream:
                 if chosen := self._choose(missing):
                     taken += chosen
                     continue
-                self._deal(missing)
+                self._dispatch(missing)
                 for worker, report in self._collect():
                     reports += [report.metrics] if report.metrics else []
                     self._keep(worker, report)
@@ -159,31 +166,30 @@ class GroupStream:
         return [group.trajectories for group in taken if group.trajectories is not None], reports
 
     def stop(self) -> list[str]:
-        """Abandons everything that is played.
-
-        Returns:
-            Names of the groups that were drawn and not taken.
-        """
-        self._runners.foreach_env_runner(_stop_play, local_env_runner=self._is_local)
+        """See ``GroupSource.stop``."""
+        self._runners.foreach_env_runner(_stop_sampling, local_env_runner=self._is_local)
         abandoned = self.unfinished
         self._groups.clear()
         self._polls.clear()
         return abandoned
 
+    def readmit(self) -> None:
+        """See ``GroupSource.readmit``: weights are offered with what is dispatched next."""
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Every engine has the offered weights and is idle meanwhile, to be used for something else."""
-        self._runners.foreach_env_runner(_pause_play, local_env_runner=self._is_local)
+        """See ``GroupSource.paused``; every engine has loaded the offered weights by then."""
+        self._runners.foreach_env_runner(_pause_sampling, local_env_runner=self._is_local)
         try:
             yield
         finally:
-            self._runners.foreach_env_runner(_resume_play, local_env_runner=self._is_local)
+            self._runners.foreach_env_runner(_resume_sampling, local_env_runner=self._is_local)
 
     def measure(self) -> dict[str, float]:
-        """Metrics since the last call, by their names in ``gspo_rllib.metrics``."""
+        """See ``GroupSource.measure``."""
         measured = {
             names.NUM_GROUPS_STALE_DROPPED: self._num_stale,
-            names.NUM_GROUPS_IN_PLAY: sum(group.trajectories is None for group in self._groups.values()),
+            names.NUM_GROUPS_IN_FLIGHT: sum(group.state is not GroupState.FINISHED for group in self._groups.values()),
             names.GROUP_WAIT_S: self._waited_s,
         }
         self._num_stale, self._waited_s = 0, 0.0
@@ -192,7 +198,7 @@ class GroupStream:
     def _choose(self, places: int) -> list[_Group]:
         """Takes the finished groups that may have one of this iteration's places, oldest first."""
         waiting = Counter(group.version for group in self._groups.values())
-        finished = [group for group in self._groups.values() if group.trajectories is not None]
+        finished = self._in_state(GroupState.FINISHED)
         chosen: list[_Group] = []
         for group in sorted(finished, key=lambda group: group.version):
             stale = group.version < self._weights.version - self._max_staleness
@@ -218,40 +224,41 @@ class GroupStream:
                 return False
         return places > 0
 
-    def _deal(self, missing: int) -> None:
-        """Draws what the bound admits, and hands out what nobody plays, to whom plays the least.
+    def _dispatch(self, missing: int) -> None:
+        """Draws what the bound admits, and hands out what nobody samples, to whom has the least in flight.
 
         Args:
             missing: Groups that this iteration still has to take.
         """
         room = self._max_staleness * self._per_iteration + missing - len(self._groups)
         for group_id in self._draw(max(room, 0)):
-            self._groups[group_id] = _Group(group_id, self._num_dealt, self._weights.version)
-            self._num_dealt += 1
-        unplayed = [group for group in self._groups.values() if group.worker is None]
-        if not unplayed:
+            self._groups[group_id] = _Group(group_id, self._num_drawn, self._weights.version)
+            self._num_drawn += 1
+        drawn = self._in_state(GroupState.DRAWN)
+        if not drawn:
             return
         workers = self._workers()
-        load = Counter(group.worker for group in self._groups.values() if group.trajectories is None)
+        load = Counter(group.worker for group in self._in_state(GroupState.IN_FLIGHT))
         shares: dict[int, list[str]] = defaultdict(list)
-        for group in unplayed:
+        for group in drawn:
             group.worker = min(workers, key=lambda worker: load[worker])
+            group.state = GroupState.IN_FLIGHT
             group.version = self._weights.version
             load[group.worker] += 1
             shares[group.worker].append(group.group_id)
-        new = sorted(shares.keys() - self._armed)
+        new = sorted(shares.keys() - self._with_weights)
         self._weights.offer(self._runners, new)
-        self._armed.update(new)
+        self._with_weights.update(new)
         for worker, group_ids in shares.items():
-            self._send(worker, _Play(group_ids))
+            self._send(worker, _Sample(group_ids))
 
-    def _collect(self) -> list[tuple[int, PlayReport]]:
+    def _collect(self) -> list[tuple[int, SampleReport]]:
         """What runners have to report; waits for the first of them, and never for a particular one."""
         if self._is_local:
             runner: Any = self._runners.local_env_runner
             return [(LOCAL, runner.take_finished(POLL_S))]
-        playing = {group.worker for group in self._groups.values() if group.worker and group.trajectories is None}
-        for worker in playing.difference(self._polls.values()):
+        sampling = {group.worker for group in self._in_state(GroupState.IN_FLIGHT) if group.worker is not None}
+        for worker in sampling.difference(self._polls.values()):
             self._polls[self._send(worker, _poll)] = worker
         ray.wait(list(self._polls), num_returns=1)
         ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
@@ -265,40 +272,41 @@ class GroupStream:
                 self._lose(worker, f"env runner {worker} died: {str(error)[:500]}")
                 continue
             if self._processes.setdefault(worker, process) != process:
-                # Ray has restarted it: what it had played is gone, and what it was sent since is dealt again as well.
-                self._send(worker, _stop_play)
+                # Ray has restarted it: what it had sampled is gone, and what it was sent since is dispatched again too.
+                self._send(worker, _stop_sampling)
                 self._lose(worker, f"env runner {worker} died and was restarted")
                 continue
             reports.append((worker, report))
         return reports
 
-    def _keep(self, worker: int, report: PlayReport) -> None:
+    def _keep(self, worker: int, report: SampleReport) -> None:
         self._errors += [message for message in report.errors if message not in self._errors]
-        for finished in group_episodes(report.episodes):
+        # A runner taken for dead may still answer for a group that was dispatched again: it is not in flight there.
+        for finished in report.groups:
             group = self._groups.get(finished.group_id)
-            # A runner taken for dead may still answer for a group that was dealt again.
-            if group is not None and group.worker == worker and group.trajectories is None:
-                group.trajectories = finished
-                group.version = min(turn.policy_version for episode in finished.episodes for turn in turns(episode))
+            if group is not None and group.is_in_flight_on(worker):
+                group.finish(finished)
         for group_id in report.given_up:
             group = self._groups.get(group_id)
-            if group is not None and group.worker == worker:
-                group.deaths = MAX_ROUNDS
+            if group is not None and group.is_in_flight_on(worker):
+                group.state = GroupState.GIVEN_UP
 
     def _forget_given_up(self) -> int:
-        given_up = [group for group in self._groups.values() if group.deaths >= MAX_ROUNDS]
+        given_up = self._in_state(GroupState.GIVEN_UP)
         for group in given_up:
             del self._groups[group.group_id]
         return len(given_up)
 
     def _lose(self, worker: int, message: str) -> None:
-        self._armed.discard(worker)
+        self._with_weights.discard(worker)
         self._processes.pop(worker, None)
         self._errors.append(message)
         for group in self._groups.values():
-            if group.worker == worker and group.trajectories is None:
-                group.worker = None
-                group.deaths += 1
+            if group.is_in_flight_on(worker):
+                group.lose_runner()
+
+    def _in_state(self, state: GroupState) -> list[_Group]:
+        return [group for group in self._groups.values() if group.state is state]
 
     def _workers(self) -> list[int]:
         """Runners that can be sent something, brought back from the dead if there is no other.
@@ -331,24 +339,24 @@ class GroupStream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Play:
+class _Sample:
     group_ids: list[str]
 
     def __call__(self, runner: Any) -> None:
-        runner.play(self.group_ids)
+        runner.sample_in_background(self.group_ids)
 
 
-def _pause_play(runner: Any) -> None:
-    runner.pause_play()
+def _pause_sampling(runner: Any) -> None:
+    runner.pause_sampling()
 
 
-def _resume_play(runner: Any) -> None:
-    runner.resume_play()
+def _resume_sampling(runner: Any) -> None:
+    runner.resume_sampling()
 
 
-def _stop_play(runner: Any) -> None:
-    runner.stop_play()
+def _stop_sampling(runner: Any) -> None:
+    runner.stop_sampling()
 
 
-def _poll(runner: Any) -> tuple[int, PlayReport]:
+def _poll(runner: Any) -> tuple[int, SampleReport]:
     return os.getpid(), runner.take_finished(POLL_S)

@@ -1,6 +1,6 @@
-"""Playing groups in a thread beside the caller's: sampling goes on while the driver, or a learner, does something else.
+"""Sampling in a thread beside the caller's: it goes on while the driver, or a learner, does something else.
 
-The thread drives the engine while it has anything to play or to load, and sleeps otherwise. New weights are taken up
+The thread drives the engine while it has anything to sample or to load, and sleeps otherwise. New weights are loaded
 between turns (``"turn"``: no turn starts until those running have ended) or at once (``"token"``: what runs is computed
 again under them). Whatever fails in the thread is kept, and raised by the next call that asks for its results.
 """
@@ -12,8 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import ray
@@ -25,51 +24,30 @@ from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError
-from gspo_rllib.types import GROUP
+from gspo_rllib.types import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
-WeightUptake = Literal["turn", "token"]
+WeightUpdate = Literal["turn", "token"]
 
-_players: weakref.WeakSet[Player] = weakref.WeakSet()
-
-
-@dataclass(frozen=True, slots=True)
-class PlayReport:
-    """What came of playing since the last report.
-
-    Attributes:
-        episodes: Of the groups completed since then: group by group in the order they were asked for, by index within
-            a group.
-        given_up: Ids of the groups that could not be completed.
-        errors: Distinct messages of the failures behind these groups, oldest first.
-        metrics: As ``get_metrics`` gives them; empty when no group was completed or given up.
-        weights_version: What the engine holds, or held last while it is loading others.
-        num_playing: Groups asked for and neither completed nor given up yet.
-    """
-
-    episodes: list[SingleAgentEpisode]
-    given_up: list[str]
-    errors: list[str]
-    metrics: dict[str, Any]
-    weights_version: int | None
-    num_playing: int
+_samplers: weakref.WeakSet[BackgroundSampler] = weakref.WeakSet()
 
 
 def check_free(engine: Engine) -> None:
     """Refuses the use of an engine that a thread is driving.
 
     Raises:
-        EngineError: A player of this process drives it, and is not paused.
+        EngineError: A background sampler of this process drives it, and is not paused.
     """
-    for player in list(_players):
-        if player.engine is engine:
-            player.check_parked()
+    for sampler in list(_samplers):
+        if sampler.engine is engine:
+            sampler.check_idle()
 
 
-class Player:
-    """Plays groups in a daemon thread of its own, which starts when there is first something to do.
+class BackgroundSampler:
+    """Samples groups in a daemon thread of its own, which starts when there is first something to do.
 
     All methods are for one other thread, the caller's.
 
@@ -78,11 +56,11 @@ class Player:
         pool: Used by the thread alone; closed by ``stop``.
         make_rollout: Makes the rollout on this engine and pool; called once, when the engine holds weights.
         scheduler: Without groups yet.
-        uptake: How new weights are taken up; ``"token"`` becomes ``"turn"`` where the engine cannot do it.
-        on_groups: Called in the thread with the episodes of groups that were just completed.
+        weight_update: When new weights are loaded; ``"token"`` becomes ``"turn"`` where the engine cannot do it.
+        on_groups: Called in the thread with groups that were just completed.
 
     Raises:
-        EngineError: Another player drives this engine.
+        EngineError: Another background sampler drives this engine.
     """
 
     engine: Engine
@@ -94,40 +72,40 @@ class Player:
         make_rollout: Callable[[], Rollout],
         scheduler: GroupScheduler[SingleAgentEpisode],
         *,
-        uptake: WeightUptake,
-        on_groups: Callable[[list[SingleAgentEpisode]], None],
+        weight_update: WeightUpdate,
+        on_groups: Callable[[list[TrajectoryGroup]], object],
     ) -> None:
-        if any(player.engine is engine for player in _players):
+        if any(sampler.engine is engine for sampler in _samplers):
             raise EngineError(
-                "another env runner of this process already plays groups on the same engine; stop_play() it first, or "
-                "put the two into separate processes (num_env_runners >= 1)."
+                "another env runner of this process already samples on the same engine; call its stop_sampling() "
+                "first, or put the two into separate processes (num_env_runners >= 1)."
             )
-        if uptake == "token" and not engine.can_update_while_running:
-            if log_once("gspo_rllib_weight_uptake"):
+        if weight_update == "token" and not engine.can_update_while_running:
+            if log_once("gspo_rllib_weight_update"):
                 logger.warning(
-                    "weight_uptake='token': this engine cannot take up weights while requests are running (vLLM with "
+                    "weight_update='token': this engine cannot take up weights while requests are running (vLLM with "
                     "enable_multiprocessing=True cannot); it takes them up between turns instead, as with 'turn'."
                 )
-            uptake = "turn"
+            weight_update = "turn"
         self.engine = engine
         self._pool = pool
         self._make_rollout = make_rollout
         self._rollout: Rollout | None = None
         self._scheduler = scheduler
-        self._uptake = uptake
+        self._weight_update = weight_update
         self._on_groups = on_groups
         self._thread: threading.Thread | None = None
         self._held_version = engine.weights_version
         self._waits_since: float | None = None  # when the thread first saw the weights that are waiting
         self._changed = threading.Condition()  # guards what follows
         self._added: list[str] = []
-        self._playing: dict[str, None] = {}
+        self._in_flight: dict[str, None] = {}
         self._offered: tuple[Mapping[str, np.ndarray] | ray.ObjectRef, int] | None = None
         self._any_offered = self._pausing = self._stopping = False
-        self._parked = True  # the thread sleeps, and nothing it was told would wake it
+        self._idle = True  # the thread sleeps, and nothing it was told would wake it
         self._finished = RolloutStats()
         self._failure: BaseException | None = None
-        _players.add(self)
+        _samplers.add(self)
 
     @property
     def weights_version(self) -> int | None:
@@ -137,20 +115,22 @@ class Player:
             self._held_version = held
         return self._held_version
 
-    def play(self, group_ids: Sequence[str]) -> None:
-        """Adds groups; see ``PlayingEnvRunner.play``."""
+    def add(self, group_ids: Sequence[str]) -> None:
+        """Adds groups; see ``BackgroundSampling.sample_in_background``."""
         with self._changed:
             self._raise_failure()
-            if len(set(group_ids)) != len(group_ids) or self._playing.keys() & set(group_ids):
+            if len(set(group_ids)) != len(group_ids) or self._in_flight.keys() & set(group_ids):
                 raise SettingError(f"group_ids: every group may be asked for once, got {list(group_ids)}.")
             if self.engine.weights_version is None and not self._any_offered:
-                raise WeightSyncError("play: this env runner has no weights yet; call offer_weights or set_weights.")
+                raise WeightSyncError(
+                    "sample_in_background: this env runner has no weights yet; call offer_weights or set_weights."
+                )
             self._added += group_ids
-            self._playing.update(dict.fromkeys(group_ids))
+            self._in_flight.update(dict.fromkeys(group_ids))
             self._wake()
 
     def offer(self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int) -> None:
-        """Lets new weights wait to be taken up; see ``PlayingEnvRunner.offer_weights``."""
+        """Lets new weights wait to be loaded; see ``BackgroundSampling.offer_weights``."""
         with self._changed:
             self._offered, self._any_offered = (named_weights, version), True
             self._wake()
@@ -165,29 +145,29 @@ class Player:
             BaseException: Whatever ended the thread; again with every call until ``stop``.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._has_news or not self._playing or self._parked, timeout_s)
+            self._changed.wait_for(lambda: self._has_news or not self._in_flight or self._idle, timeout_s)
             self._raise_failure()
             stats = RolloutStats()
             if self._has_news:
                 stats, self._finished = self._finished, stats
-            return stats, len(self._playing)
+            return stats, len(self._in_flight)
 
     def pause(self) -> None:
         """Returns once the engine is idle between two turns; it stays so until ``resume``."""
         with self._changed:
             self._pausing = True
             self._pool.wake()
-            self._changed.wait_for(lambda: self._parked)
+            self._changed.wait_for(lambda: self._idle)
 
     def resume(self) -> None:
-        """Plays on after a pause."""
+        """Goes on after a pause."""
         with self._changed:
             self._pausing = False
-            if self._failure is None and (self._playing or self._offered):
+            if self._failure is None and (self._in_flight or self._offered):
                 self._wake()
 
     def stop(self) -> list[str]:
-        """Ends the thread between two steps, and abandons what it played.
+        """Ends the thread between two steps, and abandons what is in flight.
 
         Returns:
             Ids of the groups that were asked for and never handed out by ``take``.
@@ -199,28 +179,27 @@ class Player:
         if self._thread is not None:
             self._thread.join()
         self._pool.close()
-        _players.discard(self)
-        finished = dict.fromkeys(episode.custom_data[GROUP].group_id for episode in self._finished.episodes)
-        return [*finished, *self._finished.given_up, *self._playing]
+        _samplers.discard(self)
+        return [*self._finished.settled_ids, *self._in_flight]
 
-    def check_parked(self) -> None:
+    def check_idle(self) -> None:
         """Waits for the thread to have let go of the engine.
 
         Raises:
             EngineError: It will not, unless it is paused.
         """
         with self._changed:
-            if not self._pausing and self._failure is None and (self._playing or self._offered):
+            if not self._pausing and self._failure is None and (self._in_flight or self._offered):
                 raise EngineError(
-                    f"a thread of this process is playing {len(self._playing)} groups on this engine. Call "
-                    "pause_play() on the env runner that plays, and resume_play() afterwards; new weights for what "
-                    "is being played go through offer_weights()."
+                    f"a thread of this process has {len(self._in_flight)} groups in flight on this engine. Call "
+                    "pause_sampling() on the env runner that owns it, and resume_sampling() afterwards; new weights "
+                    "for what is in flight go through offer_weights()."
                 )
-            self._changed.wait_for(lambda: self._parked)
+            self._changed.wait_for(lambda: self._idle)
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._finished.episodes or self._finished.given_up or self._failure)
+        return bool(self._finished.settled_ids or self._failure)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -229,9 +208,9 @@ class Player:
     def _wake(self) -> None:
         if self._pausing or self._failure is not None:
             return
-        self._parked = False
+        self._idle = False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="gspo-play", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="gspo-background-sampler", daemon=True)
             self._thread.start()
         self._changed.notify_all()
         self._pool.wake()
@@ -249,11 +228,11 @@ class Player:
             finally:
                 if self._rollout is not None:
                     self._rollout.end()
-        except BaseException as error:  # noqa: BLE001, raised by the next take() or play()
+        except BaseException as error:  # noqa: BLE001, raised by the next take() or add()
             self._failure = error
         finally:
             with self._changed:
-                self._parked = True
+                self._idle = True
                 self._changed.notify_all()
 
     def _sleep_until_needed(self) -> bool:
@@ -261,10 +240,10 @@ class Player:
         with self._changed:
             # Again after every wake-up: a pause may have begun before this thread came round to the end of the last.
             while self._may_rest() and not self._stopping:
-                self._parked = True
+                self._idle = True
                 self._changed.notify_all()
                 self._changed.wait()
-            self._parked = False
+            self._idle = False
             self._scheduler.add_groups(self._added)
             self._added = []
             return not self._stopping
@@ -272,13 +251,13 @@ class Player:
     def _may_rest(self) -> bool:
         if self._pausing:
             # Weights offered before the pause are loaded before it begins, those offered meanwhile after its end.
-            return self._parked or (self._offered is None and not self.engine.has_work())
-        return not self._playing and self._offered is None
+            return self._idle or (self._offered is None and not self.engine.has_work())
+        return not self._in_flight and self._offered is None
 
     def _advance(self) -> None:
-        self._take_up_weights()
+        self._update_weights()
         if self._rollout is None:
-            if not self._playing:
+            if not self._in_flight:
                 return
             self._rollout = self._make_rollout()
             self._rollout.begin(self._scheduler)
@@ -286,20 +265,20 @@ class Player:
         self._rollout.advance()
         if self._scheduler.has_settled:
             stats = self._rollout.collect()
-            self._on_groups(stats.episodes)
+            self._on_groups(stats.groups)
             with self._changed:
                 self._finished.add(stats)
-                for group_id in [e.custom_data[GROUP].group_id for e in stats.episodes] + stats.given_up:
-                    self._playing.pop(group_id, None)
+                for group_id in stats.settled_ids:
+                    del self._in_flight[group_id]
                 self._changed.notify_all()
 
-    def _take_up_weights(self) -> None:
+    def _update_weights(self) -> None:
         """Loads the newest weights that were offered, if the engine is ready for them."""
         with self._changed:
             if self._offered is None:
                 return
             self._waits_since = self._waits_since or time.perf_counter()
-            if self._uptake == "turn" and self.engine.has_work():
+            if self._weight_update == "turn" and self.engine.has_work():
                 return
             (named_weights, version), self._offered = self._offered, None
         if version != self.engine.weights_version:
@@ -307,93 +286,90 @@ class Player:
                 named_weights = ray.get(named_weights)
             self.engine.load_weights(named_weights, version, keep_running=self.engine.has_work())
             with self._changed:
-                self._finished.num_uptakes += 1
-                self._finished.uptake_s += time.perf_counter() - self._waits_since
+                self._finished.num_weight_updates += 1
+                self._finished.weight_update_s += time.perf_counter() - self._waits_since
         self._waits_since = None
 
 
-class PlayingEnvRunner:
-    """What an env runner gains by a ``Player``: calls that return at once, while groups are played in a thread.
+class BackgroundSampling:
+    """What an env runner gains by a ``BackgroundSampler``: calls that return at once, while a thread samples.
 
     RLlib's metrics are written by the caller's thread. The callbacks of episodes, and ``on_sample_end``, come from the
-    playing thread: never two at a time, but beside whatever the caller's thread does. What they log through their
+    sampling thread: never two at a time, but beside whatever the caller's thread does. What they log through their
     ``metrics_logger`` is kept apart from the caller's writing by a lock.
     """
 
-    _player: Player | None = None
+    _sampler: BackgroundSampler | None = None
 
-    def play(self, group_ids: list[str]) -> None:
-        """Adds groups to what is being played; they start as slots get free. Returns at once.
+    def sample_in_background(self, group_ids: list[str]) -> None:
+        """Adds groups to what is in flight; they start as slots get free. Returns at once.
 
         Args:
-            group_ids: Names of the groups, none of which is being played.
+            group_ids: Names of the groups, none of which is in flight.
 
         Raises:
             SettingError: A group is asked for twice.
             WeightSyncError: No weights were ever set or offered.
             Exception: Whatever ended the thread since the last call.
         """
-        self._acquire_player().play(group_ids)
+        self._acquire_sampler().add(group_ids)
 
     def offer_weights(self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int) -> None:
-        """Lets new weights wait to be taken up, in place of any that still wait; returns at once.
+        """Lets new weights wait to be loaded, in place of any that still wait; returns at once.
 
-        Groups played after this call start with these weights or newer ones.
+        Groups added after this call start with these weights or newer ones.
 
         Args:
             named_weights: The whole Hugging Face ``state_dict``, float32, or a reference to it in Ray's object store.
                 Nothing may change these arrays any more.
             version: What to call these weights; nothing is loaded if the engine already holds it.
         """
-        self._acquire_player().offer(named_weights, version)
+        self._acquire_sampler().offer(named_weights, version)
 
-    def take_finished(self, timeout_s: float) -> PlayReport:
+    def take_finished(self, timeout_s: float) -> SampleReport:
         """The groups that were completed or given up since the last call.
 
         Args:
             timeout_s: Longest to wait for the first of them; does not wait where none can come.
 
         Raises:
-            Exception: Whatever ended the thread; again with every call until ``stop_play``.
+            Exception: Whatever ended the thread; again with every call until ``stop_sampling``.
         """
-        if self._player is None:
-            return PlayReport([], [], [], {}, self.get_weights_version(), 0)
-        stats, num_playing = self._player.take(timeout_s)
-        metrics = self._log_stats(stats) if stats.episodes or stats.given_up else {}
-        return PlayReport(
-            stats.episodes, stats.given_up, stats.errors, metrics, self.get_weights_version(), num_playing
-        )
+        if self._sampler is None:
+            return SampleReport(weights_version=self.get_weights_version())
+        stats, num_in_flight = self._sampler.take(timeout_s)
+        return self._report(stats, num_in_flight=num_in_flight)
 
-    def pause_play(self) -> None:
+    def pause_sampling(self) -> None:
         """Returns once the engine is idle between two turns, the thread asleep, and weights offered before are loaded.
 
-        Until ``resume_play`` the engine may be used otherwise, e.g. by an evaluation runner that shares it.
+        Until ``resume_sampling`` the engine may be used otherwise, e.g. by an evaluation runner that shares it.
         """
-        if self._player is not None:
-            self._player.pause()
+        if self._sampler is not None:
+            self._sampler.pause()
 
-    def resume_play(self) -> None:
-        """Plays on after ``pause_play``."""
-        if self._player is not None:
-            self._player.resume()
+    def resume_sampling(self) -> None:
+        """Goes on after ``pause_sampling``."""
+        if self._sampler is not None:
+            self._sampler.resume()
 
-    def stop_play(self) -> list[str]:
-        """Abandons everything that is being played; ends the thread after the step it is in.
+    def stop_sampling(self) -> list[str]:
+        """Abandons everything that is in flight; ends the thread after the step it is in.
 
         Returns:
             Ids of the groups that were asked for and never handed out by ``take_finished``.
         """
-        player, self._player = self._player, None
-        return player.stop() if player is not None else []
+        sampler, self._sampler = self._sampler, None
+        return sampler.stop() if sampler is not None else []
 
     def get_weights_version(self) -> int | None:
         """The version the engine acknowledged."""
         raise NotImplementedError
 
-    def _acquire_player(self) -> Player:
-        """The player, made on first use."""
+    def _acquire_sampler(self) -> BackgroundSampler:
+        """The sampler, made on first use."""
         raise NotImplementedError
 
-    def _log_stats(self, stats: RolloutStats) -> dict[str, Any]:
-        """Logs what was finished; returns the metrics, reduced."""
+    def _report(self, stats: RolloutStats, *, num_in_flight: int) -> SampleReport:
+        """Logs what was finished, if anything was, and tells the driver."""
         raise NotImplementedError

@@ -7,7 +7,6 @@ module nor a vectorised environment, so nothing here goes through RLlib's env-to
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import secrets
 import threading
@@ -18,12 +17,10 @@ from typing import Any
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
@@ -32,26 +29,29 @@ from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_pool.pool import EnvPool
-from gspo_rllib.env_runners.background import Player, PlayingEnvRunner, check_free
+from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
+from gspo_rllib.env_runners.callbacks import Callbacks
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenizer
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
 from gspo_rllib.env_runners.rollout import Rollout
-from gspo_rllib.env_runners.rollout_stats import LockedLogger, RolloutStats
+from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import NUM_VERSION_REFUSALS
-from gspo_rllib.types import ChatSpec
+from gspo_rllib.types import ChatSpec, TrajectoryGroup
 from gspo_rllib.weight_sync import unwrap_module_state
 
 _MAX_ERRORS_KEPT = 5
 
 
-class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
+class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     """Samples complete groups of trajectories from text environments with one generation engine.
 
-    ``sample`` plays groups to their end; ``play`` and ``take_finished`` do it in a thread (see ``PlayingEnvRunner``).
-    The engine is made on first use, or at the first weights that arrive; the environments when they are first reset.
+    ``sample`` is RLlib's door and ``sample_groups`` the driver's: both play groups to their end. Those of
+    ``BackgroundSampling`` do it in a thread. The engine is made on first use, or at the first weights that arrive; the
+    environments when they are first reset.
 
     Args:
         config: An algorithm config with this project's generation settings.
@@ -66,10 +66,9 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         self.tune_trial_id: str | None = kwargs.get("tune_trial_id")
         self.module = None
-        self._callbacks = [callback() for callback in force_list(self.config.callbacks_class)]
         # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
         self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
-        self._settings: GenerationSettings = self.config.settings(GenerationSettings)
+        self._settings = GenerationSettings.of(self.config)
         self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._renderers: dict[str, ChatRenderer] = {}
@@ -77,7 +76,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         self._pending_weights: tuple[Any, int] | None = None
         self._errors: list[str] = []
         self._metrics_lock = threading.RLock()
-        self._callback_logger = LockedLogger(self.metrics, self._metrics_lock)
+        self._callbacks = Callbacks(self, self._metrics_lock)
         self._num_evaluation_groups = 0
         self._env_spec: LanguageEnvSpec
         self.make_env()
@@ -113,27 +112,40 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
 
         Raises:
             SettingError: ``random_actions`` is asked for, or a group twice.
-            EngineError: A thread is playing groups on this engine, and is not paused.
+            EngineError: A thread is sampling on this engine, and is not paused.
             EnvError: During an evaluation, no group could be completed.
             WeightSyncError: No weights were ever set (and no ``weights_version`` asked for).
         """
         if random_actions:
             raise SettingError("random_actions=True: a language action space has no useful random action; use False.")
-        check_free(self._acquire_engine())
-        held = self.get_weights_version()
-        if weights_version is not None and held != weights_version:
-            self.metrics.log_value(NUM_VERSION_REFUSALS, 1, reduce="sum")
+        if not self._holds(weights_version):
             return []
-        if held is None:
-            raise WeightSyncError("sample: this env runner has no weights yet; call set_weights or set_state first.")
         explore = self.config.explore if explore is None else explore
         if group_ids is not None:
-            role: Role = "evaluation" if self.config.in_evaluation else "train"
-            episodes = self._sample_groups(group_ids, role, explore)
+            groups = self._play(group_ids, self._role, explore).groups
         else:
-            episodes = self._sample_amount(num_timesteps, num_episodes, explore)
-        self._make_callback("on_sample_end", samples=episodes)
-        return episodes
+            groups = self._play_amount(num_timesteps, num_episodes, explore)
+        return self._hand_out(groups)
+
+    def sample_groups(self, group_ids: list[str], *, weights_version: int) -> SampleReport:
+        """Plays these groups to their end with these weights, or not at all; how the driver samples in lock-step.
+
+        Args:
+            group_ids: Names of the groups.
+            weights_version: What the engine must hold. The report names what it does hold; where that differs, nothing
+                was sampled.
+
+        Raises:
+            SettingError: A group is asked for twice.
+            EngineError: A thread is sampling on this engine, and is not paused.
+        """
+        if not self._holds(weights_version):
+            return SampleReport(metrics=self.get_metrics(), weights_version=self.get_weights_version())
+        stats = self._play(group_ids, self._role, self.config.explore)
+        self._hand_out(stats.groups)
+        return SampleReport(
+            stats.groups, stats.given_up, self.last_errors(), self.get_metrics(), self.get_weights_version()
+        )
 
     def last_errors(self) -> list[str]:
         """Distinct messages of the trajectories that failed in the last call of ``sample``, at most 5, oldest first."""
@@ -141,8 +153,8 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
 
     def get_weights_version(self) -> int | None:
         """The version the engine acknowledged; None when it never got any weights, or there is no engine yet."""
-        if self._player is not None:
-            return self._player.weights_version
+        if self._sampler is not None:
+            return self._sampler.weights_version
         return self._engine.weights_version if self._engine is not None else None
 
     def set_weights(
@@ -159,7 +171,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
             The version the engine acknowledges; compare it with ``version``.
 
         Raises:
-            EngineError: A thread is playing groups on this engine; use ``offer_weights``.
+            EngineError: A thread is sampling on this engine; use ``offer_weights``.
             WeightSyncError: A name or shape is unknown, or a cache could not be dropped.
         """
         self._num_evaluation_groups = 0
@@ -218,7 +230,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     @override(EnvRunner)
     def make_env(self) -> None:
         """Checks the configured environment; its instances are made when they are first needed."""
-        self.stop_play()
+        self.stop_sampling()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -237,8 +249,8 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def stop(self) -> None:
-        """Gives the engine back and abandons all environments and what is being played; waits for no environment."""
-        self.stop_play()
+        """Gives the engine back, abandons all environments and what is in flight; waits for no environment."""
+        self.stop_sampling()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -250,36 +262,56 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     def _is_spare(self) -> bool:
         return self.worker_index == 0 and bool(self.num_workers)
 
-    def _sample_amount(
-        self, num_timesteps: int | None, num_episodes: int | None, explore: bool
-    ) -> list[SingleAgentEpisode]:
+    @property
+    def _role(self) -> Role:
+        return "evaluation" if self.config.in_evaluation else "train"
+
+    def _holds(self, weights_version: int | None) -> bool:
+        """Whether the engine is free and holds these weights, or any where no version is asked for."""
+        check_free(self._acquire_engine())
+        held = self.get_weights_version()
+        if weights_version is not None and held != weights_version:
+            self.metrics.log_value(NUM_VERSION_REFUSALS, 1, reduce="sum")
+            return False
+        if held is None:
+            raise WeightSyncError("sample: this env runner has no weights yet; call set_weights or set_state first.")
+        return True
+
+    def _hand_out(self, groups: list[TrajectoryGroup]) -> list[SingleAgentEpisode]:
+        episodes = [episode for group in groups for episode in group.episodes]
+        self._callbacks.make("on_sample_end", samples=episodes)
+        return episodes
+
+    def _play_amount(self, num_timesteps: int | None, num_episodes: int | None, explore: bool) -> list[TrajectoryGroup]:
         size = self.config.group_size
         wanted = num_episodes if num_episodes is not None else 1
         if num_timesteps is not None:
             wanted = min(self.config.num_envs_per_env_runner, num_timesteps)
-        episodes: list[SingleAgentEpisode] = []
+        groups: list[TrajectoryGroup] = []
+        num_turns = 0
         while True:
             first = self._num_evaluation_groups
             self._num_evaluation_groups += math.ceil(wanted / size)
             numbers = range(first, self._num_evaluation_groups)
             group_ids = [f"evaluation/{self.worker_index or 0}/{n}" for n in numbers]
-            new = self._sample_groups(group_ids, "evaluation", explore)
-            episodes += new
-            if not new and wanted and self.config.in_evaluation:
+            stats = self._play(group_ids, "evaluation", explore)
+            groups += stats.groups
+            num_turns += stats.num_turns
+            if not stats.groups and wanted and self.config.in_evaluation:
                 # RLlib's evaluation asks again until it has enough episodes: returning nothing would never end.
                 raise EnvError(f"evaluation: no trajectory could be played. Last errors: {self.last_errors()}")
-            if num_timesteps is None or not new or sum(map(len, episodes)) >= num_timesteps:
-                return episodes
+            if num_timesteps is None or not stats.groups or num_turns >= num_timesteps:
+                return groups
 
-    def _sample_groups(self, group_ids: list[str], role: Role, explore: bool) -> list[SingleAgentEpisode]:
+    def _play(self, group_ids: list[str], role: Role, explore: bool) -> RolloutStats:
         started = time.perf_counter()
         if self._pool is None:
             self._pool = self._make_pool()
         scheduler = self._make_scheduler(group_ids, role)
-        episodes, stats = self._make_rollout(self._pool, explore).run(scheduler)
+        stats = self._make_rollout(self._pool, explore).run(scheduler)
         stats.sample_s = time.perf_counter() - started
         self._log(stats)
-        return episodes
+        return stats
 
     def _log(self, stats: RolloutStats) -> None:
         with self._metrics_lock:
@@ -288,24 +320,29 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         self.num_env_steps_sampled_lifetime += stats.num_turns
         self._errors = stats.errors[-_MAX_ERRORS_KEPT:]
 
-    @override(PlayingEnvRunner)
-    def _log_stats(self, stats: RolloutStats) -> dict[str, Any]:
-        self._log(stats)
-        return self.get_metrics()
+    @override(BackgroundSampling)
+    def _report(self, stats: RolloutStats, *, num_in_flight: int) -> SampleReport:
+        metrics: dict[str, Any] = {}
+        if stats.settled_ids:
+            self._log(stats)
+            metrics = self.get_metrics()
+        return SampleReport(
+            stats.groups, stats.given_up, stats.errors, metrics, self.get_weights_version(), num_in_flight
+        )
 
-    @override(PlayingEnvRunner)
-    def _acquire_player(self) -> Player:
-        if self._player is None:
+    @override(BackgroundSampling)
+    def _acquire_sampler(self) -> BackgroundSampler:
+        if self._sampler is None:
             pool = self._make_pool()  # not the one of sample(), which may be called during a pause
-            self._player = Player(
+            self._sampler = BackgroundSampler(
                 self._acquire_engine(),
                 pool,
                 lambda: self._make_rollout(pool, self.config.explore),
-                self._make_scheduler([], "evaluation" if self.config.in_evaluation else "train"),
-                uptake=self.config.weight_uptake,
-                on_groups=lambda episodes: self._make_callback("on_sample_end", samples=episodes),
+                self._make_scheduler([], self._role),
+                weight_update=self.config.weight_update,
+                on_groups=self._hand_out,
             )
-        return self._player
+        return self._sampler
 
     def _make_rollout(self, pool: EnvPool, explore: bool) -> Rollout:
         return Rollout(
@@ -314,7 +351,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
             self._renderer_for,
             self._settings if explore else dataclasses.replace(self._settings, temperature=0.0),
             run_seed=self._run_seed,
-            observer=functools.partial(self._on_episode_event, pool),
+            observer=self._callbacks.observer(pool),
         )
 
     def _make_scheduler(self, group_ids: list[str], role: Role) -> GroupScheduler[SingleAgentEpisode]:
@@ -362,17 +399,3 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         if isinstance(module_state, ray.ObjectRef):
             module_state = ray.get(module_state)
         self.set_weights(unwrap_module_state(module_state), version, force=True)
-
-    def _on_episode_event(self, pool: EnvPool, event: str, episode: SingleAgentEpisode, slot: int) -> None:
-        kwargs = {"episode": episode, "env": pool.env(slot), "rl_module": None, "env_index": slot}
-        if event == "on_episode_end":
-            kwargs["prev_episode_chunks"] = []
-        self._make_callback(event, **kwargs)
-
-    def _make_callback(self, event: str, **kwargs: Any) -> None:
-        make_callback(
-            event,
-            callbacks_objects=self._callbacks,
-            callbacks_functions=getattr(self.config, f"callbacks_{event}"),
-            kwargs={"env_runner": self, "metrics_logger": self._callback_logger, **kwargs},
-        )

@@ -96,14 +96,14 @@ class Rollout:
         self._by_request: dict[str, _Playing] = {}
         self._first_observations = FirstObservations()
 
-    def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> tuple[list[SingleAgentEpisode], RolloutStats]:
+    def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> RolloutStats:
         """Plays until every group is complete or given up.
 
         Args:
             scheduler: Knows the groups.
 
         Returns:
-            The episodes of the complete groups, group by group and in order of their index; and what it took.
+            The complete groups, in the order they were asked for, and what it took.
         """
         self.begin(scheduler)
         try:
@@ -111,8 +111,7 @@ class Rollout:
                 pass
         finally:
             self.end()
-        stats = self.collect()
-        return stats.episodes, stats
+        return self.collect()
 
     def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
         """From now on ``advance`` plays the groups of this scheduler, those added to it later included."""
@@ -144,9 +143,7 @@ class Rollout:
         return True
 
     def collect(self) -> RolloutStats:
-        """What happened since the last call, with the episodes of the groups completed since: group by group in the
-        order they were asked for, by index within a group. It is forgotten here.
-        """
+        """What happened since the last call, with the groups completed since; it is forgotten here."""
         stats, self._stats = self._stats, RolloutStats()
         settled = self._scheduler.take_settled()
         stats.add_settled(settled)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import get_args
 
 from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -31,7 +30,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from gspo_rllib import metrics as names
 from gspo_rllib.env_pool.calls import EnvFailure, FailureKind
 from gspo_rllib.env_runners.group_scheduler import Settled
-from gspo_rllib.types import TRUNCATED_BY, TruncatedBy, turns
+from gspo_rllib.types import TRUNCATED_BY, TrajectoryGroup, TruncatedBy, turns
 
 
 @dataclass(slots=True)
@@ -43,15 +42,14 @@ class RolloutStats:
         engine_steps: Calls of ``engine.step``.
         env_s: Seconds environments took to answer, summed although they overlap.
         sample_s: Seconds of wall time, set by the caller.
-        uptake_s: Seconds in which turns were held back for new weights, or these were loaded; set by the caller.
-        num_uptakes: New weights taken up while playing; set by the caller.
+        weight_update_s: Seconds in which turns were held back for new weights, or these were loaded; set by the caller.
+        num_weight_updates: New weights loaded while groups were in flight; set by the caller.
         tokens_sampled: All sampled tokens, those of discarded trajectories included.
         tokens_cached: Prompt tokens the engine did not have to compute.
         failures: Failed trajectories by kind.
         errors: Distinct messages of the failures, oldest first.
         mixed_tasks: (group, replacement) whose members saw different first observations.
-        episodes: Of the complete groups.
-        num_groups: Complete groups.
+        groups: The complete groups.
         num_retries: Trajectories started again with the same task.
         num_replaced: Groups started again with another task.
         num_ragged: Complete groups that lack a member.
@@ -64,15 +62,14 @@ class RolloutStats:
     engine_steps: int = 0
     env_s: float = 0.0
     sample_s: float = 0.0
-    uptake_s: float = 0.0
-    num_uptakes: int = 0
+    weight_update_s: float = 0.0
+    num_weight_updates: int = 0
     tokens_sampled: int = 0
     tokens_cached: int = 0
     failures: Counter[FailureKind] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     mixed_tasks: set[tuple[str, int]] = field(default_factory=set)
-    episodes: list[SingleAgentEpisode] = field(default_factory=list)
-    num_groups: int = 0
+    groups: list[TrajectoryGroup] = field(default_factory=list)
     num_retries: int = 0
     num_replaced: int = 0
     num_ragged: int = 0
@@ -88,8 +85,7 @@ class RolloutStats:
 
     def add_settled(self, settled: Settled[SingleAgentEpisode]) -> None:
         """Takes over what the scheduler brought to completion, and what that took."""
-        self.episodes += [episode for _, episodes in settled.complete for episode in episodes]
-        self.num_groups += len(settled.complete)
+        self.groups += [TrajectoryGroup(group_id, episodes) for group_id, episodes in settled.complete]
         self.num_retries += settled.num_retries
         self.num_replaced += settled.num_replaced
         self.num_ragged += settled.num_ragged
@@ -101,6 +97,16 @@ class RolloutStats:
         self.mixed_tasks |= later.mixed_tasks
         for name in (f.name for f in fields(self) if f.name not in ("errors", "mixed_tasks")):
             setattr(self, name, getattr(self, name) + getattr(later, name))
+
+    @property
+    def settled_ids(self) -> list[str]:
+        """Ids of the groups that were completed or given up."""
+        return [*(group.group_id for group in self.groups), *self.given_up]
+
+    @property
+    def episodes(self) -> list[SingleAgentEpisode]:
+        """The trajectories of the complete groups: group by group, by index within a group."""
+        return [episode for group in self.groups for episode in group.episodes]
 
     @property
     def num_turns(self) -> int:
@@ -125,7 +131,7 @@ class RolloutStats:
         if self.num_turns:
             logger.log_value(names.TURN_TOKENS_MEAN, sampled / self.num_turns, reduce="mean")
         sums = {
-            names.NUM_GROUPS: self.num_groups,
+            names.NUM_GROUPS: len(self.groups),
             names.NUM_TOKENS_SAMPLED: sampled,
             names.NUM_TOKENS_PROMPTED: prompted,
             names.NUM_TOKENS_CACHED: self.tokens_cached,
@@ -143,8 +149,8 @@ class RolloutStats:
             names.NUM_GROUPS_GIVEN_UP: len(self.given_up),
             names.NUM_GROUPS_MIXED_TASKS: len(self.mixed_tasks),
             names.NUM_NEW_SEGMENTS: self.num_segments,
-            names.NUM_WEIGHT_UPTAKES: self.num_uptakes,
-            names.WEIGHT_UPTAKE_S: self.uptake_s,
+            names.NUM_WEIGHT_UPDATES: self.num_weight_updates,
+            names.WEIGHT_UPDATE_S: self.weight_update_s,
             names.NUM_TURNS_MIXED_VERSIONS: self.num_turns_mixed,
         }
         for name, value in sums.items():
@@ -171,30 +177,6 @@ class RolloutStats:
             (NUM_MODULE_STEPS_SAMPLED_LIFETIME, DEFAULT_MODULE_ID),
         ):
             logger.log_value(key, steps, reduce="lifetime_sum")
-
-
-class LockedLogger:
-    """RLlib's metrics logger, which is not thread-safe, for the use of callbacks from another thread.
-
-    Args:
-        logger: Gets every call.
-        lock: Held during each.
-    """
-
-    def __init__(self, logger: MetricsLogger, lock: AbstractContextManager[Any]) -> None:
-        self._logger = logger
-        self._lock = lock
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._logger, name)
-        if not callable(found):
-            return found
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                return found(*args, **kwargs)
-
-        return call
 
 
 def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:

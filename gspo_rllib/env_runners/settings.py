@@ -11,7 +11,7 @@ from gspo_rllib.knobs import Settings, knob
 ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
 CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
 
-WEIGHT_UPTAKES = ("turn", "token")
+WEIGHT_UPDATES = ("turn", "token")
 
 CHANGES_THE_SUPPORT = (
     "it samples from another distribution than the one the learner scores, so the ratio would not be one at the start. "
@@ -63,11 +63,11 @@ class GenerationSettings(Settings):
     engine_options: dict[str, Any] = knob(
         {}, "Handed to the engine as they are, e.g. vLLM's tensor_parallel_size.", source="ours"
     )
-    weight_uptake: str = knob(
+    weight_update: str = knob(
         "turn",
         "When a runner that plays on while the learners train (max_staleness) takes up new weights: once the turns "
         "that are being sampled have ended, no other starting meanwhile (turn), or at once, within turns (token).",
-        choices=WEIGHT_UPTAKES,
+        choices=WEIGHT_UPDATES,
         source="ours: every turn has one version",
     )
     step_timeout_s: float = knob(

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.rllib.core.learner.training_data import TrainingData
-from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib.ops import Reduction
-from gspo_rllib.types import TrajectoryGroup, group_episodes, turns
+from gspo_rllib.types import TrajectoryGroup, turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +54,15 @@ class GroupTrainingData(TrainingData):
     RLlib's own sharding cuts episodes to equal lengths; this one deals whole groups to the ranks, balanced by tokens.
 
     Attributes:
+        groups: Complete groups, whose trajectories are RLlib's ``episodes`` too.
         minibatches: The optimiser steps of one epoch, in order.
     """
 
+    groups: list[TrajectoryGroup] = dataclasses.field(default_factory=list)
     minibatches: list[MinibatchPlan] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.episodes = [episode for group in self.groups for episode in group.episodes]
 
     @classmethod
     def from_groups(cls, groups: Sequence[TrajectoryGroup], *, num_minibatches: int, seed: int) -> GroupTrainingData:
@@ -73,21 +77,18 @@ class GroupTrainingData(TrainingData):
         random.Random(seed).shuffle(order)
         parts = min(num_minibatches, len(order))
         plans = [MinibatchPlan.of(order[i::parts]) for i in range(parts)]
-        return cls(episodes=[episode for group in groups for episode in group.episodes], minibatches=plans)
+        return cls(groups=list(groups), minibatches=plans)
 
     def shard(
         self, num_shards: int, len_lookback_buffer: int | None = None, **kwargs: Any
     ) -> list[tuple[TrainingData, dict[str, Any]]]:
         """Deals every minibatch's groups to ``num_shards`` ranks, heaviest group first to the lightest rank."""
-        shards: list[list[SingleAgentEpisode]] = [[] for _ in range(num_shards)]
-        groups = self._groups()
+        shards: list[list[TrajectoryGroup]] = [[] for _ in range(num_shards)]
+        groups = {group.group_id: group for group in self.groups}
         for plan in self.minibatches:
             load = [0] * num_shards
             for group in sorted((groups[i] for i in plan.group_ids), key=lambda g: (-g.num_tokens, g.group_id)):
                 rank = load.index(min(load))
                 load[rank] += group.num_tokens
-                shards[rank].extend(group.episodes)
-        return [(GroupTrainingData(episodes=shard, minibatches=self.minibatches), {}) for shard in shards]
-
-    def _groups(self) -> dict[str, TrajectoryGroup]:
-        return {group.group_id: group for group in group_episodes(self.episodes)}
+                shards[rank].append(group)
+        return [(GroupTrainingData(groups=shard, minibatches=self.minibatches), {}) for shard in shards]

@@ -1,0 +1,59 @@
+"""What the algorithm asks of whoever samples its groups, whether learning waits meanwhile or not."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from gspo_rllib.types import TrajectoryGroup
+from gspo_rllib.weight_sync import Weights
+
+
+class GroupSource(Protocol):
+    """Samples groups with the training env runners, each with weights of a known version.
+
+    ``start`` comes first, and again after ``stop``; then ``take`` and ``advance`` alternate.
+    """
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of the groups that were drawn and not yet taken, in that order."""
+
+    def start(self, weights: Weights) -> None:
+        """Begins at some version: every healthy runner has acknowledged it on return.
+
+        Raises:
+            WeightSyncError: A runner acknowledged another version.
+        """
+
+    def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+        """Waits for groups to train on.
+
+        Args:
+            count: How many.
+
+        Returns:
+            ``count`` groups less those that were given up, in the order they were drawn; and the runners' metrics.
+
+        Raises:
+            NoProgressError: Not a single group could be completed.
+        """
+
+    def advance(self, weights: Weights) -> None:
+        """Has what is sampled from now on sampled with the weights of the latest update."""
+
+    def readmit(self) -> None:
+        """Is told that training runners came back, holding no weights yet."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leaves every engine idle for as long as the context is entered, to be used for something else."""
+
+    def stop(self) -> list[str]:
+        """Abandons everything that is in flight.
+
+        Returns:
+            Names of the groups that were drawn and not taken.
+        """
+
+    def measure(self) -> dict[str, float]:
+        """Metrics since the last call, by their names in ``gspo_rllib.metrics``."""
