@@ -4,8 +4,8 @@
 
 One group at a time: K trajectories of uneven lengths after one prompt, one packed row, one forward and one backward
 pass of the policy with its head on the sampled tokens, vocabulary 32k. Both sides score the same trajectories on the
-same weights, alternately; they agree to float noise (``tests/test_shared_prefixes.py``). The table also has what the
-choice is made by, tokens without over tokens with sharing, and how far the peak of the resident memory rose.
+same weights, alternately; they agree to float noise (``tests/modules/test_prefix_attention.py``). The table also has
+what the choice is made by, tokens without over tokens with sharing, and how far the peak of the resident memory rose.
 ``modules/prefix_attention.py`` takes its threshold from here.
 """
 

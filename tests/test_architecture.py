@@ -1,4 +1,4 @@
-"""The shape of the tree: imports flow down, one name per module, no file that does two things."""
+"""The shape of the tree: imports flow down, one name per module, no file that does two things, a test at every path."""
 
 from __future__ import annotations
 
@@ -72,3 +72,84 @@ def test_files_and_functions_do_one_thing() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     assert not [path for path in _python_files() if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+# Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
+SPANNING = {
+    "test_architecture.py": "the shape of the tree",
+    "test_docs.py": "documents, and every doctest",
+    "test_learning.py": "training runs, from the environment to the weights",
+    "test_packaging.py": "the wheel and the pinned list",
+    "test_peer_claims.py": "bugs of other implementations, in ops, connectors and packing",
+    "test_peer_claims_learner.py": "bugs of other implementations, with a model in the learner",
+}
+# Sources without a test file of their own, and where they are tested: behind the door they are used through.
+TESTED_IN = {
+    "algorithms/": "algorithms/policy_gradient/",
+    "checkpoints.py": "algorithms/policy_gradient/test_algorithm.py",
+    "cli/cluster.py": "cli/test_train.py",
+    "cli/curve.py": "cli/test_train.py",
+    "cli/interrupts.py": "cli/test_train.py",
+    "cli/policy_source.py": "cli/test_evaluate.py",
+    "cli/quiet.py": "cli/test_main.py",
+    "columns.py": "test_packing.py",
+    "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",
+    "connectors/scoring.py": "modules/test_prefix_attention.py",
+    "driver/lockstep.py": "algorithms/policy_gradient/test_algorithm.py",
+    "engines/": "contracts/test_engines.py",
+    "env_pool/calls.py": "env_pool/test_pool.py",
+    "env_pool/session.py": "env_pool/test_pool.py",
+    "env_runners/": "env_runners/test_rollout.py",
+    "envs/adapters/": "envs/adapters/test_suite.py",
+    "envs/checked_play.py": "envs/test_checker.py",
+    "envs/sandbox/": "contracts/test_sandboxes.py",
+    "envs/spaces.py": "contracts/test_envs.py",
+    "envs/tools/schemas.py": "envs/tools/test_declare.py",
+    "errors.py": "cli/test_main.py",
+    "knobs.py": "algorithms/policy_gradient/test_validation.py",
+    "metrics.py": "cli/test_progress.py",
+    "model_folder.py": "algorithms/policy_gradient/test_validation.py",
+    "modules/attention.py": "modules/test_prefix_attention.py",
+    "modules/hidden_states.py": "modules/test_critic.py",
+    "types.py": "env_runners/test_rollout.py",
+    "warmstart/student.py": "warmstart/test_imitation.py",
+}
+TESTS = ROOT / "tests"
+
+
+def _test_files() -> list[str]:
+    return sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
+
+
+def _exists(source: str) -> bool:
+    return any((ROOT / top / source).is_file() for top in ("gspo_rllib", "."))
+
+
+def test_a_test_file_is_at_the_path_of_what_it_tests() -> None:
+    rooms_of_their_own = ("contracts/", "golden/")
+    mirrored = [name for name in _test_files() if name not in SPANNING and not name.startswith(rooms_of_their_own)]
+    assert not [name for name in mirrored if not _exists(name.replace("/test_", "/").removeprefix("test_"))]
+    assert set(SPANNING) <= set(_test_files())
+
+
+def test_every_source_file_has_its_test_at_its_path_or_a_line_that_says_where() -> None:
+    homeless, tests = [], _test_files()
+    for folder, subfolders, files in os.walk(ROOT / "gspo_rllib", followlinks=True):
+        subfolders[:] = [name for name in subfolders if name != "__pycache__"]
+        for file in files:
+            source = Path(folder, file).relative_to(ROOT / "gspo_rllib")
+            elsewhere = any(source.as_posix().startswith(start) for start in TESTED_IN)
+            if file.endswith(".py") and file != "__init__.py" and not elsewhere:
+                homeless += [] if source.with_name(f"test_{file}").as_posix() in tests else [source.as_posix()]
+    assert not homeless, "add a test at the mirrored path, or a line to TESTED_IN"
+    assert all((TESTS / test).exists() for test in TESTED_IN.values())
+    assert all((ROOT / "gspo_rllib" / source).exists() for source in TESTED_IN)
+
+
+def test_no_test_imports_another() -> None:
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            parts = {part for name in [module, *names] for part in name.split(".")}
+            assert not [part for part in parts if part.startswith("test_") or part == "conftest"], path

@@ -27,7 +27,7 @@ from gspo_rllib.configs.runs import load_run
 from gspo_rllib.driver import selection
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners import statistics
-from tests import test_golden
+from tests.golden.settings import AGGREGATED, SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVES = ROOT / "docs" / "objectives.md"
@@ -128,20 +128,6 @@ def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     assert f"python examples/{path.name}" in text
 
 
-def test_the_bare_loop_runs(tiny_dense: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    small = ["--operations", "1", "--groups", "2", "--group-size", "2", "--minibatches", "2", "--max-tokens", "4"]
-    run = importlib.import_module("bare_loop").main
-    assert 0.0 <= run([tiny_dense, "--engine", "transformers", "--iterations", "1", *small]) <= 1.0
-
-
-def test_the_custom_environment_is_learnt(tiny_dense: str, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    run = importlib.import_module("custom_env").main
-    options = [tiny_dense, "--engine", "transformers", "--iterations"]
-    assert run([*options, "1"]) < run([*options, "12"])
-
-
 def _section(path: Path, title: str) -> str:
     return path.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
 
@@ -209,13 +195,13 @@ def test_the_objectives_of_other_libraries_are_those_the_golden_values_are_repro
     assert set(rows) == set(golden["results"])
     mask_BT = torch.ones(3, 5, dtype=torch.bool)
     for name, (_, _, training, call, _) in rows.items():
-        used = {key: value(mask_BT) if callable(value) else value for key, value in test_golden.SETTINGS[name].items()}
+        used = {key: value(mask_BT) if callable(value) else value for key, value in SETTINGS[name].items()}
         assert _arguments(call, B=3, T=5) == used, name
         # The same by settings: whatever is a number of this batch, or no setting, is told in words.
         knobs = {field.name for field in dataclasses.fields(TrainingSettings)} - {"token_sum_length"}
         settings = _arguments(training)
         averaged = settings.pop("advantage_aggregation", "none") == "trajectory_mean"
-        assert averaged == (name in test_golden.AGGREGATED), name
+        assert averaged == (name in AGGREGATED), name
         length = settings.pop("token_sum_length", None)
         assert settings == {key: value for key, value in used.items() if key in knobs}, name
         assert (length is None) == ("token_sum_length" not in used), name

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.envs import UnicodeText
-from gspo_rllib.weight_sync import Weights
+from gspo_rllib.weight_sync import Weights, unwrap_module_state
 
 
 def _learners(path: str, num_learners: int = 0) -> Any:
@@ -89,3 +89,15 @@ def test_a_learner_in_an_actor_sends_its_weights_and_version(tiny_dense: str, ra
     expected = AutoModelForCausalLM.from_pretrained(tiny_dense).state_dict()
     assert sent.keys() == expected.keys()
     np.testing.assert_array_equal(sent["lm_head.weight"], expected["lm_head.weight"].numpy())
+
+
+def test_a_value_head_beside_the_model_is_left_out_of_the_engines_weights() -> None:
+    array = np.zeros(1)
+    state = {"model.lm_head.weight": array, "model.model.norm.weight": array, "value_head.bias": array}
+    assert set(unwrap_module_state({"default_policy": state})) == {"lm_head.weight", "model.norm.weight"}
+    gpt2 = {"model.transformer.wte.weight": array, "model.lm_head.weight": array}
+    assert set(unwrap_module_state(gpt2)) == {"transformer.wte.weight", "lm_head.weight"}
+    assert set(unwrap_module_state({"lm_head.weight": array, "model.norm.weight": array})) == {
+        "lm_head.weight",
+        "model.norm.weight",
+    }

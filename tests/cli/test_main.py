@@ -1,0 +1,102 @@
+"""The command line as a whole: help without a framework, and one line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gspo_rllib.cli.main import main, own_error, parse_arguments
+from gspo_rllib.errors import EngineError, SettingError
+
+CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "gspo-rllib train: the following arguments are required: CONFIG"),
+        (["trian", "x"], "invalid choice: 'trian'"),
+        (["train", "{config}", "--iteration-count", "5"], "unrecognized arguments: --iteration-count 5"),
+        (["train", "no-such.yaml"], "config 'no-such.yaml': no such file"),
+        (["train", "{config}"], "run: nothing would end this run; set run.iterations, run.minutes or run.success."),
+        (["train", "{config}", "--iterations", "many"], "run.iterations: expected a whole number >= 1, got 'many'."),
+        (["train", "{config}", "--iterations", "1", "training.lrr=1"], "Did you mean 'lr'?"),
+        (["train", "{config}", "--iterations", "1", "training.group_size=1"], "training.group_size is 1; allowed"),
+        (["train", "{config}", "--iterations", "1", "training.lr=-1"], "training.lr is -1; allowed"),
+        (["train", "{config}", "--iterations", "1", "generation.engine=vlm"], "vllm"),
+        (["train", "{config}", "--iterations", "1", "generation.max_model_len=100000"], "max_position_embeddings"),
+        (["train", "{config}", "--iterations", "1", "environment.env=NoSuch-v0"], "'NoSuch-v0' is not registered"),
+        (
+            ["train", "{config}", "--iterations", "1", "environment.env=CartPole-v1", "environment.env_config={{}}"],
+            "gymnasium.spaces.Text",
+        ),
+        (["train", "{config}", "--iterations", "1", "rl_module.model_config.path={empty}"], "Hugging Face folder"),
+        (["train", "{config}", "--iterations", "1", "--resume", "{empty}"], "gspo_manifest.json"),
+        (["sweep", "{config}", "training.lr=1e-5,2e-5"], "nothing would end a trial"),
+        (["sweep", "{config}", "--iterations", "1", "training.lr=1e-5,-2"], "training.lr is -2; allowed"),
+        (["sweep", "{config}", "--iterations", "1", "run.minutes=1,2"], "run.minutes cannot be varied"),
+        (["rollout", "{empty}"], "gspo_manifest.json"),
+        (["rollout", "{missing}"], "no such folder"),
+        (["rollout", "{model}"], "is a model without an environment; name one with --env."),
+        (["evaluate", "{model}", "--env", CALCULATOR, "--env-config", "operations"], "expected key=value"),
+        (["evaluate", "{model}", "--env", CALCULATOR, "--env-config", "operations=99"], "1 to 30"),
+        (["export", "{model}", "{missing}"], "gspo_manifest.json"),
+        (["warmstart", "CartPole-v1", "{missing}"], "CartPole-v1"),
+        (["warmstart", CALCULATOR, "{missing}", "--target", "2"], "target_success=2.0: must be above 0"),
+        (["warmstart", CALCULATOR, "{missing}", "--architecture", "qwen4"], "Did you mean 'qwen3'?"),
+        (["warmstart", CALCULATOR, "{missing}", "--sizes", "width=5"], "width"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_remedy(
+    arguments: list[str],
+    message: str,
+    config_file: str,
+    tiny_dense: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"config": config_file, "model": tiny_dense, "empty": tmp_path / "empty", "missing": tmp_path / "missing"}
+    try:
+        code = main([argument.format(**places) if "{" in argument else argument for argument in arguments])
+    except SystemExit as stop:  # argparse's way out
+        code = stop.code
+    error = capfd.readouterr().err
+    assert code == 2, error
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "missing").exists()
+
+
+def test_help_of_every_command_is_there_without_a_framework(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "evaluate", "rollout", "sweep", "export", "warmstart", "list"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: gspo-rllib" in capsys.readouterr().out
+
+
+def test_overrides_may_stand_anywhere() -> None:
+    arguments = parse_arguments(["train", "c.yaml", "a.b=1", "--iterations", "3", "a.c=2"])
+    assert arguments.overrides == ["a.b=1", "a.c=2"]
+    assert arguments.iterations == "3"
+
+
+def test_an_error_of_ours_is_found_behind_rays_wrapper() -> None:
+    wrapped = RuntimeError("the actor's whole traceback")
+    wrapped.cause = EngineError("vllm is not installed")  # type: ignore[attr-defined]
+    assert own_error(wrapped) is wrapped.cause  # type: ignore[attr-defined]
+    assert own_error(ValueError("a bug")) is None
+    chained = RuntimeError("outer")
+    chained.__cause__ = SettingError("inner")
+    assert own_error(chained) is chained.__cause__
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> dict[str, Path]:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("gspo_rllib.configs.shipped_configs", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])

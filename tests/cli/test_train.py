@@ -1,0 +1,95 @@
+"""`gspo-rllib train`: what it leaves behind, how it resumes, and how it stops."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from gspo_rllib import checkpoints
+from gspo_rllib.cli.main import main
+from gspo_rllib.cli.train import stop_reason
+from gspo_rllib.configs import RunSettings
+
+
+def test_a_run_leaves_results_a_curve_and_whole_checkpoints(trained: SimpleNamespace) -> None:
+    folder: Path = trained.folder
+    results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
+    assert [result["training_iteration"] for result in results] == [1, 2]
+    with (folder / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["env_runners/episode_return_mean"]) for row in rows] == [
+        result["env_runners"]["episode_return_mean"] for result in results
+    ]
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["iterations"] == 2
+    saved = sorted((folder / "checkpoints").iterdir())
+    assert [path.name for path in saved] == ["iteration_000001", "iteration_000002"]
+    for checkpoint in saved:
+        checkpoints.verify(checkpoint)
+
+
+def test_the_saved_config_starts_the_same_run_again(trained: SimpleNamespace, config_file: str) -> None:
+    from gspo_rllib.configs import load_config
+
+    again, first = load_config(trained.folder / "config.yaml"), load_config(config_file)
+    assert vars(again) == vars(first)
+
+
+def test_training_resumes_from_a_checkpoint(
+    trained: SimpleNamespace, config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", config_file, "--resume", str(trained.checkpoint), "--iterations", "3"]
+    assert main([*arguments, "--storage", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
+    assert [result["training_iteration"] for result in results] == [3]
+
+
+def test_ctrl_c_saves_a_whole_checkpoint_and_exits_130(
+    config_file: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any(path.stat().st_size for path in tmp_path.glob("*/result.json")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.02)
+
+    handler_before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        code = main(["train", config_file, "--iterations", "500", "--storage", str(tmp_path)])
+    finally:
+        thread.join()
+    assert code == 130
+    (checkpoint,) = tmp_path.glob("*/checkpoints/*")
+    checkpoints.verify(checkpoint)
+    assert "stopped: interrupted" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is handler_before
+
+
+@pytest.mark.parametrize(
+    ("result", "minutes", "reason"),
+    [
+        ({"training_iteration": 4}, 1.0, None),
+        ({"training_iteration": 5}, 1.0, "5 iterations done"),
+        ({"training_iteration": 1}, 2.0, "2 minutes are over"),
+        ({"training_iteration": 1, "env_runners": {"success_mean": 0.9}}, 0.0, "success 90.0% reached 90.0%"),
+        ({"training_iteration": 1, "env_runners": {"success_mean": 0.89}}, 0.0, None),
+    ],
+)
+def test_the_first_limit_reached_stops_a_run(result: dict, minutes: float, reason: str | None) -> None:
+    limits = RunSettings(iterations=5, minutes=2, success=0.9)
+    assert stop_reason(result, limits, minutes=minutes) == reason

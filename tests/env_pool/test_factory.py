@@ -1,0 +1,87 @@
+"""Which environments the env runner accepts, and what it says about the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+from gspo_rllib.env_pool.factory import check_language_env_spec, env_maker
+from gspo_rllib.errors import EnvError
+from tests.toy_envs import faulty_envs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Any:
+    gym.register(
+        "faulty/Echo-v0", entry_point="tests.toy_envs.faulty_envs:EchoEnv", kwargs={"turns": 5}, max_episode_steps=2
+    )
+    yield
+    del gym.registry["faulty/Echo-v0"]
+
+
+def test_a_gymnasium_id_gets_its_arguments_and_keeps_its_wrappers() -> None:
+    spec = check_language_env_spec("tests.toy_envs.faulty_envs:faulty/Echo-v0", {"observation_chars": 4})
+    env = spec.make()
+    assert env.unwrapped.turns == 5
+    assert env.unwrapped.observation_chars == 4
+    env.reset(seed=0)
+    assert env.step("a")[3] is False
+    assert env.step("a")[3] is True, "the registered time limit truncates"
+    assert (spec.blocking, spec.chat) == (False, None)
+    assert (spec.observation_space, spec.action_space) == (faulty_envs.TEXT, faulty_envs.TEXT)
+
+
+def test_a_class_gets_keyword_arguments_or_the_whole_config_if_it_asks_for_it() -> None:
+    assert check_language_env_spec(faulty_envs.ThreadedEchoEnv, {"turns": 7}).make().unwrapped.turns == 7
+
+    class Configured(faulty_envs.EchoEnv):
+        def __init__(self, config: dict[str, Any]) -> None:
+            super().__init__(turns=config["turns"] + config.worker_index)  # type: ignore[attr-defined]
+
+    assert env_maker(Configured, {"turns": 7}, worker_index=3)().unwrapped.turns == 10
+
+
+def test_a_name_registered_with_tune_is_made_by_its_creator() -> None:
+    from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
+
+    register_env("my_echo", lambda config: faulty_envs.ChattyEnv(turns=config["turns"]))
+    spec = check_language_env_spec("my_echo", {"turns": 9})
+    assert spec.make().unwrapped.turns == 9
+    assert spec.chat == faulty_envs.ChattyEnv.chat
+    _global_registry.unregister(ENV_CREATOR, "my_echo")
+
+
+def test_an_environment_that_does_not_say_so_is_expected_to_block() -> None:
+    assert check_language_env_spec(faulty_envs.ThreadedEchoEnv).blocking is True
+
+
+@pytest.mark.parametrize(
+    ("env", "env_config", "words"),
+    [
+        ("faulty/Ecko-v0", {}, "Did you mean 'faulty/Echo-v0'"),
+        ("faulty/Echo-v7", {}, "Did you mean 'faulty/Echo-v0'"),
+        ("tests.toy_envs.faulty_envs:faulty/Ecko-v0", {}, "Did you mean 'faulty/Echo-v0'"),
+        ("NoSuchThing-v0", {}, "write 'module:id' to import it first"),
+        ("no_such_package:Echo-v0", {}, "no_such_package.*before the colon"),
+        ("CartPole-v1", {}, "observation_space is Box.*gymnasium.spaces.Text"),
+        (faulty_envs.NumberEnv, {}, "observation_space is Box"),
+        (faulty_envs.EchoEnv, {"tunrs": 3}, "unexpected keyword argument 'tunrs'"),
+        ("faulty/Echo-v0", {"tunrs": 3}, "unexpected keyword argument 'tunrs'"),
+        (dict, {}, "is a dict; it must be a gymnasium.Env"),
+        (None, {}, "config.environment"),
+        ("", {}, "config.environment"),
+    ],
+)
+def test_what_is_no_language_environment_is_refused_with_the_remedy(env: Any, env_config: dict, words: str) -> None:
+    with pytest.raises(EnvError, match=words):
+        check_language_env_spec(env, env_config)
+
+
+def test_a_chat_attribute_of_another_type_is_refused() -> None:
+    class Misframed(faulty_envs.EchoEnv):
+        chat = "You echo."
+
+    with pytest.raises(EnvError, match="ChatSpec or None"):
+        check_language_env_spec(Misframed)

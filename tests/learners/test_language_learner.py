@@ -1,0 +1,189 @@
+"""The learner: one gradient, however the same trajectories are packed, split, padded or spread over ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from gspo_rllib import columns
+from gspo_rllib.connectors import token_trajectory
+from gspo_rllib.learners.training_data import GroupTrainingData
+from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.packing import pack, plan_rows
+from gspo_rllib.types import group_episodes
+from tests.episodes import make_episode
+from tests.learners.small_learner import SPACES, bf16_learner, even_groups, learner_config
+
+
+def _gradient(config, groups=None, *, num_minibatches=1):
+    """Gradient of the last minibatch, by parameter name."""
+    learner = config.build_learner(spaces=SPACES)
+    data = GroupTrainingData.from_groups(groups or even_groups(), num_minibatches=num_minibatches, seed=0)
+    learner.update(training_data=data, num_epochs=1)
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def _assert_same(got, expected, tolerance=1e-5):
+    assert got.keys() == expected.keys()
+    scale = max(float(g.abs().max()) for g in expected.values())
+    assert scale > 1e-4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            got[name], gradient, rtol=1e-4, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_dense):
+    return _gradient(learner_config(tiny_dense, old_log_probs="learner"))
+
+
+def test_five_micro_batches_give_the_gradient_of_one(tiny_dense, reference):
+    config = learner_config(tiny_dense, old_log_probs="learner", max_tokens_per_micro_batch=80)
+    tokens = [token_trajectory(e, advantage=1.0).num_tokens for g in even_groups() for e in g.episodes]
+    assert len(plan_rows(tokens, 80)) >= 5
+    _assert_same(_gradient(config), reference)
+
+
+def test_padded_rows_give_the_gradient_of_packed_ones(tiny_dense, reference):
+    _assert_same(_gradient(learner_config(tiny_dense, old_log_probs="learner", model={"packing": False})), reference)
+
+
+def test_activation_checkpointing_gives_the_same_gradient(tiny_dense, reference):
+    config = learner_config(tiny_dense, old_log_probs="learner", model={"activation_checkpointing": True})
+    _assert_same(_gradient(config), reference)
+
+
+def test_bf16_autocast_gives_nearly_the_same_gradient(tiny_dense, reference):
+    got = _gradient(learner_config(tiny_dense, old_log_probs="learner", model={"autocast_dtype": "bfloat16"}))
+    a = torch.cat([g.flatten() for g in got.values()])
+    b = torch.cat([g.flatten() for g in reference.values()])
+    assert a.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("model", ["tiny_tied", "tiny_moe"])
+def test_micro_batches_and_padding_agree_on_tied_and_mixture_models_too(model, request):
+    path = request.getfixturevalue(model)
+    expected = _gradient(learner_config(path, old_log_probs="learner"))
+    config = learner_config(path, old_log_probs="learner", max_tokens_per_micro_batch=80, model={"packing": False})
+    _assert_same(_gradient(config), expected)
+
+
+def test_two_ranks_give_the_gradient_of_one(tiny_dense, reference, ray_local):
+    from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+
+    config = learner_config(tiny_dense, old_log_probs="learner", num_learners=2)
+    spec: MultiRLModuleSpec = config.get_multi_rl_module_spec(spaces=SPACES)
+    group = config.build_learner_group(rl_module_spec=spec)
+    try:
+        # Five groups do not split evenly, so the ranks' shares differ in size.
+        data = GroupTrainingData.from_groups(even_groups(4), num_minibatches=1, seed=0)
+        group.update(training_data=data, num_epochs=1)
+        results = group.foreach_learner(
+            lambda learner: {
+                name: p.grad.clone() for name, p in learner.module[DEFAULT_MODULE_ID].unwrapped().named_parameters()
+            }
+        )
+        gradients = [result.get() for result in results]
+        assert len(gradients) == 2
+        for gradient in gradients:
+            _assert_same(gradient, reference)
+        # One group: a rank has nothing to train on, and must neither hang nor change the result.
+        one = GroupTrainingData.from_groups(even_groups(1), num_minibatches=1, seed=0)
+        reports = group.update(training_data=one, num_epochs=1)
+        assert [r[DEFAULT_MODULE_ID]["num_trajectories"].peek() for r in reports] == [4.0, 4.0]
+    finally:
+        group.shutdown()
+
+
+def test_a_trajectory_never_attends_to_its_neighbour_in_a_row(tiny_dense):
+    """Scores of a trajectory do not move when the others in its row change."""
+    module = learner_config(tiny_dense).build_learner(spaces=SPACES).module[DEFAULT_MODULE_ID].unwrapped()
+    episodes = [make_episode("g", i, [(5, 4), (3, 2)], 1.0) for i in range(3)]
+    others = [make_episode("h", i, [(7, 1)], 1.0) for i in range(2)]
+    first = token_trajectory(episodes[1], advantage=1.0)
+    with torch.no_grad():
+        alone = module._forward_train(pack([first]))[columns.LOGP]
+        row = [token_trajectory(others[0], advantage=0.0), first, token_trajectory(others[1], advantage=0.0)]
+        together = module._forward_train(pack(row))[columns.LOGP]
+    torch.testing.assert_close(together[1 : 1 + len(alone)], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_scores_are_those_of_the_plain_model_at_the_sampling_temperature(tiny_dense):
+    config = learner_config(tiny_dense).generation(temperature=0.7)
+    module = config.build_learner(spaces=SPACES).module[DEFAULT_MODULE_ID].unwrapped()
+    trajectory = token_trajectory(make_episode("g", 0, [(5, 4), (3, 2)], 1.0), advantage=1.0)
+    ids = torch.as_tensor(trajectory.segments[0]).long()
+    with torch.no_grad():
+        got = module._forward_train(pack([trajectory]))[columns.LOGP]
+        logits = module.model(ids[None], segment_lengths=[len(ids)]).logits[0] / 0.7
+    sampled = np.flatnonzero(trajectory.loss_masks[0])
+    expected = logits.log_softmax(-1)[sampled - 1, ids[sampled]]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tiny_dense):
+    config = learner_config(tiny_dense, old_log_probs="engine")
+    learner = config.build_learner(spaces=SPACES)
+    groups = even_groups(1)
+    turn = groups[0].episodes[1].get_extra_model_outputs("turn")[0]
+    turn.action_logp[:] = np.nan
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    data = GroupTrainingData.from_groups(groups, num_minibatches=1, seed=0)
+    result = learner.update(training_data=data, num_epochs=1)
+    assert result[DEFAULT_MODULE_ID]["num_optimizer_steps_skipped"].peek() == 1
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+
+
+def test_old_log_probs_of_the_first_minibatch_are_its_own_forward_pass(tiny_dense, monkeypatch):
+    config = learner_config(tiny_dense, old_log_probs="learner", num_minibatches=4, lr=1e-3)
+    learner = config.build_learner(spaces=SPACES)
+    rows = []
+    forward = CausalLMModule._forward
+
+    def spy(module, batch, **kwargs):
+        rows.append((torch.is_grad_enabled(), sorted(batch[columns.TOKEN_IDS].tolist())))
+        return forward(module, batch, **kwargs)
+
+    monkeypatch.setattr(CausalLMModule, "_forward", spy)
+    data = GroupTrainingData.from_groups(even_groups(), num_minibatches=4, seed=0)
+    result = learner.update(training_data=data, num_epochs=1)[DEFAULT_MODULE_ID]
+    assert [with_gradient for with_gradient, _ in rows] == [False] * 3 + [True] * 4
+    assert [row for _, row in rows[:3]] == [row for _, row in rows[4:]]
+    assert result["abs_log_ratio_mean"].peek() > 1e-6
+
+
+def test_groups_that_agree_have_no_gradient_but_count_in_the_denominator(tiny_dense, reference):
+    flat = group_episodes([make_episode("flat", i, [(4, 3)], 1.0) for i in range(4)])
+    got = _gradient(learner_config(tiny_dense, old_log_probs="learner"), even_groups() + flat)
+    # 16 trajectories with a gradient out of 20.
+    _assert_same(got, {name: g * 16 / 20 for name, g in reference.items()})
+
+
+def test_vectors_are_not_decayed(tiny_dense):
+    learner = learner_config(tiny_dense, weight_decay=0.5).build_learner(spaces=SPACES)
+    optimizer = learner.get_optimizer(DEFAULT_MODULE_ID)
+    assert {g["weight_decay"]: min(p.dim() for p in g["params"]) for g in optimizer.param_groups} == {0.5: 2, 0.0: 1}
+
+
+def test_weights_gradients_and_optimiser_state_are_float32_and_take_steps_bf16_would_lose(tiny_dense):
+    learner = bf16_learner(tiny_dense)
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    data = GroupTrainingData.from_groups(even_groups(), num_minibatches=1, seed=0)
+    learner.update(training_data=data, num_epochs=1)
+    optimizer = learner.get_optimizer(DEFAULT_MODULE_ID)
+    for name, p in module.named_parameters():
+        assert p.dtype == p.grad.dtype == torch.float32
+        assert {optimizer.state[p][key].dtype for key in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+        moved = (p - before[name]).abs().max().item()
+        assert 0 < moved < 2e-6
+    weight = module.model.get_input_embeddings().weight
+    same_in_bf16 = weight.bfloat16() == before["model.model.embed_tokens.weight"].bfloat16()
+    assert same_in_bf16.float().mean() > 0.9

@@ -1,0 +1,142 @@
+"""Warm start: imitation up to a chosen success, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gspo_rllib.engines import registry
+from gspo_rllib.engines.protocol import EngineSpec
+from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.envs.spaces import UnicodeText
+from gspo_rllib.errors import EnvError, SettingError
+from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.warmstart import WarmstartResult, warmstart
+from gspo_rllib.warmstart.imitation import _Teacher
+from gspo_rllib.warmstart.success import PlayReport, play_tasks
+from tests.warmstart.small_policy import CALCULATOR, SMALL, make_calculator
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[WarmstartResult, list[str]]:
+    """A policy for one operation, imitated to at least 40 % sampled success."""
+    lines: list[str] = []
+    out = tmp_path_factory.mktemp("warmstart") / "seed"
+    result = warmstart(
+        CALCULATOR, {"operations": 1}, out, target_success=0.4, sizes=SMALL, lr=4e-3, seed=1, progress=lines.append
+    )
+    return result, lines
+
+
+def test_imitation_stops_at_the_chosen_success(learnt) -> None:
+    result, lines = learnt
+    assert result.reached
+    assert 0.25 <= result.success <= 0.85
+    assert "sampled success" in lines[-1]
+
+
+def test_the_saved_folder_plays_as_reported(learnt) -> None:
+    result, _ = learnt
+    renderer = ChatRenderer(load_tokenizer(result.path), make_calculator().unwrapped.chat)
+    model = AutoModelForCausalLM.from_pretrained(result.path)
+    assert model.dtype == torch.float32
+    spec = EngineSpec("transformers", result.path, "float32", 512, 64, renderer.stop_token_ids)
+    engine = registry.acquire(spec)
+    engine.load_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, 1)
+    report = play_tasks(
+        engine, renderer, lambda: gymnasium.make(CALCULATOR, operations=1), range(5_000, 5_256), temperature=1.0
+    )
+    registry.release(engine)
+    assert abs(report.success - result.success) < 0.15, "four standard errors of two samples of 256"
+
+
+def test_the_report_is_written_beside_the_model(learnt) -> None:
+    result, _ = learnt
+    report = json.loads((Path(result.path) / "warmstart.json").read_text())
+    assert report["env"] == CALCULATOR
+    assert report["env_config"] == {"operations": 1}
+    assert report["success"] == result.success
+    assert (report["seed"], report["steps"]) == (1, result.steps)
+
+
+def test_an_earlier_warm_start_is_replaced_but_nothing_else_ever(learnt, tmp_path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("precious")
+    with pytest.raises(SettingError, match="not an earlier warm start"):
+        warmstart(CALCULATOR, {"operations": 1}, mine, sizes=SMALL, max_minutes=0, progress=None)
+    assert (mine / "notes.txt").read_text() == "precious"
+
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "warmstart.json").write_text("{}")
+    result = warmstart(CALCULATOR, {"operations": 1}, earlier, sizes=SMALL, max_minutes=0, progress=None)
+    assert not result.reached
+    assert result.steps == 1
+    assert json.loads((earlier / "warmstart.json").read_text())["reached"] is False
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "mine"]
+
+
+def test_an_interrupted_warm_start_never_looks_finished(tmp_path) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        warmstart(CALCULATOR, {"operations": 1}, tmp_path / "out", sizes=SMALL, progress=interrupt)
+    assert not (tmp_path / "out").exists()
+
+
+class NoExpertEnv(gymnasium.Env[str, str]):
+    """A text environment that nobody can demonstrate."""
+
+    observation_space = UnicodeText()
+    action_space = UnicodeText()
+
+
+@pytest.mark.parametrize(
+    ("env", "changes", "error", "complaint"),
+    [
+        (NoExpertEnv, {}, EnvError, r"no expert\(\)"),
+        (CALCULATOR, {"target_success": 0.0}, SettingError, "target_success=0.0: must be above 0"),
+        (CALCULATOR, {"target_success": 35}, SettingError, "at most 1"),
+        (CALCULATOR, {"architecture": "qwen3moe"}, SettingError, "Did you mean 'qwen3_moe'"),
+        (CALCULATOR, {"sizes": {"hiden_size": 64}}, SettingError, "Did you mean 'hidden_size'"),
+        ("gspo_rllib.envs:gspo_rllib/Calculator-v1", {}, EnvError, "Calculator-v1"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_any_work(tmp_path, env, changes, error, complaint) -> None:
+    with pytest.raises(error, match=complaint):
+        warmstart(env, {}, tmp_path / "out", progress=None, **changes)
+    assert not any(tmp_path.iterdir())
+
+
+class ForgivenStudent:
+    """Stands in for minutes of imitation: it succeeds unless four replies in five of its expert are mistakes."""
+
+    turns_per_demonstration = 5.0
+    mistake_rate = 0.0
+
+    def next_batch(self) -> list[Any]:
+        return []
+
+    def learn(self, batch: list[Any], lr: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def play(self, tasks: range, temperature: float) -> PlayReport:
+        return PlayReport(0.3 if self.mistake_rate > 0.8 else 0.9, 0.0, 5.0, 10.0, 10)
+
+
+def test_where_mistakes_are_forgiven_the_expert_errs_until_success_falls() -> None:
+    student, said = ForgivenStudent(), []
+    teacher = _Teacher(student, 1.0, 1e-3, time.monotonic() + 30.0, said.append)
+    assert teacher.lower_success(0.35)
+    rates = [line for line in said if "are mistakes" in line]
+    # One mistake in five turns would cost 0.8 * 0.35 of the episodes: 22 %; then half as many again, each time.
+    assert [line.partition("now on ")[2].partition(" of")[0] for line in rates] == ["22%", "34%", "51%", "76%", "90%"]
