@@ -19,7 +19,7 @@ from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.engines import registry
-from gspo_rllib.env_runners.background import PlayReport
+from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.types import group_episodes, turns
 from tests.episodes import make_episode
@@ -46,27 +46,27 @@ class ScriptedRunner:
         self.played: list[str] = []
         self.given_up: set[str] = set()
 
-    def play(self, group_ids: list[str]) -> None:
+    def sample_in_background(self, group_ids: list[str]) -> None:
         self.played += group_ids
         self.playing |= dict.fromkeys(group_ids, self.version)
 
-    def take_finished(self, timeout_s: float) -> PlayReport:
+    def take_finished(self, timeout_s: float) -> SampleReport:
         ended = self.pick(list(self.playing)) if self.playing else None
         episodes = []
         if ended is not None:
             version = self.playing.pop(ended)
             if ended not in self.given_up:
                 episodes = [make_episode(ended, i, [(3, 2)], float(i), version=version) for i in range(2)]
-        return PlayReport(
-            episodes=episodes,
+        return SampleReport(
+            groups=group_episodes(episodes),
             given_up=[ended] if ended in self.given_up else [],
             errors=[f"no luck with {ended}"] if ended in self.given_up else [],
             metrics={},
             weights_version=self.version,
-            num_playing=len(self.playing),
+            num_in_flight=len(self.playing),
         )
 
-    def stop_play(self) -> list[str]:
+    def stop_sampling(self) -> list[str]:
         unfinished = list(self.playing)
         self.playing.clear()
         return unfinished
@@ -77,6 +77,9 @@ class Version:
     """Stands for weights of which only the version counts."""
 
     version: int
+
+    def push(self, runners: Any, *, force: bool) -> None:
+        runners.local_env_runner.version = self.version
 
     def offer(self, runners: Any, workers: Any) -> None:
         for _ in workers:
@@ -241,8 +244,10 @@ def test_a_bound_of_zero_gives_the_synchronous_numbers_bit_for_bit(num_env_runne
         algo = _config(tiny_dense, max_staleness=0, num_env_runners=num_env_runners).build_algo()
         try:
             if streamed:
-                algo._stream = algo._make_stream()
-                algo._stream.start(algo._weights)
+                algo._source = GroupStream(
+                    algo.env_runner_group, groups_per_iteration=G, max_staleness=0, draw=algo._draw_groups
+                )
+                algo._source.start(algo._weights)
             results = [algo.train() for _ in range(3)]
             runs[streamed] = [_learned(r)["loss"] for r in results], _parameters(algo)
             assert [_learned(r)["staleness"] for r in results] == [0.0] * 3
@@ -272,7 +277,7 @@ def test_sampling_overlaps_learning_within_the_bound(num_env_runners, num_learne
     for result in results:
         assert _learned(result)["num_trajectories"] == 4 * G
         assert result[names.GROUP_STREAM][names.NUM_GROUPS_STALE_DROPPED] == 0
-        assert 0 <= result[names.GROUP_STREAM][names.NUM_GROUPS_IN_PLAY] <= G
+        assert 0 <= result[names.GROUP_STREAM][names.NUM_GROUPS_IN_FLIGHT] <= G
         assert result[names.GROUP_STREAM][names.GROUP_WAIT_S] >= 0.0
         # The engine's own log-probs are not below the ratio, or it would not start at 1.
         assert _learned(result)["correction_weight_mean"] > 0.0
@@ -291,7 +296,7 @@ def test_a_runner_that_dies_while_playing_loses_no_group(tiny_dense, ray_local):
     trained = _spy(algo)
     try:
         algo.train()
-        assert algo._stream.unfinished
+        assert algo._source.unfinished
         for victim in algo.env_runner_group._worker_manager.actors().values():
             ray.kill(victim, no_restart=False)
             result = algo.train()

@@ -42,7 +42,8 @@ def play(tiny_dense: str) -> Iterator[Callable[..., Any]]:
     def run(pool: EnvPool) -> Any:
         scheduler: GroupScheduler[Any] = GroupScheduler(["it/0"], group_size=3, run_seed=0, role="train")
         settings = GenerationSettings(temperature=1.0, max_tokens_per_turn=5)
-        return Rollout(engine, pool, lambda chat: renderer, settings, run_seed=0).run(scheduler)
+        stats = Rollout(engine, pool, lambda chat: renderer, settings, run_seed=0).run(scheduler)
+        return stats.episodes, stats
 
     yield run
     engine.close()

@@ -80,7 +80,8 @@ def play(engine: RecordingEngine, renderer: ChatRenderer, tiny_dense: str) -> It
             ragged_groups=ragged,
         )
         options = GenerationSettings(**({"temperature": 1.0, "max_tokens_per_turn": 6} | settings))
-        return Rollout(engine, pool, renderer_for, options, run_seed=0, observer=observer).run(scheduler)
+        stats = Rollout(engine, pool, renderer_for, options, run_seed=0, observer=observer).run(scheduler)
+        return stats.episodes, stats
 
     yield run
     for pool in pools:

@@ -33,7 +33,7 @@ def runner_config(model: str, env: Any = faulty_envs.EchoEnv, **changes: Any) ->
         "context_overflow": "truncate",
         "segment_share": 0.5,
         "max_summary_tokens": 32,
-        "weight_uptake": "turn",
+        "weight_update": "turn",
         "group_size": 2,
         "seed": 0,
         "in_evaluation": False,

@@ -37,7 +37,7 @@ def test_groups_are_complete_of_one_task_and_their_trajectories_differ(play: Cal
         assert len({str(ids) for ids in token_ids(group.episodes)}) == 3
         assert all(e.is_terminated and not e.is_truncated and len(e) == 3 for e in group.episodes)
     assert groups[0].episodes[0].get_observations(0) != groups[1].episodes[0].get_observations(0)
-    assert (stats.num_groups, stats.num_turns, stats.given_up) == (2, 18, [])
+    assert (len(stats.groups), stats.num_turns, stats.given_up) == (2, 18, [])
     assert stats.tokens_sampled == sum(len(ids) for e in token_ids(episodes) for ids in e)
 
 
@@ -290,7 +290,7 @@ def test_a_ragged_group_is_yielded_without_the_member_that_failed(play: Callable
     )
     assert [e.custom_data[GROUP].index for e in episodes] == [1, 2, 3]
     assert len({e.get_observations(0) for e in episodes}) == 1
-    assert (stats.num_groups, stats.num_ragged, stats.num_retries, stats.num_replaced) == (1, 1, 1, 0)
+    assert (len(stats.groups), stats.num_ragged, stats.num_retries, stats.num_replaced) == (1, 1, 1, 0)
     assert stats.failures["raised"] == 2
 
 

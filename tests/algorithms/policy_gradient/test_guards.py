@@ -347,8 +347,8 @@ def test_evaluation_with_one_trajectory_per_task_is_not_refused(tiny_dense, capl
 
 
 def test_taking_up_weights_within_a_turn_needs_weights_that_change_within_a_turn(tiny_dense, caplog):
-    config = _config(tiny_dense).generation(weight_uptake="token")
-    with pytest.raises(SettingError, match=r"weight_uptake is 'token'.*Use 'turn', or max_staleness=1"):
+    config = _config(tiny_dense).generation(weight_update="token")
+    with pytest.raises(SettingError, match=r"weight_update is 'token'.*Use 'turn', or max_staleness=1"):
         config.validate()
     assert _warned(config.training(max_staleness=1, **DECOUPLED), caplog) == []
 
