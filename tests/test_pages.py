@@ -62,3 +62,7 @@ def test_the_index_of_the_docs_names_every_page() -> None:
     linked = {(INDEX.parent / target.partition("#")[0]).resolve() for target in _links(INDEX)}
     others = [page for page in PAGES if page != INDEX]
     assert not [page.relative_to(ROOT).as_posix() for page in others if page not in linked]
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
