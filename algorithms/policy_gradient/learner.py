@@ -59,7 +59,7 @@ class PolicyGradientLearner(LanguageLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW for the policy, and another one for the critic if there is one."""
         super().configure_optimizers_for_module(module_id, config)
-        critic = self._module[module_id].critic_parameters()
+        critic = self.module[module_id].critic_parameters()
         if critic:
             lr = self.config.lr if self.config.vf_lr is None else self.config.vf_lr
             self._register_adamw(module_id, critic, lr=lr, name="critic")

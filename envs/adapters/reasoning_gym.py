@@ -12,15 +12,20 @@ Expert       gives the suite's own answer: privileged, it does not look at the q
              graph_color, propositional_logic, rubiks_cube, rush_hour) have a scorer but no answer, hence no expert
 Cannot       be trusted with any text: nine scorers hand the answer to Python's eval or to SymPy's parser, which uses
              it. For those, only plain literals and plain formulas reach the scorer; the rest scores 0.0. Be a fair
-             judge everywhere: game_of_life_halting takes any text but "True" for a "no"
+             judge everywhere: game_of_life_halting takes any text but "True" for a "no". Make zebra_puzzles without
+             pycosat, which the suite asks for and nothing else in it uses
 Versions     v0, for reasoning-gym 0.1
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from gspo_rllib.envs.adapters.randomness import OwnRandomness
@@ -34,7 +39,10 @@ EVALUATED = frozenset(("binary_matrix", "n_queens", "spiral_matrix", "string_ins
 PARSED = frozenset(
     ("countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration")
 )
+# The suite imports its SAT solver at once, and only these use it. pycosat has no wheels: it takes a C compiler.
+NEEDS_PYCOSAT = frozenset(("zebra_puzzles",))
 
+_IMPORTING = threading.Lock()
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LONGEST_ANSWER = 10_000
 _LONGEST_FORMULA = 500
@@ -111,6 +119,21 @@ def is_literal(text: str) -> bool:
     return True
 
 
+def _load_factory() -> ModuleType:
+    """Imports the suite's table of datasets; an empty module stands in for a missing pycosat while it is imported."""
+    with _IMPORTING:
+        stand_in = "reasoning_gym" not in sys.modules and importlib.util.find_spec("pycosat") is None
+        if stand_in:
+            sys.modules["pycosat"] = ModuleType("pycosat")
+        try:
+            # By way of the package: after an import that failed half-way, its submodules alone would seem to be all.
+            factory: ModuleType = load_suite("reasoning_gym", "reasoning-gym").factory
+            return factory
+        finally:
+            if stand_in:
+                del sys.modules["pycosat"]
+
+
 class ReasoningGymEnv(SuiteEnv):
     """See the card at the top of this file.
 
@@ -121,16 +144,21 @@ class ReasoningGymEnv(SuiteEnv):
 
     Raises:
         SettingError: There is no such dataset, or it refuses its settings.
-        EnvError: reasoning-gym is missing.
+        EnvError: reasoning-gym is missing, or pycosat for a dataset that needs it.
     """
 
     def __init__(
         self, dataset: str = "chain_sum", params: Mapping[str, Any] | None = None, render_mode: str | None = None
     ) -> None:
         super().__init__(1, render_mode)
-        names = sorted(set(load_suite("reasoning_gym.factory", "reasoning-gym").DATASETS) - {"composite"})
+        names = sorted(set(_load_factory().DATASETS) - {"composite"})
         if dataset not in names:
             raise SettingError(f"dataset={dataset!r}: no such dataset. {did_you_mean(str(dataset), names)}")
+        if dataset in NEEDS_PYCOSAT and importlib.util.find_spec("pycosat") is None:
+            raise EnvError(
+                f"dataset={dataset!r} needs pycosat, which is not installed. Install it: pip install pycosat (it is "
+                "built from source, so it takes a C compiler), or choose another dataset."
+            )
         self.dataset = dataset
         self.params = dict(params or {})
         if taken := {"seed", "size"} & set(self.params):
@@ -162,7 +190,7 @@ class ReasoningGymEnv(SuiteEnv):
         self._make(int(self._task_id or 0))
 
     def _make(self, seed: int) -> None:
-        factory = load_suite("reasoning_gym.factory", "reasoning-gym")
+        factory = _load_factory()
         try:
             with OwnRandomness(seed).active():
                 self._scorer = factory.create_dataset(self.dataset, **self.params, seed=seed, size=1)

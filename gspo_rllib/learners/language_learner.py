@@ -62,7 +62,7 @@ class LanguageLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW; biases, norms and other vectors are not decayed."""
-        self._register_adamw(module_id, self._module[module_id].policy_parameters(), lr=config.lr)
+        self._register_adamw(module_id, self.module[module_id].policy_parameters(), lr=config.lr)
 
     def _register_adamw(self, module_id: str, parameters: list[torch.nn.Parameter], *, lr: Any, name: str = "") -> None:
         config = self.config
@@ -111,7 +111,7 @@ class LanguageLearner(TorchLearner):
             members,
             max_tokens=self.config.max_tokens_per_micro_batch,
             sharing=self.module[DEFAULT_MODULE_ID].unwrapped().prefix_sharing(),
-            device=self._device,
+            device=self.device,
         )
         return Minibatch([row for _, row in rows], plan, sum(t.num_turns for t in members))
 
@@ -124,7 +124,7 @@ class LanguageLearner(TorchLearner):
             for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
                 del micro_batch[columns.OLD_LOGP]
                 if number:
-                    micro_batch[columns.OLD_LOGP] = module._forward_train(micro_batch)[columns.LOGP]
+                    micro_batch[columns.OLD_LOGP] = module.forward_train(micro_batch)[columns.LOGP]
 
     def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[dict, dict[str, Tensor], dict]:
         """Accumulates the gradient of one minibatch and steps the optimiser."""
@@ -136,7 +136,7 @@ class LanguageLearner(TorchLearner):
         # A rank without a trajectory in this minibatch still takes part in the gradient exchange.
         micro_batches = tokens["micro_batches"] or [self._empty_micro_batch()]
         ranks = max(1, self.config.num_learners)
-        total = torch.zeros((), device=self._device)
+        total = torch.zeros((), device=self.device)
         for i, micro_batch in enumerate(micro_batches):
             micro_batch[columns.PLAN] = tokens["plan"]
             exchange = i == len(micro_batches) - 1 or not hasattr(module, "no_sync")
@@ -172,10 +172,10 @@ class LanguageLearner(TorchLearner):
 
     def _empty_micro_batch(self) -> dict[str, Any]:
         """One sampled token of weight 0: touches every parameter, adds nothing."""
-        zeros = torch.zeros(1, dtype=torch.long, device=self._device)
+        zeros = torch.zeros(1, dtype=torch.long, device=self.device)
         empty: dict[str, Any] = {
-            columns.TOKEN_IDS: torch.zeros(2, dtype=torch.long, device=self._device),
-            columns.POSITION_IDS: torch.arange(2, device=self._device),
+            columns.TOKEN_IDS: torch.zeros(2, dtype=torch.long, device=self.device),
+            columns.POSITION_IDS: torch.arange(2, device=self.device),
             columns.SEGMENT_LENGTHS: [2],
             columns.BEHAVIOR_LOGP: zeros.float(),
             columns.BEHAVIOR_VERSION: zeros,
@@ -195,7 +195,7 @@ class LanguageLearner(TorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Logs the update's statistics and advances learning-rate schedules."""
         super().after_gradient_based_update(timesteps=timesteps)
-        self.on_statistics(self.statistics.compute(distributed=self.distributed, device=self._device))
+        self.on_statistics(self.statistics.compute(distributed=self.distributed, device=self.device))
 
     def on_statistics(self, values: dict[str, float]) -> None:
         """Logs what the update measured; ``values`` are exact over all ranks and the same on each."""

@@ -175,10 +175,9 @@ def test_an_update_that_does_not_fit_leaves_running_requests_as_they_are(loaded:
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize("loaded", ["vllm"], indirect=True)
 def test_an_engine_whose_core_runs_by_itself_refuses_and_says_it_cannot(loaded: Loaded) -> None:
     engine: Any = loaded.engine
-    if type(engine).__name__ != "VLLMEngine":
-        pytest.skip("about vLLM")
     assert engine.can_update_while_running
     loaded.load(1)
     engine.submit(requests()[0])

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from gspo_rllib.envs import check_language_env
+from gspo_rllib.envs.adapters.reasoning_gym import NEEDS_PYCOSAT
 from gspo_rllib.errors import EnvError, SettingError
 from tests.envs.adapters.suites import make, needs, play
 
@@ -84,3 +85,17 @@ def test_reasoning_gym_refuses_wrong_settings_and_has_no_expert_without_answers(
     observation, _ = env.reset(seed=0)
     with pytest.raises(EnvError, match="no expert"):
         env.expert()(observation)
+
+
+@needs_reasoning_gym
+def test_without_pycosat_only_the_dataset_that_needs_it_is_refused(monkeypatch) -> None:
+    make("ReasoningGym")
+    importlib.util.find_spec("pycosat")  # raises if what stood in for it during the import was left behind
+    monkeypatch.setitem(sys.modules, "pycosat", None)
+    with pytest.raises(EnvError, match=r"'zebra_puzzles' needs pycosat.*pip install pycosat"):
+        make("ReasoningGym", dataset="zebra_puzzles")
+    datasets = importlib.import_module("reasoning_gym.factory").DATASETS
+    near = {name for name, (kind, _) in datasets.items() if kind.__module__.startswith("reasoning_gym.logic.")}
+    assert near > NEEDS_PYCOSAT
+    for dataset in near - NEEDS_PYCOSAT:
+        make("ReasoningGym", dataset=dataset).reset(seed=0)

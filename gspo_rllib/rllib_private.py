@@ -1,0 +1,114 @@
+"""Every private name of Ray that this package uses or overrides, and why: the list to go through when Ray is upgraded.
+
+Ray promises nothing about these. A test holds the table to the installed Ray (each name is there, where the table says)
+and to the sources of this package (each name they use is in the table, and the table has no other).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateName:
+    """One private name.
+
+    Attributes:
+        owner: Import path of the class or module of Ray that defines it.
+        name: The attribute or method.
+        why: What is needed that the public interface does not offer.
+    """
+
+    owner: str
+    name: str
+    why: str
+
+
+_ALGORITHM = "ray.rllib.algorithms.algorithm.Algorithm"
+_CONFIG = "ray.rllib.algorithms.algorithm_config.AlgorithmConfig"
+_LEARNER = "ray.rllib.core.learner.learner.Learner"
+_TORCH_LEARNER = "ray.rllib.core.learner.torch.torch_learner.TorchLearner"
+_LEARNER_GROUP = "ray.rllib.core.learner.learner_group.LearnerGroup"
+_RUNNER_GROUP = "ray.rllib.env.env_runner_group.EnvRunnerGroup"
+_MODULE = "ray.rllib.core.rl_module.rl_module.RLModule"
+
+PRIVATE_NAMES = (
+    # -- the algorithm and its config
+    PrivateName(
+        _ALGORITHM,
+        "_before_evaluate",
+        "Overridden: the last hook before evaluation samples, where every runner must have acknowledged the weights.",
+    ),
+    PrivateName(
+        _CONFIG,
+        "_dont_auto_sync_env_runner_states",
+        "Set to True: RLlib's own sync of weights does not wait for an acknowledgement, so the algorithm sends them.",
+    ),
+    PrivateName(
+        _CONFIG,
+        "_model_config",
+        "What the user gave as rl_module(model_config=...), to be checked as such: the public property mixes the "
+        "automatic entries into it.",
+    ),
+    PrivateName(
+        _CONFIG,
+        "_model_config_auto_includes",
+        "Overridden: RLlib's own entries describe its default networks, and would be unknown settings of ours.",
+    ),
+    PrivateName(
+        _CONFIG,
+        "_train_batch_size_per_learner",
+        "Read to refuse it: the public property falls back on another setting, so it does not tell whether it was set.",
+    ),
+    # -- learners
+    PrivateName(
+        _LEARNER,
+        "_create_iterator_if_necessary",
+        "Overridden: minibatches are whole groups of trajectories, not rows of equally long columns.",
+    ),
+    PrivateName(
+        _LEARNER,
+        "_learner_connector",
+        "The pipeline that turns episodes into a batch is called on all groups at once, before minibatches are cut; "
+        "one of its pieces holds the reference policy.",
+    ),
+    PrivateName(
+        _LEARNER,
+        "_log_metrics",
+        "Overridden: it warns about a minibatch without a turn, and a rank may well have none.",
+    ),
+    PrivateName(
+        _LEARNER,
+        "_weights_seq_no",
+        "The count of updates that names a version of the weights. Set to 0 before a state is restored, since RLlib "
+        "ignores a state that is older than what it holds.",
+    ),
+    PrivateName(
+        _TORCH_LEARNER,
+        "_uncompiled_update",
+        "Overridden: one optimiser step accumulates the gradient of several micro-batches.",
+    ),
+    PrivateName(
+        _LEARNER_GROUP,
+        "_worker_manager",
+        "Which learners are alive: weights are taken from the first of them, not from each.",
+    ),
+    # -- env runners
+    PrivateName(
+        _RUNNER_GROUP,
+        "_remote_config",
+        "Whether failed runners are restarted: without that, waiting for one would never end.",
+    ),
+    PrivateName(
+        _RUNNER_GROUP,
+        "_worker_manager",
+        "Which runners are alive, and their actors: RLlib's asynchronous calls are dropped while an earlier one runs.",
+    ),
+    PrivateName(
+        "ray.tune.registry",
+        "_global_registry",
+        "The environments registered with Tune by name; there is a public way in (register_env) and none out.",
+    ),
+    # -- modules
+    PrivateName(_MODULE, "_forward", "Overridden, as RLlib's documentation of custom modules asks for."),
+)
