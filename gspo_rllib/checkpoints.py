@@ -19,6 +19,8 @@ MANIFEST = "gspo_manifest.json"
 FORMAT = 1
 POLICY = pathlib.PurePosixPath("learner_group/learner/rl_module/default_policy")
 """Where in a checkpoint the policy's Hugging Face folder is."""
+RENAMED_SETTINGS = {"weight_uptake": "weight_update"}
+"""Settings of 0.1 that have another name now."""
 REFERENCE = "reference"
 """Where in a checkpoint the frozen reference policy's Hugging Face folder is, if the run has one."""
 
@@ -119,7 +121,7 @@ def self_contained_config(folder: pathlib.Path) -> dict[str, Any]:
     """
     with (folder / "class_and_ctor_args.pkl").open("rb") as file:
         state: dict[str, Any] = pickle.load(file)["ctor_args_and_kwargs"][0][0]
-    state = dict(state)
+    state = {RENAMED_SETTINGS.get(name, name): value for name, value in state.items()}
     state["_model_config"] = {**state["_model_config"], "path": str(folder / POLICY)}
     if (folder / REFERENCE).is_dir():
         state["reference_path"] = str(folder / REFERENCE)
