@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from gspo_rllib.envs.adapters.suite import Outcome, SuiteEnv, encodable, load_suite
 from gspo_rllib.envs.tasks import numbered_task
@@ -48,13 +48,7 @@ class OpenEnvEnv(SuiteEnv):
         EnvError: websockets is missing.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
-        "render_modes": ["ansi"],
-        "render_fps": 1,
-        "blocking": True,
-        "deterministic": False,
-        "picklable": False,
-    }
+    metadata = SuiteEnv.metadata | {"deterministic": False, "picklable": False}
 
     def __init__(
         self,
