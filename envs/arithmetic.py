@@ -29,7 +29,7 @@ from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 # A number may have thousands separators. A minus right after a digit subtracts; 12.5 is no integer, nor are its parts.
-# More digits than these are no answer: Python refuses to read very long integers.
+# Numbers of more than 30 digits are no answer, because Python refuses to read very long integers.
 _INTEGER = re.compile(r"(?<![0-9])(?<![0-9]\.)([-\u2212]?)([0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?![0-9]|\.[0-9])")
 _TERM = re.compile(r"[+-]?[0-9]+")
 

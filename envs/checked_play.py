@@ -36,7 +36,7 @@ class CheckedPlay:
     """Plays an environment and raises where an answer is not what the contract allows.
 
     Args:
-        name: What messages call it.
+        name: How messages call the environment.
         env: The environment.
     """
 
@@ -170,6 +170,6 @@ def _is_numbers(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """Its repr, cut off where it gets long."""
+    """The repr of a value, cut off where it gets long."""
     text = repr(value)
     return f"{text[:120]}…" if len(text) > 120 else text

@@ -23,7 +23,7 @@ class Subject:
         settings: Keyword arguments it is made with; none for an environment that is made already.
 
     Attributes:
-        name: How messages call it.
+        name: How messages call the environment.
         is_instance: Whether one environment was given, so that there is no second one to compare with.
 
     Raises:
@@ -116,8 +116,7 @@ def wrappers(env: Env) -> list[str]:
 
 
 def _vector(env: Any) -> str:
-    count = getattr(env, "num_envs", "several")
     return (
-        f"got {short(env)}, a vector of {count} environments, but an env runner plays each by itself. Pass one of them, "
-        "or what makes one."
+        f"got {short(env)}, a vector of {getattr(env, 'num_envs', 'several')} environments, but an env runner plays "
+        "each by itself. Pass one of them, or what makes one."
     )

@@ -153,7 +153,7 @@ class _Checker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                # Without its wrappers, as Gymnasium recommends: a TimeLimit of one turn fails its checks, say.
+                # Gymnasium recommends the unwrapped environment: a TimeLimit of one turn would fail its checks, say.
                 check_env(env.env.unwrapped, skip_render_check=True, skip_close_check=True)
             # The checker asserts, and the environment may raise anything inside it.
             except Exception as error:  # noqa: BLE001

@@ -42,12 +42,12 @@ class DatasetEnv(TextTaskEnv):
     Args:
         path: Where the rows are; or give ``rows``.
         rows: The rows themselves, each a mapping.
-        split: Of a dataset that has several.
+        split: Which split to read where the dataset has several.
         question: Column of the question.
         answer: Column of the gold answer; an expert replies with what it states.
         verifier: Scores a reply.
         prompt: Text around a question; ``{question}`` stands for it.
-        system_prompt: Of the conversation; None for none.
+        system_prompt: What the policy is told before the question; None for nothing.
         attempts: Replies per question.
         render_mode: None or ``"ansi"``.
 
@@ -128,8 +128,8 @@ def load_rows(path: str, split: str | None = None) -> list[Row]:
     """The rows of a dataset; read once per process, as every environment of a pool asks for them.
 
     Args:
-        path: As in the card.
-        split: Of a dataset that has several.
+        path: A file, a folder or ``"hub:NAME"``, as the card says.
+        split: Which split to read where the dataset has several.
 
     Raises:
         EnvError: There is nothing to read, or it cannot be read.

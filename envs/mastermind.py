@@ -42,9 +42,9 @@ MOST_CODES = 12**4
 _SPACE = re.compile(r"\s+")
 _START = re.compile(r"code of ([0-9]+) symbols from ([0-9a-c]+), [0-9]+ tries")
 _SCORED = re.compile(r"([0-9a-c]+): ([0-9]+) black, ([0-9]+) white")
-# Which of the codes that still fit is guessed: the one at this share of the list. The ends of the list resemble one
-# another and tell little; measured on all codes of 4/6, the first takes up to 9 turns, the middle one up to 7 (4.9 on
-# average), this one up to 7 (4.7).
+# Where in the list of the codes that still fit the next guess is taken from, as a share of the list's length. Codes at
+# its ends are alike, so guessing one of them tells little. Measured on all codes of 4 positions and 6 colours: guessing
+# the first takes up to 9 turns, the middle one up to 7 (4.9 on average), the one at this share up to 7 (4.7).
 _SHARE = 0.618
 
 
@@ -134,7 +134,7 @@ class MastermindEnv(TextTaskEnv):
         return "".join([self._symbols[i] for i in random.integers(self.colours, size=self.positions)])
 
 
-# Episodes share their first guesses, so what fits them is known already.
+# Cached because episodes share their first guesses.
 @lru_cache(maxsize=1024)
 def _fitting(positions: int, symbols: str, told: tuple[_Told, ...]) -> tuple[str, ...]:
     """The codes that fit all that was told."""

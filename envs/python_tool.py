@@ -49,8 +49,8 @@ class Operation:
     """One step of a recipe.
 
     Attributes:
-        code: How it is computed from ``x``, in Python; what the expert runs.
-        compute: The same for the verifier, by another way where there is one.
+        code: Python code that computes the new ``x`` from ``x``; what the expert runs.
+        compute: A function that does the same for the verifier, in another way where there is one.
         least: Smallest x it is applied to.
         most: Largest x it is applied to.
     """
@@ -304,7 +304,7 @@ class PythonToolEnv(TextTaskEnv):
         return f"print({rng.integers(100)} + {rng.integers(100)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A session lives in another process: a copy runs the episode's code again before its own.
+        # The session lives in another process and cannot be copied: a copy first runs the episode's code again.
         return self.__dict__ | {"_sandbox": None}
 
     def _run(self, code: str) -> tuple[str, bool]:

@@ -153,7 +153,7 @@ def build_world(task: int, rooms: int, locks: int) -> tuple[str, dict[str, Room]
     """The start and the rooms of a task.
 
     Args:
-        task: Its number.
+        task: The task's number.
         rooms: How many rooms.
         locks: How many of the passages between them are locked.
 
@@ -207,14 +207,14 @@ def _place_keys(
     unlocked = start
     while True:
         newest = [unlocked]
-        # Rooms are listed after the room they were built onto, so one pass finds all that has come within reach.
+        # A room is listed after the room it was built onto, so one pass finds all rooms that are now within reach.
         for square, (before, _) in entrances.items():
             if square not in inside and before in inside and square not in locked:
                 inside.add(square)
                 newest.append(square)
         doors = [square for square in locked if square not in inside and entrances[square][0] in inside]
         if not doors:
-            # The room built last, so far from the start as a rule.
+            # The room that was built last is usually far from the start.
             world[newest[-1]].treasure = True
             return
         unlocked = draw.choice(doors)
@@ -226,8 +226,8 @@ class QuestEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
-        rooms: 2 to 40.
-        locks: 0 to 8, fewer than ``rooms``.
+        rooms: How many rooms, 2 to 40.
+        locks: How many locked doors, 0 to 8 and fewer than ``rooms``.
         render_mode: None or ``"ansi"``.
 
     Raises:
@@ -322,7 +322,7 @@ class _Explorer:
 
     def __call__(self, observation: str) -> str:
         square, room = look(observation)
-        # A key that no longer lies where it lay has been taken: nobody else is here.
+        # A key that is gone from its room has been taken by this policy, as nobody else is in the house.
         self._keys.update(set(self._seen.get(square, room).keys) - set(room.keys))
         self._seen[square] = room
         if room.treasure:

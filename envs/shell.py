@@ -107,7 +107,7 @@ def build_tree(task: int, depth: int, fanout: int, files: int) -> tuple[Folder, 
     """The tree of a task, and the path of the file that is asked for.
 
     Args:
-        task: Its number.
+        task: The task's number.
         depth: Levels of folders below the root.
         fanout: Folders in every folder that is not on the last level.
         files: Files in every folder.

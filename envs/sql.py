@@ -57,8 +57,8 @@ class Table:
     """A table of a task.
 
     Attributes:
-        columns: Their names; ``shop_id`` refers to the column ``id`` of ``shops``.
-        rows: In the order of the columns.
+        columns: Names of the columns; ``shop_id`` refers to the column ``id`` of ``shops``.
+        rows: The rows, each with a value per column.
     """
 
     columns: tuple[str, ...]
@@ -71,7 +71,7 @@ class Question:
 
     Attributes:
         aggregate: ``"sum"``, ``"max"`` or ``"min"``.
-        column: What is summed up.
+        column: The column that is summed up.
         over: The table that holds it.
         conditions: Pairs of a column, of a table that ``over`` refers to, and the value it must have.
     """
@@ -115,10 +115,10 @@ def build_task(task: int, questions: int, tables: int, rows: int) -> tuple[dict[
     """The tables and the questions of a task.
 
     Args:
-        task: Its number.
-        questions: How many there are.
-        tables: How many a question joins, 2 or 3.
-        rows: Of the table that is summed up.
+        task: The task's number.
+        questions: How many questions there are.
+        tables: How many tables a question joins, 2 or 3.
+        rows: How many rows the table has that is summed up.
 
     Example:
         >>> database, asked = build_task(task=1, questions=2, tables=3, rows=10)
@@ -142,7 +142,7 @@ def build_task(task: int, questions: int, tables: int, rows: int) -> tuple[dict[
     database[over] = Table((*keys, column), deals)
     asked = []
     for _ in range(questions):
-        # The conditions are those of some row, so that none has an empty answer.
+        # The conditions are taken from some row, so that at least this one fulfils them.
         row = draw.choice(deals)
         wanted = [str(table.rows[row[index] - 1][1]) for index, table in enumerate(referred)]
         conditions = tuple(zip(attributes, wanted, strict=True))
@@ -165,9 +165,9 @@ class SQLEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
-        questions: Asked one after the other, 1 to 50.
-        tables: That a question joins, 2 or 3.
-        rows: Of the table that is summed up, 10 to 200.
+        questions: How many questions are asked, one after the other; 1 to 50.
+        tables: How many tables a question joins, 2 or 3.
+        rows: How many rows the table has that is summed up, 10 to 200.
         render_mode: None or ``"ansi"``.
 
     Raises:

@@ -89,7 +89,7 @@ class BabyAIEnv(SuiteEnv):
     """See the card at the top of this file.
 
     Args:
-        level: Of BabyAI, or a MiniGrid id.
+        level: Name of a BabyAI level, or a MiniGrid id.
         max_turns: Turns until truncation; None: the suite's own limit.
         render_mode: None or ``"ansi"``.
 

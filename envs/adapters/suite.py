@@ -18,7 +18,7 @@ def load_suite(module: str, extra: str) -> ModuleType:
     """Imports a suite's module.
 
     Args:
-        module: Its dotted name.
+        module: The module's dotted name.
         extra: The extra of this project that installs it.
 
     Raises:
@@ -55,9 +55,9 @@ class Outcome:
     """What one turn in a suite led to.
 
     Attributes:
-        observation: What is new.
-        reward: Of this turn.
-        valid: Whether the action was one.
+        observation: What is new since the last turn.
+        reward: What this turn earned.
+        valid: Whether the text was an action of the suite.
         over: Whether the task has ended, by success or failure.
         success: Whether it ended well.
         facts: Added to ``info``.
@@ -108,7 +108,7 @@ class SuiteEnv(TextTaskEnv):
         return self._begin_task(observation, task_id=task_id, **facts)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Takes an action; what is none costs the turn."""
+        """Takes an action; any other text costs the turn."""
         self._actions.append(action)
         told = self._play(action)
         if told.over:
@@ -120,7 +120,7 @@ class SuiteEnv(TextTaskEnv):
         return {"task_id": self._task_id, "actions": list(self._actions)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Plays the actions of ``get_state`` again; the random generator is left alone."""
+        """Plays the actions of ``get_state`` again; draws nothing from the random generator."""
         self._task_id, self._actions = None, []
         if state["task_id"] is not None:
             self.reset(options={"task_id": state["task_id"]})

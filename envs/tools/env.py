@@ -2,7 +2,7 @@
 
 Observation  str, the task's question, then what the called tools returned
 Action       str, one or more tool calls (see ``calls`` for the formats), or the answer: a reply without a call
-Reward       of the answer, what ``verify`` returns, by default 1.0 if it equals the task's, else 0.0; of calls, 0.0
+Reward       for an answer what ``verify`` returns, by default 1.0 if it equals the task's, else 0.0; for calls 0.0
 Ends         terminated by an answer, right or wrong; truncated after ``max_turns``
 Info         {"task_id": str, "answer": the task's} from reset; from step {"valid_action": bool, "obs_role": "tool"},
              and at the end {"success": bool}, with {"truncated_by": "turns"} when truncated
@@ -65,15 +65,15 @@ class ToolEnv(TextTaskEnv):
     is called for each episode.
 
     Args:
-        tools: Beside the ``@tool`` methods of the class; or a function that makes them, called for each episode. What
-            has a ``close()`` is closed with the environment, so it belongs to one environment alone.
+        tools: Tools beside the ``@tool`` methods of the class; or a function that makes them, called for each episode.
+            Where they have a ``close()``, it is called with the environment's, so give them to one environment alone.
         tasks: Tasks, or pairs of question and answer; the ``task_id`` is the index. None for ``draw_task``.
         verify: Reward of an answer, 1.0 for a right one; takes the task and the answer. None for the method.
         system_prompt: What the policy is told first.
-        max_turns: After which a trajectory is truncated, 1 to 10,000.
-        max_calls_per_turn: Calls of one turn that are run, 1 to 1,000; of more, none is.
-        max_result_chars: To which the result of a call is cut, 1 to 1,000,000.
-        max_tokens_per_turn: Of the policy; None for the run's own limit.
+        max_turns: Turns after which a trajectory is truncated, 1 to 10,000.
+        max_calls_per_turn: Most calls of one turn, 1 to 1,000; of a turn with more, none is run.
+        max_result_chars: Length to which the result of a call is cut, 1 to 1,000,000 characters.
+        max_tokens_per_turn: Most tokens the policy may write in a turn; None for the run's own limit.
         stop: Strings that end a turn.
         tool_format: How calls are written.
         render_mode: None or ``"ansi"``.
