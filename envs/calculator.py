@@ -183,7 +183,7 @@ class CalculatorEnv(TextTaskEnv):
         return f"{left}{kind}{rng.integers(most + 1)}"
 
     def _call(self, action: str) -> bool:
-        """Does the operation that an action asks for; whether it is one."""
+        """Does the operation that an action asks for, and says whether it is one."""
         call = _CALL.fullmatch(action)
         result = calculate(int(call[1]), call[2], int(call[3])) if call else None
         if result is None:

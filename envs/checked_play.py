@@ -48,7 +48,7 @@ class CheckedPlay:
 
         Without ``info["episode"]``, where Gymnasium's ``RecordEpisodeStatistics`` writes the seconds an episode took.
         """
-        answers = [self.reset(seed=seed, options=options), *self.steps(actions)]
+        answers: list[Any] = [self.reset(seed=seed, options=options), *self.steps(actions)]
         return [[*said, {key: info[key] for key in info if key != "episode"}] for *said, info in answers]
 
     def attribute(self, name: str) -> Any:

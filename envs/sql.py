@@ -142,7 +142,7 @@ def build_task(task: int, questions: int, tables: int, rows: int) -> tuple[dict[
     database[over] = Table((*keys, column), deals)
     asked = []
     for _ in range(questions):
-        # The conditions are taken from some row, so that at least this one fulfils them.
+        # The conditions are taken from some row, so that at least one row fulfils them.
         row = draw.choice(deals)
         wanted = [str(table.rows[row[index] - 1][1]) for index, table in enumerate(referred)]
         conditions = tuple(zip(attributes, wanted, strict=True))

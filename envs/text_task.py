@@ -23,7 +23,6 @@ class TextTaskEnv(gymnasium.Env[str, str]):
         render_mode: None or ``"ansi"``.
 
     Attributes:
-        max_turns: Turns after which an episode is truncated.
         obs_role: The message role in which observations are shown, ``"user"`` or ``"tool"``.
 
     Example:
