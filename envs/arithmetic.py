@@ -101,7 +101,7 @@ class ArithmeticEnv(TextTaskEnv):
             )
         self._answer = evaluate(task)
         question = f"{task.replace('+', ' + ').replace('-', ' - ')} = ?"
-        return self._begin_task(question, task_id=task, answer=self._answer)
+        return self._begin_task(question, {"task_id": task, "answer": self._answer})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Scores the reply; the episode is over."""

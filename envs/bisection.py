@@ -84,7 +84,7 @@ class BisectionEnv(TextTaskEnv):
             self._hidden = int(task)
         else:
             raise unknown_task(task, f"a number from '1' to '{self.n}'")
-        return self._begin_task(f"1-{self.n}", task_id=str(self._hidden), answer=self._hidden)
+        return self._begin_task(f"1-{self.n}", {"task_id": str(self._hidden), "answer": self._hidden})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a guess; any other text costs the turn."""

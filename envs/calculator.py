@@ -153,7 +153,7 @@ class CalculatorEnv(TextTaskEnv):
             )
         self._expression = task
         self._answer = evaluate(self._expression)
-        return self._begin_task(task, task_id=task, answer=self._answer)
+        return self._begin_task(task, {"task_id": task, "answer": self._answer})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a call or an answer; any other text costs the turn."""

@@ -55,7 +55,7 @@ class CheckedPlay:
         """An attribute of the environment or of what it wraps, found as an env runner finds it; None if missing."""
         return self.env.get_wrapper_attr(name) if self.env.has_wrapper_attr(name) else None
 
-    def expert(self) -> Callable[[str], str] | None:
+    def expert_policy(self) -> Callable[[str], str] | None:
         """A new policy of the environment's expert for the task at hand, None where there is no expert."""
         make = self.attribute("expert")
         if not callable(make):

@@ -276,7 +276,7 @@ class _Checker:
         env = self._subject.take()
         for seed in range(3):
             observation, _ = env.reset(seed=seed)
-            policy = env.expert()
+            policy = env.expert_policy()
             if policy is None:
                 return self.note("no expert(): a policy cannot be warm-started by imitation")
             turns, over, solved = 0, False, False
@@ -304,7 +304,7 @@ class _Checker:
     def _actions(self, env: CheckedPlay, seed: int) -> list[str]:
         """Some actions for a task: the expert's where there is one."""
         observation, _ = env.reset(seed=seed)
-        policy, actions = env.expert(), list[str]()
+        policy, actions = env.expert_policy(), list[str]()
         if policy is None:
             return list(_script(seed))
         for _ in range(_SCRIPT_TURNS):

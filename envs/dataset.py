@@ -101,7 +101,7 @@ class DatasetEnv(TextTaskEnv):
         number = numbered_task(options, self.np_random, len(self._rows))
         self._row = self._rows[number]
         asked = self._prompt.replace("{question}", str(self._row[self._question]))
-        return self._begin_task(asked, task_id=str(number), answer=final_answer(str(self._row[self._answer])))
+        return self._begin_task(asked, {"task_id": str(number), "answer": final_answer(str(self._row[self._answer]))})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Scores a reply.

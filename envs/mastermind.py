@@ -110,7 +110,7 @@ class MastermindEnv(TextTaskEnv):
             raise unknown_task(code, f"a code of {self.positions} symbols from {self._symbols}")
         self._code = code
         told = f"code of {self.positions} symbols from {self._symbols}, {self.max_turns} tries"
-        return self._begin_task(told, task_id=code, answer=code)
+        return self._begin_task(told, {"task_id": code, "answer": code})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a guess; any other text costs the turn."""

@@ -271,7 +271,7 @@ class PythonToolEnv(TextTaskEnv):
         start, names = build_recipe(task, self.steps)
         self._answer = solve(start, names)
         recipe = f"x = {start}{_NEXT}{_NEXT.join(names)}. What is x?"
-        return self._begin_task(recipe, task_id=str(task), answer=self._answer, backend=self.backend)
+        return self._begin_task(recipe, {"task_id": str(task), "answer": self._answer, "backend": self.backend})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs code or takes an answer; code that fails costs the turn.

@@ -261,7 +261,7 @@ class QuestEnv(TextTaskEnv):
         self._keys = set()
         treasure = next(square for square, room in self._world.items() if room.treasure)
         view = describe(self._square, self._world[self._square])
-        return self._begin_task(view, task_id=str(task), treasure=treasure)
+        return self._begin_task(view, {"task_id": str(task), "treasure": treasure})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Does one thing in the room; what cannot be done costs the turn."""

@@ -124,7 +124,7 @@ class RecallEnv(TextTaskEnv):
         self._questions = len(answers)
         self._correct = self._position = 0
         self._return = 0.0
-        return self._begin_task(self._prompts[0], task_id=str(task), answers=answers)
+        return self._begin_task(self._prompts[0], {"task_id": str(task), "answers": answers})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a reply; an invalid one costs the turn, and the same is said again."""

@@ -176,7 +176,7 @@ class ShellEnv(TextTaskEnv):
         key, _, value = line.partition("=")
         self._here, self._answer = (), int(value)
         asked = f"what is {key}? ls, cd, cat, answer"
-        return self._begin_task(asked, task_id=str(task), answer=self._answer, path=path)
+        return self._begin_task(asked, {"task_id": str(task), "answer": self._answer, "path": path})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs a command; any other text costs the turn."""

@@ -203,7 +203,7 @@ class SQLEnv(TextTaskEnv):
         self._tables, self._questions = build_task(task, self.questions, self.tables, self.rows)
         self._answers = [solve(self._tables, question) for question in self._questions]
         self._asked = 0
-        return self._begin_task(str(self._questions[0]), task_id=str(task), answers=list(self._answers))
+        return self._begin_task(str(self._questions[0]), {"task_id": str(task), "answers": list(self._answers)})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs a query or takes an answer; what fails costs the turn."""

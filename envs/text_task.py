@@ -29,7 +29,7 @@ class TextTaskEnv(gymnasium.Env[str, str]):
         >>> class Echo(TextTaskEnv):
         ...     def reset(self, *, seed=None, options=None):
         ...         super().reset(seed=seed)
-        ...         return self._begin_task("say ho", task_id="ho")
+        ...         return self._begin_task("say ho", {"task_id": "ho"})
         ...     def step(self, action):
         ...         return self._finish("yes", 1.0, success=True) if action == "ho" else self._go_on("no")
         >>> env = Echo(max_turns=2)
@@ -61,17 +61,16 @@ class TextTaskEnv(gymnasium.Env[str, str]):
         """The last observation."""
         return self._observation if self.render_mode == "ansi" else None
 
-    def _begin_task(self, observation: str, task_id: str, **facts: Any) -> tuple[str, dict[str, Any]]:
+    def _begin_task(self, observation: str, info: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Starts counting turns, and returns what ``reset`` does.
 
         Args:
             observation: What the policy is told first.
-            task_id: What ``reset(options={"task_id": ...})`` takes to play this task again.
-            facts: What else ``info`` holds.
+            info: Holds the ``"task_id"`` that ``reset(options=...)`` takes to play this task again, and more.
         """
         self._turns = 0
         self._observation = observation
-        return observation, {"task_id": task_id, **facts}
+        return observation, info
 
     def _go_on(
         self, observation: str, reward: float = 0.0, valid: bool = True, facts: dict[str, Any] | None = None

@@ -105,7 +105,7 @@ class SuiteEnv(TextTaskEnv):
         self._task_id = None
         observation, facts = self._begin(task_id)
         self._task_id, self._actions = task_id, []
-        return self._begin_task(observation, task_id=task_id, **facts)
+        return self._begin_task(observation, {"task_id": task_id} | facts)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes an action; any other text costs the turn."""

@@ -158,7 +158,7 @@ class ToolEnv(TextTaskEnv):
             self._task = _checked_task(
                 self.draw_task(np.random.default_rng(number)), f"{type(self).__name__}.draw_task"
             )
-        return self._begin_task(self._task.question, task_id=str(number), answer=self._task.answer)
+        return self._begin_task(self._task.question, {"task_id": str(number), "answer": self._task.answer})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs the calls of a reply, or verifies it as the answer; any text is a legal action.
