@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 # A number may have thousands separators. A minus right after a digit subtracts; 12.5 is no integer, nor are its parts.
-# More digits than these are no answer: Python refuses to read very long integers.
+# Numbers of more than 30 digits are no answer, because Python refuses to read very long integers.
 _INTEGER = re.compile(r"(?<![0-9])(?<![0-9]\.)([-\u2212]?)([0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?![0-9]|\.[0-9])")
 _TERM = re.compile(r"[+-]?[0-9]+")
 
@@ -62,7 +61,7 @@ def evaluate(expression: str) -> int:
     return sum(map(int, _TERM.findall(expression)))
 
 
-class ArithmeticEnv(gymnasium.Env[str, str]):
+class ArithmeticEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -74,25 +73,15 @@ class ArithmeticEnv(gymnasium.Env[str, str]):
         SettingError: A setting is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
     chat = ChatSpec(system_prompt="Reply with the value, such as 42.")
 
     def __init__(self, operands: int = 2, digits: int = 2, render_mode: str | None = None) -> None:
         self.operands = checked_integer("operands", operands, 2, 10)
         self.digits = checked_integer("digits", digits, 1, 9)
-        self.max_turns = 1
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=1, render_mode=render_mode)
         number = rf"[1-9][0-9]{{{digits - 1}}}"
         self._is_task = re.compile(rf"{number}(?:[+-]{number}){{{operands - 1}}}")
         self._answer = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a sum; the same seed or ``options["task_id"]`` (such as "17+25") gives the same one.
@@ -111,23 +100,16 @@ class ArithmeticEnv(gymnasium.Env[str, str]):
                 task, f"{self.operands} numbers of exactly {self.digits} digits, joined by + or -, without spaces"
             )
         self._answer = evaluate(task)
-        self._observation = f"{task.replace('+', ' + ').replace('-', ' - ')} = ?"
-        return self._observation, {"task_id": task, "answer": self._answer}
+        question = f"{task.replace('+', ' + ').replace('-', ' - ')} = ?"
+        return self._begin_task(question, {"task_id": task, "answer": self._answer})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Scores the reply; the episode is over."""
         parsed = last_integer(action)
-        answered = parsed is not None
+        if parsed is None:
+            return self._go_on("no integer in the reply", valid=False, facts={"parsed": None})
         success = parsed == self._answer
-        info: dict[str, Any] = {"valid_action": answered, "obs_role": "user", "parsed": parsed, "success": success}
-        if not answered:
-            info["truncated_by"] = "turns"
-        self._observation = ("right" if success else "wrong") if answered else "no integer in the reply"
-        return self._observation, float(success), answered, not answered, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+        return self._finish("right" if success else "wrong", float(success), success, facts={"parsed": parsed})
 
     def expert(self) -> Callable[[str], str]:
         """A policy that is always right and sees only observations."""

@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 LARGEST_N = 9999
@@ -49,7 +48,7 @@ def compare(hidden: int, guess: int) -> str:
     return "higher" if hidden > guess else "lower"
 
 
-class BisectionEnv(gymnasium.Env[str, str]):
+class BisectionEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -60,7 +59,6 @@ class BisectionEnv(gymnasium.Env[str, str]):
         SettingError: ``n`` is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
     chat = ChatSpec(
         system_prompt="Guess the hidden number in the given range: reply with a number only, such as 8. You are told "
         "whether it is higher or lower."
@@ -69,18 +67,8 @@ class BisectionEnv(gymnasium.Env[str, str]):
     def __init__(self, n: int = 16, render_mode: str | None = None) -> None:
         self.n = checked_integer("n", n, 2, LARGEST_N)
         # n.bit_length() is floor(log2(n)) + 1: that many halvings leave a single number.
-        self.max_turns = n.bit_length()
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=n.bit_length(), render_mode=render_mode)
         self._hidden = 1
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Hides a number; the same seed or ``options["task_id"]`` (the number) hides the same one.
@@ -96,27 +84,15 @@ class BisectionEnv(gymnasium.Env[str, str]):
             self._hidden = int(task)
         else:
             raise unknown_task(task, f"a number from '1' to '{self.n}'")
-        self._turns = 0
-        self._observation = f"1-{self.n}"
-        return self._observation, {"task_id": str(self._hidden), "answer": self._hidden}
+        return self._begin_task(f"1-{self.n}", {"task_id": str(self._hidden), "answer": self._hidden})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a guess; any other text costs the turn."""
-        self._turns += 1
         guess = _GUESS.fullmatch(action)
-        self._observation = compare(self._hidden, int(guess[1])) if guess else f"not a number such as 8, 1-{self.n}"
-        found = self._observation == "found"
-        truncated = not found and self._turns >= self.max_turns
-        info: dict[str, Any] = {"valid_action": guess is not None, "obs_role": "user"}
-        if found or truncated:
-            info["success"] = found
-        if truncated:
-            info["truncated_by"] = "turns"
-        return self._observation, float(found), found, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+        told = compare(self._hidden, int(guess[1])) if guess else f"not a number such as 8, 1-{self.n}"
+        if told == "found":
+            return self._finish(told, 1.0, success=True)
+        return self._go_on(told, valid=guess is not None)
 
     def expert(self) -> Callable[[str], str]:
         """A policy that halves the range and sees only observations; ask for a new one per episode."""

@@ -24,13 +24,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 MAX_OPERATIONS = 30
@@ -113,7 +112,7 @@ def is_expression(text: str, operations: int) -> bool:
     return value is not None
 
 
-class CalculatorEnv(gymnasium.Env[str, str]):
+class CalculatorEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -124,7 +123,7 @@ class CalculatorEnv(gymnasium.Env[str, str]):
         SettingError: ``operations`` is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
+    obs_role = "tool"
     chat = ChatSpec(
         system_prompt="Reply with the leftmost operation alone, such as 3+4. When one number is left, reply with it, "
         "such as answer 7."
@@ -132,18 +131,9 @@ class CalculatorEnv(gymnasium.Env[str, str]):
 
     def __init__(self, operations: int = 6, render_mode: str | None = None) -> None:
         self.operations = checked_integer("operations", operations, 1, MAX_OPERATIONS)
-        self.max_turns = 2 * operations + 2
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=2 * operations + 2, render_mode=render_mode)
         self._expression = "0"
         self._answer = 0
-        self._turns = 0
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws an expression; the same seed or ``options["task_id"]`` (the expression) gives the same one.
@@ -163,24 +153,17 @@ class CalculatorEnv(gymnasium.Env[str, str]):
             )
         self._expression = task
         self._answer = evaluate(self._expression)
-        self._turns = 0
-        return self._expression, {"task_id": task, "answer": self._answer}
+        return self._begin_task(task, {"task_id": task, "answer": self._answer})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a call or an answer; any other text costs the turn."""
-        self._turns += 1
-        info: dict[str, Any] = {"valid_action": True, "obs_role": "tool"}
         if answer := _ANSWER.fullmatch(action):
             success = int(answer[1]) == self._answer
-            return "right" if success else "wrong", float(success), True, False, info | {"success": success}
-        observation = self._call(action)
-        if observation is None:
-            info["valid_action"] = False
-            observation = f"not a call such as 3+4 (0 to {LARGEST}), nor answer 7: {self._expression}"
-        truncated = self._turns >= self.max_turns
-        if truncated:
-            info |= {"success": False, "truncated_by": "turns"}
-        return observation, 0.0, False, truncated, info
+            return self._finish("right" if success else "wrong", float(success), success)
+        if self._call(action):
+            return self._go_on(self._expression)
+        explained = f"not a call such as 3+4 (0 to {LARGEST}), nor answer 7: {self._expression}"
+        return self._go_on(explained, valid=False)
 
     def render(self) -> str | None:
         """What is left of the expression."""
@@ -199,15 +182,16 @@ class CalculatorEnv(gymnasium.Env[str, str]):
         most = {"+": LARGEST - left, "-": left, "*": 9}[kind]
         return f"{left}{kind}{rng.integers(most + 1)}"
 
-    def _call(self, action: str) -> str | None:
+    def _call(self, action: str) -> bool:
+        """Does the operation that an action asks for, and says whether it is one."""
         call = _CALL.fullmatch(action)
         result = calculate(int(call[1]), call[2], int(call[3])) if call else None
         if result is None:
-            return None
+            return False
         # An expression that is down to one number takes the result as it is, so the policy may go on calculating.
         head = _FIRST_OPERATION.match(self._expression)
         self._expression = f"{result}{self._expression[head.end() :] if head else ''}"
-        return self._expression
+        return True
 
 
 def _next_action(observation: str) -> str:

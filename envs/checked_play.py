@@ -10,13 +10,17 @@ from typing import Any, NoReturn, TypeAlias, get_args
 import gymnasium
 import numpy as np
 
-from gspo_rllib.errors import EnvError
+from gspo_rllib.errors import EnvError, GSPOError
 from gspo_rllib.types import TruncatedBy
 
 Env: TypeAlias = "gymnasium.Env[str, str]"
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
 TRUNCATION_REASONS = get_args(TruncatedBy)
+EXPERT_REMEDY = (
+    "correct the expert, or leave expert() out; a wrapper that changes what is said needs an expert() of its own, or "
+    "expert = None"
+)
 
 
 def broken(name: str, what: str, remedy: str) -> NoReturn:
@@ -32,7 +36,7 @@ class CheckedPlay:
     """Plays an environment and raises where an answer is not what the contract allows.
 
     Args:
-        name: What messages call it.
+        name: How messages call the environment.
         env: The environment.
     """
 
@@ -40,8 +44,31 @@ class CheckedPlay:
         self.name, self.env = name, env
 
     def play(self, actions: Iterable[str], *, seed: int, options: dict[str, Any] | None = None) -> list[Any]:
-        """The answers to ``reset`` and to each action, until the episode or the actions end."""
-        return [list(self.reset(seed=seed, options=options)), *map(list, self.steps(actions))]
+        """The answers to ``reset`` and to each action, until the episode or the actions end.
+
+        Without ``info["episode"]``, where Gymnasium's ``RecordEpisodeStatistics`` writes the seconds an episode took.
+        """
+        answers: list[Any] = [self.reset(seed=seed, options=options), *self.steps(actions)]
+        return [[*said, {key: info[key] for key in info if key != "episode"}] for *said, info in answers]
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the environment or of what it wraps, found as an env runner finds it; None if missing."""
+        return self.env.get_wrapper_attr(name) if self.env.has_wrapper_attr(name) else None
+
+    def expert_policy(self) -> Callable[[str], str] | None:
+        """A new policy of the environment's expert for the task at hand, None where there is no expert."""
+        make = self.attribute("expert")
+        if not callable(make):
+            return None
+        policy: Callable[[str], str] = self._ask_expert(make)
+
+        def checked(observation: str) -> str:
+            action = self._ask_expert(policy, observation)
+            if not isinstance(action, str):
+                self._fail(f"its expert answers {short(observation)} with {short(action)}", "return a str")
+            return action
+
+        return checked
 
     def steps(self, actions: Iterable[str]) -> Iterator[Step]:
         """The answer to each action, until the episode or the actions end."""
@@ -89,6 +116,14 @@ class CheckedPlay:
         self._check_step_info(info, bool(truncated))
         return observation, float(reward), bool(terminated), bool(truncated), info
 
+    def _ask_expert(self, asked: Callable[..., Any], *observation: str) -> Any:
+        try:
+            return asked(*observation)
+        except GSPOError:
+            raise  # says by itself what is wrong, e.g. that this setting has no expert
+        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
+            self._fail(f"its expert raises {type(error).__name__}: {str(error)[:200]}", EXPERT_REMEDY)
+
     def _fail(self, what: str, remedy: str) -> NoReturn:
         broken(self.name, what, remedy)
 
@@ -135,6 +170,6 @@ def _is_numbers(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """Its repr, cut off where it gets long."""
+    """The repr of a value, cut off where it gets long."""
     text = repr(value)
     return f"{text[:120]}…" if len(text) > 120 else text

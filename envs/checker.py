@@ -6,7 +6,6 @@ twice, other tasks, text no one expects, and asks whether what comes back is tex
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import random
@@ -19,8 +18,8 @@ import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from gspo_rllib.envs.checked_play import CheckedPlay, Env, broken, short
-from gspo_rllib.errors import EnvError, GSPOError
+from gspo_rllib.envs.checked_play import EXPERT_REMEDY, CheckedPlay, Env, broken, short
+from gspo_rllib.envs.checked_subject import Subject, wrappers
 from gspo_rllib.types import ChatSpec
 
 HOSTILE_ACTIONS = (
@@ -43,7 +42,7 @@ class LanguageEnvReport:
     Attributes:
         name: What was checked.
         passed: The promises it kept, as sentences.
-        notes: What it does not offer, and what follows from that.
+        notes: What it does not offer and what follows from that, and what could not be checked and why.
     """
 
     name: str
@@ -51,47 +50,53 @@ class LanguageEnvReport:
     notes: list[str] = field(default_factory=list)
 
 
-def check_language_env(env: str | Callable[..., Env], **settings: Any) -> LanguageEnvReport:
+def check_language_env(env: str | Env | Callable[..., Env], **settings: Any) -> LanguageEnvReport:
     """Plays an environment and raises where it breaks the contract.
 
+    Give an id, a class or a function where you can: then as many environments are made as the checks need, and closed
+    again. An environment that is made already, wrapped or not, is checked as far as one can be: what needs a second one
+    is a note in the report. It stays open, in the middle of some episode, so reset it before you use it.
+
     Args:
-        env: A Gymnasium id, best as ``"module:id"``, or a class or function that makes an environment.
-        settings: Keyword arguments it is made with.
+        env: A Gymnasium id, best as ``"module:id"``; a class or function that makes an environment; or an environment.
+        settings: Keyword arguments it is made with; none for an environment that is made already.
 
     Returns:
         What it was found to keep.
 
     Raises:
-        EnvError: It breaks the contract; says how, and what to do.
+        EnvError: It breaks the contract; says how, and what to do. Or ``env`` is none of the above.
+        SettingError: There are settings for an environment that is made already.
 
     Example:
         >>> report = check_language_env("gspo_rllib.envs:gspo_rllib/Calculator-v0", operations=2)
         >>> report.passed[0], report.notes
         ('observations and actions are text', [])
     """
-    name = env if isinstance(env, str) else getattr(env, "__name__", repr(env))
-    checker = _Checker(name, env, settings)
+    subject = Subject(env, settings)
     try:
-        return checker.run()
+        return _Checker(subject).run()
     finally:
-        checker.close()
+        subject.close()
 
 
 class _Checker:
-    def __init__(self, name: str, env: str | Callable[..., Env], settings: dict[str, Any]) -> None:
-        self._env, self._settings = env, settings
-        self._opened: list[Env] = []
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
         self._deterministic = True
-        self.report = LanguageEnvReport(name)
+        self.report = LanguageEnvReport(subject.name)
 
     def run(self) -> LanguageEnvReport:
         state = random.getstate(), repr(np.random.get_state())
-        self._deterministic = (self.make().env.metadata or {}).get("deterministic", True)
+        env = self._subject.take()
+        if self._subject.is_instance:
+            self._check_open(env.env)
+        self._deterministic = (env.env.metadata or {}).get("deterministic", True)
         for claim, check in (
             ("observations and actions are text", self._check_spaces),
             ("a turn returns text, a finite reward, two flags and plain data", self._check_turns),
             ("Gymnasium's own checker has no complaint", self._check_gymnasium),
-            ("a seed fixes the task, in every instance", self._check_seed),
+            (f"a seed fixes the task{'' if self._subject.is_instance else ', in every instance'}", self._check_seed),
             ("different seeds give different tasks", self._check_variety),
             ("a task can be asked for by its id", self._check_task_id),
             ("text no one expects costs a turn and nothing else", self._check_hostile),
@@ -111,29 +116,6 @@ class _Checker:
         self.report.passed.append("global random states are left alone")
         return self.report
 
-    def make(self) -> CheckedPlay:
-        try:
-            if isinstance(self._env, str):
-                env: Env = gymnasium.make(self._env, disable_env_checker=True, **self._settings)
-            else:
-                env = self._env(**self._settings)
-        except GSPOError:
-            raise
-        # A constructor is foreign code; whatever it raises is reported as one error.
-        except Exception as error:
-            raise EnvError(
-                f"{self.report.name} could not be made with {self._settings!r}: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(env, gymnasium.Env):
-            self.fail(f"it is a {type(env).__name__}", "subclass or wrap it as gymnasium.Env")
-        self._opened.append(env)
-        return CheckedPlay(self.report.name, env)
-
-    def close(self) -> None:
-        for env in self._opened:
-            with contextlib.suppress(Exception):
-                env.close()
-
     def fail(self, what: str, remedy: str) -> NoReturn:
         broken(self.report.name, what, remedy)
 
@@ -141,10 +123,19 @@ class _Checker:
         self.report.notes.append(text)
         return False
 
+    def _check_open(self, env: Env) -> None:
+        try:
+            env.reset(seed=0)
+        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
+            self.fail(
+                f"reset(seed=0) raises {type(error).__name__}: {error}",
+                "pass an environment that is open, since one that was closed cannot be checked; or correct reset",
+            )
+
     def _check_spaces(self) -> bool:
-        env = self._opened[0]
+        env = self._subject.take()
         for kind in ("observation_space", "action_space"):
-            space = getattr(env, kind, None)
+            space = getattr(env.env, kind, None)
             if not isinstance(space, gymnasium.spaces.Text):
                 self.fail(f"its {kind} is {space!r}", "use gspo_rllib.envs.UnicodeText(), and str on both sides")
             elif not space.contains("") or not space.contains("\u00e9 \n\u4e2d"):
@@ -152,26 +143,33 @@ class _Checker:
                     f"its {kind} {space!r} does not contain every text (a model may write any)",
                     "use gspo_rllib.envs.UnicodeText()",
                 )
-        chat = env.get_wrapper_attr("chat") if env.has_wrapper_attr("chat") else None
+        chat = env.attribute("chat")
         if chat is not None and not isinstance(chat, ChatSpec):
             self.fail(f"its attribute chat is {chat!r}", "make it a gspo_rllib.ChatSpec, or leave it out")
         return True
 
     def _check_gymnasium(self) -> bool:
+        env = self._subject.take()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                check_env(self.make().env.unwrapped, skip_render_check=True, skip_close_check=True)
+                # Gymnasium recommends the unwrapped environment: a TimeLimit of one turn would fail its checks, say.
+                check_env(env.env.unwrapped, skip_render_check=True, skip_close_check=True)
             # The checker asserts, and the environment may raise anything inside it.
             except Exception as error:  # noqa: BLE001
                 self.fail(
                     f"gymnasium.utils.env_checker.check_env says {type(error).__name__}: {str(error)[:400]}",
                     "correct what it names",
                 )
+        if around := wrappers(env.env):
+            self.note(
+                f"Gymnasium's own checker saw {env.env.unwrapped} without its wrappers ({', '.join(around)}), as "
+                "Gymnasium recommends; all other checks saw the whole"
+            )
         return True
 
     def _check_turns(self) -> bool:
-        env = self.make()
+        env = self._subject.take()
         observation, info = env.reset(seed=0)
         del observation, info
         for _ in env.steps(_script(0)):
@@ -179,7 +177,8 @@ class _Checker:
         return True
 
     def _check_seed(self) -> bool:
-        first, second = self.make(), self.make()
+        # Where one environment was given, it is compared with itself.
+        first, second = self._subject.take(), self._subject.take()
         for seed in (0, 1, 2**31 - 1):
             actions = self._actions(first, seed)
             a, b, again = (e.play(actions, seed=seed) for e in (first, second, first))
@@ -194,17 +193,22 @@ class _Checker:
                 )
         if not self._deterministic:
             self.note("not deterministic: trajectories cannot be replayed exactly, only their task")
+        if self._subject.is_instance:
+            self.note(
+                "not checked, since it takes a second environment: whether another one has the same task for a seed or "
+                "a task_id, as the trajectories of a group need it. Pass the id, the class or a function that makes it"
+            )
         return True
 
     def _check_variety(self) -> bool:
-        env = self.make()
+        env = self._subject.take()
         tasks = {json.dumps(env.play(self._actions(env, seed), seed=seed)) for seed in range(20)}
         if len(tasks) < 2:
             self.fail("20 seeds gave one and the same task", "draw the task from self.np_random in reset")
         return True
 
     def _check_task_id(self) -> bool:
-        env, other = self.make(), self.make()
+        env, other = self._subject.take(), self._subject.take()
         _, info = env.reset(seed=3)
         if "task_id" not in info:
             return self.note('no info["task_id"]: a task can be repeated by its seed only')
@@ -212,6 +216,7 @@ class _Checker:
             self.fail(f'info["task_id"] is {info["task_id"]!r}', "make it a str that names the task in every process")
         actions = self._actions(env, 3)
         expected = env.play(actions, seed=3)
+        other.reset(seed=5)  # so that the task to be asked for is not the one at hand
         got = other.play(actions, seed=4, options={"task_id": info["task_id"]})
         if not self._deterministic:
             expected, got = expected[:1], got[:1]
@@ -223,7 +228,7 @@ class _Checker:
         return True
 
     def _check_hostile(self) -> bool:
-        env = self.make()
+        env = self._subject.take()
         for seed, action in enumerate(HOSTILE_ACTIONS):
             env.reset(seed=seed)
             for _ in env.steps(iter([action] * _SCRIPT_TURNS)):
@@ -231,7 +236,7 @@ class _Checker:
         return True
 
     def _check_deltas(self) -> bool:
-        env = self.make()
+        env = self._subject.take()
         observation, _ = env.reset(seed=0)
         grown = 0
         actions = self._actions(env, 0)
@@ -247,10 +252,10 @@ class _Checker:
         return True
 
     def _check_pickle(self) -> bool:
-        env = self.make()
+        env = self._subject.take()
         env.reset(seed=0)
         try:
-            copy = pickle.loads(pickle.dumps(env.env.unwrapped))
+            copy = self._subject.adopt(pickle.loads(pickle.dumps(env.env)))
         # Pickling runs foreign code, and fails in a dozen ways.
         except Exception as error:  # noqa: BLE001
             if not self._deterministic:
@@ -259,8 +264,7 @@ class _Checker:
                     "make it one of the two",
                 )
             return self.note(f"cannot be pickled ({type(error).__name__}); it is replayed from its task and actions")
-        self._opened.append(copy)
-        here, there = env.step("?"), CheckedPlay(self.report.name, copy).step("?")
+        here, there = env.step("?"), copy.step("?")
         if self._deterministic and here != there:
             self.fail(
                 f"a pickled copy answers differently: {short(here)} and {short(there)}",
@@ -269,27 +273,26 @@ class _Checker:
         return True
 
     def _check_expert(self) -> bool:
-        env = self.make()
-        if not callable(getattr(env.env.unwrapped, "expert", None)):
-            return self.note("no expert(): a policy cannot be warm-started by imitation")
+        env = self._subject.take()
         for seed in range(3):
-            unwrapped: Any = env.env.unwrapped
             observation, _ = env.reset(seed=seed)
-            info: dict[str, Any] = {}
-            policy, turns = unwrapped.expert(), 0
-            over = False
+            policy = env.expert_policy()
+            if policy is None:
+                return self.note("no expert(): a policy cannot be warm-started by imitation")
+            turns, over, solved = 0, False, False
             while not over and turns < _MOST_TURNS:
                 observation, _, terminated, truncated, info = env.step(policy(observation))
                 over, turns = terminated or truncated, turns + 1
-            if not over or info.get("success") is False:
-                self.fail(
-                    f"its expert does not solve task seed={seed} ({turns} turns)",
-                    "correct the expert, or leave expert() out",
-                )
+                # An env runner counts a truncated trajectory as failed unless it is told otherwise.
+                solved = over and info.get("success", terminated)
+            if not solved:
+                self.fail(f"its expert does not solve task seed={seed} ({turns} turns)", EXPERT_REMEDY)
         return True
 
     def _check_close(self) -> bool:
-        env = self.make()
+        if self._subject.is_instance:
+            return self.note("close() was not checked: the environment is yours, and stays open")
+        env = self._subject.take()
         env.reset(seed=0)
         for _ in range(2):
             try:
@@ -300,11 +303,10 @@ class _Checker:
 
     def _actions(self, env: CheckedPlay, seed: int) -> list[str]:
         """Some actions for a task: the expert's where there is one."""
-        unwrapped: Any = env.env.unwrapped
-        if not callable(getattr(unwrapped, "expert", None)):
-            return list(_script(seed))
         observation, _ = env.reset(seed=seed)
-        policy, actions = unwrapped.expert(), []
+        policy, actions = env.expert_policy(), list[str]()
+        if policy is None:
+            return list(_script(seed))
         for _ in range(_SCRIPT_TURNS):
             actions.append(policy(observation))
             observation, _, terminated, truncated, _ = env.step(actions[-1])

@@ -23,12 +23,10 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
-
-from gspo_rllib.envs.spaces import UnicodeText
-from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
+from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.envs.verifiers import Verifier, final_answer, find_verifier, score
 from gspo_rllib.errors import EnvError, SettingError, did_you_mean
 from gspo_rllib.types import ChatSpec
@@ -38,18 +36,18 @@ Row = dict[str, Any]
 HUB = "hub:"
 
 
-class DatasetEnv(gymnasium.Env[str, str]):
+class DatasetEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
         path: Where the rows are; or give ``rows``.
         rows: The rows themselves, each a mapping.
-        split: Of a dataset that has several.
+        split: Which split to read where the dataset has several.
         question: Column of the question.
         answer: Column of the gold answer; an expert replies with what it states.
         verifier: Scores a reply.
         prompt: Text around a question; ``{question}`` stands for it.
-        system_prompt: Of the conversation; None for none.
+        system_prompt: What the policy is told before the question; None for nothing.
         attempts: Replies per question.
         render_mode: None or ``"ansi"``.
 
@@ -62,8 +60,6 @@ class DatasetEnv(gymnasium.Env[str, str]):
         >>> env.reset(seed=0)[0], env.step("It must be 42.")[1:3]
         ('6 * 7?', (1.0, True))
     """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
 
     def __init__(
         self,
@@ -91,18 +87,9 @@ class DatasetEnv(gymnasium.Env[str, str]):
             raise SettingError(f"prompt={prompt!r}: must contain {{question}}, which stands for the question.")
         self._question, self._answer, self._prompt = question, answer, prompt
         self._verifier = find_verifier(verifier)
-        self.max_turns = checked_integer("attempts", attempts, 1, 100)
+        super().__init__(max_turns=checked_integer("attempts", attempts, 1, 100), render_mode=render_mode)
         self.chat = ChatSpec(system_prompt=system_prompt)
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
         self._row = self._rows[0]
-        self._turns = 0
-
-    @property
-    def optimal_return(self) -> float:
-        """What the gold answer earns."""
-        return 1.0
 
     def num_tasks(self) -> int:
         """How many rows there are."""
@@ -111,14 +98,10 @@ class DatasetEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Asks the question of a row: the one whose number is the task's id, else a random one."""
         super().reset(seed=seed)
-        number = self._number(requested_task(options))
+        number = numbered_task(options, self.np_random, len(self._rows))
         self._row = self._rows[number]
-        self._turns = 0
-        gold = final_answer(str(self._row[self._answer]))
-        return self._prompt.replace("{question}", str(self._row[self._question])), {
-            "task_id": str(number),
-            "answer": gold,
-        }
+        asked = self._prompt.replace("{question}", str(self._row[self._question]))
+        return self._begin_task(asked, {"task_id": str(number), "answer": final_answer(str(self._row[self._answer]))})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Scores a reply.
@@ -126,13 +109,11 @@ class DatasetEnv(gymnasium.Env[str, str]):
         Raises:
             EnvError: The verifier is broken.
         """
-        self._turns += 1
         earned = score(self._verifier, action, str(self._row[self._answer]), self._row)
-        info: dict[str, Any] = {"valid_action": True, "obs_role": "user"}
-        if earned < 1.0 and self._turns < self.max_turns:
-            return "wrong; try again", 0.0, False, False, info
         success = earned == 1.0
-        return "right" if success else "wrong", earned, True, False, info | {"success": success}
+        if not success and self._turns + 1 < self.max_turns:
+            return self._go_on("wrong; try again")
+        return self._finish("right" if success else "wrong", earned, success)
 
     def render(self) -> str | None:
         """The question."""
@@ -142,22 +123,13 @@ class DatasetEnv(gymnasium.Env[str, str]):
         """A policy that looks the answer up: it reads the row, not the question."""
         return lambda _: final_answer(str(self._row[self._answer]))
 
-    def _number(self, task_id: str | None) -> int:
-        if task_id is None:
-            return int(self.np_random.integers(len(self._rows)))
-        if task_id.isascii() and task_id.isdigit() and len(task_id) <= 12 and str(int(task_id)) == task_id:
-            number = int(task_id)
-            if number < len(self._rows):
-                return number
-        raise unknown_task(task_id, f"a row's number, '0' to '{len(self._rows) - 1}'")
-
 
 def load_rows(path: str, split: str | None = None) -> list[Row]:
     """The rows of a dataset; read once per process, as every environment of a pool asks for them.
 
     Args:
-        path: As in the card.
-        split: Of a dataset that has several.
+        path: A file, a folder or ``"hub:NAME"``, as the card says.
+        split: Which split to read where the dataset has several.
 
     Raises:
         EnvError: There is nothing to read, or it cannot be read.

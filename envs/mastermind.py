@@ -24,13 +24,12 @@ import itertools
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, requested_task, unknown_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import ChatSpec
 
@@ -43,9 +42,9 @@ MOST_CODES = 12**4
 _SPACE = re.compile(r"\s+")
 _START = re.compile(r"code of ([0-9]+) symbols from ([0-9a-c]+), [0-9]+ tries")
 _SCORED = re.compile(r"([0-9a-c]+): ([0-9]+) black, ([0-9]+) white")
-# Which of the codes that still fit is guessed: the one at this share of the list. The ends of the list resemble one
-# another and tell little; measured on all codes of 4/6, the first takes up to 9 turns, the middle one up to 7 (4.9 on
-# average), this one up to 7 (4.7).
+# Where in the list of the codes that still fit the next guess is taken from, as a share of the list's length. Codes at
+# its ends are alike, so guessing one of them tells little. Measured on all codes of 4 positions and 6 colours: guessing
+# the first takes up to 9 turns, the middle one up to 7 (4.9 on average), the one at this share up to 7 (4.7).
 _SHARE = 0.618
 
 
@@ -65,7 +64,7 @@ def feedback(code: str, guess: str) -> tuple[int, int]:
     return black, common - black
 
 
-class MastermindEnv(gymnasium.Env[str, str]):
+class MastermindEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -78,7 +77,6 @@ class MastermindEnv(gymnasium.Env[str, str]):
         SettingError: A setting is out of range, or there would be more than 20,736 codes.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
     chat = ChatSpec(
         system_prompt="Find the hidden code: reply with a code only, such as 112. You are told how many of its symbols "
         "are right and in place (black), and right but misplaced (white)."
@@ -87,25 +85,16 @@ class MastermindEnv(gymnasium.Env[str, str]):
     def __init__(self, positions: int = 3, colours: int = 4, tries: int = 6, render_mode: str | None = None) -> None:
         self.positions = checked_integer("positions", positions, 1, 6)
         self.colours = checked_integer("colours", colours, 2, len(SYMBOLS))
-        self.max_turns = checked_integer("tries", tries, 1, 30)
+        checked_integer("tries", tries, 1, 30)
         if colours**positions > MOST_CODES:
             raise SettingError(
                 f"positions={positions}, colours={colours}: {colours**positions} codes; at most {MOST_CODES} are "
                 "allowed. Take fewer colours or positions."
             )
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=tries, render_mode=render_mode)
         self._symbols = SYMBOLS[:colours]
         self._is_code = re.compile(f"[{self._symbols}]{{{positions}}}")
         self._code = ""
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Hides a code; the same seed or ``options["task_id"]`` (the code) hides the same one.
@@ -120,34 +109,18 @@ class MastermindEnv(gymnasium.Env[str, str]):
         elif not self._is_code.fullmatch(code):
             raise unknown_task(code, f"a code of {self.positions} symbols from {self._symbols}")
         self._code = code
-        self._turns = 0
-        self._observation = f"code of {self.positions} symbols from {self._symbols}, {self.max_turns} tries"
-        return self._observation, {"task_id": code, "answer": code}
+        told = f"code of {self.positions} symbols from {self._symbols}, {self.max_turns} tries"
+        return self._begin_task(told, {"task_id": code, "answer": code})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a guess; any other text costs the turn."""
-        self._turns += 1
         guess = _SPACE.sub("", action)
-        valid = self._is_code.fullmatch(guess) is not None
-        found = guess == self._code
-        if found:
-            self._observation = "found"
-        elif valid:
-            black, white = feedback(self._code, guess)
-            self._observation = f"{guess}: {black} black, {white} white"
-        else:
-            self._observation = f"not a code of {self.positions} symbols from {self._symbols}"
-        truncated = not found and self._turns >= self.max_turns
-        info: dict[str, Any] = {"valid_action": valid, "obs_role": "user"}
-        if found or truncated:
-            info["success"] = found
-        if truncated:
-            info["truncated_by"] = "turns"
-        return self._observation, float(found), found, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+        if guess == self._code:
+            return self._finish("found", 1.0, success=True)
+        if not self._is_code.fullmatch(guess):
+            return self._go_on(f"not a code of {self.positions} symbols from {self._symbols}", valid=False)
+        black, white = feedback(self._code, guess)
+        return self._go_on(f"{guess}: {black} black, {white} white")
 
     def expert(self) -> Callable[[str], str]:
         """A policy that guesses what fits all it was told; ask for a new one per episode."""
@@ -161,7 +134,7 @@ class MastermindEnv(gymnasium.Env[str, str]):
         return "".join([self._symbols[i] for i in random.integers(self.colours, size=self.positions)])
 
 
-# Episodes share their first guesses, so what fits them is known already.
+# Cached because episodes share their first guesses.
 @lru_cache(maxsize=1024)
 def _fitting(positions: int, symbols: str, told: tuple[_Told, ...]) -> tuple[str, ...]:
     """The codes that fit all that was told."""

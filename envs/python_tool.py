@@ -28,14 +28,13 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
 from gspo_rllib.envs.sandbox import Sandbox, SandboxLimits, find_backend, open_sandbox
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 _ANSWER = re.compile(r"\s*answer\s+([0-9]{1,9})\s*")
@@ -50,8 +49,8 @@ class Operation:
     """One step of a recipe.
 
     Attributes:
-        code: How it is computed from ``x``, in Python; what the expert runs.
-        compute: The same for the verifier, by another way where there is one.
+        code: Python code that computes the new ``x`` from ``x``; what the expert runs.
+        compute: A function that does the same for the verifier, in another way where there is one.
         least: Smallest x it is applied to.
         most: Largest x it is applied to.
     """
@@ -221,7 +220,7 @@ def parse_action(text: str) -> tuple[str, str]:
     return "code", "".join(blocks) if blocks else text
 
 
-class PythonToolEnv(gymnasium.Env[str, str]):
+class PythonToolEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -236,7 +235,8 @@ class PythonToolEnv(gymnasium.Env[str, str]):
         EnvError: This machine has no such sandbox.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": True}
+    metadata = TextTaskEnv.metadata | {"blocking": True}
+    obs_role = "tool"
     chat = ChatSpec(
         system_prompt="Compute x with Python: reply with code alone and print what you want to see; variables stay. "
         "Once you know x, reply with it alone, such as answer 12."
@@ -254,20 +254,10 @@ class PythonToolEnv(gymnasium.Env[str, str]):
         self.output_chars = checked_integer("output_chars", output_chars, 40, 10_000)
         self.limits = SandboxLimits(seconds=seconds, output_chars=output_chars)
         self.backend = find_backend(backend)
-        self.max_turns = 2 * steps + 4
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=2 * steps + 4, render_mode=render_mode)
         self._sandbox: Sandbox | None = None
         self._history: list[str] = []
         self._answer = 0
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a recipe; the same seed or ``options["task_id"]`` (a number) gives the same one.
@@ -280,9 +270,8 @@ class PythonToolEnv(gymnasium.Env[str, str]):
         self.close()
         start, names = build_recipe(task, self.steps)
         self._answer = solve(start, names)
-        self._turns = 0
-        self._observation = f"x = {start}{_NEXT}{_NEXT.join(names)}. What is x?"
-        return self._observation, {"task_id": str(task), "answer": self._answer, "backend": self.backend}
+        recipe = f"x = {start}{_NEXT}{_NEXT.join(names)}. What is x?"
+        return self._begin_task(recipe, {"task_id": str(task), "answer": self._answer, "backend": self.backend})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs code or takes an answer; code that fails costs the turn.
@@ -290,22 +279,12 @@ class PythonToolEnv(gymnasium.Env[str, str]):
         Raises:
             EnvError: The sandbox cannot be started; no action does that.
         """
-        self._turns += 1
-        info: dict[str, Any] = {"valid_action": True, "obs_role": "tool"}
         kind, content = parse_action(action)
         if kind == "answer":
             success = int(content) == self._answer
-            self._observation = "right" if success else "wrong"
-            return self._observation, float(success), True, False, info | {"success": success}
-        self._observation, info["valid_action"] = self._run(content)
-        truncated = self._turns >= self.max_turns
-        if truncated:
-            info |= {"success": False, "truncated_by": "turns"}
-        return self._observation, 0.0, False, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+            return self._finish("right" if success else "wrong", float(success), success)
+        printed, ran = self._run(content)
+        return self._go_on(printed, valid=ran)
 
     def close(self) -> None:
         """Ends the sandbox's session."""
@@ -325,7 +304,7 @@ class PythonToolEnv(gymnasium.Env[str, str]):
         return f"print({rng.integers(100)} + {rng.integers(100)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A session lives in another process: a copy runs the episode's code again before its own.
+        # The session lives in another process and cannot be copied: a copy first runs the episode's code again.
         return self.__dict__ | {"_sandbox": None}
 
     def _run(self, code: str) -> tuple[str, bool]:

@@ -32,13 +32,12 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import ChatSpec
 
@@ -154,7 +153,7 @@ def build_world(task: int, rooms: int, locks: int) -> tuple[str, dict[str, Room]
     """The start and the rooms of a task.
 
     Args:
-        task: Its number.
+        task: The task's number.
         rooms: How many rooms.
         locks: How many of the passages between them are locked.
 
@@ -208,14 +207,14 @@ def _place_keys(
     unlocked = start
     while True:
         newest = [unlocked]
-        # Rooms are listed after the room they were built onto, so one pass finds all that has come within reach.
+        # A room is listed after the room it was built onto, so one pass finds all rooms that are now within reach.
         for square, (before, _) in entrances.items():
             if square not in inside and before in inside and square not in locked:
                 inside.add(square)
                 newest.append(square)
         doors = [square for square in locked if square not in inside and entrances[square][0] in inside]
         if not doors:
-            # The room built last, so far from the start as a rule.
+            # The room that was built last is usually far from the start.
             world[newest[-1]].treasure = True
             return
         unlocked = draw.choice(doors)
@@ -223,19 +222,18 @@ def _place_keys(
         inside.add(unlocked)
 
 
-class QuestEnv(gymnasium.Env[str, str]):
+class QuestEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
-        rooms: 2 to 40.
-        locks: 0 to 8, fewer than ``rooms``.
+        rooms: How many rooms, 2 to 40.
+        locks: How many locked doors, 0 to 8 and fewer than ``rooms``.
         render_mode: None or ``"ansi"``.
 
     Raises:
         SettingError: A setting is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
     chat = ChatSpec(
         system_prompt="Find and take the treasure. Rooms are named like squares of a chessboard; you see what is in "
         "yours. Reply with one action: go north, take red key, open east (a door, with its key) or take treasure."
@@ -246,20 +244,10 @@ class QuestEnv(gymnasium.Env[str, str]):
         self.locks = checked_integer("locks", locks, 0, len(COLOURS))
         if locks >= rooms:
             raise SettingError(f"locks={locks}: must be fewer than rooms={rooms}, one per passage at most.")
-        self.max_turns = (locks + 2) * (rooms + 2) + 4
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=(locks + 2) * (rooms + 2) + 4, render_mode=render_mode)
         self._world: dict[str, Room] = {}
         self._square = ""
         self._keys: set[str] = set()
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Builds the rooms; the same seed or ``options["task_id"]`` (a number) builds the same ones.
@@ -271,33 +259,18 @@ class QuestEnv(gymnasium.Env[str, str]):
         task = numbered_task(options, self.np_random)
         self._square, self._world = build_world(task, self.rooms, self.locks)
         self._keys = set()
-        self._turns = 0
-        self._observation = describe(self._square, self._world[self._square])
         treasure = next(square for square, room in self._world.items() if room.treasure)
-        return self._observation, {"task_id": str(task), "treasure": treasure}
+        view = describe(self._square, self._world[self._square])
+        return self._begin_task(view, {"task_id": str(task), "treasure": treasure})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Does one thing in the room; what cannot be done costs the turn."""
-        self._turns += 1
         words = " ".join(action.split()) if len(action) <= _LONGEST_ACTION else ""
-        found = words == "take treasure" and self._world[self._square].treasure
-        hint = None if found else self._act(words)
-        if found:
-            self._observation = "you have the treasure"
-        else:
-            view = describe(self._square, self._world[self._square])
-            self._observation = f"{hint}; {view}" if hint else view
-        truncated = not found and self._turns >= self.max_turns
-        info: dict[str, Any] = {"valid_action": hint is None, "obs_role": "user"}
-        if found or truncated:
-            info["success"] = found
-        if truncated:
-            info["truncated_by"] = "turns"
-        return self._observation, float(found), found, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+        if words == "take treasure" and self._world[self._square].treasure:
+            return self._finish("you have the treasure", 1.0, success=True)
+        hint = self._act(words)
+        view = describe(self._square, self._world[self._square])
+        return self._go_on(f"{hint}; {view}" if hint else view, valid=hint is None)
 
     def expert(self) -> Callable[[str], str]:
         """A policy that explores and sees only observations; ask for a new one per episode."""
@@ -349,7 +322,7 @@ class _Explorer:
 
     def __call__(self, observation: str) -> str:
         square, room = look(observation)
-        # A key that no longer lies where it lay has been taken: nobody else is here.
+        # A key that is gone from its room has been taken by this policy, as nobody else is in the house.
         self._keys.update(set(self._seen.get(square, room).keys) - set(room.keys))
         self._seen[square] = room
         if room.treasure:

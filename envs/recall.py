@@ -24,13 +24,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 _VALUE = re.compile(r"v([1-9][0-9]{0,3})")
@@ -82,7 +81,7 @@ def draw_prompts(task: int, turns: int, keys: int, values: int) -> list[str]:
     return prompts
 
 
-class RecallEnv(gymnasium.Env[str, str]):
+class RecallEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -95,32 +94,21 @@ class RecallEnv(gymnasium.Env[str, str]):
         SettingError: A setting is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
     chat = ChatSpec(
         system_prompt="Reply ok to a fact such as k1=v2. Reply to a question such as k1? with its latest value only, "
         "such as v2."
     )
 
     def __init__(self, turns: int = 50, keys: int = 8, values: int = 10, render_mode: str | None = None) -> None:
-        self.max_turns = checked_integer("turns", turns, 2, 200)
+        super().__init__(max_turns=checked_integer("turns", turns, 2, 200), render_mode=render_mode)
         self.keys = checked_integer("keys", keys, 1, 100)
         self.values = checked_integer("values", values, 2, 1000)
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
         self._prompts: list[str] = []
         self._right: list[str] = []
         self._questions = 0
         self._correct = 0
         self._return = 0.0
         self._position = 0
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws facts and questions; the same seed or ``options["task_id"]`` (a number) gives the same ones.
@@ -134,36 +122,24 @@ class RecallEnv(gymnasium.Env[str, str]):
         self._right = right_replies(self._prompts)
         answers = [reply for reply in self._right if reply != "ok"]
         self._questions = len(answers)
-        self._correct = self._position = self._turns = 0
+        self._correct = self._position = 0
         self._return = 0.0
-        self._observation = self._prompts[0]
-        return self._observation, {"task_id": str(task), "answers": answers}
+        return self._begin_task(self._prompts[0], {"task_id": str(task), "answers": answers})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes a reply; an invalid one costs the turn, and the same is said again."""
-        self._turns += 1
         reply = action.strip()
         right = self._right[self._position]
-        told = right == "ok"
-        valid = reply == "ok" if told else self._is_value(reply)
-        reward = self._score(reply == right) if valid and not told else 0.0
+        is_fact = right == "ok"
+        valid = reply == "ok" if is_fact else self._is_value(reply)
+        reward = self._score(reply == right) if valid and not is_fact else 0.0
         self._position += valid
-        over = self._position == len(self._prompts)
-        truncated = not over and self._turns >= self.max_turns
-        self._observation = "done" if over else self._prompts[self._position]
+        if self._position == len(self._prompts):
+            return self._finish("done", reward, success=self._correct == self._questions)
+        told = self._prompts[self._position]
         if not valid:
-            hint = "reply ok to a fact" if told else "not a value such as v1"
-            self._observation = f"{hint}; {self._observation}"
-        info: dict[str, Any] = {"valid_action": valid, "obs_role": "user"}
-        if over or truncated:
-            info["success"] = self._correct == self._questions
-        if truncated:
-            info["truncated_by"] = "turns"
-        return self._observation, reward, over, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+            told = f"{'reply ok to a fact' if is_fact else 'not a value such as v1'}; {told}"
+        return self._go_on(told, reward, valid)
 
     def expert(self) -> Callable[[str], str]:
         """A policy that notes every fact down and sees only observations; ask for a new one per episode."""

@@ -27,13 +27,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 Folder = dict[str, Any]
@@ -108,7 +107,7 @@ def build_tree(task: int, depth: int, fanout: int, files: int) -> tuple[Folder, 
     """The tree of a task, and the path of the file that is asked for.
 
     Args:
-        task: Its number.
+        task: The task's number.
         depth: Levels of folders below the root.
         fanout: Folders in every folder that is not on the last level.
         files: Files in every folder.
@@ -135,7 +134,7 @@ def build_tree(task: int, depth: int, fanout: int, files: int) -> tuple[Folder, 
     return fill(0, ""), draw.choice(paths)
 
 
-class ShellEnv(gymnasium.Env[str, str]):
+class ShellEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
@@ -148,7 +147,7 @@ class ShellEnv(gymnasium.Env[str, str]):
         SettingError: A setting is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
+    obs_role = "tool"
     chat = ChatSpec(
         system_prompt="Find the file that holds the value. Reply with one command alone: ls, cd ba, cd .., cat fi, or "
         "answer 37."
@@ -158,20 +157,10 @@ class ShellEnv(gymnasium.Env[str, str]):
         self.depth = checked_integer("depth", depth, 1, 3)
         self.fanout = checked_integer("fanout", fanout, 1, 3)
         self.files = checked_integer("files", files, 1, 3)
-        self.max_turns = 2 * most_turns(depth, fanout, files) + 2
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=2 * most_turns(depth, fanout, files) + 2, render_mode=render_mode)
         self._root: Folder = {}
         self._here: tuple[str, ...] = ()
         self._answer = 0
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Fills the folders; the same seed or ``options["task_id"]`` (a number) fills them the same.
@@ -185,33 +174,22 @@ class ShellEnv(gymnasium.Env[str, str]):
         line = lookup(self._root, resolve((), path))
         assert isinstance(line, str)
         key, _, value = line.partition("=")
-        self._here, self._turns, self._answer = (), 0, int(value)
-        self._observation = f"what is {key}? ls, cd, cat, answer"
-        return self._observation, {"task_id": str(task), "answer": self._answer, "path": path}
+        self._here, self._answer = (), int(value)
+        asked = f"what is {key}? ls, cd, cat, answer"
+        return self._begin_task(asked, {"task_id": str(task), "answer": self._answer, "path": path})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs a command; any other text costs the turn."""
-        self._turns += 1
-        info: dict[str, Any] = {"valid_action": True, "obs_role": "tool"}
         command = _COMMAND.fullmatch(action)
         name, argument = command.groups() if command else ("", None)
         if name == "answer" and argument is not None and argument.isdigit():
             success = argument == str(self._answer)
-            self._observation = "right" if success else "wrong"
-            return self._observation, float(success), True, False, info | {"success": success}
+            return self._finish("right" if success else "wrong", float(success), success)
         printed = self._run(name, argument)
         if printed is None:
-            info["valid_action"] = False
-            printed = _COMPLAINTS.get(name, "not a command: ls, cd ba, cat fi, pwd, answer 37")
-        self._observation = printed
-        truncated = self._turns >= self.max_turns
-        if truncated:
-            info |= {"success": False, "truncated_by": "turns"}
-        return printed, 0.0, False, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+            complaint = _COMPLAINTS.get(name, "not a command: ls, cd ba, cat fi, pwd, answer 37")
+            return self._go_on(complaint, valid=False)
+        return self._go_on(printed)
 
     def expert(self) -> Callable[[str], str]:
         """A policy that searches all folders and sees only observations; ask for a new one per episode."""

@@ -31,7 +31,7 @@ class UnicodeText(spaces.Text):
     """
 
     def __init__(self, max_length: int = 1_000_000, *, seed: int | np.random.Generator | None = None) -> None:
-        # A string, not a set: a set's order changes from process to process, and samples with it.
+        # A string, not a set: the order of a set differs from process to process, and with it what is sampled.
         super().__init__(max_length, min_length=0, charset=string.printable, seed=seed)
 
     def contains(self, x: Any) -> bool:

@@ -29,14 +29,13 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
 
 from gspo_rllib.envs.sandbox.sqlite import SCHEMA_QUERY, GuardedDatabase
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 # Every plural loses its "s" in the columns that refer to it: shop_id.
@@ -58,8 +57,8 @@ class Table:
     """A table of a task.
 
     Attributes:
-        columns: Their names; ``shop_id`` refers to the column ``id`` of ``shops``.
-        rows: In the order of the columns.
+        columns: Names of the columns; ``shop_id`` refers to the column ``id`` of ``shops``.
+        rows: The rows, each with a value per column.
     """
 
     columns: tuple[str, ...]
@@ -72,7 +71,7 @@ class Question:
 
     Attributes:
         aggregate: ``"sum"``, ``"max"`` or ``"min"``.
-        column: What is summed up.
+        column: The column that is summed up.
         over: The table that holds it.
         conditions: Pairs of a column, of a table that ``over`` refers to, and the value it must have.
     """
@@ -116,10 +115,10 @@ def build_task(task: int, questions: int, tables: int, rows: int) -> tuple[dict[
     """The tables and the questions of a task.
 
     Args:
-        task: Its number.
-        questions: How many there are.
-        tables: How many a question joins, 2 or 3.
-        rows: Of the table that is summed up.
+        task: The task's number.
+        questions: How many questions there are.
+        tables: How many tables a question joins, 2 or 3.
+        rows: How many rows the table has that is summed up.
 
     Example:
         >>> database, asked = build_task(task=1, questions=2, tables=3, rows=10)
@@ -143,7 +142,7 @@ def build_task(task: int, questions: int, tables: int, rows: int) -> tuple[dict[
     database[over] = Table((*keys, column), deals)
     asked = []
     for _ in range(questions):
-        # The conditions are those of some row, so that none has an empty answer.
+        # The conditions are taken from some row, so that at least one row fulfils them.
         row = draw.choice(deals)
         wanted = [str(table.rows[row[index] - 1][1]) for index, table in enumerate(referred)]
         conditions = tuple(zip(attributes, wanted, strict=True))
@@ -162,20 +161,20 @@ def _open(tables: dict[str, Table]) -> GuardedDatabase:
     return GuardedDatabase(fill)
 
 
-class SQLEnv(gymnasium.Env[str, str]):
+class SQLEnv(TextTaskEnv):
     """See the card at the top of this file.
 
     Args:
-        questions: Asked one after the other, 1 to 50.
-        tables: That a question joins, 2 or 3.
-        rows: Of the table that is summed up, 10 to 200.
+        questions: How many questions are asked, one after the other; 1 to 50.
+        tables: How many tables a question joins, 2 or 3.
+        rows: How many rows the table has that is summed up, 10 to 200.
         render_mode: None or ``"ansi"``.
 
     Raises:
         SettingError: A setting is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
+    obs_role = "tool"
     chat = ChatSpec(
         system_prompt="Answer the question with the help of an SQLite database. Reply with one SELECT statement alone, "
         "or, once you know, with the answer alone, such as answer 12. select sql from sqlite_master shows the tables."
@@ -185,22 +184,12 @@ class SQLEnv(gymnasium.Env[str, str]):
         self.questions = checked_integer("questions", questions, 1, 50)
         self.tables = checked_integer("tables", tables, 2, 3)
         self.rows = checked_integer("rows", rows, 10, 200)
-        self.max_turns = 4 * questions + 6
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(max_turns=4 * questions + 6, render_mode=render_mode)
         self._tables: dict[str, Table] = {}
         self._questions: list[Question] = []
         self._answers: list[int] = []
         self._database: GuardedDatabase | None = None
         self._asked = 0
-        self._turns = 0
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Fills the tables; the same seed or ``options["task_id"]`` (a number) fills them the same.
@@ -213,37 +202,22 @@ class SQLEnv(gymnasium.Env[str, str]):
         self.close()
         self._tables, self._questions = build_task(task, self.questions, self.tables, self.rows)
         self._answers = [solve(self._tables, question) for question in self._questions]
-        self._asked = self._turns = 0
-        self._observation = str(self._questions[0])
-        return self._observation, {"task_id": str(task), "answers": list(self._answers)}
+        self._asked = 0
+        return self._begin_task(str(self._questions[0]), {"task_id": str(task), "answers": list(self._answers)})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs a query or takes an answer; what fails costs the turn."""
-        self._turns += 1
-        info: dict[str, Any] = {"valid_action": True, "obs_role": "tool"}
-        reward, over = 0.0, False
         if answer := _ANSWER.fullmatch(action):
-            right = int(answer[1]) == self._answers[self._asked]
-            self._asked += right
-            over = not right or self._asked == self.questions
-            reward = float(over and right)
-            self._observation = ("right" if right else "wrong") if over else str(self._questions[self._asked])
-        else:
-            if self._database is None:
-                self._database = _open(self._tables)
-            result = self._database.query(action)
-            self._observation = result.text
-            info["valid_action"] = not result.error
-        truncated = not over and self._turns >= self.max_turns
-        if over or truncated:
-            info["success"] = reward == 1.0
-        if truncated:
-            info["truncated_by"] = "turns"
-        return self._observation, reward, over, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+            if int(answer[1]) != self._answers[self._asked]:
+                return self._finish("wrong", 0.0, success=False)
+            self._asked += 1
+            if self._asked == self.questions:
+                return self._finish("right", 1.0, success=True)
+            return self._go_on(str(self._questions[self._asked]))
+        if self._database is None:
+            self._database = _open(self._tables)
+        result = self._database.query(action)
+        return self._go_on(result.text, valid=not result.error)
 
     def close(self) -> None:
         """Frees the database."""

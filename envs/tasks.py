@@ -20,7 +20,7 @@ def checked_integer(name: str, value: Any, least: int, most: int) -> int:
     """A setting that is an integer in a range.
 
     Args:
-        name: Of the setting, for the message.
+        name: How the setting is called in the message.
         value: What the user gave.
         least: Smallest legal value.
         most: Largest legal value.
@@ -73,12 +73,13 @@ def unknown_task(task_id: Any, allowed: str) -> EnvError:
     return EnvError(f"task_id={shown}: no such task. Allowed: {allowed}.")
 
 
-def numbered_task(options: dict[str, Any] | None, random: np.random.Generator) -> int:
+def numbered_task(options: dict[str, Any] | None, random: np.random.Generator, count: int = NUM_TASKS) -> int:
     """The number of the task to play: the one asked for, else a random one.
 
     Args:
-        options: Of ``reset()``.
+        options: What ``reset()`` was given.
         random: Draws a number if none is asked for.
+        count: How many tasks there are; they have the numbers from 0 on.
 
     Raises:
         EnvError: What is asked for is no number of a task.
@@ -92,8 +93,8 @@ def numbered_task(options: dict[str, Any] | None, random: np.random.Generator) -
     """
     task_id = requested_task(options)
     if task_id is None:
-        return int(random.integers(NUM_TASKS))
-    digits = task_id.isascii() and task_id.isdigit() and len(task_id) <= len(str(NUM_TASKS))
-    if digits and str(int(task_id)) == task_id and int(task_id) < NUM_TASKS:
+        return int(random.integers(count))
+    digits = task_id.isascii() and task_id.isdigit() and len(task_id) <= len(str(count))
+    if digits and str(int(task_id)) == task_id and int(task_id) < count:
         return int(task_id)
-    raise unknown_task(task_id, f"a number from '0' to '{NUM_TASKS - 1}'")
+    raise unknown_task(task_id, f"a number from '0' to '{count - 1}'")

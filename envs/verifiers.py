@@ -1,7 +1,7 @@
 """Does a reply answer the question? Pure functions from a reply and a gold answer to a score from 0 to 1.
 
-A verifier is a name from ``VERIFIERS``, ``"module:function"``, or a function. Its own takes the reply, the gold answer
-and the whole row of the dataset, and returns a number or a bool.
+A verifier is a name from ``VERIFIERS``, ``"module:function"``, or a function. The function takes the reply, the gold
+answer and the whole row of the dataset, and returns a number or a bool.
 """
 
 from __future__ import annotations

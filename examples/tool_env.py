@@ -9,9 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gspo_rllib.envs.tools import tool
-from gspo_rllib.envs.tools.calls import render_tool_call
-from gspo_rllib.envs.tools.env import Task, ToolEnv
+from gspo_rllib.envs.tools import Task, ToolEnv, render_tool_call, tool
 
 STOCK = {"apple": 7, "pear": 12, "plum": 30}
 

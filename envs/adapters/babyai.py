@@ -24,7 +24,7 @@ Versions     v0, for minigrid 3
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -89,7 +89,7 @@ class BabyAIEnv(SuiteEnv):
     """See the card at the top of this file.
 
     Args:
-        level: Of BabyAI, or a MiniGrid id.
+        level: Name of a BabyAI level, or a MiniGrid id.
         max_turns: Turns until truncation; None: the suite's own limit.
         render_mode: None or ``"ansi"``.
 
@@ -98,7 +98,7 @@ class BabyAIEnv(SuiteEnv):
         EnvError: minigrid is missing.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
+    metadata = SuiteEnv.metadata | {"blocking": False}
     chat = ChatSpec(system_prompt=f"Do the mission. Reply with one action only: {', '.join(ACTIONS)}.")
 
     def __init__(self, level: str = "GoToLocal", max_turns: int | None = None, render_mode: str | None = None) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from gspo_rllib.envs.adapters.suite import Outcome, SuiteEnv, encodable, load_suite
 from gspo_rllib.envs.tasks import numbered_task
@@ -33,12 +33,12 @@ class OpenEnvEnv(SuiteEnv):
     """See the card at the top of this file.
 
     Args:
-        url: Of the server's websocket.
-        observation_field: What of the server's observation is shown; None: all of it, as JSON.
-        action_field: Where the action goes.
+        url: Address of the server's websocket.
+        observation_field: Field of the server's observation that is shown; None for all of it, as JSON.
+        action_field: Field of the server's action that the reply is put in.
         action: Further fields of every action.
         reset: Further fields of every reset.
-        success_return: Return from which an episode counts as a success.
+        success_return: Return from which on an episode counts as a success.
         max_turns: Turns until truncation.
         timeout_s: Seconds to wait for an answer.
         render_mode: None or ``"ansi"``.
@@ -48,13 +48,7 @@ class OpenEnvEnv(SuiteEnv):
         EnvError: websockets is missing.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
-        "render_modes": ["ansi"],
-        "render_fps": 1,
-        "blocking": True,
-        "deterministic": False,
-        "picklable": False,
-    }
+    metadata = SuiteEnv.metadata | {"deterministic": False, "picklable": False}
 
     def __init__(
         self,

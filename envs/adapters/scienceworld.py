@@ -21,7 +21,7 @@ Versions     v0, for scienceworld 1.2
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -54,13 +54,7 @@ class ScienceWorldEnv(SuiteEnv):
         EnvError: The package or Java is missing.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
-        "render_modes": ["ansi"],
-        "render_fps": 1,
-        "blocking": True,
-        "deterministic": False,
-        "picklable": False,
-    }
+    metadata = SuiteEnv.metadata | {"deterministic": False, "picklable": False}
     chat = ChatSpec(
         system_prompt="Do the task in the simulated house. Reply with one action only, such as look around, open door "
         "to kitchen, pick up orange, focus on orange, move orange to red box, use thermometer on orange, wait."

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
-import gymnasium
-
-from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.envs.tasks import NUM_TASKS, checked_integer, requested_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.errors import EnvError
 
 MOST_TURNS = 10_000
@@ -20,7 +18,7 @@ def load_suite(module: str, extra: str) -> ModuleType:
     """Imports a suite's module.
 
     Args:
-        module: Its dotted name.
+        module: The module's dotted name.
         extra: The extra of this project that installs it.
 
     Raises:
@@ -57,9 +55,9 @@ class Outcome:
     """What one turn in a suite led to.
 
     Attributes:
-        observation: What is new.
-        reward: Of this turn.
-        valid: Whether the action was one.
+        observation: What is new since the last turn.
+        reward: What this turn earned.
+        valid: Whether the text was an action of the suite.
         over: Whether the task has ended, by success or failure.
         success: Whether it ended well.
         facts: Added to ``info``.
@@ -73,7 +71,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class SuiteEnv(gymnasium.Env[str, str]):
+class SuiteEnv(TextTaskEnv):
     """An environment that another package plays; a subclass starts tasks and takes turns.
 
     Its state is the task and the actions since, from which ``set_state`` and unpickling play it again.
@@ -86,23 +84,14 @@ class SuiteEnv(gymnasium.Env[str, str]):
         SettingError: ``max_turns`` is out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": True}
+    metadata = TextTaskEnv.metadata | {"blocking": True}
     not_pickled: ClassVar[tuple[str, ...]] = ()
     """Attributes that are None in a pickle, and that ``_begin`` sets again."""
 
     def __init__(self, max_turns: int, render_mode: str | None = None) -> None:
-        self.max_turns = checked_integer("max_turns", max_turns, 1, MOST_TURNS)
-        self.render_mode = render_mode
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
+        super().__init__(checked_integer("max_turns", max_turns, 1, MOST_TURNS), render_mode)
         self._task_id: str | None = None
         self._actions: list[str] = []
-        self._observation = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts a task; the same seed or ``options["task_id"]`` starts the same one.
@@ -114,33 +103,24 @@ class SuiteEnv(gymnasium.Env[str, str]):
         requested = requested_task(options)
         task_id = self._draw_task() if requested is None else requested
         self._task_id = None
-        self._observation, facts = self._begin(task_id)
+        observation, facts = self._begin(task_id)
         self._task_id, self._actions = task_id, []
-        return self._observation, {"task_id": task_id} | facts
+        return self._begin_task(observation, {"task_id": task_id} | facts)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Takes an action; what is none costs the turn."""
+        """Takes an action; any other text costs the turn."""
         self._actions.append(action)
-        outcome = self._play(action)
-        self._observation = outcome.observation
-        truncated = not outcome.over and len(self._actions) >= self.max_turns
-        info: dict[str, Any] = {"valid_action": outcome.valid, "obs_role": "user"} | outcome.facts
-        if outcome.over or truncated:
-            info["success"] = outcome.success
-        if truncated:
-            info["truncated_by"] = "turns"
-        return outcome.observation, outcome.reward, outcome.over, truncated, info
-
-    def render(self) -> str | None:
-        """The last observation."""
-        return self._observation if self.render_mode == "ansi" else None
+        told = self._play(action)
+        if told.over:
+            return self._finish(told.observation, told.reward, told.success, told.valid, told.facts)
+        return self._go_on(told.observation, told.reward, told.valid, told.facts)
 
     def get_state(self) -> dict[str, Any]:
         """The task and the actions since its start, as JSON."""
         return {"task_id": self._task_id, "actions": list(self._actions)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Plays the actions of ``get_state`` again; the random generator is left alone."""
+        """Plays the actions of ``get_state`` again; draws nothing from the random generator."""
         self._task_id, self._actions = None, []
         if state["task_id"] is not None:
             self.reset(options={"task_id": state["task_id"]})

@@ -26,14 +26,14 @@ _REQUEST = struct.Struct(">II")
 _REPLY = struct.Struct(">IBII")
 _TIMED_OUT = 2
 _START_SECONDS = 30.0
-# The confined loop stops a program by a signal, which keeps what it has printed; one that shrugs the signal off is
+# The confined loop stops a program by a signal, which keeps what it has printed; a program that ignores the signal is
 # killed this much later.
 _GRACE_SECONDS = 0.5
 _STOP_SECONDS = 5.0
 
 
 class _Dead(Exception):
-    """The process ended, or says what it should not."""
+    """The process ended, or broke the protocol."""
 
 
 class _Late(Exception):
@@ -48,7 +48,7 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its number."""
+        """The process's number."""
         ...
 
     def kill(self) -> None:

@@ -59,9 +59,9 @@ class SandboxResult:
     """How a run ended.
 
     Attributes:
-        output: What it printed, at most ``output_chars`` characters.
-        error: None if it ran to its end, else one line such as ``"ZeroDivisionError: division by zero (line 2)"``.
-        timed_out: Whether it was stopped because its time was up.
+        output: What the code printed, at most ``output_chars`` characters.
+        error: None if the code ran to its end, else a line such as ``"ZeroDivisionError: division by zero (line 2)"``.
+        timed_out: Whether the code was stopped because its time was up.
         state_lost: Whether the session's variables are gone; the next run starts in a fresh interpreter.
     """
 

@@ -44,7 +44,7 @@ class QueryResult:
     """What a query gave.
 
     Attributes:
-        text: Its rows, ``a|b``, one per line, cut to the limits; ``"no rows"``; or ``"error: …"``.
+        text: The rows, ``a|b``, one per line, cut to the limits; or ``"no rows"``; or ``"error: …"``.
         error: Whether it was refused, or failed.
     """
 

@@ -32,7 +32,7 @@ _PYTHON_TAG = "<|python_tag|>"
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_NAMED = re.compile(r"(?:\[TOOL_CALLS\])?\s*+([A-Za-z0-9_.-]{1,64})\s*+(?:\[ARGS\])?\s*+(?=\{)")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MAX_DEPTH = 32  # of arguments; what checks and prints them is recursive
+_MAX_DEPTH = 32  # how deep arguments may be nested: what checks and prints them is recursive
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class ToolCall:
     """One call as the policy wrote it.
 
     Attributes:
-        name: Of the tool.
-        arguments: By name.
+        name: The tool's name.
+        arguments: The arguments, by name.
         raw: The text of the call.
         values_are_text: Whether the arguments are all strings because the format has no types; see ``typed``.
     """
@@ -108,8 +108,8 @@ def render_tool_call(name: str, arguments: Mapping[str, Any], tool_format: ToolF
     """A call as a model of that family writes it, e.g. for an expert's reply.
 
     Args:
-        name: Of the tool.
-        arguments: By name, JSON-able.
+        name: The tool's name.
+        arguments: The arguments, by name; JSON-able.
         tool_format: ``"auto"`` is ``"hermes"``.
 
     Raises:
@@ -139,7 +139,7 @@ def typed(call: ToolCall, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, those written as plain text turned into what the tool's schema asks for.
 
     Args:
-        call: Of any format.
+        call: A call, whichever format it was written in.
         parameters: The tool's JSON schema.
 
     Example:

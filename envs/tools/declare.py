@@ -21,9 +21,9 @@ class Tool:
     """A function the policy may call; made by ``@tool``, or by hand where the schema comes from elsewhere.
 
     Attributes:
-        name: What the policy calls it.
-        description: What the policy is told of it.
-        parameters: JSON schema of its arguments.
+        name: The name by which the policy calls the tool.
+        description: What the policy is told about the tool.
+        parameters: JSON schema of the arguments.
         function: Takes the arguments by name. A ``str`` result is shown as it is, any other as JSON.
         blocking: Whether a call may take longer than a millisecond, so that its environment needs a thread.
         is_method: Whether the function's first parameter is the ``self`` it is yet to be bound to.
@@ -37,7 +37,7 @@ class Tool:
     is_method: bool = False
 
     def declaration(self) -> dict[str, Any]:
-        """What an environment's ``ChatSpec.tools`` holds of it."""
+        """The tool as ``ChatSpec.tools`` lists it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
 
@@ -51,7 +51,8 @@ class Tool:
         return replace(self, function=types.MethodType(self.function, instance), is_method=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The name of a decorated function leads to the tool, so the function cannot be pickled by its name.
+        # Pickle stores a function by its name, and the name of a decorated function is that of the tool. So the tool is
+        # stored by its name instead.
         if inspect.ismethod(self.function):
             return getattr, (self.function.__self__, self.function.__name__)
         home, name = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
@@ -80,8 +81,8 @@ def tool(
     """Makes a tool of a typed function, or method, with a docstring.
 
     Args:
-        function: Its annotations and the ``Args:`` of its docstring become the JSON schema.
-        name: Another name than the function's.
+        function: The function; its annotations and the ``Args:`` of its docstring become the JSON schema.
+        name: The tool's name; None for the function's.
         blocking: Whether a call may take longer than a millisecond.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Observation  str, the task's question, then what the called tools returned
 Action       str, one or more tool calls (see ``calls`` for the formats), or the answer: a reply without a call
-Reward       of the answer, what ``verify`` returns, by default 1.0 if it equals the task's, else 0.0; of calls, 0.0
+Reward       for an answer what ``verify`` returns, by default 1.0 if it equals the task's, else 0.0; for calls 0.0
 Ends         terminated by an answer, right or wrong; truncated after ``max_turns``
 Info         {"task_id": str, "answer": the task's} from reset; from step {"valid_action": bool, "obs_role": "tool"},
              and at the end {"success": bool}, with {"truncated_by": "turns"} when truncated
@@ -19,11 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 
-from gspo_rllib.envs.spaces import UnicodeText
-from gspo_rllib.envs.tasks import checked_integer, numbered_task, requested_task, unknown_task
+from gspo_rllib.envs.tasks import checked_integer, numbered_task
+from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.envs.tools.calls import (
     TOOL_FORMATS,
     ToolCall,
@@ -58,7 +57,7 @@ class Task:
     answer: Any = None
 
 
-class ToolEnv(gymnasium.Env[str, str]):
+class ToolEnv(TextTaskEnv):
     """An environment made of tools and tasks; see the top of this file.
 
     Subclass it and write ``draw_task``, and ``verify`` where equality is not enough; or pass both as arguments. Tools
@@ -66,15 +65,15 @@ class ToolEnv(gymnasium.Env[str, str]):
     is called for each episode.
 
     Args:
-        tools: Beside the ``@tool`` methods of the class; or a function that makes them, called for each episode. What
-            has a ``close()`` is closed with the environment, so it belongs to one environment alone.
+        tools: Tools beside the ``@tool`` methods of the class; or a function that makes them, called for each episode.
+            Where they have a ``close()``, it is called with the environment's, so give them to one environment alone.
         tasks: Tasks, or pairs of question and answer; the ``task_id`` is the index. None for ``draw_task``.
         verify: Reward of an answer, 1.0 for a right one; takes the task and the answer. None for the method.
         system_prompt: What the policy is told first.
-        max_turns: After which a trajectory is truncated, 1 to 10,000.
-        max_calls_per_turn: Calls of one turn that are run, 1 to 1,000; of more, none is.
-        max_result_chars: To which the result of a call is cut, 1 to 1,000,000.
-        max_tokens_per_turn: Of the policy; None for the run's own limit.
+        max_turns: Turns after which a trajectory is truncated, 1 to 10,000.
+        max_calls_per_turn: Most calls of one turn, 1 to 1,000; of a turn with more, none is run.
+        max_result_chars: Length to which the result of a call is cut, 1 to 1,000,000 characters.
+        max_tokens_per_turn: Most tokens the policy may write in a turn; None for the run's own limit.
         stop: Strings that end a turn.
         tool_format: How calls are written.
         render_mode: None or ``"ansi"``.
@@ -86,7 +85,6 @@ class ToolEnv(gymnasium.Env[str, str]):
         SettingError: A setting is out of range, or there is no tool.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1, "blocking": False}
     obs_role: ClassVar[str] = "tool"
 
     def __init__(
@@ -104,15 +102,12 @@ class ToolEnv(gymnasium.Env[str, str]):
         tool_format: ToolFormat = "auto",
         render_mode: str | None = None,
     ) -> None:
-        self.max_turns = checked_integer("max_turns", max_turns, 1, 10_000)
+        super().__init__(checked_integer("max_turns", max_turns, 1, 10_000), render_mode)
         self.max_calls_per_turn = checked_integer("max_calls_per_turn", max_calls_per_turn, 1, 1000)
         self.max_result_chars = checked_integer("max_result_chars", max_result_chars, 1, 1_000_000)
         if tool_format not in TOOL_FORMATS:
             raise SettingError(f"tool_format={tool_format!r}: unknown. {did_you_mean(str(tool_format), TOOL_FORMATS)}")
         self.tool_format: ToolFormat = tool_format
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
-        self.render_mode = render_mode
         self._tasks = None if tasks is None else [_checked_task(task, "tasks") for task in tasks]
         if self._tasks == []:
             raise SettingError("tasks is empty; give at least one, or None to use draw_task().")
@@ -128,13 +123,6 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._given: Any = ()
         self._take_tools(self._make_tools() if self._make_tools else tools)
         self._task = Task("")
-        self._turns = 0
-        self._shown = ""
-
-    @property
-    def optimal_return(self) -> float:
-        """The return of a solved task."""
-        return 1.0
 
     def draw_task(self, random: np.random.Generator) -> Task:
         """Makes a task; called once per episode, so state that tools keep on the environment starts anew here.
@@ -163,16 +151,14 @@ class ToolEnv(gymnasium.Env[str, str]):
         if self._make_tools is not None:
             self._take_tools(self._make_tools())
         if self._tasks is not None:
-            number = _task_index(options, len(self._tasks), self.np_random)
+            number = numbered_task(options, self.np_random, len(self._tasks))
             self._task = self._tasks[number]
         else:
             number = numbered_task(options, self.np_random)
             self._task = _checked_task(
                 self.draw_task(np.random.default_rng(number)), f"{type(self).__name__}.draw_task"
             )
-        self._turns = 0
-        self._shown = self._task.question
-        return self._shown, {"task_id": str(number), "answer": self._task.answer}
+        return self._begin_task(self._task.question, {"task_id": str(number), "answer": self._task.answer})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs the calls of a reply, or verifies it as the answer; any text is a legal action.
@@ -180,23 +166,13 @@ class ToolEnv(gymnasium.Env[str, str]):
         Raises:
             EnvError: The verifier is broken, or a tool said that its environment is.
         """
-        self._turns += 1
-        info: dict[str, Any] = {"valid_action": True, "obs_role": self.obs_role}
         calls = parse_tool_calls(action, self.tool_format)
         if not calls:
             reward = self._reward(without_reasoning(action))
             success = reward >= self.optimal_return
-            self._shown = "right" if success else "wrong"
-            return self._shown, reward, True, False, info | {"success": success}
-        self._shown, info["valid_action"] = self._run(calls)
-        truncated = self._turns >= self.max_turns
-        if truncated:
-            info |= {"success": False, "truncated_by": "turns"}
-        return self._shown, 0.0, False, truncated, info
-
-    def render(self) -> str | None:
-        """The latest observation."""
-        return self._shown if self.render_mode == "ansi" else None
+            return self._finish("right" if success else "wrong", reward, success)
+        told, went_well = self._run(calls)
+        return self._go_on(told, valid=went_well)
 
     def close(self) -> None:
         """Closes the tools that can be closed; harmless when repeated."""
@@ -266,16 +242,6 @@ def _checked_task(task: Any, where: str) -> Task:
     if not isinstance(made, Task) or not isinstance(made.question, str):
         raise EnvError(f"{where}: got {str(task)[:120]!r}; must be Task(question: str, answer), or the pair of both.")
     return made
-
-
-def _task_index(options: dict[str, Any] | None, count: int, random: np.random.Generator) -> int:
-    task_id = requested_task(options)
-    if task_id is None:
-        return int(random.integers(count))
-    digits = task_id.isascii() and task_id.isdigit() and len(task_id) <= len(str(count))
-    if digits and str(int(task_id)) == task_id and int(task_id) < count:
-        return int(task_id)
-    raise unknown_task(task_id, f"a number from '0' to '{count - 1}'")
 
 
 def _argument_fault(arguments: dict[str, Any], parameters: Mapping[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from gspo_rllib.errors import EnvError, SettingError
 
 _START_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 10.0
-_LAST_WORDS = 300  # characters of what a server that will not start wrote on stderr
+_LAST_WORDS = 300  # how many characters of its stderr an error quotes when a server does not start
 _CONNECTION_CLOSED = -32000  # MCP's error code
 
 
@@ -33,9 +33,9 @@ def mcp_tools(
 
     Args:
         command: Program and arguments to start; it speaks MCP over stdin and stdout.
-        url: Of a server that is running, e.g. ``"http://localhost:8000/mcp"``.
+        url: Where a server is running, e.g. ``"http://localhost:8000/mcp"``.
         env: Environment variables the program gets beside the few harmless ones MCP passes on.
-        timeout_s: Most seconds of one call; a slower one is an error the policy is told of.
+        timeout_s: Most seconds a call may take; a slower one fails, and the policy is told.
 
     Returns:
         The tools; give them to one environment, which closes the connection with itself.

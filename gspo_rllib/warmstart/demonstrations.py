@@ -47,9 +47,14 @@ class Demonstration:
     mistakes: int = 0
 
 
+def _attribute(env: gymnasium.Env[str, str], name: str) -> Any:
+    """An attribute of an environment or of what it wraps, found as an env runner finds it; None if missing."""
+    return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
+
+
 def has_expert(env: gymnasium.Env[str, str]) -> bool:
     """Whether the environment brings a policy to imitate."""
-    return callable(getattr(env.unwrapped, "expert", None))
+    return callable(_attribute(env, "expert"))
 
 
 def demonstrate(
@@ -66,8 +71,7 @@ def demonstrate(
     Raises:
         EnvError: The expert does not finish the task.
     """
-    unwrapped: Any = env.unwrapped
-    policy = unwrapped.expert()
+    policy = _attribute(env, "expert")()
     random = np.random.default_rng(seed)
     observation, info = env.reset(seed=seed)
     observations, roles, replies, mistakes = [observation], ["user"], [], 0
@@ -94,7 +98,7 @@ def tokenizer_texts(env: gymnasium.Env[str, str], seeds: range) -> list[str]:
     the system prompt is counted once per task, as it stands in every context.
     """
     texts: list[str] = []
-    chat = getattr(env.unwrapped, "chat", None)
+    chat = _attribute(env, "chat")
     prompt = getattr(chat, "system_prompt", None)
     for seed in seeds:
         transcript = demonstrate(env, seed)
