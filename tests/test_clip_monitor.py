@@ -10,6 +10,7 @@ import torch
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import PATIENCE, ClipMonitor
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.learners import statistics
 from gspo_rllib.learners.statistics import UpdateStatistics
 from gspo_rllib.ops.clip_scaling import CLIP_SCALE_RANGE, next_clip_scale
@@ -25,7 +26,8 @@ HEALTHY = {
 
 
 def _monitor(**training: Any) -> ClipMonitor:
-    return ClipMonitor(GSPOConfig().training(**{"old_log_probs": "engine", **training}))
+    config = GSPOConfig().training(**{"old_log_probs": "engine", **training})
+    return ClipMonitor(config.settings(TrainingSettings))
 
 
 def _check(monitor: ClipMonitor, times: int = 1, **values: float) -> list[list[str]]:

@@ -27,6 +27,7 @@ from ray.util import log_once
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.lockstep import sample_groups
 from gspo_rllib.driver.selection import sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
@@ -55,10 +56,11 @@ class PolicyGradient(Algorithm):
         self._next_group = 0
         self._unfinished: list[str] = []
         self._stream: GroupStream | None = None
-        self._clip_monitor = ClipMonitor(config)
-        self._selection = config.group_selection
+        self._settings: TrainingSettings = config.settings(TrainingSettings)
+        self._clip_monitor = ClipMonitor(self._settings)
+        self._selection = self._settings.group_selection
         super().setup(config)
-        if self.config.max_staleness:
+        if self._settings.max_staleness:
             self._stream = self._make_stream()
         self._sync_weights()
 
@@ -71,8 +73,8 @@ class PolicyGradient(Algorithm):
             groups, env_runner_results, counts = sample_until_informative(
                 self._stream.take if self._stream else self._sample_groups,
                 self._selection.select,
-                wanted=self.config.groups_per_iteration,
-                budget=self.config.resampling_budget,
+                wanted=self._settings.groups_per_iteration,
+                budget=self._settings.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
             self._log_counts(GROUP_SELECTION, counts)
@@ -92,11 +94,11 @@ class PolicyGradient(Algorithm):
             learner_results = self.learner_group.update(
                 training_data=GroupTrainingData.from_groups(
                     groups,
-                    num_minibatches=self.config.num_minibatches,
+                    num_minibatches=self._settings.num_minibatches,
                     seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
                 ),
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
-                num_epochs=self.config.num_epochs,
+                num_epochs=self._settings.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
             self._warn_about_clipping()
@@ -145,7 +147,7 @@ class PolicyGradient(Algorithm):
         if path is not None and "://" not in str(path):
             path = str(pathlib.Path(path).expanduser().absolute())
         saved: str = super().save_to_path(path, **kwargs)
-        if self.config.kl_coeff:
+        if self._settings.kl_coeff:
             # Without it, a resumed run would measure the divergence from the policy it resumes with.
             (files,) = self._first_learner(lambda learner: learner.reference_files())
             checkpoints.write_reference(saved, files)
@@ -201,8 +203,8 @@ class PolicyGradient(Algorithm):
     def _make_stream(self) -> GroupStream:
         return GroupStream(
             self.env_runner_group,
-            groups_per_iteration=self.config.groups_per_iteration,
-            max_staleness=self.config.max_staleness,
+            groups_per_iteration=self._settings.groups_per_iteration,
+            max_staleness=self._settings.max_staleness,
             draw=self._draw_groups,
         )
 
