@@ -44,6 +44,7 @@ def runner_config(model: str, env: Any = faulty_envs.EchoEnv, **changes: Any) ->
         "max_summary_tokens": 32,
         "weight_uptake": "turn",
         "group_size": 2,
+        "groups_per_iteration": 1,
         "seed": 0,
         "in_evaluation": False,
     }
@@ -318,14 +319,14 @@ def test_random_actions_are_refused(make_runner: Callable) -> None:
 
 
 def test_the_context_defaults_to_the_models_and_may_not_exceed_it(tiny_dense: str) -> None:
-    assert resolve_max_model_len(runner_config(tiny_dense, max_model_len=None)) == 512
-    assert resolve_max_model_len(runner_config(tiny_dense, max_model_len=100)) == 100
+    assert resolve_max_model_len(None, {"path": tiny_dense}) == 512
+    assert resolve_max_model_len(100, {"path": tiny_dense}) == 100
     with pytest.raises(SettingError, match=r"max_model_len=513.*512"):
-        resolve_max_model_len(runner_config(tiny_dense, max_model_len=513))
+        resolve_max_model_len(513, {"path": tiny_dense})
     with pytest.raises(ModelError, match=r"config\.json"):
-        resolve_max_model_len(runner_config("/no/such/model"))
+        resolve_max_model_len(256, {"path": "/no/such/model"})
     with pytest.raises(SettingError, match="path"):
-        resolve_max_model_len(runner_config(""))
+        resolve_max_model_len(256, {"path": ""})
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -158,7 +158,7 @@ class PolicyGradientConfig(_FlatSettings):
         )
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
         check_language_env_spec(self.env, self.env_config)
-        validation.check_context(generation.max_tokens_per_turn, room=resolve_max_model_len(self))
+        validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
         check_engine(generation.engine or default_engine())
         # Spends RLlib's once-per-process notice about its new API stack, the only one these algorithms have.
@@ -184,7 +184,11 @@ class PolicyGradientConfig(_FlatSettings):
         """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
         if self.reduction != "token_sum":
             return 1
-        return self.token_sum_length or resolve_max_model_len(self)
+        return self.token_sum_length or self._resolved_max_model_len
+
+    @property
+    def _resolved_max_model_len(self) -> int:
+        return resolve_max_model_len(self.max_model_len, self.model_config or {})
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:

@@ -64,12 +64,12 @@ def sample_groups(
     return [groups[group_id] for group_id in group_ids if group_id in groups], metrics
 
 
-def _sample_once(runners: EnvRunnerGroup, group_ids: Sequence[str], version: int) -> list[tuple]:
+def _sample_once(runners: EnvRunnerGroup, group_ids: Sequence[str], version: int) -> list[tuple[Any, ...]]:
     remote = runners.num_remote_env_runners() > 0
     workers = runners.healthy_worker_ids() if remote else [0]
     shares = {worker: list(group_ids[i :: len(workers)]) for i, worker in enumerate(workers)}
 
-    def sample(runner: Any) -> tuple:
+    def sample(runner: Any) -> tuple[Any, ...]:
         asked = shares.get(runner.worker_index, [])
         episodes = runner.sample(group_ids=asked, weights_version=version) if asked else []
         return asked, episodes, runner.get_metrics(), runner.get_weights_version(), runner.last_errors()

@@ -38,7 +38,7 @@ from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenize
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_stats import LockedLogger, RolloutStats
-from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import NUM_VERSION_REFUSALS
 from gspo_rllib.types import ChatSpec
@@ -69,7 +69,8 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         self._callbacks = [callback() for callback in force_list(self.config.callbacks_class)]
         # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
         self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
-        self._settings: GenerationSettings = self.config.settings(GenerationSettings)
+        self._settings = GenerationSettings.of(self.config)
+        self._group_size = GroupSettings.of(self.config).group_size
         self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._renderers: dict[str, ChatRenderer] = {}
@@ -199,7 +200,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
         self._set_module_state(module_state, version)
 
     @override(Checkpointable)
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a copy of this runner is made from."""
         return (), {"config": self.config}
 
@@ -207,10 +208,11 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     def get_metrics(self) -> dict[str, Any]:
         """Metrics of everything sampled since the last call; names in ``gspo_rllib.metrics``."""
         with self._metrics_lock:
-            return self.metrics.reduce()
+            measured: dict[str, Any] = self.metrics.reduce()
+        return measured
 
     @override(EnvRunner)
-    def get_spaces(self) -> dict[str, tuple]:
+    def get_spaces(self) -> dict[str, tuple[Any, Any]]:
         """The text spaces of the environment, under the three keys RLlib reads."""
         spaces = (self._env_spec.observation_space, self._env_spec.action_space)
         return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
@@ -253,7 +255,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     def _sample_amount(
         self, num_timesteps: int | None, num_episodes: int | None, explore: bool
     ) -> list[SingleAgentEpisode]:
-        size = self.config.group_size
+        size = self._group_size
         wanted = num_episodes if num_episodes is not None else 1
         if num_timesteps is not None:
             wanted = min(self.config.num_envs_per_env_runner, num_timesteps)
@@ -291,7 +293,8 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     @override(PlayingEnvRunner)
     def _log_stats(self, stats: RolloutStats) -> dict[str, Any]:
         self._log(stats)
-        return self.get_metrics()
+        measured: dict[str, Any] = self.get_metrics()
+        return measured
 
     @override(PlayingEnvRunner)
     def _acquire_player(self) -> Player:
@@ -302,7 +305,7 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
                 pool,
                 lambda: self._make_rollout(pool, self.config.explore),
                 self._make_scheduler([], "evaluation" if self.config.in_evaluation else "train"),
-                uptake=self.config.weight_uptake,
+                uptake=self._settings.weight_uptake,
                 on_groups=lambda episodes: self._make_callback("on_sample_end", samples=episodes),
             )
         return self._player
@@ -320,17 +323,24 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
     def _make_scheduler(self, group_ids: list[str], role: Role) -> GroupScheduler[SingleAgentEpisode]:
         return GroupScheduler(
             group_ids,
-            group_size=self.config.group_size,
+            group_size=self._group_size,
             run_seed=self._run_seed,
             role=role,
-            trajectory_retries=self.config.trajectory_retries,
-            ragged_groups=self.config.ragged_groups,
+            trajectory_retries=self._settings.trajectory_retries,
+            ragged_groups=self._settings.ragged_groups,
         )
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
             renderer = self._renderer_for(self._env_spec.chat)
-            spec = engine_spec(self.config, stop_token_ids=renderer.stop_token_ids, worker_index=self.worker_index or 0)
+            spec = engine_spec(
+                self._settings,
+                self.config.model_config,
+                max_num_seqs=self.config.num_envs_per_env_runner,
+                run_seed=self.config.seed,
+                stop_token_ids=renderer.stop_token_ids,
+                worker_index=self.worker_index or 0,
+            )
             self._engine = registry.acquire(spec)
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
@@ -343,14 +353,14 @@ class LanguageEnvRunner(PlayingEnvRunner, EnvRunner, Checkpointable):
             self.config.num_envs_per_env_runner,
             blocking=self._env_spec.blocking,
             process=self._env_spec.process,
-            step_timeout_s=self.config.step_timeout_s,
+            step_timeout_s=self._settings.step_timeout_s,
         )
 
     def _renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:
         key = repr(chat)
         if key not in self._renderers:
             if self._tokenizer is None:
-                self._tokenizer = load_runner_tokenizer(self.config)
+                self._tokenizer = load_runner_tokenizer(self.config.model_config)
             self._renderers[key] = ChatRenderer(self._tokenizer, chat)
         return self._renderers[key]
 
