@@ -227,7 +227,7 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
             f"{source}: run.algorithm is {algorithm!r}; allowed: {', '.join(ALGORITHMS)}. "
             f"{did_you_mean(algorithm, ALGORITHMS)}"
         )
-    config = ALGORITHMS[algorithm].get_default_config()
+    config: GSPOConfig = ALGORITHMS[algorithm].get_default_config()
     for name, arguments in sections.items():
         builder = getattr(config, name)
         check_arguments(name, arguments, inspect.signature(builder), source=source)

@@ -27,14 +27,18 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Composes one node, unless it is an alias or lies too deep."""
         if self.check_event(yaml.AliasEvent):
-            raise _refusal("aliases (*name) are not supported; write the value out", self.peek_event().start_mark)
+            raise _refusal("aliases (*name) are not supported; write the value out", self._place())
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _refusal(f"nested deeper than {MAX_DEPTH} levels", self.peek_event().start_mark)
+            raise _refusal(f"nested deeper than {MAX_DEPTH} levels", self._place())
         try:
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def _place(self) -> yaml.Mark:
+        mark: yaml.Mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's stubs have no types
+        return mark
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Builds a mapping whose keys are distinct strings."""

@@ -123,7 +123,7 @@ def without_seven(number: int) -> int:
     """
     total = 0
     for position, digit in enumerate(digits := [int(digit) for digit in str(number)]):
-        total += (digit - (digit > 7)) * 9 ** (len(digits) - position - 1)
+        total += (digit - (digit > 7)) * int(9 ** (len(digits) - position - 1))
         if digit == 7:
             return total
     return total + 1

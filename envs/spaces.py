@@ -42,8 +42,9 @@ class UnicodeText(spaces.Text):
         """A random printable string of at most 64 characters, unless a mask or probability sets its length."""
         if mask is None and probability is None:
             length = int(self.np_random.integers(min(_SAMPLE_LENGTH, self.max_length) + 1))
-            return super().sample(mask=(length, None))
-        return super().sample(mask=mask, probability=probability)
+            mask = (length, None)
+        text: str = super().sample(mask=mask, probability=probability)
+        return text
 
     def __repr__(self) -> str:
         return f"UnicodeText(max_length={self.max_length})"

@@ -106,7 +106,7 @@ def find_verifier(verifier: str | Verifier) -> Verifier:
         ) from error
     if not callable(found):
         raise SettingError(f"verifier={verifier!r} is a {type(found).__name__}; it must be a function.")
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]  # only a call can show what it takes and returns
 
 
 def score(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -> float:

@@ -2,7 +2,8 @@
 
 ``AlgorithmConfig`` keeps knobs as flat attributes, so that Ray Tune can sweep them. A builder method decorated with
 ``takes(SomeSettings)`` accepts that class's fields, refuses anything else with a suggestion, and carries their
-documentation as its own signature and docstring.
+documentation as its own signature and docstring. Whatever uses the values reads them as one checked object,
+``SomeSettings.of(config)``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 from gspo_rllib.errors import SettingError, did_you_mean
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_Config = TypeVar("_Config")
+_Arguments = ParamSpec("_Arguments")
 
 
 def knob(
@@ -64,9 +66,16 @@ _Settings = TypeVar("_Settings", bound="Settings")
 class Settings:
     """Base of a settings dataclass: checks every field against its knob when it is made."""
 
-    SECTION: typing.ClassVar[str]
-    REFUSED: typing.ClassVar[Mapping[str, str]] = {}
+    SECTION: ClassVar[str]
+    REFUSED: ClassVar[Mapping[str, str]] = {}
     """Settings a user may look for that do not exist, and why."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            check(f"{self.SECTION}.{field.name}", getattr(self, field.name), hints[field.name], field.metadata)
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -78,12 +87,17 @@ class Settings:
         Raises:
             SettingError: A value is illegal.
         """
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            check(f"{self.SECTION}.{field.name}", getattr(self, field.name), hints[field.name], field.metadata)
+
+@typing.dataclass_transform(kw_only_default=True)
+def settings_dataclass(cls: type[_Settings]) -> type[_Settings]:
+    """Decorates a settings class: makes it a frozen, keyword-only dataclass.
+
+    A type checker is not told that it is frozen: the same class tells it which attributes a config has
+    (``PolicyGradientConfig``), and a config's may be set.
+    """
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
@@ -114,7 +128,7 @@ def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
 
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The plain types of a field's annotation."""
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return tuple(typing.get_origin(member) or member for member in members)
 
 
@@ -131,23 +145,28 @@ def allowed_text(hint: Any, metadata: Any) -> str:
     return text
 
 
-def takes(settings: type[Settings]) -> Callable[[_Method], _Method]:
+def takes(
+    settings: Callable[_Arguments, Settings],
+) -> Callable[[Callable[..., Any]], Callable[Concatenate[_Config, _Arguments], _Config]]:
     """Decorates a builder method ``method(self, **kwargs)`` of an ``AlgorithmConfig``.
 
-    The wrapped method sets the fields of ``settings`` as attributes of the config and hands the other arguments to the
-    method itself, whose base class's parameters they must be.
+    The wrapped method sets the knobs of ``settings`` as attributes of the config and hands the other arguments to the
+    method itself, whose base class's parameters they must be. To a type checker it takes exactly the arguments of the
+    settings class's own constructor, and returns the config it was called on.
     """
-    fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(settings)
+    assert isinstance(settings, type) and issubclass(settings, Settings)
+    group: type[Settings] = settings
+    fields = {field.name: field for field in dataclasses.fields(group)}
+    hints = typing.get_type_hints(group)
 
-    def decorate(method: _Method) -> _Method:
+    def decorate(method: Callable[..., Any]) -> Callable[Concatenate[_Config, _Arguments], _Config]:
         inherited = _inherited_parameters(method)
 
         @functools.wraps(method)
         def builder(self: Any, **kwargs: Any) -> Any:
             for name in kwargs:
-                if name in settings.REFUSED:
-                    raise SettingError(f"{method.__name__}.{name} is refused: {settings.REFUSED[name]}")
+                if name in group.REFUSED:
+                    raise SettingError(f"{method.__name__}.{name} is refused: {group.REFUSED[name]}")
                 if name not in fields and name not in inherited:
                     raise SettingError(
                         f"{method.__name__}.{name} is unknown. {did_you_mean(name, [*fields, *inherited])}"
@@ -163,9 +182,9 @@ def takes(settings: type[Settings]) -> Callable[[_Method], _Method]:
         ]
         rest = [p.replace(kind=empty) for name, p in inherited.items() if name not in fields]
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        builder.__signature__ = inspect.Signature([this, *own, *rest])  # type: ignore[attr-defined]
-        builder.__doc__ = f"{inspect.cleandoc(method.__doc__ or '')}\n\nArgs:\n{describe(settings)}"
-        return typing.cast(_Method, builder)
+        vars(builder)["__signature__"] = inspect.Signature([this, *own, *rest])
+        builder.__doc__ = f"{inspect.cleandoc(method.__doc__ or '')}\n\nArgs:\n{describe(group)}"
+        return typing.cast("Callable[Concatenate[_Config, _Arguments], _Config]", builder)
 
     return decorate
 
@@ -179,22 +198,21 @@ def with_defaults(settings: type[_Settings], name: str, changes: Mapping[str, tu
         changes: Knob to ``(default, source)``.
 
     Example:
-        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        >>> @settings_dataclass
         ... class Training(Settings):
         ...     SECTION = "training"
         ...     clip_low: float = knob(3e-4, "Lower clip range.", low=0.0, source="GSPO")
         >>> with_defaults(Training, "Wide", {"clip_low": (0.2, "GRPO")})().clip_low
         0.2
     """
-    old = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    old = {field.name: field for field in dataclasses.fields(settings)}
     hints = typing.get_type_hints(settings)
     fields = {
         knob_name: dataclasses.field(default=default, metadata={**old[knob_name].metadata, "source": source})
         for knob_name, (default, source) in changes.items()
     }
     namespace = {"__annotations__": {n: hints[n] for n in fields}, "__module__": settings.__module__, **fields}
-    new = type(name, (settings,), namespace)
-    return dataclasses.dataclass(frozen=True, kw_only=True)(new)
+    return settings_dataclass(type(name, (settings,), namespace))
 
 
 def _inherited_parameters(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -206,16 +224,18 @@ def _inherited_parameters(method: Callable[..., Any]) -> dict[str, inspect.Param
     return {n: p for n, p in parameters.items() if n != "self"}
 
 
-def default_of(field: Any) -> Any:
-    """A field's default, made by its factory if it has one."""
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """A knob's default, made by its factory if it has one."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def describe(settings: type[Settings]) -> str:
     """One docstring line per knob: effect, unit, what is allowed, default and its source."""
     hints = typing.get_type_hints(settings)
     lines = []
-    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for field in dataclasses.fields(settings):
         meta = field.metadata
         unit = f" Unit: {meta['unit']}." if meta["unit"] else ""
         lines.append(

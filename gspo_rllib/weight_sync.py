@@ -39,8 +39,8 @@ class Weights:
     @property
     def _here(self) -> dict[str, np.ndarray]:
         """The arrays, for a runner in this process."""
-        taken = self._taken
-        return ray.get(taken) if isinstance(taken, ray.ObjectRef) else taken
+        named: dict[str, np.ndarray] = ray.get(self._taken) if isinstance(self._taken, ray.ObjectRef) else self._taken
+        return named
 
     @property
     def _anywhere(self) -> ray.ObjectRef:
@@ -64,7 +64,8 @@ class Weights:
         version = self.version
 
         def load(runner: Any) -> int | None:
-            return runner.set_weights(named, version, force=force)
+            held: int | None = runner.set_weights(named, version, force=force)
+            return held
 
         acknowledged = runners.foreach_env_runner(load, local_env_runner=not remote)
         wrong = sorted({str(got) for got in acknowledged if got != version})

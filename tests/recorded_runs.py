@@ -91,7 +91,7 @@ def build_policy(folder: str | pathlib.Path) -> str:
         newline: {"answer": 1.0, **digits},
         "answer": {space: 1.0},
         **dict.fromkeys([space, "+", "-"], digits),
-        **dict.fromkeys(digits, {models.END_OF_MESSAGE: 1.1, "+": 1.0, "-": 1.0}),
+        **{key: {models.END_OF_MESSAGE: 1.1, "+": 1.0, "-": 1.0} for key in digits},
     }
     id_of = AutoTokenizer.from_pretrained(path).convert_tokens_to_ids
     weights = load_file(path / "model.safetensors")

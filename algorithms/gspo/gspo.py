@@ -30,9 +30,12 @@ class GSPOConfig(PolicyGradientConfig):
         TrainingSettings,
         "GSPOTrainingSettings",
         {
+            "advantage_estimator": ("group_z_score", "arXiv:2507.18071v2 eq. 6"),
             "importance_sampling_level": ("sequence", "arXiv:2507.18071v2 eq. 7"),
+            "surrogate": ("clip", "arXiv:2507.18071v2 eq. 5"),
             "clip_low": (3e-4, "arXiv:2507.18071v2 §5.1"),
             "clip_high": (4e-4, "arXiv:2507.18071v2 §5.1"),
+            "reduction": ("trajectory_mean", "arXiv:2507.18071v2 eq. 5"),
             "num_minibatches": (4, "arXiv:2507.18071v2 §5.1"),
         },
     )

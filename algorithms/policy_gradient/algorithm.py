@@ -27,6 +27,7 @@ from ray.util import log_once
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import sample_until_informative
@@ -55,8 +56,9 @@ class PolicyGradient(Algorithm):
         self._next_group = 0
         self._unfinished: list[str] = []
         self._source: GroupSource
-        self._clip_monitor = ClipMonitor(config)
-        self._selection = config.group_selection
+        self._settings: TrainingSettings = config.settings(TrainingSettings)
+        self._clip_monitor = ClipMonitor(self._settings)
+        self._selection = self._settings.group_selection
         super().setup(config)
         self._source = self._make_source()
         self._sync_weights()
@@ -67,8 +69,8 @@ class PolicyGradient(Algorithm):
             groups, env_runner_results, counts = sample_until_informative(
                 self._source.take,
                 self._selection.select,
-                wanted=self.config.groups_per_iteration,
-                budget=self.config.resampling_budget,
+                wanted=self._settings.groups_per_iteration,
+                budget=self._settings.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
             self._log_counts(GROUP_SELECTION, counts)
@@ -87,11 +89,11 @@ class PolicyGradient(Algorithm):
             learner_results = self.learner_group.update(
                 training_data=GroupTrainingData.from_groups(
                     groups,
-                    num_minibatches=self.config.num_minibatches,
+                    num_minibatches=self._settings.num_minibatches,
                     seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
                 ),
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
-                num_epochs=self.config.num_epochs,
+                num_epochs=self._settings.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
             self._warn_about_clipping()
@@ -139,7 +141,7 @@ class PolicyGradient(Algorithm):
         if path is not None and "://" not in str(path):
             path = str(pathlib.Path(path).expanduser().absolute())
         saved: str = super().save_to_path(path, **kwargs)
-        if self.config.kl_coeff:
+        if self._settings.kl_coeff:
             # Without it, a resumed run would measure the divergence from the policy it resumes with.
             (files,) = self._first_learner(lambda learner: learner.reference_files())
             checkpoints.write_reference(saved, files)
@@ -193,12 +195,12 @@ class PolicyGradient(Algorithm):
         return drawn + [str(index) for index in range(first, self._next_group)]
 
     def _make_source(self) -> GroupSource:
-        if not self.config.max_staleness:
+        if not self._settings.max_staleness:
             return Lockstep(self.env_runner_group, draw=self._draw_groups)
         return GroupStream(
             self.env_runner_group,
-            groups_per_iteration=self.config.groups_per_iteration,
-            max_staleness=self.config.max_staleness,
+            groups_per_iteration=self._settings.groups_per_iteration,
+            max_staleness=self._settings.max_staleness,
             draw=self._draw_groups,
         )
 

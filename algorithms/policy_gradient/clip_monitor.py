@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.learners import statistics
-
-if TYPE_CHECKING:
-    from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 
 INERT_BELOW = 1e-3
 """Clip fraction under which the clip might as well not be there."""
@@ -32,11 +30,11 @@ class ClipMonitor:
     """Turns the statistics of updates into warnings, each once until its condition has gone.
 
     Args:
-        config: The algorithm's.
+        settings: The algorithm's.
     """
 
-    def __init__(self, config: PolicyGradientConfig) -> None:
-        self._config = config
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._settings = settings
         self._streaks: dict[str, int] = {}
 
     def check(self, values: Mapping[str, Any]) -> list[str]:
@@ -45,14 +43,14 @@ class ClipMonitor:
         Args:
             values: Names in ``gspo_rllib.learners.statistics`` to what the update measured.
         """
-        if self._config.surrogate not in ("clip", "dual_clip"):
+        if self._settings.surrogate not in ("clip", "dual_clip"):
             return []
         fraction = values.get(statistics.CLIP_FRACTION, math.nan)
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, math.nan)
         # A healthy token ratio is clipped at about one token in a thousand, and a token's noise is no trajectory's.
-        averaged = self._config.importance_sampling_level != "token"
+        averaged = self._settings.importance_sampling_level != "token"
         # Under "auto" the learner leaves the engine's log-probs by itself once they are this noisy.
-        uses_engine = self._config.old_log_probs == "engine"
+        uses_engine = self._settings.old_log_probs == "engine"
         findings = {
             "floor": (floor, averaged and uses_engine and floor >= self._range(values), 1),
             "inert": (fraction, averaged and fraction < INERT_BELOW, PATIENCE),
@@ -70,7 +68,7 @@ class ClipMonitor:
 
     def _range(self, values: Mapping[str, float]) -> float:
         scale = values.get(statistics.CLIP_SCALE, 1.0)
-        return scale * min(self._config.clip_low, self._config.clip_high)
+        return scale * min(self._settings.clip_low, self._settings.clip_high)
 
     def _describe_floor(self, values: Mapping[str, float]) -> str:
         return (
@@ -86,8 +84,7 @@ class ClipMonitor:
         )
 
     def _why_inert(self, values: Mapping[str, float]) -> str:
-        config = self._config
-        if config.num_minibatches * config.num_epochs == 1:
+        if self._settings.num_minibatches * self._settings.num_epochs == 1:
             return "one optimiser step per iteration, so the ratio is always 1; raise training.num_minibatches."
         moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
         return (
@@ -116,7 +113,7 @@ class ClipMonitor:
                 "the same weights, so they score different tokens or distributions (temperature, chat template, head)."
             )
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, 0.0)
-        if floor >= self._range(values) and self._config.old_log_probs == "engine":
+        if floor >= self._range(values) and self._settings.old_log_probs == "engine":
             return f'engine mismatch: the noise floor is {floor:.1e}; set training.old_log_probs="learner".'
         moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -15,7 +15,7 @@ from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
 from gspo_rllib.algorithms.policy_gradient import validation
-from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
     EpisodesToTokens,
     GeneralAdvantageEstimation,
@@ -25,18 +25,38 @@ from gspo_rllib.connectors import (
     ReferenceLogProbs,
     group_estimator,
 )
-from gspo_rllib.driver.selection import GroupSelection
+from gspo_rllib.engines.registry import check_engine, default_engine
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import Settings, default_of, takes
+from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.modules.causal_lm import check_model_config
 
-_Self = TypeVar("_Self", bound="PolicyGradientConfig")
 _S = TypeVar("_S", bound=Settings)
+# A builder that ``takes`` decorates says so with a variable: mypy loses typing.Self there.
+_Self = TypeVar("_Self", bound="PolicyGradientConfig")
+
+if TYPE_CHECKING:
+
+    class _FlatSettings(TrainingSettings, GenerationSettings, AlgorithmConfig):
+        """A config as type checkers see it: every knob is an attribute of the type that its settings class declares."""
+
+        def __init__(self, algo_class: type | None = None) -> None: ...
+
+else:
+
+    class _FlatSettings(AlgorithmConfig):
+        """At run time ``__init__`` sets the knobs; what follows from them is the settings' own properties."""
+
+    for _name, _property in vars(TrainingSettings).items():
+        if isinstance(_property, property):
+            setattr(_FlatSettings, _name, _property)
 
 
-class PolicyGradientConfig(AlgorithmConfig):
+class PolicyGradientConfig(_FlatSettings):
     """Configures policy-gradient training of a language-model agent; each algorithm is a subclass with its defaults.
 
     A user of RLlib's PPO finds every builder where it is; ``generation`` is the only new one. Settings are checked when
@@ -44,17 +64,24 @@ class PolicyGradientConfig(AlgorithmConfig):
     """
 
     training_settings: ClassVar[type[TrainingSettings]] = TrainingSettings
-    """What ``training`` takes; a related algorithm has other defaults here."""
+    """What ``training`` takes; a related algorithm has other defaults here.
+
+    One with knobs of its own subclasses ``TrainingSettings``, and writes
+    ``training = takes(ItsSettings)(PolicyGradientConfig.training)`` below it if type checkers shall know them.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # The builder's signature and docstring show the algorithm's own defaults.
         if "training_settings" in vars(cls):
-            cls.training = takes(cls.training_settings)(inspect.unwrap(PolicyGradientConfig.training))  # type: ignore[method-assign]
+            training: Any = takes(cls.training_settings)(inspect.unwrap(PolicyGradientConfig.training))
+            # mypy takes a method that is assigned for a mistake; this one takes the same knobs as the one it replaces.
+            cls.training = training  # type: ignore[method-assign]
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        for settings in (self.training_settings, GenerationSettings):
+        groups: tuple[type[Settings], ...] = (self.training_settings, GenerationSettings)
+        for settings in groups:
             for field in dataclasses.fields(settings):
                 setattr(self, field.name, default_of(field))
         self.framework_str = "torch"
@@ -75,7 +102,11 @@ class PolicyGradientConfig(AlgorithmConfig):
 
     @takes(TrainingSettings)
     def training(self: _Self, **kwargs: Any) -> _Self:
-        """Sets the objective, the optimiser and the batch."""
+        """Sets the objective, the optimiser and the batch.
+
+        A Tune search space may stand for any value; type checkers, to which it is none, accept
+        ``update_from_dict({"lr": tune.grid_search([1e-6, 1e-5])})``.
+        """
         super().training(**kwargs)
         return self
 
@@ -85,7 +116,7 @@ class PolicyGradientConfig(AlgorithmConfig):
         del kwargs  # every accepted name is a setting
         return self
 
-    def rl_module(self: _Self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> _Self:
+    def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
         if isinstance(model_config, dict) and os.path.isdir(model_config.get("path") or ""):
             model_config = {**model_config, "path": os.path.abspath(model_config["path"])}
@@ -109,7 +140,27 @@ class PolicyGradientConfig(AlgorithmConfig):
             ModelError: The model folder cannot be used.
             EngineError: The chosen engine is not installed.
         """
-        validation.validate(self)
+        generation = self.settings(GenerationSettings)
+        if not self.in_evaluation:
+            validation.check_training(
+                self.settings(self.training_settings),
+                generation,
+                recomputes_old_log_probs=self.recompute_old_log_probs,
+                no_effect={
+                    "minibatch_size": self.minibatch_size,
+                    "train_batch_size_per_learner": self._train_batch_size_per_learner,
+                },
+            )
+        validation.check_generation(
+            generation,
+            num_envs_per_env_runner=self.num_envs_per_env_runner,
+            training=not self.in_evaluation,
+        )
+        model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
+        check_language_env_spec(self.env, self.env_config)
+        validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
+        load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
+        check_engine(generation.engine or default_engine())
         # Spends RLlib's once-per-process notice about its new API stack, the only one these algorithms have.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
@@ -123,53 +174,21 @@ class PolicyGradientConfig(AlgorithmConfig):
         return config
 
     @property
-    def old_log_probs_are_fixed(self) -> bool:
-        """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
-        return self.old_log_probs != "auto" or self._is_off_policy
-
-    @property
     def recompute_old_log_probs(self) -> bool:
         """Whether the ratio's denominator is the learner's own log-probs, as far as settings say; see the learner."""
-        if self.old_log_probs != "auto":
-            return self.old_log_probs == "learner"
         exact = self.engine_dtype == "float32" and not (self._model_config or {}).get("autocast_dtype")
-        return self._is_off_policy or not exact
-
-    @property
-    def _is_off_policy(self) -> bool:
-        return self.rollout_correction != "none" or self.max_staleness > 0
-
-    @property
-    def uses_critic(self) -> bool:
-        """Whether a critic is trained."""
-        return self.advantage_estimator == "gae"
-
-    @property
-    def group_selection(self) -> GroupSelection:
-        """Which of the sampled groups and trajectories are trained on."""
-        return GroupSelection(
-            zero_variance_groups=self.zero_variance_groups,
-            zero_variance_metric=self.zero_variance_metric,
-            truncated_trajectories=self.truncated_trajectories,
-            truncated_return=self.truncated_return,
-        )
-
-    @property
-    def resampling_budget(self) -> int:
-        """Most extra groups an iteration samples."""
-        return self.max_resampled_groups if self.zero_variance_groups == "resample" else 0
-
-    @property
-    def penalises_in_loss(self) -> bool:
-        """Whether the divergence from the reference is part of the loss."""
-        return self.kl_coeff > 0.0 and self.kl_placement == "loss"
+        return recomputes_old_log_probs(self, exact=exact)
 
     @property
     def resolved_token_sum_length(self) -> int:
         """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
         if self.reduction != "token_sum":
             return 1
-        return self.token_sum_length or resolve_max_model_len(self)
+        return self.token_sum_length or self._resolved_max_model_len
+
+    @property
+    def _resolved_max_model_len(self) -> int:
+        return resolve_max_model_len(self.max_model_len, self.model_config or {})
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:

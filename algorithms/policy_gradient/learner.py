@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ReferenceLogProbs
 from gspo_rllib.learners import statistics
 from gspo_rllib.learners.language_learner import LanguageLearner
@@ -42,26 +43,33 @@ class PolicyGradientLearner(LanguageLearner):
     engine_noise: float | None = None
     """Mean |log s| of a trajectory (of the worst token, under a ratio per token or turn), None before it is known."""
 
+    @functools.cached_property
+    def settings(self) -> TrainingSettings:
+        """The settings of training, as they were when the learner was built."""
+        return TrainingSettings.of(self.config)
+
     @property
     def recomputes_old_log_probs(self) -> bool:
         """With ``old_log_probs="auto"``: whether the measured noise is too near the clip range for the engine's."""
-        config = self.config
-        if config.old_log_probs_are_fixed or self.engine_noise is None:
-            return bool(config.recompute_old_log_probs)
+        settings = self.settings
+        if settings.old_log_probs_are_fixed or self.engine_noise is None:
+            return super().recomputes_old_log_probs
         # Noise that is not a number is not small.
-        return not self.engine_noise <= NEGLIGIBLE_NOISE * self.clip_scale * min(config.clip_low, config.clip_high)
+        return not self.engine_noise <= NEGLIGIBLE_NOISE * self.clip_scale * min(settings.clip_low, settings.clip_high)
 
+    # mypy wants an attribute where the base class has one; this one follows from the settings, and is only read.
     @property
     def trains_on_zero_advantages(self) -> bool:  # type: ignore[override]
         """A penalty in the loss and a critic have a gradient where there is no advantage."""
-        return bool(self.config.penalises_in_loss or self.config.entropy_coeff or self.config.uses_critic)
+        settings = self.settings
+        return bool(settings.penalises_in_loss or settings.entropy_coeff or settings.uses_critic)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW for the policy, and another one for the critic if there is one."""
         super().configure_optimizers_for_module(module_id, config)
         critic = self.module[module_id].critic_parameters()
         if critic:
-            lr = self.config.lr if self.config.vf_lr is None else self.config.vf_lr
+            lr = self.settings.lr if self.settings.vf_lr is None else self.settings.vf_lr
             self._register_adamw(module_id, critic, lr=lr, name="critic")
 
     def compute_loss_for_module(
@@ -71,26 +79,27 @@ class PolicyGradientLearner(LanguageLearner):
 
         Args:
             module_id: RLlib's name of the policy.
-            config: The algorithm's.
+            config: RLlib's view of the settings; the loss reads ``settings``.
             batch: A packed row (``columns``), with the ``MinibatchPlan`` of the whole minibatch.
             fwd_out: ``logp`` and ``entropy`` of its sampled tokens.
         """
+        settings = self.settings
         table = TokenTable(batch)
         mask_BT = table.mask_BT
         logp_BT, old_BT = table(fwd_out[columns.LOGP]), table(batch[columns.OLD_LOGP])
         advantage_BT = table(batch[columns.ADVANTAGES])
-        if config.advantage_aggregation == "trajectory_mean":
+        if settings.advantage_aggregation == "trajectory_mean":
             advantage_BT = trajectory_mean_advantages(advantage_BT, mask_BT)
         weights_BT = None
-        if config.rollout_correction != "none":
+        if settings.rollout_correction != "none":
             weights_BT = rollout_correction(
                 old_BT,
                 table(batch[columns.BEHAVIOR_LOGP]),
                 mask_BT,
-                mode=config.rollout_correction,
-                level=config.rollout_correction_level,
-                low=config.rollout_correction_low,
-                high=config.rollout_correction_high,
+                mode=settings.rollout_correction,
+                level=settings.rollout_correction_level,
+                low=settings.rollout_correction_low,
+                high=settings.rollout_correction_high,
             )
         reduction = self._reduction(batch, table)
         scale = self._clip_scale(mask_BT.sum(dim=1))
@@ -99,25 +108,25 @@ class PolicyGradientLearner(LanguageLearner):
             old_BT,
             advantage_BT,
             mask_BT,
-            importance_sampling_level=config.importance_sampling_level,
-            clip_low=scale * config.clip_low,
-            clip_high=scale * config.clip_high,
-            surrogate=config.surrogate,
-            dual_clip=config.dual_clip,
-            sapo_temperature_positive=config.sapo_temperature_positive,
-            sapo_temperature_negative=config.sapo_temperature_negative,
+            importance_sampling_level=settings.importance_sampling_level,
+            clip_low=scale * settings.clip_low,
+            clip_high=scale * settings.clip_high,
+            surrogate=settings.surrogate,
+            dual_clip=settings.dual_clip,
+            sapo_temperature_positive=settings.sapo_temperature_positive,
+            sapo_temperature_negative=settings.sapo_temperature_negative,
             weights_BT=weights_BT,
             **reduction,
         )
-        if config.penalises_in_loss:
-            kl_BT = kl_estimate(logp_BT, table(batch[columns.REFERENCE_LOGP]), estimator=config.kl_estimator)
-            loss = loss + config.kl_coeff * reduce_tokens(kl_BT, mask_BT, **reduction)
-        if config.entropy_coeff:
-            loss = loss - config.entropy_coeff * reduce_tokens(table(fwd_out[columns.ENTROPY]), mask_BT, **reduction)
-        if config.uses_critic:
+        if settings.penalises_in_loss:
+            kl_BT = kl_estimate(logp_BT, table(batch[columns.REFERENCE_LOGP]), estimator=settings.kl_estimator)
+            loss = loss + settings.kl_coeff * reduce_tokens(kl_BT, mask_BT, **reduction)
+        if settings.entropy_coeff:
+            loss = loss - settings.entropy_coeff * reduce_tokens(table(fwd_out[columns.ENTROPY]), mask_BT, **reduction)
+        if settings.uses_critic:
             error_BT = table(fwd_out[columns.VALUES]) - table(batch[columns.VALUE_TARGETS])
-            vf_loss = reduce_tokens(error_BT.square().clamp(max=config.vf_clip_param), mask_BT, **reduction)
-            loss = loss + config.vf_loss_coeff * vf_loss
+            vf_loss = reduce_tokens(error_BT.square().clamp(max=settings.vf_clip_param), mask_BT, **reduction)
+            loss = loss + settings.vf_loss_coeff * vf_loss
             if not batch.get(columns.EMPTY):
                 self._log_critic(batch, fwd_out, vf_loss)
         if not batch.get(columns.EMPTY):
@@ -127,29 +136,29 @@ class PolicyGradientLearner(LanguageLearner):
     def _reduction(self, batch: dict[str, Any], table: TokenTable) -> dict[str, Any]:
         """How the objective and every penalty become this micro-batch's part of the mean over the whole minibatch."""
         return {
-            "reduction": self.config.reduction,
+            "reduction": self.settings.reduction,
             "turn_ids_BT": table(batch[columns.TURN_INDEX]),
-            "denominator": batch[columns.PLAN].denominator(self.config.reduction),
+            "denominator": batch[columns.PLAN].denominator(self.settings.reduction),
             "token_sum_length": self._token_sum_length,
         }
 
     @functools.cached_property
     def _token_sum_length(self) -> int:
-        return self.config.resolved_token_sum_length
+        return int(self.config.resolved_token_sum_length)
 
     def _clip_scale(self, length_B: Tensor) -> Any:
-        if self.config.clip_scaling == "length":
-            return length_clip_scale(length_B, reference_length=self.config.clip_reference_length)
+        if self.settings.clip_scaling == "length":
+            return length_clip_scale(length_B, reference_length=self.settings.clip_reference_length)
         return self.clip_scale
 
     def on_statistics(self, values: dict[str, float]) -> None:
         """Logs the update; moves the clip range towards its target; notes the noise. Alike on every rank."""
-        if self.config.clip_scaling == "target":
+        if self.settings.clip_scaling == "target":
             values[statistics.CLIP_SCALE] = self.clip_scale
             self.clip_scale = next_clip_scale(
-                self.clip_scale, values.get(statistics.CLIP_FRACTION), target=self.config.clip_target_fraction
+                self.clip_scale, values.get(statistics.CLIP_FRACTION), target=self.settings.clip_target_fraction
             )
-        per_trajectory = self.config.importance_sampling_level.startswith("sequence")
+        per_trajectory = self.settings.importance_sampling_level.startswith("sequence")
         if statistics.SEQUENCE_GAP_MEAN in values:
             self.engine_noise = values[statistics.SEQUENCE_GAP_MEAN if per_trajectory else statistics.LOGP_GAP_MAX]
         super().on_statistics(values)
@@ -201,7 +210,7 @@ class PolicyGradientLearner(LanguageLearner):
         add(statistics.KL_TO_BEHAVIOR, k3(behavior_L, logp_L).sum(), num_sampled)
         add(statistics.ENTROPY, fwd_out[columns.ENTROPY].sum(), num_sampled)
         if columns.REFERENCE_LOGP in batch:
-            kl_L = kl_estimate(logp_L, batch[columns.REFERENCE_LOGP], estimator=self.config.kl_estimator)
+            kl_L = kl_estimate(logp_L, batch[columns.REFERENCE_LOGP], estimator=self.settings.kl_estimator)
             add(statistics.KL_TO_REFERENCE, kl_L.sum(), num_sampled)
         if weights_BT is not None:
             add(statistics.CORRECTION_WEIGHT_MEAN, weights_BT[table.mask_BT].sum(), num_sampled)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, get_args
+from typing import Any, Literal, get_args
 
-from gspo_rllib.driver.selection import TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
-from gspo_rllib.knobs import Settings, knob
+from gspo_rllib.driver.selection import GroupSelection, TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
+from gspo_rllib.env_runners.settings import GroupSettings
+from gspo_rllib.knobs import knob, settings_dataclass
+from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.ops import (
     CORRECTION_LEVELS,
     CORRECTION_MODES,
@@ -14,41 +15,42 @@ from gspo_rllib.ops import (
     KL_ESTIMATORS,
     REDUCTIONS,
     SURROGATES,
+    CorrectionLevel,
+    CorrectionMode,
+    ImportanceSamplingLevel,
+    KLEstimator,
+    Reduction,
+    Surrogate,
 )
 
 TURN_ESTIMATORS = ("turn_returns", "step_groups")
 ADVANTAGE_ESTIMATORS = ("group_z_score", "group_mean", "leave_one_out", "reward_parts", *TURN_ESTIMATORS, "gae")
 
-_PAPER = "arXiv:2507.18071v2 §5.1"
+_PPO = "arXiv:1707.06347v2"
+_GRPO = "arXiv:2402.03300v3"
 _SAPO = "arXiv:2511.20347"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingSettings(Settings):
-    """``.training(...)``."""
+@settings_dataclass
+class TrainingSettings(UpdateSettings, GroupSettings):
+    """``.training(...)``.
 
-    SECTION: ClassVar[str] = "training"
+    The defaults are those the family agrees on (PPO's clipped surrogate, GRPO's group advantage, what verl and TRL do).
+    An algorithm's own table holds what its paper says, with where, also where that is the same. The properties say what
+    follows from the knobs and read nothing else: a config, which holds the same knobs, has them too.
+    """
 
-    group_size: int = knob(
-        8,
-        "Trajectories per task (K); the advantage compares them with each other, so only gae does with 1.",
-        low=1,
-        source="verl, TRL",
-    )
-    groups_per_iteration: int = knob(
-        16, "Tasks per iteration (G); an iteration trains on G·K trajectories.", low=1, source="ours"
-    )
     num_minibatches: int = knob(
-        4, "Optimiser steps an iteration's groups are split into; with 1 the ratio is always 1.", low=1, source=_PAPER
+        4, "Optimiser steps an iteration's groups are split into; with 1 the ratio is always 1.", low=1, source="verl"
     )
-    num_epochs: int = knob(1, "Passes over an iteration's groups.", low=1, source="arXiv:2507.18071v2, one pass")
+    num_epochs: int = knob(1, "Passes over an iteration's groups.", low=1, source="verl, TRL")
     # The objective: advantage x ratio scope x surrogate x reduction + regularisers; see docs/objectives.md.
     advantage_estimator: str = knob(
         "group_z_score",
         "How returns become advantages: within the group per trajectory (group_z_score, group_mean, leave_one_out, "
         "reward_parts), within the group per turn (turn_returns, step_groups), or by a critic per token (gae).",
         choices=ADVANTAGE_ESTIMATORS,
-        source="arXiv:2507.18071v2 eq. 6",
+        source=f"{_GRPO} §4.1.2",
     )
     gamma: float = knob(
         1.0,
@@ -73,31 +75,31 @@ class TrainingSettings(Settings):
         choices=("none", "trajectory_mean"),
         source="ours",
     )
-    importance_sampling_level: str = knob(
-        "sequence",
+    importance_sampling_level: ImportanceSamplingLevel = knob(
+        "token",
         "What one importance ratio spans: the trajectory, the same with per-token gradients, a turn, or a token.",
         choices=IMPORTANCE_SAMPLING_LEVELS,
-        source="arXiv:2507.18071v2 eq. 7",
+        source=f"{_PPO} eq. 7",
     )
-    surrogate: str = knob(
+    surrogate: Surrogate = knob(
         "clip",
         "What is maximised for one ratio and one advantage: clip and dual_clip (PPO's), cispo, sapo, or "
         "policy_gradient (no clip).",
         choices=SURROGATES,
-        source="arXiv:2507.18071v2 eq. 5",
+        source=f"{_PPO} eq. 7",
     )
     clip_low: float = knob(
-        3e-4,
+        0.2,
         "How far below 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo.",
         low=0.0,
         high=1.0,
-        source=_PAPER,
+        source=f"{_PPO} §6.1",
     )
     clip_high: float = knob(
-        4e-4,
+        0.2,
         "How far above 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo.",
         low=0.0,
-        source=_PAPER,
+        source=f"{_PPO} §6.1",
     )
     clip_scaling: str = knob(
         "none",
@@ -110,7 +112,12 @@ class TrainingSettings(Settings):
         1024, "Length at which clip_scaling=length leaves the range as it is.", unit="tokens", low=1, source="ours"
     )
     clip_target_fraction: float = knob(
-        0.15, "Clip fraction that clip_scaling=target aims at.", low=0.0, high=0.9, low_open=True, source=_PAPER
+        0.15,
+        "Clip fraction that clip_scaling=target aims at.",
+        low=0.0,
+        high=0.9,
+        low_open=True,
+        source="arXiv:2507.18071v2 §5.1",
     )
     dual_clip: float = knob(
         3.0,
@@ -125,12 +132,12 @@ class TrainingSettings(Settings):
     sapo_temperature_negative: float = knob(
         1.05, "Sharpness of sapo's gate where the advantage is negative.", low=0.0, low_open=True, source=_SAPO
     )
-    reduction: str = knob(
+    reduction: Reduction = knob(
         "trajectory_mean",
         "What the objective is a mean over: trajectories (each the mean of its tokens), turns (likewise), tokens, or "
         "trajectories as token sums over token_sum_length.",
         choices=REDUCTIONS,
-        source="arXiv:2507.18071v2 eq. 5",
+        source=f"{_GRPO} eq. 3",
     )
     token_sum_length: int | None = knob(
         None,
@@ -140,22 +147,22 @@ class TrainingSettings(Settings):
         source="arXiv:2503.20783v2: the generation budget",
     )
     entropy_coeff: float = knob(
-        0.0, "Entropy bonus, in objective per nat and sampled token.", low=0.0, source="arXiv:2507.18071v2: none"
+        0.0, "Entropy bonus, in objective per nat and sampled token.", low=0.0, source="TRL: none"
     )
     kl_coeff: float = knob(
-        0.0, "Penalty on the divergence from a frozen reference policy, per nat.", low=0.0, source="the authors: none"
+        0.0, "Penalty on the divergence from a frozen reference policy, per nat.", low=0.0, source="TRL: none"
     )
-    kl_estimator: str = knob(
+    kl_estimator: KLEstimator = knob(
         "k3",
         "How one token's divergence is estimated: k1, k2 or k3.",
         choices=KL_ESTIMATORS,
-        source="arXiv:2402.03300v3 eq. 4",
+        source=f"{_GRPO} eq. 4",
     )
     kl_placement: str = knob(
         "loss",
         "Where the penalty goes: into the loss token by token, or off the rewards before the advantages.",
         choices=("loss", "reward"),
-        source="arXiv:2402.03300v3",
+        source=_GRPO,
     )
     reference_path: str | None = knob(
         None, "Model folder or hub name of the reference; None takes the model training starts from.", source="ours"
@@ -185,14 +192,14 @@ class TrainingSettings(Settings):
         low=0,
         source="ours: on-policy; the bound is AReaL's, arXiv:2505.24298",
     )
-    rollout_correction: str = knob(
+    rollout_correction: Literal["none"] | CorrectionMode = knob(
         "none",
         "What is done with the weight between the engine's log-probs and the learner's before its first step: truncate "
         "multiplies the objective by it, cut off at rollout_correction_high; mask drops what is outside the range.",
         choices=("none", *CORRECTION_MODES),
-        source="arXiv:2507.18071v2: none",
+        source="verl: none",
     )
-    rollout_correction_level: str = knob(
+    rollout_correction_level: CorrectionLevel = knob(
         "token",
         "What one such weight spans: a token, or a trajectory (geometric mean or product over its tokens).",
         choices=CORRECTION_LEVELS,
@@ -203,14 +210,14 @@ class TrainingSettings(Settings):
         2.0, "Largest weight: cut off by truncate, dropped by mask.", low=0.0, low_open=True, source="verl"
     )
     # Groups.
-    zero_variance_groups: str = knob(
+    zero_variance_groups: ZeroVarianceGroups = knob(
         "keep",
         "Groups in which all trajectories did equally well: kept with advantage 0, dropped, or replaced by further "
         "groups (dynamic sampling).",
         choices=get_args(ZeroVarianceGroups),
-        source="arXiv:2507.18071v2: kept",
+        source=f"{_GRPO}: kept",
     )
-    zero_variance_metric: str = knob(
+    zero_variance_metric: ZeroVarianceMetric = knob(
         "return",
         'What must differ within a group: the return the environment gave, or info["success"].',
         choices=get_args(ZeroVarianceMetric),
@@ -219,12 +226,12 @@ class TrainingSettings(Settings):
     max_resampled_groups: int = knob(
         32, "Most extra groups an iteration samples for resample.", unit="groups", low=1, source="ours"
     )
-    truncated_trajectories: str = knob(
+    truncated_trajectories: TruncatedTrajectories = knob(
         "keep",
         "Trajectories that were cut short: kept, masked (in no statistic, loss or denominator), or counted as failures "
         "(their return is truncated_return).",
         choices=get_args(TruncatedTrajectories),
-        source="arXiv:2507.18071v2: kept",
+        source="verl, TRL: kept",
     )
     truncated_return: float = knob(0.0, "Return of a trajectory that fail counts as a failure.", source="ours")
     overlong_tokens: int | None = knob(
@@ -237,26 +244,50 @@ class TrainingSettings(Settings):
     overlong_buffer: int = knob(
         64, "Tokens below overlong_tokens over which that loss grows from 0.", unit="tokens", low=1, source="ours"
     )
-    # The update.
-    max_tokens_per_micro_batch: int = knob(
-        16384,
-        "Token budget of one forward and backward pass; changes memory and speed, never the gradient.",
-        unit="tokens",
-        low=1,
-        source="ours",
-    )
-    lr: float | list[Any] = knob(
-        1e-6, "AdamW's learning rate, or an RLlib schedule [[timestep, lr], ...].", low=0.0, source="verl's GSPO recipe"
-    )
-    grad_clip: float | None = knob(
-        1.0,
-        "Largest gradient norm of an optimiser step; None for no limit.",
-        low=0.0,
-        low_open=True,
-        source="verl, TRL",
-    )
-    weight_decay: float = knob(0.01, "AdamW's decay of matrices; vectors are not decayed.", low=0.0, source="verl")
-    adam_betas: tuple[float, ...] | list[Any] = knob(
-        (0.9, 0.999), "AdamW's averaging of gradient and squared gradient.", source="torch"
-    )
-    adam_epsilon: float = knob(1e-8, "Added to AdamW's denominator.", low=0.0, low_open=True, source="torch")
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is trained."""
+        return self.advantage_estimator == "gae"
+
+    @property
+    def penalises_in_loss(self) -> bool:
+        """Whether the divergence from the reference is part of the loss."""
+        return self.kl_coeff > 0.0 and self.kl_placement == "loss"
+
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether the policy that sampled may be another one than the policy before the update."""
+        return self.rollout_correction != "none" or self.max_staleness > 0
+
+    @property
+    def old_log_probs_are_fixed(self) -> bool:
+        """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
+        return self.old_log_probs != "auto" or self.is_off_policy
+
+    @property
+    def group_selection(self) -> GroupSelection:
+        """Which of the sampled groups and trajectories are trained on."""
+        return GroupSelection(
+            zero_variance_groups=self.zero_variance_groups,
+            zero_variance_metric=self.zero_variance_metric,
+            truncated_trajectories=self.truncated_trajectories,
+            truncated_return=self.truncated_return,
+        )
+
+    @property
+    def resampling_budget(self) -> int:
+        """Most extra groups an iteration samples."""
+        return self.max_resampled_groups if self.zero_variance_groups == "resample" else 0
+
+
+def recomputes_old_log_probs(settings: TrainingSettings, *, exact: bool) -> bool:
+    """Whether the ratio's denominator is the learner's own log-probs, as far as settings say.
+
+    Args:
+        settings: The settings.
+        exact: Whether engine and learner both compute in float32.
+    """
+    if settings.old_log_probs != "auto":
+        return settings.old_log_probs == "learner"
+    return settings.is_off_policy or not exact

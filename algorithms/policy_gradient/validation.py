@@ -1,45 +1,38 @@
-"""What is checked before the first actor starts."""
+"""What is checked about the settings themselves before the first actor starts."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
-from gspo_rllib.engines.registry import check_engine, default_engine
-from gspo_rllib.env_pool.factory import check_language_env_spec
-from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
-from gspo_rllib.model_folder import load_tokenizer
-from gspo_rllib.modules.causal_lm import check_model_config
-
-if TYPE_CHECKING:
-    from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 
 logger = logging.getLogger("gspo_rllib")
 
 
-def validate(config: PolicyGradientConfig) -> None:
-    """See ``PolicyGradientConfig.validate``."""
-    if not config.in_evaluation:
-        _check_training(config)
-    _check_generation(config)
-    model = check_model_config(config._model_config if isinstance(config._model_config, dict) else {})
-    check_language_env_spec(config.env, config.env_config)
-    path, trust = str(model["path"]), model["trust_remote_code"]
-    _check_context(config)
-    load_tokenizer(path, trust_remote_code=trust)
-    check_engine(config.engine or default_engine())
+def check_training(
+    settings: TrainingSettings,
+    generation: GenerationSettings,
+    *,
+    recomputes_old_log_probs: bool,
+    no_effect: Mapping[str, Any],
+) -> None:
+    """Refuses, or warns about, settings of training that are not what they are called.
 
+    Args:
+        settings: Those of training.
+        generation: Those of sampling, which some of them go with.
+        recomputes_old_log_probs: Whether the ratio's denominator is the learner's own.
+        no_effect: Values of RLlib's own parameters of ``training`` that would change nothing; None where not set.
 
-def _check_training(config: PolicyGradientConfig) -> None:
-    settings = config.settings(config.training_settings)
-    unused = {
-        "minibatch_size": config.minibatch_size,
-        "train_batch_size_per_learner": config._train_batch_size_per_learner,
-    }
-    for name, value in unused.items():
+    Raises:
+        SettingError: A value or a combination is refused.
+    """
+    for name, value in no_effect.items():
         if value is not None:
             raise SettingError(
                 f"training.{name} has no effect here: an iteration trains on groups_per_iteration x group_size "
@@ -53,35 +46,52 @@ def _check_training(config: PolicyGradientConfig) -> None:
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
-    if config.weight_update == "token" and not settings.max_staleness:
+    if generation.weight_update == "token" and not settings.max_staleness:
         raise SettingError(
             "generation.weight_update is 'token', which has no effect with training.max_staleness=0: no turn is being "
             "sampled when weights change. Use 'turn', or max_staleness=1."
         )
-    for problem in refusals(settings, recomputes_old_log_probs=config.recompute_old_log_probs):
+    for problem in refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs):
         raise SettingError(f"training.{problem}")
     for problem in cautions(settings):
         logger.warning("training.%s", problem)
 
 
-def _check_generation(config: PolicyGradientConfig) -> None:
-    settings = config.settings(GenerationSettings)
-    if settings.temperature == 0.0 and not config.in_evaluation:
+def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: int, training: bool) -> None:
+    """Refuses settings of sampling that could not train anything.
+
+    Args:
+        settings: Those of sampling.
+        num_envs_per_env_runner: Trajectories a runner plays at a time.
+        training: Whether they are for training, not for evaluation alone.
+
+    Raises:
+        SettingError: A value is refused.
+    """
+    if settings.temperature == 0.0 and training:
         raise SettingError(
             "generation.temperature is 0: all trajectories of a group would be the same and their advantages 0. Use "
             "1.0 for training; evaluation can be greedy with explore=False."
         )
-    if config.num_envs_per_env_runner < 1:
+    if num_envs_per_env_runner < 1:
         raise SettingError(
-            f"env_runners.num_envs_per_env_runner is {config.num_envs_per_env_runner}; it is the number of "
+            f"env_runners.num_envs_per_env_runner is {num_envs_per_env_runner}; it is the number of "
             "trajectories a runner plays at a time and must be >= 1"
         )
 
 
-def _check_context(config: PolicyGradientConfig) -> None:
-    room = resolve_max_model_len(config)
-    if config.max_tokens_per_turn >= room:
+def check_context(max_tokens_per_turn: int, *, room: int) -> None:
+    """Refuses a context that one reply would fill.
+
+    Args:
+        max_tokens_per_turn: Most tokens of one reply.
+        room: Longest context, in tokens.
+
+    Raises:
+        SettingError: Nothing is left for a prompt.
+    """
+    if max_tokens_per_turn >= room:
         raise SettingError(
-            f"generation.max_tokens_per_turn is {config.max_tokens_per_turn}, which leaves no room for a prompt in a "
+            f"generation.max_tokens_per_turn is {max_tokens_per_turn}, which leaves no room for a prompt in a "
             f"context of {room} tokens. Lower it or raise generation.max_model_len."
         )

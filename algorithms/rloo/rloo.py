@@ -27,6 +27,8 @@ class RLOOConfig(PolicyGradientConfig):
             "advantage_estimator": ("leave_one_out", "arXiv:2402.14740v2"),
             "importance_sampling_level": ("token", "arXiv:2402.14740v2: no ratio; it is 1 with one step"),
             "surrogate": ("policy_gradient", "arXiv:2402.14740v2"),
+            "clip_low": (3e-4, "GSPO's; nothing is clipped, it bounds the noise that old_log_probs=auto takes"),
+            "clip_high": (4e-4, "GSPO's; nothing is clipped, it bounds the noise that old_log_probs=auto takes"),
             "reduction": ("token_sum", "arXiv:2402.14740v2: the log-prob of the whole reply"),
             "token_sum_length": (1, "arXiv:2402.14740v2: the log-prob of the whole reply"),
             "num_minibatches": (1, "arXiv:2402.14740v2: on policy"),

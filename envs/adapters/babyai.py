@@ -153,7 +153,9 @@ class BabyAIEnv(SuiteEnv):
 
 
 def _suite_id(level: str) -> str:
-    levels = {env_id.split("-")[1]: env_id for env_id in gymnasium.registry if env_id.startswith("BabyAI-")}
+    levels: dict[str, str] = {
+        env_id.split("-")[1]: env_id for env_id in gymnasium.registry if env_id.startswith("BabyAI-")
+    }
     grids = {env_id for env_id in gymnasium.registry if env_id.startswith("MiniGrid-")}
     if level not in levels and level not in grids:
         raise SettingError(f"level={level!r}: no such level. {did_you_mean(str(level), [*levels, *grids])}")

@@ -114,7 +114,8 @@ class OpenEnvEnv(SuiteEnv):
             ) from error
         if not isinstance(answer, dict) or answer.get("type") != "observation":
             raise EnvError(f"{self.url} answered to {kind!r}: {json.dumps(answer)[:300]}. Expected an observation.")
-        return answer["data"]
+        observation: dict[str, Any] = answer["data"]
+        return observation
 
     def _shown(self, answer: dict[str, Any]) -> str:
         seen = answer.get("observation")

@@ -102,7 +102,7 @@ class ScienceWorldEnv(SuiteEnv):
 
     def random_action(self, rng: np.random.Generator) -> str:
         """One of the actions that are valid now; listing those takes the simulator most of a second."""
-        actions = sorted(self._game.getValidActionObjectCombinations())
+        actions: list[str] = sorted(self._game.getValidActionObjectCombinations())
         return actions[rng.integers(len(actions))]
 
     def get_state(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class TextWorldExpressEnv(SuiteEnv):
     def _told(self, shown: dict[str, Any]) -> str:
         # The suite lists them in the order of a hash table.
         self._valid = sorted(shown["validActions"])
-        return shown["observation"].strip() + self._hint()
+        return f"{shown['observation'].strip()}{self._hint()}"
 
     def _hint(self) -> str:
         return f"\nActions: {', '.join(self._valid)}" if self.show_actions else ""

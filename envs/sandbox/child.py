@@ -80,7 +80,7 @@ def describe(error: BaseException) -> str:
 def run(code: str, variables: dict[str, Any], seconds: float, output_chars: int) -> tuple[int, str, str]:
     """Runs code among the session's variables; returns the status, the output and the error."""
     printed = Printed(output_chars)
-    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), printed, printed  # type: ignore[assignment]
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), printed, printed
     late = False
 
     def ring(signum: int, frame: Any) -> None:

@@ -64,7 +64,7 @@ def _launch(limits: SandboxLimits) -> Process:
         cwd="/",
     )
     try:
-        return policy.popen(
+        process: Process = policy.popen(
             interpreter(limits, own_memory_limit=False),
             stdin=StdioMode.PIPED,
             stdout=StdioMode.PIPED,
@@ -72,6 +72,7 @@ def _launch(limits: SandboxLimits) -> Process:
         )
     except (RuntimeError, OSError, sandlock.SandlockError) as error:
         raise EnvError(f"sandlock could not start a confined process: {error}. Choose backend='monty'.") from error
+    return process
 
 
 def open_landlock(limits: SandboxLimits) -> CPythonSandbox:

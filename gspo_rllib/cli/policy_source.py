@@ -72,7 +72,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
     source = Path(arguments.checkpoint).expanduser()
     if not (source / "config.json").is_file():
-        config = GSPOConfig.from_state(checkpoints.self_contained_config(checkpoints.verify(source)))
+        config: GSPOConfig = GSPOConfig.from_state(checkpoints.self_contained_config(checkpoints.verify(source)))
     elif arguments.env:
         config = GSPOConfig().rl_module(model_config={"path": str(source)})
     else:
@@ -86,7 +86,8 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     for name in ("engine", "temperature", "max_tokens_per_turn"):
         if getattr(arguments, name) is not None:
             config.generation(**{name: getattr(arguments, name)})
-    return config.debugging(seed=arguments.seed)
+    config.debugging(seed=arguments.seed)
+    return config
 
 
 @contextlib.contextmanager

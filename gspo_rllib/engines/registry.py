@@ -175,6 +175,7 @@ def _refuse_second(spec: EngineSpec) -> None:
 def _factory(name: str, entry: EngineEntry) -> Callable[[EngineSpec], Engine]:
     module, _, attribute = entry.factory.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        factory: Callable[[EngineSpec], Engine] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise EngineError(f"engine {name!r} cannot be loaded from {entry.factory!r}: {error}") from error
+    return factory

@@ -232,7 +232,8 @@ class TransformersEngine:
             use_cache=False,
             attention_plan=plan,
         )
-        return output.logits[0]
+        logits: torch.Tensor = output.logits[0]
+        return logits
 
     @torch.inference_mode()
     def _sample(self, sampling: list[_Running], logits: torch.Tensor) -> list[Generation]:

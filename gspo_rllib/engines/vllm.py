@@ -351,7 +351,10 @@ def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.n
     from transformers.core_model_loading import revert_weight_conversion
 
     single = without_tied(named_weights, layout.all_tied_weights_keys)
-    return revert_weight_conversion(layout, {name: as_tensor(array) for name, array in single.items()})
+    saved: dict[str, torch.Tensor] = revert_weight_conversion(
+        layout, {name: as_tensor(array) for name, array in single.items()}
+    )
+    return saved
 
 
 def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:

@@ -155,4 +155,5 @@ def _tune_creator(name: str) -> Callable[[Any], gym.Env] | None:
 def _context(env_config: dict[str, Any], worker_index: int) -> dict[str, Any]:
     from ray.rllib.env.env_context import EnvContext
 
-    return EnvContext(env_config, worker_index=worker_index)
+    context: dict[str, Any] = EnvContext(env_config, worker_index=worker_index)
+    return context

@@ -30,7 +30,7 @@ class _Slot:
     """Runs a session's calls: at once, or in a daemon thread that may be abandoned at any time."""
 
     def __init__(
-        self, slot: int, session: EnvSession | RemoteSession, answers: queue.SimpleQueue, *, blocking: bool
+        self, slot: int, session: EnvSession | RemoteSession, answers: queue.SimpleQueue[EnvAnswer], *, blocking: bool
     ) -> None:
         self.session = session
         self._slot = slot

@@ -79,7 +79,8 @@ class ChatRenderer:
 
     def decode(self, action_token_ids: list[int]) -> str:
         """The text of a sampled reply, without special tokens; what the environment receives as its action."""
-        return self._tokenizer.decode(action_token_ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(action_token_ids, skip_special_tokens=True)
+        return text
 
     def _system(self) -> list[dict[str, str]]:
         prompt = self.chat.system_prompt
@@ -104,7 +105,7 @@ class ChatRenderer:
             tools = bool(self.chat.tools) and self._shows_tools
         declared: dict[str, Any] = {"tools": list(self.chat.tools)} if tools else {}
         try:
-            rendered: Any = self._tokenizer.apply_chat_template(
+            rendered: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **(declared | self.chat.template_kwargs)
             )
         except TemplateError as error:
@@ -143,20 +144,24 @@ class ChatRenderer:
         return self._encode_frame(before), self._encode_frame(after)
 
     def _encode_frame(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def _encode_plain(self, text: str) -> list[int]:
         # A lone surrogate (json.loads makes them) has no UTF-8 form, and tokenizers raise on it: "?" takes its place.
         sound = text.encode("utf-8", errors="replace").decode("utf-8")
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        ids: list[int]
         if backend is None:
-            return self._tokenizer.encode(sound, add_special_tokens=False, split_special_tokens=True)
+            ids = self._tokenizer.encode(sound, add_special_tokens=False, split_special_tokens=True)
+            return ids
         # What transformers' encode does, without its per-call checks, which take as long as the encoding itself. It
         # sets this flag anew on each of its own calls, as it does truncation and padding.
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
-        return backend.encode(sound, add_special_tokens=False).ids
+        ids = backend.encode(sound, add_special_tokens=False).ids
+        return ids
 
 
 def _with_tools(system_prompt: str | None, chat: ChatSpec) -> str:

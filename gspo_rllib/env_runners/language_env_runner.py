@@ -37,7 +37,7 @@ from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
-from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import NUM_VERSION_REFUSALS
 from gspo_rllib.types import ChatSpec, TrajectoryGroup
@@ -69,6 +69,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
         self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
         self._settings = GenerationSettings.of(self.config)
+        self._group_size = GroupSettings.of(self.config).group_size
         self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._renderers: dict[str, ChatRenderer] = {}
@@ -211,7 +212,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         self._set_module_state(module_state, version)
 
     @override(Checkpointable)
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a copy of this runner is made from."""
         return (), {"config": self.config}
 
@@ -219,10 +220,11 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     def get_metrics(self) -> dict[str, Any]:
         """Metrics of everything sampled since the last call; names in ``gspo_rllib.metrics``."""
         with self._metrics_lock:
-            return self.metrics.reduce()
+            measured: dict[str, Any] = self.metrics.reduce()
+        return measured
 
     @override(EnvRunner)
-    def get_spaces(self) -> dict[str, tuple]:
+    def get_spaces(self) -> dict[str, tuple[Any, Any]]:
         """The text spaces of the environment, under the three keys RLlib reads."""
         spaces = (self._env_spec.observation_space, self._env_spec.action_space)
         return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
@@ -283,7 +285,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         return episodes
 
     def _play_amount(self, num_timesteps: int | None, num_episodes: int | None, explore: bool) -> list[TrajectoryGroup]:
-        size = self.config.group_size
+        size = self._group_size
         wanted = num_episodes if num_episodes is not None else 1
         if num_timesteps is not None:
             wanted = min(self.config.num_envs_per_env_runner, num_timesteps)
@@ -339,7 +341,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
                 pool,
                 lambda: self._make_rollout(pool, self.config.explore),
                 self._make_scheduler([], self._role),
-                weight_update=self.config.weight_update,
+                weight_update=self._settings.weight_update,
                 on_groups=self._hand_out,
             )
         return self._sampler
@@ -357,17 +359,24 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     def _make_scheduler(self, group_ids: list[str], role: Role) -> GroupScheduler[SingleAgentEpisode]:
         return GroupScheduler(
             group_ids,
-            group_size=self.config.group_size,
+            group_size=self._group_size,
             run_seed=self._run_seed,
             role=role,
-            trajectory_retries=self.config.trajectory_retries,
-            ragged_groups=self.config.ragged_groups,
+            trajectory_retries=self._settings.trajectory_retries,
+            ragged_groups=self._settings.ragged_groups,
         )
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
             renderer = self._renderer_for(self._env_spec.chat)
-            spec = engine_spec(self.config, stop_token_ids=renderer.stop_token_ids, worker_index=self.worker_index or 0)
+            spec = engine_spec(
+                self._settings,
+                self.config.model_config,
+                max_num_seqs=self.config.num_envs_per_env_runner,
+                run_seed=self.config.seed,
+                stop_token_ids=renderer.stop_token_ids,
+                worker_index=self.worker_index or 0,
+            )
             self._engine = registry.acquire(spec)
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
@@ -380,14 +389,14 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             self.config.num_envs_per_env_runner,
             blocking=self._env_spec.blocking,
             process=self._env_spec.process,
-            step_timeout_s=self.config.step_timeout_s,
+            step_timeout_s=self._settings.step_timeout_s,
         )
 
     def _renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:
         key = repr(chat)
         if key not in self._renderers:
             if self._tokenizer is None:
-                self._tokenizer = load_runner_tokenizer(self.config)
+                self._tokenizer = load_runner_tokenizer(self.config.model_config)
             self._renderers[key] = ChatRenderer(self._tokenizer, chat)
         return self._renderers[key]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
-from gspo_rllib.knobs import Settings, knob
+from gspo_rllib.knobs import Settings, knob, settings_dataclass
 
 ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
 CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
@@ -19,7 +18,24 @@ CHANGES_THE_SUPPORT = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@settings_dataclass
+class GroupSettings(Settings):
+    """The part of ``.training(...)`` that says how tasks become trajectories."""
+
+    SECTION: ClassVar[str] = "training"
+
+    group_size: int = knob(
+        8,
+        "Trajectories per task (K); the advantage compares them with each other, so only gae does with 1.",
+        low=1,
+        source="verl, TRL",
+    )
+    groups_per_iteration: int = knob(
+        16, "Tasks per iteration (G); an iteration trains on G·K trajectories.", low=1, source="ours"
+    )
+
+
+@settings_dataclass
 class GenerationSettings(Settings):
     """``.generation(...)``."""
 
@@ -39,7 +55,7 @@ class GenerationSettings(Settings):
     max_model_len: int | None = knob(
         None, "Longest context; None takes the model's own.", unit="tokens", low=2, source="the model's config"
     )
-    context_overflow: str = knob(
+    context_overflow: ContextOverflow = knob(
         "truncate",
         "What happens when a conversation outgrows the context: the trajectory ends (truncate), or it goes on in a new "
         "segment that starts from the first turn and the latest ones (sliding_window) or from a summary the policy "
@@ -63,7 +79,7 @@ class GenerationSettings(Settings):
     engine_options: dict[str, Any] = knob(
         {}, "Handed to the engine as they are, e.g. vLLM's tensor_parallel_size.", source="ours"
     )
-    weight_update: str = knob(
+    weight_update: Literal["turn", "token"] = knob(
         "turn",
         "When a runner that plays on while the learners train (max_staleness) takes up new weights: once the turns "
         "that are being sampled have ended, no other starting meanwhile (turn), or at once, within turns (token).",

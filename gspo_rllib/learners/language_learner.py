@@ -7,6 +7,7 @@ noise: every micro-batch divides by the trajectories of the *whole* minibatch ov
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
 from gspo_rllib.packing import packed_rows
@@ -39,7 +41,7 @@ class Minibatch:
         return self._num_turns
 
 
-class _SampledTokens(dict):
+class _SampledTokens(dict[str, Any]):
     """The module's part of a minibatch; its length is what RLlib logs as steps trained: sampled tokens."""
 
     def __init__(self, micro_batches: list[dict[str, Any]], plan: MinibatchPlan) -> None:
@@ -55,24 +57,29 @@ class LanguageLearner(TorchLearner):
     trains_on_zero_advantages: bool = False
     """Whether a trajectory without an advantage may still have a gradient: a penalty's, or a critic's."""
 
+    @functools.cached_property
+    def settings(self) -> UpdateSettings:
+        """What it reads of the settings, as they were when the learner was built."""
+        return UpdateSettings.of(self.config)
+
     @property
     def recomputes_old_log_probs(self) -> bool:
         """Whether this update's old log-probs are the learner's own before its first step, not the engine's."""
         return bool(self.config.recompute_old_log_probs)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """AdamW; biases, norms and other vectors are not decayed."""
-        self._register_adamw(module_id, self.module[module_id].policy_parameters(), lr=config.lr)
+        """AdamW; biases, norms and other vectors are not decayed. ``config`` may be this module's own, by RLlib."""
+        self._register_adamw(module_id, self.module[module_id].policy_parameters(), lr=UpdateSettings.of(config).lr)
 
     def _register_adamw(self, module_id: str, parameters: list[torch.nn.Parameter], *, lr: Any, name: str = "") -> None:
-        config = self.config
+        settings = self.settings
         optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+                {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
                 {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
             ],
-            betas=tuple(config.adam_betas),
-            eps=config.adam_epsilon,
+            betas=tuple(settings.adam_betas),
+            eps=settings.adam_epsilon,
         )
         named = {"optimizer_name": name} if name else {}
         self.register_optimizer(
@@ -109,7 +116,7 @@ class LanguageLearner(TorchLearner):
             members = [t for t in members if t.advantages.any()]
         rows = packed_rows(
             members,
-            max_tokens=self.config.max_tokens_per_micro_batch,
+            max_tokens=self.settings.max_tokens_per_micro_batch,
             sharing=self.module[DEFAULT_MODULE_ID].unwrapped().prefix_sharing(),
             device=self.device,
         )
@@ -126,7 +133,9 @@ class LanguageLearner(TorchLearner):
                 if number:
                     micro_batch[columns.OLD_LOGP] = module.forward_train(micro_batch)[columns.LOGP]
 
-    def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[dict, dict[str, Tensor], dict]:
+    def _uncompiled_update(
+        self, batch: dict[str, Any], **_: Any
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
         """Accumulates the gradient of one minibatch and steps the optimiser."""
         tokens = batch[DEFAULT_MODULE_ID]
         module = self.module[DEFAULT_MODULE_ID]
@@ -156,7 +165,7 @@ class LanguageLearner(TorchLearner):
 
     def _step(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Clips the gradient of each optimiser's parameters on its own and steps all of them, or none."""
-        limit = self.config.grad_clip if self.config.grad_clip is not None else float("inf")
+        limit = self.settings.grad_clip if self.settings.grad_clip is not None else float("inf")
         norms = [
             float(torch.nn.utils.clip_grad_norm_([p for group in o.param_groups for p in group["params"]], limit))
             for o in optimizers

@@ -311,7 +311,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         A critic goes to ``critic.CRITIC_FILE`` below it.
         """
         # RLlib would pickle the weights; the marker keeps its file present and tiny.
-        saved = super().save_to_path(
+        saved: str = super().save_to_path(
             path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
         )
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():

@@ -85,7 +85,8 @@ def prefix_attention(
     if torch.is_autocast_enabled(device):
         # As autocast does for scaled_dot_product_attention.
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
-    out: Tensor = _PrefixAttention.apply(query, key, value, _calls(segment_lengths, segment_prefixes), scaling)
+    calls = _calls(segment_lengths, segment_prefixes)
+    out: Tensor = _PrefixAttention.apply(query, key, value, calls, scaling)  # type: ignore[no-untyped-call]  # torch's
     return out
 
 

@@ -51,7 +51,8 @@ def token_logprobs(
         hidden_LD = hidden_LD.to(torch.get_autocast_dtype(device_type))
     # Autocast is off in the backward pass; the logits computed again there must be the ones of the forward pass.
     with torch.autocast(device_type, enabled=False):
-        logp_L, entropy_L = _TokenLogprobs.apply(hidden_LD, head_VD, token_ids_L, temperature)
+        # torch gives apply no types.
+        logp_L, entropy_L = _TokenLogprobs.apply(hidden_LD, head_VD, token_ids_L, temperature)  # type: ignore[no-untyped-call]
     return logp_L, entropy_L
 
 

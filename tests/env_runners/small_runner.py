@@ -35,6 +35,7 @@ def runner_config(model: str, env: Any = faulty_envs.EchoEnv, **changes: Any) ->
         "max_summary_tokens": 32,
         "weight_update": "turn",
         "group_size": 2,
+        "groups_per_iteration": 1,
         "seed": 0,
         "in_evaluation": False,
     }

@@ -6,15 +6,14 @@ import pytest
 
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.errors import ModelError, SettingError
-from tests.env_runners.small_runner import runner_config
 
 
 def test_the_context_defaults_to_the_models_and_may_not_exceed_it(tiny_dense: str) -> None:
-    assert resolve_max_model_len(runner_config(tiny_dense, max_model_len=None)) == 512
-    assert resolve_max_model_len(runner_config(tiny_dense, max_model_len=100)) == 100
+    assert resolve_max_model_len(None, {"path": tiny_dense}) == 512
+    assert resolve_max_model_len(100, {"path": tiny_dense}) == 100
     with pytest.raises(SettingError, match=r"max_model_len=513.*512"):
-        resolve_max_model_len(runner_config(tiny_dense, max_model_len=513))
+        resolve_max_model_len(513, {"path": tiny_dense})
     with pytest.raises(ModelError, match=r"config\.json"):
-        resolve_max_model_len(runner_config("/no/such/model"))
+        resolve_max_model_len(256, {"path": "/no/such/model"})
     with pytest.raises(SettingError, match="path"):
-        resolve_max_model_len(runner_config(""))
+        resolve_max_model_len(256, {"path": ""})

@@ -9,6 +9,7 @@ import pytest
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import PATIENCE, ClipMonitor
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.learners import statistics
 
 HEALTHY = {
@@ -22,7 +23,8 @@ HEALTHY = {
 
 
 def _monitor(**training: Any) -> ClipMonitor:
-    return ClipMonitor(GSPOConfig().training(**{"old_log_probs": "engine", **training}))
+    config = GSPOConfig().training(**{"old_log_probs": "engine", **training})
+    return ClipMonitor(config.settings(TrainingSettings))
 
 
 def _check(monitor: ClipMonitor, times: int = 1, **values: float) -> list[list[str]]:

@@ -13,7 +13,6 @@ import pytest
 
 from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient import guards
-from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.errors import SettingError
 
 
@@ -279,7 +278,7 @@ def _templates() -> list[re.Pattern[str]]:
 
 def _messages(guard: Guard) -> tuple[list[str], list[str]]:
     """What its settings are refused and cautioned for."""
-    settings = TrainingSettings(**guard.settings)
+    settings = GSPOConfig.training_settings(**guard.settings)
     recomputes = settings.old_log_probs == "learner"
     return list(guards.refusals(settings, recomputes_old_log_probs=recomputes)), list(guards.cautions(settings))
 

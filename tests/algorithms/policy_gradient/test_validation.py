@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -13,6 +14,7 @@ import pytest
 import ray
 
 from gspo_rllib.algorithms import GSPO, GSPOConfig
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.errors import CheckpointError, EngineError, EnvError, ModelError, SettingError
 
 
@@ -146,6 +148,22 @@ def test_every_knob_is_documented_with_default_and_source():
                 line = next(line for line in text.splitlines() if line.startswith(f"    {name}: "))
                 assert f"Default: {parameter.default!r} (" in line
     assert "clip_low: How far below 1" in (GSPOConfig.training.__doc__ or "")
+
+
+def test_settings_are_read_as_one_frozen_object_that_follows_the_config():
+    config = GSPOConfig().training(group_size=4, kl_coeff=0.1)
+    settings = config.settings(TrainingSettings)
+    assert (settings.group_size, settings.penalises_in_loss) == (4, True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.group_size = 8
+    config.group_size = 8
+    assert config.settings(TrainingSettings).group_size == 8
+
+
+@pytest.mark.parametrize("name", [name for name, kind in vars(TrainingSettings).items() if isinstance(kind, property)])
+def test_what_follows_from_settings_is_an_attribute_of_a_config_as_type_checkers_take_it_for(name):
+    config = GSPOConfig().training(zero_variance_groups="resample", kl_coeff=0.1)
+    assert getattr(config, name) == getattr(config.settings(TrainingSettings), name)
 
 
 def test_the_tune_registry_knows_gspo():

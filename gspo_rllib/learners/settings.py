@@ -1,0 +1,37 @@
+"""The knobs of an update that do not depend on what the loss is: default, range, unit, effect and source."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gspo_rllib.knobs import Settings, knob, settings_dataclass
+
+
+@settings_dataclass
+class UpdateSettings(Settings):
+    """The part of ``.training(...)`` that any ``LanguageLearner`` reads."""
+
+    SECTION: ClassVar[str] = "training"
+
+    max_tokens_per_micro_batch: int = knob(
+        16384,
+        "Token budget of one forward and backward pass; changes memory and speed, never the gradient.",
+        unit="tokens",
+        low=1,
+        source="ours",
+    )
+    lr: float | list[Any] = knob(
+        1e-6, "AdamW's learning rate, or an RLlib schedule [[timestep, lr], ...].", low=0.0, source="verl's GSPO recipe"
+    )
+    grad_clip: float | None = knob(
+        1.0,
+        "Largest gradient norm of an optimiser step; None for no limit.",
+        low=0.0,
+        low_open=True,
+        source="verl, TRL",
+    )
+    weight_decay: float = knob(0.01, "AdamW's decay of matrices; vectors are not decayed.", low=0.0, source="verl")
+    adam_betas: tuple[float, ...] | list[Any] = knob(
+        (0.9, 0.999), "AdamW's averaging of gradient and squared gradient.", source="torch"
+    )
+    adam_epsilon: float = knob(1e-8, "Added to AdamW's denominator.", low=0.0, low_open=True, source="torch")
