@@ -15,8 +15,10 @@ from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
 from gspo_rllib.algorithms.policy_gradient import validation
+from gspo_rllib.algorithms.policy_gradient.choices import KL_IN_LOSS, LEARNER_RECOMPUTES, ROLLOUT_CORRECTIONS
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import (
+    ADVANTAGE_ESTIMATORS,
     EpisodesToTokens,
     GeneralAdvantageEstimation,
     GroupAdvantages,
@@ -25,12 +27,13 @@ from gspo_rllib.connectors import (
     ReferenceLogProbs,
     group_estimator,
 )
-from gspo_rllib.driver.selection import GroupSelection
+from gspo_rllib.driver.selection import ZERO_VARIANCE_GROUPS, GroupSelection
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import Settings, default_of, takes
 from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.ops import REDUCTIONS
 
 _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 _S = TypeVar("_S", bound=Settings)
@@ -125,24 +128,25 @@ class PolicyGradientConfig(AlgorithmConfig):
     @property
     def old_log_probs_are_fixed(self) -> bool:
         """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
-        return self.old_log_probs != "auto" or self._is_off_policy
+        return LEARNER_RECOMPUTES[self.old_log_probs] is not None or self._is_off_policy
 
     @property
     def recompute_old_log_probs(self) -> bool:
         """Whether the ratio's denominator is the learner's own log-probs, as far as settings say; see the learner."""
-        if self.old_log_probs != "auto":
-            return self.old_log_probs == "learner"
+        recomputes = LEARNER_RECOMPUTES[self.old_log_probs]
+        if recomputes is not None:
+            return recomputes
         exact = self.engine_dtype == "float32" and not (self._model_config or {}).get("autocast_dtype")
         return self._is_off_policy or not exact
 
     @property
     def _is_off_policy(self) -> bool:
-        return self.rollout_correction != "none" or self.max_staleness > 0
+        return ROLLOUT_CORRECTIONS[self.rollout_correction] is not None or self.max_staleness > 0
 
     @property
     def uses_critic(self) -> bool:
         """Whether a critic is trained."""
-        return self.advantage_estimator == "gae"
+        return ADVANTAGE_ESTIMATORS[self.advantage_estimator].needs_critic
 
     @property
     def group_selection(self) -> GroupSelection:
@@ -157,17 +161,17 @@ class PolicyGradientConfig(AlgorithmConfig):
     @property
     def resampling_budget(self) -> int:
         """Most extra groups an iteration samples."""
-        return self.max_resampled_groups if self.zero_variance_groups == "resample" else 0
+        return self.max_resampled_groups if ZERO_VARIANCE_GROUPS[self.zero_variance_groups].replaces else 0
 
     @property
     def penalises_in_loss(self) -> bool:
         """Whether the divergence from the reference is part of the loss."""
-        return self.kl_coeff > 0.0 and self.kl_placement == "loss"
+        return self.kl_coeff > 0.0 and KL_IN_LOSS[self.kl_placement]
 
     @property
     def resolved_token_sum_length(self) -> int:
         """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
-        if self.reduction != "token_sum":
+        if not REDUCTIONS[self.reduction].needs_length:
             return 1
         return self.token_sum_length or resolve_max_model_len(self)
 
@@ -199,7 +203,7 @@ class PolicyGradientConfig(AlgorithmConfig):
         pipeline.append(EpisodesToTokens(*spaces))
         if self.kl_coeff:
             pipeline.append(ReferenceLogProbs(*spaces, model_config=self._reference_config, max_tokens=max_tokens))
-            if self.kl_placement == "reward":
+            if not KL_IN_LOSS[self.kl_placement]:
                 pipeline.append(KLPenalty(*spaces, kl_coeff=self.kl_coeff, kl_estimator=self.kl_estimator))
         if self.overlong_tokens is not None:
             pipeline.append(OverlongPenalty(*spaces, max_tokens=self.overlong_tokens, buffer=self.overlong_buffer))

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.algorithms.policy_gradient.choices import ADVANTAGE_AGGREGATIONS, CLIP_SCALINGS, ROLLOUT_CORRECTIONS
 from gspo_rllib.connectors import ReferenceLogProbs
 from gspo_rllib.learners import statistics
 from gspo_rllib.learners.language_learner import LanguageLearner
 from gspo_rllib.ops import (
+    Span,
+    clip_span,
     k3,
     kl_estimate,
     length_clip_scale,
@@ -21,7 +24,6 @@ from gspo_rllib.ops import (
     reduce_tokens,
     rollout_correction,
     sequence_log_ratio,
-    trajectory_mean_advantages,
 )
 from gspo_rllib.packing import TokenTable
 
@@ -79,15 +81,16 @@ class PolicyGradientLearner(LanguageLearner):
         mask_BT = table.mask_BT
         logp_BT, old_BT = table(fwd_out[columns.LOGP]), table(batch[columns.OLD_LOGP])
         advantage_BT = table(batch[columns.ADVANTAGES])
-        if config.advantage_aggregation == "trajectory_mean":
-            advantage_BT = trajectory_mean_advantages(advantage_BT, mask_BT)
-        weights_BT = None
-        if config.rollout_correction != "none":
+        aggregate = ADVANTAGE_AGGREGATIONS[config.advantage_aggregation]
+        if aggregate is not None:
+            advantage_BT = aggregate(advantage_BT, mask_BT)
+        weights_BT, correction = None, ROLLOUT_CORRECTIONS[config.rollout_correction]
+        if correction is not None:
             weights_BT = rollout_correction(
                 old_BT,
                 table(batch[columns.BEHAVIOR_LOGP]),
                 mask_BT,
-                mode=config.rollout_correction,
+                mode=correction,
                 level=config.rollout_correction_level,
                 low=config.rollout_correction_low,
                 high=config.rollout_correction_high,
@@ -138,20 +141,22 @@ class PolicyGradientLearner(LanguageLearner):
         return self.config.resolved_token_sum_length
 
     def _clip_scale(self, length_B: Tensor) -> Any:
-        if self.config.clip_scaling == "length":
+        if CLIP_SCALINGS[self.config.clip_scaling].by_length:
             return length_clip_scale(length_B, reference_length=self.config.clip_reference_length)
         return self.clip_scale
 
     def on_statistics(self, values: dict[str, float]) -> None:
         """Logs the update; moves the clip range towards its target; notes the noise. Alike on every rank."""
-        if self.config.clip_scaling == "target":
+        if CLIP_SCALINGS[self.config.clip_scaling].towards_target:
             values[statistics.CLIP_SCALE] = self.clip_scale
             self.clip_scale = next_clip_scale(
                 self.clip_scale, values.get(statistics.CLIP_FRACTION), target=self.config.clip_target_fraction
             )
-        per_trajectory = self.config.importance_sampling_level.startswith("sequence")
+        span = clip_span(self.config.importance_sampling_level, self.config.surrogate)
         if statistics.SEQUENCE_GAP_MEAN in values:
-            self.engine_noise = values[statistics.SEQUENCE_GAP_MEAN if per_trajectory else statistics.LOGP_GAP_MAX]
+            self.engine_noise = values[
+                statistics.SEQUENCE_GAP_MEAN if span is Span.TRAJECTORY else statistics.LOGP_GAP_MAX
+            ]
         super().on_statistics(values)
 
     def reference_files(self) -> dict[str, bytes]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
-from gspo_rllib.driver.selection import TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
+from gspo_rllib.algorithms.policy_gradient.choices import (
+    ADVANTAGE_AGGREGATIONS,
+    CLIP_SCALINGS,
+    KL_IN_LOSS,
+    LEARNER_RECOMPUTES,
+    ROLLOUT_CORRECTIONS,
+)
+from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
+from gspo_rllib.driver.selection import COMPARES_RETURNS, REPLACES_REWARDS, ZERO_VARIANCE_GROUPS
 from gspo_rllib.knobs import Settings, knob
 from gspo_rllib.ops import (
     CORRECTION_LEVELS,
-    CORRECTION_MODES,
     IMPORTANCE_SAMPLING_LEVELS,
     KL_ESTIMATORS,
     REDUCTIONS,
     SURROGATES,
 )
-
-TURN_ESTIMATORS = ("turn_returns", "step_groups")
-ADVANTAGE_ESTIMATORS = ("group_z_score", "group_mean", "leave_one_out", "reward_parts", *TURN_ESTIMATORS, "gae")
 
 _PAPER = "arXiv:2507.18071v2 §5.1"
 _SAPO = "arXiv:2511.20347"
@@ -47,7 +51,7 @@ class TrainingSettings(Settings):
         "group_z_score",
         "How returns become advantages: within the group per trajectory (group_z_score, group_mean, leave_one_out, "
         "reward_parts), within the group per turn (turn_returns, step_groups), or by a critic per token (gae).",
-        choices=ADVANTAGE_ESTIMATORS,
+        choices=tuple(ADVANTAGE_ESTIMATORS),
         source="arXiv:2507.18071v2 eq. 6",
     )
     gamma: float = knob(
@@ -70,20 +74,20 @@ class TrainingSettings(Settings):
         "none",
         "trajectory_mean replaces advantages per token or turn by their mean over the trajectory's tokens, as AReaL "
         "does under a sequence ratio.",
-        choices=("none", "trajectory_mean"),
+        choices=tuple(ADVANTAGE_AGGREGATIONS),
         source="ours",
     )
     importance_sampling_level: str = knob(
         "sequence",
         "What one importance ratio spans: the trajectory, the same with per-token gradients, a turn, or a token.",
-        choices=IMPORTANCE_SAMPLING_LEVELS,
+        choices=tuple(IMPORTANCE_SAMPLING_LEVELS),
         source="arXiv:2507.18071v2 eq. 7",
     )
     surrogate: str = knob(
         "clip",
         "What is maximised for one ratio and one advantage: clip and dual_clip (PPO's), cispo, sapo, or "
         "policy_gradient (no clip).",
-        choices=SURROGATES,
+        choices=tuple(SURROGATES),
         source="arXiv:2507.18071v2 eq. 5",
     )
     clip_low: float = knob(
@@ -103,7 +107,7 @@ class TrainingSettings(Settings):
         "none",
         "length multiplies the clip range by sqrt(clip_reference_length / sampled tokens) of each trajectory; target "
         "moves it after every update towards clip_target_fraction.",
-        choices=("none", "length", "target"),
+        choices=tuple(CLIP_SCALINGS),
         source="ours; length after arXiv:2509.09177",
     )
     clip_reference_length: int = knob(
@@ -129,7 +133,7 @@ class TrainingSettings(Settings):
         "trajectory_mean",
         "What the objective is a mean over: trajectories (each the mean of its tokens), turns (likewise), tokens, or "
         "trajectories as token sums over token_sum_length.",
-        choices=REDUCTIONS,
+        choices=tuple(REDUCTIONS),
         source="arXiv:2507.18071v2 eq. 5",
     )
     token_sum_length: int | None = knob(
@@ -148,13 +152,13 @@ class TrainingSettings(Settings):
     kl_estimator: str = knob(
         "k3",
         "How one token's divergence is estimated: k1, k2 or k3.",
-        choices=KL_ESTIMATORS,
+        choices=tuple(KL_ESTIMATORS),
         source="arXiv:2402.03300v3 eq. 4",
     )
     kl_placement: str = knob(
         "loss",
         "Where the penalty goes: into the loss token by token, or off the rewards before the advantages.",
-        choices=("loss", "reward"),
+        choices=tuple(KL_IN_LOSS),
         source="arXiv:2402.03300v3",
     )
     reference_path: str | None = knob(
@@ -173,7 +177,7 @@ class TrainingSettings(Settings):
         "Denominator of the ratio: the engine's log-probs, or the learner's own before its first step. auto takes the "
         "engine's while their measured noise is below a tenth of the clip range (before it is measured: where both "
         "compute in float32), and the learner's own with stale data or a rollout correction.",
-        choices=("auto", "engine", "learner"),
+        choices=tuple(LEARNER_RECOMPUTES),
         source="ours: bf16 noise is about ten times the clip range",
     )
     max_staleness: int = knob(
@@ -189,13 +193,13 @@ class TrainingSettings(Settings):
         "none",
         "What is done with the weight between the engine's log-probs and the learner's before its first step: truncate "
         "multiplies the objective by it, cut off at rollout_correction_high; mask drops what is outside the range.",
-        choices=("none", *CORRECTION_MODES),
+        choices=tuple(ROLLOUT_CORRECTIONS),
         source="arXiv:2507.18071v2: none",
     )
     rollout_correction_level: str = knob(
         "token",
         "What one such weight spans: a token, or a trajectory (geometric mean or product over its tokens).",
-        choices=CORRECTION_LEVELS,
+        choices=tuple(CORRECTION_LEVELS),
         source="verl",
     )
     rollout_correction_low: float = knob(0.5, "Smallest weight that mask keeps.", low=0.0, source="verl, IcePop")
@@ -207,13 +211,13 @@ class TrainingSettings(Settings):
         "keep",
         "Groups in which all trajectories did equally well: kept with advantage 0, dropped, or replaced by further "
         "groups (dynamic sampling).",
-        choices=get_args(ZeroVarianceGroups),
+        choices=tuple(ZERO_VARIANCE_GROUPS),
         source="arXiv:2507.18071v2: kept",
     )
     zero_variance_metric: str = knob(
         "return",
         'What must differ within a group: the return the environment gave, or info["success"].',
-        choices=get_args(ZeroVarianceMetric),
+        choices=tuple(COMPARES_RETURNS),
         source="DAPO: the outcome",
     )
     max_resampled_groups: int = knob(
@@ -223,7 +227,7 @@ class TrainingSettings(Settings):
         "keep",
         "Trajectories that were cut short: kept, masked (in no statistic, loss or denominator), or counted as failures "
         "(their return is truncated_return).",
-        choices=get_args(TruncatedTrajectories),
+        choices=tuple(REPLACES_REWARDS),
         source="arXiv:2507.18071v2: kept",
     )
     truncated_return: float = knob(0.0, "Return of a trajectory that fail counts as a failure.", source="ours")

@@ -9,7 +9,7 @@ from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
-from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.env_runners.settings import TAKES_UP_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules.causal_lm import check_model_config
@@ -53,10 +53,10 @@ def _check_training(config: PolicyGradientConfig) -> None:
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
-    if config.weight_uptake == "token" and not settings.max_staleness:
+    if TAKES_UP_WITHIN_TURNS[config.weight_uptake] and not settings.max_staleness:
         raise SettingError(
-            "generation.weight_uptake is 'token', which has no effect with training.max_staleness=0: no turn is being "
-            "sampled when weights change. Use 'turn', or max_staleness=1."
+            f"generation.weight_uptake is {config.weight_uptake!r}, which has no effect with "
+            "training.max_staleness=0: no turn is being sampled when weights change. Use 'turn', or max_staleness=1."
         )
     for problem in refusals(settings, recomputes_old_log_probs=config.recompute_old_log_probs):
         raise SettingError(f"training.{problem}")

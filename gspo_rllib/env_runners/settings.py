@@ -11,7 +11,10 @@ from gspo_rllib.knobs import Settings, knob
 ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
 CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
 
-WEIGHT_UPTAKES = ("turn", "token")
+TAKES_UP_WITHIN_TURNS: dict[str, bool] = {"turn": False, "token": True}
+"""Every ``weight_uptake``, and whether the tokens of one turn may be of several weights."""
+
+WEIGHT_UPTAKES = tuple(TAKES_UP_WITHIN_TURNS)
 
 CHANGES_THE_SUPPORT = (
     "it samples from another distribution than the one the learner scores, so the ratio would not be one at the start. "

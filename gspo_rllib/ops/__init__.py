@@ -24,17 +24,29 @@ from gspo_rllib.ops.policy_loss import MAX_LOG_RATIO, policy_loss
 from gspo_rllib.ops.ratios import (
     IMPORTANCE_SAMPLING_LEVELS,
     ImportanceSamplingLevel,
+    RatioTraits,
     log_ratio,
     sequence_log_ratio,
     token_log_ratio,
     turn_log_ratio,
 )
-from gspo_rllib.ops.reductions import REDUCTIONS, Reduction, reduce_tokens, token_weights, tokens_per_turn, weighted_sum
+from gspo_rllib.ops.reductions import (
+    REDUCTIONS,
+    Reduction,
+    ReductionTraits,
+    reduce_tokens,
+    token_weights,
+    tokens_per_turn,
+    weighted_sum,
+)
+from gspo_rllib.ops.spans import Span
 from gspo_rllib.ops.surrogates import (
     SURROGATES,
     Surrogate,
+    SurrogateTraits,
     binding_clip,
     cispo_surrogate,
+    clip_span,
     clipped_surrogate,
     dual_clipped_surrogate,
     soft_gated_surrogate,
@@ -55,10 +67,15 @@ __all__ = [
     "CorrectionMode",
     "ImportanceSamplingLevel",
     "KLEstimator",
+    "RatioTraits",
     "Reduction",
+    "ReductionTraits",
+    "Span",
     "Surrogate",
+    "SurrogateTraits",
     "binding_clip",
     "cispo_surrogate",
+    "clip_span",
     "clipped_surrogate",
     "dual_clipped_surrogate",
     "gae",
