@@ -85,21 +85,23 @@ class TrainingSettings(Settings):
     )
     surrogate: str = knob(
         "clip",
-        "What is maximised for one ratio and one advantage: clip and dual_clip (PPO's), cispo, sapo, or "
-        "policy_gradient (no clip).",
+        "What is maximised for one ratio and one advantage: clip and dual_clip (PPO's), cispo, sapo, "
+        "policy_gradient (no clip), or log_clip (the ratio is made of token ratios that were clipped one by one).",
         choices=tuple(SURROGATES),
         source="arXiv:2507.18071v2 eq. 5",
     )
     clip_low: float = knob(
         3e-4,
-        "How far below 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo.",
+        "How far below 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo. Of log_clip: how "
+        "far below 0 a token's log-ratio may go.",
         low=0.0,
         high=1.0,
         source=_PAPER,
     )
     clip_high: float = knob(
         4e-4,
-        "How far above 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo.",
+        "How far above 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo. Of log_clip: how "
+        "far above 0 a token's log-ratio may go.",
         low=0.0,
         source=_PAPER,
     )

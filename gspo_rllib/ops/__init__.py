@@ -52,6 +52,7 @@ from gspo_rllib.ops.surrogates import (
     soft_gated_surrogate,
     surrogate_objective,
 )
+from gspo_rllib.ops.token_clip import hold_clipped_tokens
 from gspo_rllib.ops.token_logprobs import token_logprobs
 from gspo_rllib.ops.value_estimates import gae
 
@@ -81,6 +82,7 @@ __all__ = [
     "gae",
     "group_mean_baseline",
     "group_z_score",
+    "hold_clipped_tokens",
     "k1",
     "k2",
     "k3",

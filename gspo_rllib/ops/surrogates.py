@@ -3,7 +3,7 @@
 Shapes:  elementwise, any shape; clip bounds broadcast against it.
 Source:  clip: Schulman et al. 2017, arXiv:1707.06347, with the asymmetric range of arXiv:2507.18071v2 §5.1;
          dual clip: Ye et al. 2019, arXiv:1912.09729; CISPO: MiniMax 2025, arXiv:2506.13585;
-         soft gate (SAPO): arXiv:2511.20347.
+         soft gate (SAPO): arXiv:2511.20347; log clip (GMPO): arXiv:2507.20673v3, see ``token_clip``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gspo_rllib.ops.ratios import IMPORTANCE_SAMPLING_LEVELS
 from gspo_rllib.ops.spans import Span
+from gspo_rllib.ops.token_clip import hold_clipped_tokens
 
-Surrogate = Literal["clip", "dual_clip", "cispo", "sapo", "policy_gradient"]
+Surrogate = Literal["clip", "dual_clip", "cispo", "sapo", "policy_gradient", "log_clip"]
 """How ratio and advantage become an objective; each one's function is below."""
 
 Bound = Float[Tensor, "..."] | float | int
@@ -179,6 +180,10 @@ def _nowhere(ratio: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> _Sides:
     return nowhere, nowhere.clone()
 
 
+def _hold(logp: Tensor, old_logp: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> tuple[Tensor, _Sides]:
+    return hold_clipped_tokens(logp, old_logp, advantage, clip_low=knobs.clip_low, clip_high=knobs.clip_high)
+
+
 @dataclasses.dataclass(frozen=True)
 class SurrogateTraits:
     """What follows from a surrogate.
@@ -186,6 +191,8 @@ class SurrogateTraits:
     Attributes:
         objective: Ratio, advantage, log-probability and knobs -> what is maximised, per token.
         binding: Ratio, advantage and knobs -> where its clip has an effect, below the range and above it.
+        hold: Log-probabilities, old ones, advantage and knobs -> the log-probabilities that the ratio is made of, and
+            where the clip has an effect; None: the clip is of the ratio.
         clips_gradient: Whether a token outside ``clip_low`` … ``clip_high`` loses its gradient.
         clip_span: The tokens that share one decision of the clip; None: those that share a ratio.
         has_ceiling: Whether ``dual_clip`` bounds the ratio of a negative advantage.
@@ -195,6 +202,7 @@ class SurrogateTraits:
 
     objective: Callable[[Tensor, Tensor, Tensor, SurrogateKnobs], Tensor]
     binding: Callable[[Tensor, Tensor, SurrogateKnobs], _Sides] = _nowhere
+    hold: Callable[[Tensor, Tensor, Tensor, SurrogateKnobs], tuple[Tensor, _Sides]] | None = None
     clips_gradient: bool = False
     clip_span: Span | None = None
     has_ceiling: bool = False
@@ -210,8 +218,29 @@ SURROGATES: dict[str, SurrogateTraits] = {
     "cispo": SurrogateTraits(_cispo_objective, _outside),
     "sapo": SurrogateTraits(_soft_gate_objective),
     "policy_gradient": SurrogateTraits(_plain_objective, bounds_policy=False),
+    "log_clip": SurrogateTraits(
+        _plain_objective,
+        hold=_hold,
+        clips_gradient=True,
+        clip_span=Span.TOKEN,
+        token_range="GMPO uses 0.4 and 0.4, which are of each token's log-ratio",
+    ),
 }
 """Every ``Surrogate`` and what follows from it."""
+
+
+def surrogate_traits(surrogate: str) -> SurrogateTraits:
+    """What follows from that name.
+
+    Args:
+        surrogate: A name in ``SURROGATES``.
+
+    Raises:
+        ValueError: An unknown surrogate.
+    """
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate={surrogate!r}; allowed: {', '.join(SURROGATES)}")
+    return SURROGATES[surrogate]
 
 
 def clip_span(importance_sampling_level: str, surrogate: str) -> Span:
@@ -241,13 +270,14 @@ def surrogate_objective(
     sapo_temperature_positive: float | int = 1.0,
     sapo_temperature_negative: float | int = 1.05,
 ) -> Float[Tensor, "..."]:
-    """The surrogate of that name; ``"policy_gradient"`` is s A, without a clip.
+    """The surrogate of that name; ``"policy_gradient"`` is s A, without a clip, and so is ``"log_clip"`` at this point.
 
     Args:
         ratio: Importance ratio s, differentiable.
         advantage: Advantage A, constant.
         logp: Log-probability (nats) of the token, differentiable; only ``"cispo"`` uses it.
-        surrogate: ``"clip"`` | ``"dual_clip"`` | ``"cispo"`` | ``"sapo"`` | ``"policy_gradient"``.
+        surrogate: ``"clip"`` | ``"dual_clip"`` | ``"cispo"`` | ``"sapo"`` | ``"policy_gradient"`` | ``"log_clip"``,
+            whose clip comes before the ratio: ``hold_clipped_tokens``.
         clip_low: Ratio range below 1.
         clip_high: Ratio range above 1.
         dual_clip: c of ``"dual_clip"``; > 1.
@@ -257,10 +287,8 @@ def surrogate_objective(
     Raises:
         ValueError: An unknown surrogate, or a number outside its range.
     """
-    if surrogate not in SURROGATES:
-        raise ValueError(f"surrogate={surrogate!r}; allowed: {', '.join(SURROGATES)}")
     knobs = SurrogateKnobs(clip_low, clip_high, dual_clip, sapo_temperature_positive, sapo_temperature_negative)
-    return SURROGATES[surrogate].objective(ratio, advantage, logp, knobs)
+    return surrogate_traits(surrogate).objective(ratio, advantage, logp, knobs)
 
 
 def binding_clip(
@@ -275,7 +303,8 @@ def binding_clip(
     """Where the clip has an effect: below the range, and above it. Boolean tensors of the same shape.
 
     For ``"clip"`` and ``"dual_clip"`` that is where the gradient is 0; for ``"cispo"`` where the weight is not the
-    ratio itself (the gradient stays); ``"sapo"`` and ``"policy_gradient"`` have no clip.
+    ratio itself (the gradient stays); ``"sapo"`` and ``"policy_gradient"`` have no clip, and ``"log_clip"`` none of a
+    ratio, see ``hold_clipped_tokens``.
 
     Args:
         ratio: Importance ratio s.
@@ -289,7 +318,7 @@ def binding_clip(
         >>> binding_clip(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), clip_low=0.1, clip_high=0.2)
         (tensor([False, False]), tensor([ True, False]))
     """
-    return SURROGATES[surrogate].binding(ratio, advantage, SurrogateKnobs(clip_low, clip_high, dual_clip))
+    return surrogate_traits(surrogate).binding(ratio, advantage, SurrogateKnobs(clip_low, clip_high, dual_clip))
 
 
 def _clip(ratio: Tensor, clip_low: Bound, clip_high: Bound) -> Tensor:
