@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for _ in range(options.iterations):
         result = algo.train()
         statistics = result["learners"]["default_policy"]
-        success = result["env_runners"].get("success", float("nan"))
+        success = result["env_runners"]["success_mean"]
         print(
             f"iteration {result['training_iteration']:3d}  return {result['env_runners']['episode_return_mean']:.3f}  "
             f"success {success:.3f}  |residual| {statistics[RESIDUAL]:.4f}",
