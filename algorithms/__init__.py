@@ -11,6 +11,7 @@ from ray.tune.registry import register_trainable
 from gspo_rllib.algorithms.cispo.cispo import CISPO, CISPOConfig
 from gspo_rllib.algorithms.dapo.dapo import DAPO, DAPOConfig
 from gspo_rllib.algorithms.dr_grpo.dr_grpo import DrGRPO, DrGRPOConfig
+from gspo_rllib.algorithms.gmpo.gmpo import GMPO, GMPOConfig
 from gspo_rllib.algorithms.grpo.grpo import GRPO, GRPOConfig
 from gspo_rllib.algorithms.gspo.gspo import GSPO, GSPOConfig
 from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO, LanguagePPOConfig
@@ -19,7 +20,7 @@ from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.rloo.rloo import RLOO, RLOOConfig
 
 ALGORITHMS: dict[str, type[PolicyGradient]] = {
-    algorithm.__name__: algorithm for algorithm in (GSPO, GRPO, DAPO, DrGRPO, RLOO, CISPO, LanguagePPO)
+    algorithm.__name__: algorithm for algorithm in (GSPO, GRPO, DAPO, DrGRPO, RLOO, CISPO, GMPO, LanguagePPO)
 }
 """Every algorithm by the name that Tune and ``run.algorithm`` in a YAML config know it by."""
 
@@ -30,6 +31,7 @@ __all__ = [
     "ALGORITHMS",
     "CISPO",
     "DAPO",
+    "GMPO",
     "GRPO",
     "GSPO",
     "RLOO",
@@ -37,6 +39,7 @@ __all__ = [
     "DAPOConfig",
     "DrGRPO",
     "DrGRPOConfig",
+    "GMPOConfig",
     "GRPOConfig",
     "GSPOConfig",
     "LanguagePPO",

@@ -56,6 +56,7 @@ OBJECTIVES: dict[str, list[str]] = {
     "DrGRPO": ["run.algorithm=DrGRPO", "training.clip_low=0.2", "training.clip_high=0.2"],
     "RLOO": ["run.algorithm=RLOO", "training.lr=2e-4"],
     "CISPO": ["run.algorithm=CISPO", "training.clip_low=1.0", "training.clip_high=4.0"],
+    "GMPO": ["run.algorithm=GMPO", "training.num_minibatches=4", "training.clip_low=0.4", "training.clip_high=0.4"],
     "LanguagePPO": [
         "run.algorithm=LanguagePPO",
         "training.clip_low=0.2",

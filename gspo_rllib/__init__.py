@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import CISPO as CISPO
     from gspo_rllib.algorithms import DAPO as DAPO
+    from gspo_rllib.algorithms import GMPO as GMPO
     from gspo_rllib.algorithms import GRPO as GRPO
     from gspo_rllib.algorithms import GSPO as GSPO
     from gspo_rllib.algorithms import RLOO as RLOO
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gspo_rllib.algorithms import DAPOConfig as DAPOConfig
     from gspo_rllib.algorithms import DrGRPO as DrGRPO
     from gspo_rllib.algorithms import DrGRPOConfig as DrGRPOConfig
+    from gspo_rllib.algorithms import GMPOConfig as GMPOConfig
     from gspo_rllib.algorithms import GRPOConfig as GRPOConfig
     from gspo_rllib.algorithms import GSPOConfig as GSPOConfig
     from gspo_rllib.algorithms import LanguagePPO as LanguagePPO
@@ -46,6 +48,8 @@ _HOMES = {
     "DAPOConfig": "gspo_rllib.algorithms",
     "DrGRPO": "gspo_rllib.algorithms",
     "DrGRPOConfig": "gspo_rllib.algorithms",
+    "GMPO": "gspo_rllib.algorithms",
+    "GMPOConfig": "gspo_rllib.algorithms",
     "GRPO": "gspo_rllib.algorithms",
     "GRPOConfig": "gspo_rllib.algorithms",
     "GSPO": "gspo_rllib.algorithms",
@@ -59,6 +63,7 @@ _HOMES = {
 __all__ = [
     "CISPO",
     "DAPO",
+    "GMPO",
     "GRPO",
     "GSPO",
     "RLOO",
@@ -67,6 +72,7 @@ __all__ = [
     "DAPOConfig",
     "DrGRPO",
     "DrGRPOConfig",
+    "GMPOConfig",
     "GRPOConfig",
     "GSPOConfig",
     "GSPOError",

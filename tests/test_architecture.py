@@ -76,10 +76,16 @@ def test_every_module_says_what_it_is_for() -> None:
 
 # Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
 SPANNING = {
+    "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
+    "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
+    "envs/test_exports.py": "public names",
+    "ops/test_masked_trajectories.py": "every objective: what is masked weighs nothing",
     "test_architecture.py": "the shape of the tree",
+    "test_conftest.py": "a skipped test fails the run that allows none",
     "test_docs.py": "documents, and every doctest",
     "test_learning.py": "training runs, from the environment to the weights",
     "test_packaging.py": "the wheel and the pinned list",
+    "test_pages.py": "links, tables and the index of the documents",
     "test_peer_claims.py": "bugs of other implementations, in ops, connectors and packing",
     "test_peer_claims_learner.py": "bugs of other implementations, with a model in the learner",
 }
@@ -102,16 +108,20 @@ TESTED_IN = {
     "env_pool/session.py": "env_pool/test_pool.py",
     "env_runners/": "env_runners/test_rollout.py",
     "envs/adapters/": "envs/adapters/test_suite.py",
+    "envs/checked_subject.py": "envs/test_checker_instances.py",
     "envs/checked_play.py": "envs/test_checker.py",
     "envs/sandbox/": "contracts/test_sandboxes.py",
     "envs/spaces.py": "contracts/test_envs.py",
+    "envs/text_task.py": "contracts/test_native_envs.py",
     "envs/tools/schemas.py": "envs/tools/test_declare.py",
     "errors.py": "cli/test_main.py",
     "knobs.py": "algorithms/policy_gradient/test_validation.py",
+    "learners/settings.py": "algorithms/policy_gradient/test_validation.py",
     "metrics.py": "cli/test_progress.py",
     "model_folder.py": "algorithms/policy_gradient/test_validation.py",
     "modules/attention.py": "modules/test_prefix_attention.py",
     "modules/hidden_states.py": "modules/test_critic.py",
+    "ops/spans.py": "algorithms/policy_gradient/test_choices.py",
     "types.py": "env_runners/test_rollout.py",
     "warmstart/student.py": "warmstart/test_imitation.py",
 }

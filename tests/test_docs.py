@@ -18,7 +18,7 @@ import gymnasium
 import pytest
 import torch
 
-from gspo_rllib import metrics, ops
+from gspo_rllib import columns, metrics, ops
 from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
@@ -338,3 +338,49 @@ def test_every_file_of_the_environments_has_a_line() -> None:
         f"adapters/{name}.py" for name in ("__init__", "suite", "jvm", "randomness")
     }
     assert files <= linked
+
+
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+
+
+def _paths_named(text: str) -> list[str]:
+    """Everything between backticks that is written like a path of this project."""
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir()} - {".git", ".venv"}
+    quoted = re.findall(r"`([^`\s]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    paths = [name for name in quoted if name.partition("/")[0] in tops or re.fullmatch(r"[\w-]+\.(?:md|toml)", name)]
+    return [path for path in paths if not re.search(r"-v\d+$", path)]  # the id of an environment
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = _paths_named(CONTRIBUTING.read_text())
+    assert len(named) >= 30
+    # NAME stands for one of several: there must be an example to look at.
+    assert not [name for name in named if not list(ROOT.glob(name.rstrip("/").replace("NAME", "*")))]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_list_for_an_algorithm_is_what_every_algorithm_has(name: str) -> None:
+    module = inspect.getmodule(ALGORITHMS[name])
+    assert module is not None and module.__file__
+    folder = Path(module.__file__).parent.name
+    files = [row[0] for row in _rows(_section(CONTRIBUTING, "Add an algorithm")) if "NAME" in row[0]]
+    sources = [file.replace("NAME", folder) for file in files if file.startswith("algorithms/")]
+    assert len(sources) == 3 and not [source for source in sources if not (ROOT / source).is_file()]
+    text = (ROOT / "benchmarks" / "learning.py").read_text(), (ROOT / "pyproject.toml").read_text()
+    assert f'"{name}": [' in text[0] and f'"gspo_rllib.algorithms.{folder}"' in text[1]
+
+
+def test_a_loss_of_ones_own_is_the_example_that_the_objectives_show() -> None:
+    section = _section(OBJECTIVES, "A loss of your own")
+    (call,) = re.findall(r"learner_class=(\w+)", section)
+    assert f"class {call}(" in (ROOT / "examples" / "custom_loss.py").read_text()
+    for name in re.findall(r"columns\.([A-Z_]+)", section):
+        assert hasattr(columns, name), name
+    for module, attribute in {
+        "gspo_rllib.learners.language_learner": "LanguageLearner",
+        "gspo_rllib.algorithms.policy_gradient.learner": "PolicyGradientLearner",
+    }.items():
+        assert module in section and attribute in section
+        learner = getattr(importlib.import_module(module), attribute)
+        assert all(hasattr(learner, name) for name in ("own_statistics", "trains_on_zero_advantages"))
+        assert hasattr(learner, "recomputes_old_log_probs")

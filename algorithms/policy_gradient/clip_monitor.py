@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gspo_rllib.algorithms.policy_gradient.choices import LEARNER_RECOMPUTES
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.learners import statistics
+from gspo_rllib.ops import SURROGATES, Span, clip_span
 
 INERT_BELOW = 1e-3
 """Clip fraction under which the clip might as well not be there."""
@@ -35,6 +37,9 @@ class ClipMonitor:
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
+        self._span = clip_span(settings.importance_sampling_level, settings.surrogate)
+        # Under "auto" the learner leaves the engine's log-probs by itself once they are noisy.
+        self._uses_engine = LEARNER_RECOMPUTES[settings.old_log_probs] is False
         self._streaks: dict[str, int] = {}
 
     def check(self, values: Mapping[str, Any]) -> list[str]:
@@ -43,16 +48,14 @@ class ClipMonitor:
         Args:
             values: Names in ``gspo_rllib.learners.statistics`` to what the update measured.
         """
-        if self._settings.surrogate not in ("clip", "dual_clip"):
+        if not SURROGATES[self._settings.surrogate].clips_gradient:
             return []
         fraction = values.get(statistics.CLIP_FRACTION, math.nan)
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, math.nan)
         # A healthy token ratio is clipped at about one token in a thousand, and a token's noise is no trajectory's.
-        averaged = self._settings.importance_sampling_level != "token"
-        # Under "auto" the learner leaves the engine's log-probs by itself once they are this noisy.
-        uses_engine = self._settings.old_log_probs == "engine"
+        averaged = self._span is not Span.TOKEN
         findings = {
-            "floor": (floor, averaged and uses_engine and floor >= self._range(values), 1),
+            "floor": (floor, averaged and self._uses_engine and floor >= self._range(values), 1),
             "inert": (fraction, averaged and fraction < INERT_BELOW, PATIENCE),
             "saturated": (fraction, fraction > SATURATED_ABOVE, PATIENCE),
         }
@@ -65,6 +68,14 @@ class ClipMonitor:
             if found and self._streaks[name] == patience:
                 warnings.append(getattr(self, f"_describe_{name}")(values))
         return warnings
+
+    @property
+    def _unit(self) -> str:
+        return "trajectories" if self._span is Span.TRAJECTORY else "a trajectory's tokens"
+
+    @property
+    def _usual(self) -> str:
+        return " (the paper reports about 15 %)" if self._span is Span.TRAJECTORY else ""
 
     def _range(self, values: Mapping[str, float]) -> float:
         scale = values.get(statistics.CLIP_SCALE, 1.0)
@@ -79,8 +90,8 @@ class ClipMonitor:
 
     def _describe_inert(self, values: Mapping[str, float]) -> str:
         return (
-            f"clipping is inert: {values[statistics.CLIP_FRACTION]:.2%} of trajectories in each of {PATIENCE} updates "
-            f"(the paper reports about 15 %). Likely cause: {self._why_inert(values)}"
+            f"clipping is inert: {values[statistics.CLIP_FRACTION]:.2%} of {self._unit} in each of {PATIENCE} updates"
+            f"{self._usual}. Likely cause: {self._why_inert(values)}"
         )
 
     def _why_inert(self, values: Mapping[str, float]) -> str:
@@ -95,8 +106,8 @@ class ClipMonitor:
 
     def _describe_saturated(self, values: Mapping[str, float]) -> str:
         return (
-            f"clipping is saturated: {values[statistics.CLIP_FRACTION]:.0%} of trajectories in each of {PATIENCE} "
-            f"updates (the paper reports about 15 %). Likely cause: {self._why_saturated(values)}"
+            f"clipping is saturated: {values[statistics.CLIP_FRACTION]:.0%} of {self._unit} in each of {PATIENCE} "
+            f"updates{self._usual}. Likely cause: {self._why_saturated(values)}"
         )
 
     def _why_saturated(self, values: Mapping[str, float]) -> str:
@@ -113,7 +124,7 @@ class ClipMonitor:
                 "the same weights, so they score different tokens or distributions (temperature, chat template, head)."
             )
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, 0.0)
-        if floor >= self._range(values) and self._settings.old_log_probs == "engine":
+        if floor >= self._range(values) and self._uses_engine:
             return f'engine mismatch: the noise floor is {floor:.1e}; set training.old_log_probs="learner".'
         moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
         return (

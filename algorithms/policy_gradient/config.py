@@ -34,6 +34,7 @@ from gspo_rllib.knobs import Settings, default_of, takes
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.causal_lm import check_model_config
+from gspo_rllib.ops import REDUCTIONS
 
 _S = TypeVar("_S", bound=Settings)
 # A builder that ``takes`` decorates says so with a variable: mypy loses typing.Self there.
@@ -182,7 +183,7 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def resolved_token_sum_length(self) -> int:
         """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
-        if self.reduction != "token_sum":
+        if not REDUCTIONS[self.reduction].needs_length:
             return 1
         return self.token_sum_length or self._resolved_max_model_len
 
@@ -218,7 +219,7 @@ class PolicyGradientConfig(_FlatSettings):
         pipeline.append(EpisodesToTokens(*spaces))
         if self.kl_coeff:
             pipeline.append(ReferenceLogProbs(*spaces, model_config=self._reference_config, max_tokens=max_tokens))
-            if self.kl_placement == "reward":
+            if not self.penalises_in_loss:
                 pipeline.append(KLPenalty(*spaces, kl_coeff=self.kl_coeff, kl_estimator=self.kl_estimator))
         if self.overlong_tokens is not None:
             pipeline.append(OverlongPenalty(*spaces, max_tokens=self.overlong_tokens, buffer=self.overlong_buffer))

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.algorithms.policy_gradient.choices import ADVANTAGE_AGGREGATIONS, CLIP_SCALINGS, ROLLOUT_CORRECTIONS
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ReferenceLogProbs
 from gspo_rllib.learners import statistics
 from gspo_rllib.learners.language_learner import LanguageLearner
 from gspo_rllib.ops import (
+    Span,
+    clip_span,
     k3,
     kl_estimate,
     length_clip_scale,
@@ -22,7 +25,6 @@ from gspo_rllib.ops import (
     reduce_tokens,
     rollout_correction,
     sequence_log_ratio,
-    trajectory_mean_advantages,
 )
 from gspo_rllib.packing import TokenTable
 
@@ -88,15 +90,16 @@ class PolicyGradientLearner(LanguageLearner):
         mask_BT = table.mask_BT
         logp_BT, old_BT = table(fwd_out[columns.LOGP]), table(batch[columns.OLD_LOGP])
         advantage_BT = table(batch[columns.ADVANTAGES])
-        if settings.advantage_aggregation == "trajectory_mean":
-            advantage_BT = trajectory_mean_advantages(advantage_BT, mask_BT)
-        weights_BT = None
-        if settings.rollout_correction != "none":
+        aggregate = ADVANTAGE_AGGREGATIONS[settings.advantage_aggregation]
+        if aggregate is not None:
+            advantage_BT = aggregate(advantage_BT, mask_BT)
+        weights_BT, correction = None, ROLLOUT_CORRECTIONS[settings.rollout_correction]
+        if correction is not None:
             weights_BT = rollout_correction(
                 old_BT,
                 table(batch[columns.BEHAVIOR_LOGP]),
                 mask_BT,
-                mode=settings.rollout_correction,
+                mode=correction,
                 level=settings.rollout_correction_level,
                 low=settings.rollout_correction_low,
                 high=settings.rollout_correction_high,
@@ -147,20 +150,22 @@ class PolicyGradientLearner(LanguageLearner):
         return int(self.config.resolved_token_sum_length)
 
     def _clip_scale(self, length_B: Tensor) -> Any:
-        if self.settings.clip_scaling == "length":
+        if CLIP_SCALINGS[self.settings.clip_scaling].by_length:
             return length_clip_scale(length_B, reference_length=self.settings.clip_reference_length)
         return self.clip_scale
 
     def on_statistics(self, values: dict[str, float]) -> None:
         """Logs the update; moves the clip range towards its target; notes the noise. Alike on every rank."""
-        if self.settings.clip_scaling == "target":
+        if CLIP_SCALINGS[self.settings.clip_scaling].towards_target:
             values[statistics.CLIP_SCALE] = self.clip_scale
             self.clip_scale = next_clip_scale(
                 self.clip_scale, values.get(statistics.CLIP_FRACTION), target=self.settings.clip_target_fraction
             )
-        per_trajectory = self.settings.importance_sampling_level.startswith("sequence")
+        span = clip_span(self.settings.importance_sampling_level, self.settings.surrogate)
         if statistics.SEQUENCE_GAP_MEAN in values:
-            self.engine_noise = values[statistics.SEQUENCE_GAP_MEAN if per_trajectory else statistics.LOGP_GAP_MAX]
+            self.engine_noise = values[
+                statistics.SEQUENCE_GAP_MEAN if span is Span.TRAJECTORY else statistics.LOGP_GAP_MAX
+            ]
         super().on_statistics(values)
 
     def reference_files(self) -> dict[str, bytes]:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from gspo_rllib.driver.selection import GroupSelection, TruncatedTrajectories, ZeroVarianceGroups, ZeroVarianceMetric
+from gspo_rllib.algorithms.policy_gradient.choices import (
+    ADVANTAGE_AGGREGATIONS,
+    CLIP_SCALINGS,
+    KL_IN_LOSS,
+    LEARNER_RECOMPUTES,
+    ROLLOUT_CORRECTIONS,
+)
+from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
+from gspo_rllib.driver.selection import (
+    COMPARES_RETURNS,
+    REPLACES_REWARDS,
+    ZERO_VARIANCE_GROUPS,
+    GroupSelection,
+    TruncatedTrajectories,
+    ZeroVarianceGroups,
+    ZeroVarianceMetric,
+)
 from gspo_rllib.env_runners.settings import GroupSettings
 from gspo_rllib.knobs import knob, settings_dataclass
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.ops import (
     CORRECTION_LEVELS,
-    CORRECTION_MODES,
     IMPORTANCE_SAMPLING_LEVELS,
     KL_ESTIMATORS,
     REDUCTIONS,
@@ -22,9 +37,6 @@ from gspo_rllib.ops import (
     Reduction,
     Surrogate,
 )
-
-TURN_ESTIMATORS = ("turn_returns", "step_groups")
-ADVANTAGE_ESTIMATORS = ("group_z_score", "group_mean", "leave_one_out", "reward_parts", *TURN_ESTIMATORS, "gae")
 
 _PPO = "arXiv:1707.06347v2"
 _GRPO = "arXiv:2402.03300v3"
@@ -49,7 +61,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "group_z_score",
         "How returns become advantages: within the group per trajectory (group_z_score, group_mean, leave_one_out, "
         "reward_parts), within the group per turn (turn_returns, step_groups), or by a critic per token (gae).",
-        choices=ADVANTAGE_ESTIMATORS,
+        choices=tuple(ADVANTAGE_ESTIMATORS),
         source=f"{_GRPO} §4.1.2",
     )
     gamma: float = knob(
@@ -72,32 +84,34 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "none",
         "trajectory_mean replaces advantages per token or turn by their mean over the trajectory's tokens, as AReaL "
         "does under a sequence ratio.",
-        choices=("none", "trajectory_mean"),
+        choices=tuple(ADVANTAGE_AGGREGATIONS),
         source="ours",
     )
     importance_sampling_level: ImportanceSamplingLevel = knob(
         "token",
         "What one importance ratio spans: the trajectory, the same with per-token gradients, a turn, or a token.",
-        choices=IMPORTANCE_SAMPLING_LEVELS,
+        choices=tuple(IMPORTANCE_SAMPLING_LEVELS),
         source=f"{_PPO} eq. 7",
     )
     surrogate: Surrogate = knob(
         "clip",
-        "What is maximised for one ratio and one advantage: clip and dual_clip (PPO's), cispo, sapo, or "
-        "policy_gradient (no clip).",
-        choices=SURROGATES,
+        "What is maximised for one ratio and one advantage: clip and dual_clip (PPO's), cispo, sapo, "
+        "policy_gradient (no clip), or log_clip (the ratio is made of token ratios that were clipped one by one).",
+        choices=tuple(SURROGATES),
         source=f"{_PPO} eq. 7",
     )
     clip_low: float = knob(
         0.2,
-        "How far below 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo.",
+        "How far below 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo. Of log_clip: how "
+        "far below 0 a token's log-ratio may go.",
         low=0.0,
         high=1.0,
         source=f"{_PPO} §6.1",
     )
     clip_high: float = knob(
         0.2,
-        "How far above 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo.",
+        "How far above 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo. Of log_clip: how "
+        "far above 0 a token's log-ratio may go.",
         low=0.0,
         source=f"{_PPO} §6.1",
     )
@@ -105,7 +119,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "none",
         "length multiplies the clip range by sqrt(clip_reference_length / sampled tokens) of each trajectory; target "
         "moves it after every update towards clip_target_fraction.",
-        choices=("none", "length", "target"),
+        choices=tuple(CLIP_SCALINGS),
         source="ours; length after arXiv:2509.09177",
     )
     clip_reference_length: int = knob(
@@ -136,7 +150,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "trajectory_mean",
         "What the objective is a mean over: trajectories (each the mean of its tokens), turns (likewise), tokens, or "
         "trajectories as token sums over token_sum_length.",
-        choices=REDUCTIONS,
+        choices=tuple(REDUCTIONS),
         source=f"{_GRPO} eq. 3",
     )
     token_sum_length: int | None = knob(
@@ -155,13 +169,13 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     kl_estimator: KLEstimator = knob(
         "k3",
         "How one token's divergence is estimated: k1, k2 or k3.",
-        choices=KL_ESTIMATORS,
+        choices=tuple(KL_ESTIMATORS),
         source=f"{_GRPO} eq. 4",
     )
     kl_placement: str = knob(
         "loss",
         "Where the penalty goes: into the loss token by token, or off the rewards before the advantages.",
-        choices=("loss", "reward"),
+        choices=tuple(KL_IN_LOSS),
         source=_GRPO,
     )
     reference_path: str | None = knob(
@@ -180,7 +194,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "Denominator of the ratio: the engine's log-probs, or the learner's own before its first step. auto takes the "
         "engine's while their measured noise is below a tenth of the clip range (before it is measured: where both "
         "compute in float32), and the learner's own with stale data or a rollout correction.",
-        choices=("auto", "engine", "learner"),
+        choices=tuple(LEARNER_RECOMPUTES),
         source="ours: bf16 noise is about ten times the clip range",
     )
     max_staleness: int = knob(
@@ -196,13 +210,13 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "none",
         "What is done with the weight between the engine's log-probs and the learner's before its first step: truncate "
         "multiplies the objective by it, cut off at rollout_correction_high; mask drops what is outside the range.",
-        choices=("none", *CORRECTION_MODES),
+        choices=tuple(ROLLOUT_CORRECTIONS),
         source="verl: none",
     )
     rollout_correction_level: CorrectionLevel = knob(
         "token",
         "What one such weight spans: a token, or a trajectory (geometric mean or product over its tokens).",
-        choices=CORRECTION_LEVELS,
+        choices=tuple(CORRECTION_LEVELS),
         source="verl",
     )
     rollout_correction_low: float = knob(0.5, "Smallest weight that mask keeps.", low=0.0, source="verl, IcePop")
@@ -214,13 +228,13 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "keep",
         "Groups in which all trajectories did equally well: kept with advantage 0, dropped, or replaced by further "
         "groups (dynamic sampling).",
-        choices=get_args(ZeroVarianceGroups),
+        choices=tuple(ZERO_VARIANCE_GROUPS),
         source=f"{_GRPO}: kept",
     )
     zero_variance_metric: ZeroVarianceMetric = knob(
         "return",
         'What must differ within a group: the return the environment gave, or info["success"].',
-        choices=get_args(ZeroVarianceMetric),
+        choices=tuple(COMPARES_RETURNS),
         source="DAPO: the outcome",
     )
     max_resampled_groups: int = knob(
@@ -230,7 +244,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "keep",
         "Trajectories that were cut short: kept, masked (in no statistic, loss or denominator), or counted as failures "
         "(their return is truncated_return).",
-        choices=get_args(TruncatedTrajectories),
+        choices=tuple(REPLACES_REWARDS),
         source="verl, TRL: kept",
     )
     truncated_return: float = knob(0.0, "Return of a trajectory that fail counts as a failure.", source="ours")
@@ -248,22 +262,22 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     @property
     def uses_critic(self) -> bool:
         """Whether a critic is trained."""
-        return self.advantage_estimator == "gae"
+        return ADVANTAGE_ESTIMATORS[self.advantage_estimator].needs_critic
 
     @property
     def penalises_in_loss(self) -> bool:
         """Whether the divergence from the reference is part of the loss."""
-        return self.kl_coeff > 0.0 and self.kl_placement == "loss"
+        return self.kl_coeff > 0.0 and KL_IN_LOSS[self.kl_placement]
 
     @property
     def is_off_policy(self) -> bool:
         """Whether the policy that sampled may be another one than the policy before the update."""
-        return self.rollout_correction != "none" or self.max_staleness > 0
+        return ROLLOUT_CORRECTIONS[self.rollout_correction] is not None or self.max_staleness > 0
 
     @property
     def old_log_probs_are_fixed(self) -> bool:
         """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
-        return self.old_log_probs != "auto" or self.is_off_policy
+        return LEARNER_RECOMPUTES[self.old_log_probs] is not None or self.is_off_policy
 
     @property
     def group_selection(self) -> GroupSelection:
@@ -278,7 +292,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     @property
     def resampling_budget(self) -> int:
         """Most extra groups an iteration samples."""
-        return self.max_resampled_groups if self.zero_variance_groups == "resample" else 0
+        return self.max_resampled_groups if ZERO_VARIANCE_GROUPS[self.zero_variance_groups].replaces else 0
 
 
 def recomputes_old_log_probs(settings: TrainingSettings, *, exact: bool) -> bool:
@@ -288,6 +302,5 @@ def recomputes_old_log_probs(settings: TrainingSettings, *, exact: bool) -> bool
         settings: The settings.
         exact: Whether engine and learner both compute in float32.
     """
-    if settings.old_log_probs != "auto":
-        return settings.old_log_probs == "learner"
-    return settings.is_off_policy or not exact
+    recomputes = LEARNER_RECOMPUTES[settings.old_log_probs]
+    return recomputes if recomputes is not None else settings.is_off_policy or not exact

@@ -8,7 +8,7 @@ from typing import Any
 
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
-from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError
 
 logger = logging.getLogger("gspo_rllib")
@@ -46,10 +46,10 @@ def check_training(
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
-    if generation.weight_update == "token" and not settings.max_staleness:
+    if UPDATES_WITHIN_TURNS[generation.weight_update] and not settings.max_staleness:
         raise SettingError(
-            "generation.weight_update is 'token', which has no effect with training.max_staleness=0: no turn is being "
-            "sampled when weights change. Use 'turn', or max_staleness=1."
+            f"generation.weight_update is {generation.weight_update!r}, which has no effect with "
+            "training.max_staleness=0: no turn is being sampled when weights change. Use 'turn', or max_staleness=1."
         )
     for problem in refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs):
         raise SettingError(f"training.{problem}")

@@ -2,11 +2,18 @@
 
 from gspo_rllib.connectors.episodes_to_tokens import EpisodesToTokens, token_trajectory
 from gspo_rllib.connectors.gae import GeneralAdvantageEstimation
-from gspo_rllib.connectors.group_advantages import GroupAdvantages, group_estimator
+from gspo_rllib.connectors.group_advantages import (
+    ADVANTAGE_ESTIMATORS,
+    AdvantageTraits,
+    GroupAdvantages,
+    group_estimator,
+)
 from gspo_rllib.connectors.reference_log_probs import ReferenceLogProbs
 from gspo_rllib.connectors.reward_shaping import KLPenalty, OverlongPenalty
 
 __all__ = [
+    "ADVANTAGE_ESTIMATORS",
+    "AdvantageTraits",
     "EpisodesToTokens",
     "GeneralAdvantageEstimation",
     "GroupAdvantages",

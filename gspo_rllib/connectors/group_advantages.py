@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from gspo_rllib import columns
 from gspo_rllib.errors import EnvError
 from gspo_rllib.ops import (
+    Span,
     group_mean_baseline,
     group_z_score,
     leave_one_out,
@@ -92,10 +92,78 @@ Estimator = Callable[[GroupOutcome], Tensor]
 """A group's outcome -> advantages, [K] or [K, N]."""
 
 
+class EstimatorKnobs(NamedTuple):
+    """The numbers that estimators are set with; each uses some of them. See ``group_estimator``."""
+
+    gamma: float = 1.0
+    step_weight: float = 1.0
+    part_weights: dict[str, float] | None = None
+
+
+def _of_returns(function: Callable[[Tensor], Tensor]) -> Callable[[EstimatorKnobs], Estimator]:
+    return lambda knobs: lambda outcome: function(outcome.return_K)
+
+
+def _reward_parts(knobs: EstimatorKnobs) -> Estimator:
+    weights = knobs.part_weights or {}
+    names = sorted(weights)
+    weight_P = torch.tensor([weights[n] for n in names], dtype=torch.float64)
+    return lambda outcome: reward_parts_z_score(outcome.part_KP(names), weight_P)
+
+
+def _turn_returns(knobs: EstimatorKnobs) -> Estimator:
+    return lambda outcome: turn_returns(outcome.reward_KN, outcome.mask_KN, gamma=knobs.gamma)
+
+
+def _step_groups(knobs: EstimatorKnobs) -> Estimator:
+    return lambda outcome: step_groups(
+        outcome.reward_KN, outcome.mask_KN, outcome.state_ids_KN, gamma=knobs.gamma, step_weight=knobs.step_weight
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageTraits:
+    """What follows from an advantage estimator.
+
+    Attributes:
+        span: The sampled tokens that share one advantage.
+        make: Knobs -> the estimator of a group; None: a critic estimates, and no group is needed.
+        follows_returns: Whether trajectories with equal returns have equal advantages.
+        reads_reward_parts: Whether it reads ``info["reward_parts"]`` instead of the rewards.
+    """
+
+    span: Span
+    make: Callable[[EstimatorKnobs], Estimator] | None
+    follows_returns: bool = True
+    reads_reward_parts: bool = False
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether values of states are estimated."""
+        return self.make is None
+
+    @property
+    def needs_group(self) -> bool:
+        """Whether it compares the trajectories of one task with each other."""
+        return self.make is not None
+
+
+ADVANTAGE_ESTIMATORS: dict[str, AdvantageTraits] = {
+    "group_z_score": AdvantageTraits(Span.TRAJECTORY, _of_returns(group_z_score)),
+    "group_mean": AdvantageTraits(Span.TRAJECTORY, _of_returns(group_mean_baseline)),
+    "leave_one_out": AdvantageTraits(Span.TRAJECTORY, _of_returns(leave_one_out)),
+    "reward_parts": AdvantageTraits(Span.TRAJECTORY, _reward_parts, follows_returns=False, reads_reward_parts=True),
+    "turn_returns": AdvantageTraits(Span.TURN, _turn_returns, follows_returns=False),
+    "step_groups": AdvantageTraits(Span.TURN, _step_groups, follows_returns=False),
+    "gae": AdvantageTraits(Span.TOKEN, None, follows_returns=False),
+}
+"""Every ``training.advantage_estimator`` and what follows from it."""
+
+
 def group_estimator(
     name: str, *, gamma: float = 1.0, step_weight: float = 1.0, part_weights: dict[str, float] | None = None
 ) -> Estimator:
-    """The estimator of a name in ``GROUP_ESTIMATORS``.
+    """The estimator of a name in ``ADVANTAGE_ESTIMATORS`` that needs no critic.
 
     Args:
         name: ``training.advantage_estimator``.
@@ -103,27 +171,9 @@ def group_estimator(
         step_weight: Weight of the step advantage in ``"step_groups"``.
         part_weights: Parts and weights for ``"reward_parts"``.
     """
-    by_return = {
-        "group_z_score": group_z_score,
-        "group_mean": group_mean_baseline,
-        "leave_one_out": leave_one_out,
-    }
-    if name in by_return:
-        return functools.partial(_of_returns, by_return[name])
-    if name == "reward_parts":
-        names = sorted(part_weights or {})
-        weight_P = torch.tensor([(part_weights or {})[n] for n in names], dtype=torch.float64)
-        return lambda outcome: reward_parts_z_score(outcome.part_KP(names), weight_P)
-    if name == "turn_returns":
-        return lambda outcome: turn_returns(outcome.reward_KN, outcome.mask_KN, gamma=gamma)
-    assert name == "step_groups", name
-    return lambda outcome: step_groups(
-        outcome.reward_KN, outcome.mask_KN, outcome.state_ids_KN, gamma=gamma, step_weight=step_weight
-    )
-
-
-def _of_returns(function: Callable[[Tensor], Tensor], outcome: GroupOutcome) -> Tensor:
-    return function(outcome.return_K)
+    make = ADVANTAGE_ESTIMATORS[name].make
+    assert make is not None, name
+    return make(EstimatorKnobs(gamma, step_weight, part_weights))
 
 
 class GroupAdvantages(ConnectorV2):

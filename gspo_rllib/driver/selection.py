@@ -28,6 +28,33 @@ ZeroVarianceGroups = Literal["keep", "drop", "resample"]
 ZeroVarianceMetric = Literal["return", "success"]
 TruncatedTrajectories = Literal["keep", "mask", "fail"]
 
+
+@dataclass(frozen=True)
+class ZeroVarianceTraits:
+    """What follows from a way to treat groups without variance.
+
+    Attributes:
+        leaves_out: Whether they are not trained on.
+        replaces: Whether other groups are sampled in their place.
+    """
+
+    leaves_out: bool = False
+    replaces: bool = False
+
+
+ZERO_VARIANCE_GROUPS: dict[str, ZeroVarianceTraits] = {
+    "keep": ZeroVarianceTraits(),
+    "drop": ZeroVarianceTraits(leaves_out=True),
+    "resample": ZeroVarianceTraits(leaves_out=True, replaces=True),
+}
+"""Every ``ZeroVarianceGroups`` and what follows from it."""
+
+COMPARES_RETURNS: dict[str, bool] = {"return": True, "success": False}
+"""Every ``ZeroVarianceMetric``, and whether it is the returns that must differ."""
+
+REPLACES_REWARDS: dict[str, bool] = {"keep": False, "mask": False, "fail": True}
+"""Every ``TruncatedTrajectories``, and whether it puts another return in the place of the environment's."""
+
 COUNTS = (
     names.NUM_GROUPS_ZERO_VARIANCE,
     names.NUM_GROUPS_DROPPED,

@@ -10,7 +10,8 @@ from gspo_rllib.knobs import Settings, knob, settings_dataclass
 ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
 CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
 
-WEIGHT_UPDATES = ("turn", "token")
+UPDATES_WITHIN_TURNS: dict[str, bool] = {"turn": False, "token": True}
+"""Every ``weight_update``, and whether the tokens of one turn may be of several weights."""
 
 CHANGES_THE_SUPPORT = (
     "it samples from another distribution than the one the learner scores, so the ratio would not be one at the start. "
@@ -83,7 +84,7 @@ class GenerationSettings(Settings):
         "turn",
         "When a runner that plays on while the learners train (max_staleness) takes up new weights: once the turns "
         "that are being sampled have ended, no other starting meanwhile (turn), or at once, within turns (token).",
-        choices=WEIGHT_UPDATES,
+        choices=tuple(UPDATES_WITHIN_TURNS),
         source="ours: every turn has one version",
     )
     step_timeout_s: float = knob(

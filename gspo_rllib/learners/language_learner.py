@@ -54,6 +54,9 @@ class _SampledTokens(dict[str, Any]):
 class LanguageLearner(TorchLearner):
     """Base of every learner here; a subclass says what the loss of a micro-batch is (``compute_loss_for_module``)."""
 
+    own_statistics: tuple[str, ...] = ()
+    """Names of the means that a subclass adds to ``self.statistics`` (``add_mean``); reported beside the others."""
+
     trains_on_zero_advantages: bool = False
     """Whether a trajectory without an advantage may still have a gradient: a penalty's, or a critic's."""
 
@@ -101,7 +104,7 @@ class LanguageLearner(TorchLearner):
         scored: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
         trajectories = [t for t in scored if t.num_loss_tokens]
         minibatches = [self._minibatch(step, trajectories) for step in training_data.minibatches]
-        self.statistics = UpdateStatistics()
+        self.statistics = UpdateStatistics(self.own_statistics)
         self.statistics.add_trajectories(trajectories)
         self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
         if self.recomputes_old_log_probs:
@@ -155,6 +158,9 @@ class LanguageLearner(TorchLearner):
                 loss = self.compute_loss_for_module(
                     module_id=DEFAULT_MODULE_ID, config=self.config, batch=micro_batch, fwd_out=fwd_out
                 )
+                if micro_batch.get(columns.EMPTY):
+                    # It is only there to take part in the exchange; a penalty would train on its made-up token.
+                    loss = 0.0 * loss
                 # A clip has gradient 0 where its input is NaN: without this a NaN loss would pass for a good step.
                 loss = loss + 0.0 * loss.detach() * fwd_out[columns.LOGP].sum()
                 # The exchange averages over ranks; the loss is this rank's part of a sum.

@@ -96,9 +96,14 @@ UPDATE_MAXIMA = (LOGP_GAP_MAX,)
 
 
 class UpdateStatistics:
-    """Accumulates ``(sum, count)`` pairs and maxima until the update is over."""
+    """Accumulates ``(sum, count)`` pairs and maxima until the update is over.
 
-    def __init__(self) -> None:
+    Args:
+        more_means: Names of means beside ``UPDATE_MEANS``; the same on every rank.
+    """
+
+    def __init__(self, more_means: Sequence[str] = ()) -> None:
+        self._means = (*UPDATE_MEANS, *more_means)
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._maxima: dict[str, float] = defaultdict(float)
@@ -109,7 +114,16 @@ class UpdateStatistics:
         return int(self._sums[NUM_STEPS] + self._sums[NUM_STEPS_SKIPPED])
 
     def add_mean(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Adds ``count`` observations that sum to ``total`` to the mean called ``name``."""
+        """Adds ``count`` observations that sum to ``total`` to the mean called ``name``.
+
+        Raises:
+            ValueError: A name that is not reported, so that the value would be lost.
+        """
+        if name not in self._means:
+            raise ValueError(
+                f"the statistic {name!r} is unknown, so it would not be reported; name it in the learner class's "
+                f"own_statistics, e.g. own_statistics = ({name!r},)"
+            )
         self._sums[name] += float(total)
         self._counts[name] += float(count)
 
@@ -161,7 +175,7 @@ class UpdateStatistics:
     def compute(self, *, distributed: bool, device: torch.device | str) -> dict[str, float]:
         """The value of every statistic, the same on every rank."""
         # Fixed names: every rank must contribute the same rows, also one that saw no trajectory.
-        names = (*UPDATE_MEANS, *UPDATE_COUNTS, *PER_RANK_COUNTS)
+        names = (*self._means, *UPDATE_COUNTS, *PER_RANK_COUNTS)
         table = torch.tensor([[self._sums[n], self._counts[n]] for n in names], dtype=torch.float64, device=device)
         peaks = torch.tensor([self._maxima[n] for n in UPDATE_MAXIMA], dtype=torch.float64, device=device)
         ranks = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.rllib.core.learner.training_data import TrainingData
 
-from gspo_rllib.ops import Reduction
+from gspo_rllib.ops import REDUCTIONS, Reduction, Span
 from gspo_rllib.types import TrajectoryGroup, turns
 
 
@@ -42,9 +42,12 @@ class MinibatchPlan:
 
     def denominator(self, reduction: Reduction) -> int:
         """What a reduction's mean divides by: the same number for every micro-batch on every rank."""
-        return {"turn_mean": self.num_turns, "token_mean": self.num_sampled_tokens}.get(
-            reduction, self.num_trajectories
-        )
+        counts = {
+            Span.TRAJECTORY: self.num_trajectories,
+            Span.TURN: self.num_turns,
+            Span.TOKEN: self.num_sampled_tokens,
+        }
+        return counts[REDUCTIONS[reduction].mean_over]
 
 
 @dataclasses.dataclass

@@ -24,22 +24,35 @@ from gspo_rllib.ops.policy_loss import MAX_LOG_RATIO, policy_loss
 from gspo_rllib.ops.ratios import (
     IMPORTANCE_SAMPLING_LEVELS,
     ImportanceSamplingLevel,
+    RatioTraits,
     log_ratio,
     sequence_log_ratio,
     token_log_ratio,
     turn_log_ratio,
 )
-from gspo_rllib.ops.reductions import REDUCTIONS, Reduction, reduce_tokens, token_weights, tokens_per_turn, weighted_sum
+from gspo_rllib.ops.reductions import (
+    REDUCTIONS,
+    Reduction,
+    ReductionTraits,
+    reduce_tokens,
+    token_weights,
+    tokens_per_turn,
+    weighted_sum,
+)
+from gspo_rllib.ops.spans import Span
 from gspo_rllib.ops.surrogates import (
     SURROGATES,
     Surrogate,
+    SurrogateTraits,
     binding_clip,
     cispo_surrogate,
+    clip_span,
     clipped_surrogate,
     dual_clipped_surrogate,
     soft_gated_surrogate,
     surrogate_objective,
 )
+from gspo_rllib.ops.token_clip import hold_clipped_tokens
 from gspo_rllib.ops.token_logprobs import token_logprobs
 from gspo_rllib.ops.value_estimates import gae
 
@@ -55,15 +68,21 @@ __all__ = [
     "CorrectionMode",
     "ImportanceSamplingLevel",
     "KLEstimator",
+    "RatioTraits",
     "Reduction",
+    "ReductionTraits",
+    "Span",
     "Surrogate",
+    "SurrogateTraits",
     "binding_clip",
     "cispo_surrogate",
+    "clip_span",
     "clipped_surrogate",
     "dual_clipped_surrogate",
     "gae",
     "group_mean_baseline",
     "group_z_score",
+    "hold_clipped_tokens",
     "k1",
     "k2",
     "k3",

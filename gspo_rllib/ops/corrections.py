@@ -10,6 +10,8 @@ ratio compares the policy being trained with the learner's own; these weights ca
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -25,9 +27,42 @@ CorrectionLevel = Literal["token", "sequence_mean", "sequence_product"]
 """What one weight spans; see ``rollout_correction``."""
 
 CORRECTION_MODES: tuple[str, ...] = get_args(CorrectionMode)
-CORRECTION_LEVELS: tuple[str, ...] = get_args(CorrectionLevel)
 
 _MAX_LOG_WEIGHT = 80.0
+
+
+def _each_token(log_weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return log_weight_BT
+
+
+def _mean_of_tokens(log_weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    total_B1 = log_weight_BT.sum(dim=1, keepdim=True)
+    return (total_B1 / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(log_weight_BT)
+
+
+def _sum_of_tokens(log_weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return log_weight_BT.sum(dim=1, keepdim=True).expand_as(log_weight_BT)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrectionLevelTraits:
+    """What follows from the level of a correction.
+
+    Attributes:
+        combine: Log-weights of the tokens (0 where the mask is False) and mask -> the log-weights at this level.
+        grows_with_length: Whether the spread of the weights grows with the number of tokens.
+    """
+
+    combine: Callable[[Tensor, Tensor], Tensor]
+    grows_with_length: bool = False
+
+
+CORRECTION_LEVELS: dict[str, CorrectionLevelTraits] = {
+    "token": CorrectionLevelTraits(_each_token),
+    "sequence_mean": CorrectionLevelTraits(_mean_of_tokens),
+    "sequence_product": CorrectionLevelTraits(_sum_of_tokens, grows_with_length=True),
+}
+"""Every ``CorrectionLevel`` and what follows from it."""
 
 
 def rollout_correction(
@@ -75,11 +110,7 @@ def rollout_correction(
     if not (0 <= low <= high and high > 0):
         raise ValueError(f"low={low!r}, high={high!r}; allowed: 0 <= low <= high and high > 0")
     log_weight_BT = token_log_ratio(old_logp_BT.detach(), behavior_logp_BT.detach(), mask_BT)
-    if level != "token":
-        total_B1 = log_weight_BT.sum(dim=1, keepdim=True)
-        if level == "sequence_mean":
-            total_B1 = total_B1 / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
-        log_weight_BT = total_B1.expand_as(log_weight_BT)
+    log_weight_BT = CORRECTION_LEVELS[level].combine(log_weight_BT, mask_BT)
     weight_BT = log_weight_BT.clamp(max=_MAX_LOG_WEIGHT).exp()
     zero_BT = torch.zeros_like(weight_BT)
     if mode == "mask":

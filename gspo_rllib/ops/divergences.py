@@ -10,7 +10,9 @@ KL(other || policy). Inputs must be numbers: take the sampled tokens out of the 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,8 +20,6 @@ from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
 """Which per-token estimate of the divergence; each one's function is below."""
-
-KL_ESTIMATORS: tuple[str, ...] = get_args(KLEstimator)
 
 _MAX_LOG_RATIO = 80.0
 
@@ -67,6 +67,27 @@ def k3(logp: Float[Tensor, "*shape"], other_logp: Float[Tensor, "*shape"]) -> Fl
     return torch.expm1(log_ratio.clamp(max=_MAX_LOG_RATIO)) - log_ratio
 
 
+@dataclasses.dataclass(frozen=True)
+class KLEstimatorTraits:
+    """What follows from an estimator of the divergence.
+
+    Attributes:
+        estimate: The two policies' log-probabilities -> the estimate per token.
+        penalises_in_loss: Whether its gradient, in a loss, pulls towards the other policy.
+    """
+
+    estimate: Callable[[Tensor, Tensor], Tensor]
+    penalises_in_loss: bool = True
+
+
+KL_ESTIMATORS: dict[str, KLEstimatorTraits] = {
+    "k1": KLEstimatorTraits(k1, penalises_in_loss=False),
+    "k2": KLEstimatorTraits(k2),
+    "k3": KLEstimatorTraits(k3),
+}
+"""Every ``KLEstimator`` and what follows from it."""
+
+
 def kl_estimate(
     logp: Float[Tensor, "*shape"], other_logp: Float[Tensor, "*shape"], *, estimator: KLEstimator = "k3"
 ) -> Float[Tensor, "*shape"]:
@@ -86,4 +107,4 @@ def kl_estimate(
     """
     if estimator not in KL_ESTIMATORS:
         raise ValueError(f"estimator={estimator!r}; allowed: {', '.join(KL_ESTIMATORS)}")
-    return {"k1": k1, "k2": k2, "k3": k3}[estimator](logp, other_logp)
+    return KL_ESTIMATORS[estimator].estimate(logp, other_logp)

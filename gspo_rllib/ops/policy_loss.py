@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gspo_rllib.ops.ratios import ImportanceSamplingLevel, log_ratio, sequence_log_ratio
 from gspo_rllib.ops.reductions import Reduction, token_weights, weighted_sum
-from gspo_rllib.ops.surrogates import Surrogate, binding_clip, surrogate_objective
+from gspo_rllib.ops.surrogates import Surrogate, SurrogateKnobs, surrogate_objective, surrogate_traits
 
 MAX_LOG_RATIO = 80.0
 """exp() stays finite in float32; no ratio a clip range would let through comes near it."""
@@ -46,13 +46,16 @@ def policy_loss(
         advantages: [B], one per trajectory, or [B, T], one per token.
         mask_BT: True on sampled tokens; prompt, environment and padding are False and may hold anything, NaN included.
         importance_sampling_level: Scope of the ratio: ``"sequence"`` | ``"sequence_token"`` | ``"turn"`` | ``"token"``.
-        clip_low: Ratio range below 1 (dimensionless, >= 0); a number, or one per trajectory.
-        clip_high: Ratio range above 1 (dimensionless, >= 0); a number, or one per trajectory.
+        clip_low: Ratio range below 1 (dimensionless, >= 0); a number, or one per trajectory. Of ``"log_clip"``: range
+            of a token's log-ratio below 0 (nats).
+        clip_high: Ratio range above 1 (dimensionless, >= 0); a number, or one per trajectory. Of ``"log_clip"``: range
+            of a token's log-ratio above 0 (nats).
         turn_ids_BT: Turn of each sampled token; needed for ``"turn"`` and for ``"turn_mean"``.
         reduction: What the objective is a mean over, see ``token_weights``: ``"trajectory_mean"`` (the paper's) |
             ``"turn_mean"`` | ``"token_mean"`` | ``"token_sum"``.
         surrogate: ``"clip"``: min(s A, clip(s) A) | ``"dual_clip"``: the same, at least c A | ``"cispo"``: constant
-            clip(s) times A log p | ``"sapo"``: a soft gate | ``"policy_gradient"``: s A.
+            clip(s) times A log p | ``"sapo"``: a soft gate | ``"policy_gradient"``: s A | ``"log_clip"``: s A, where s
+            is made of token ratios that were clipped one by one, in log space.
         denominator: How many trajectories, turns or tokens the reduction is a mean over; None counts those here. Pass
             the whole minibatch's count when these rows are only a part of it.
         token_sum_length: Constant length (tokens) that ``"token_sum"`` divides by.
@@ -65,9 +68,10 @@ def policy_loss(
 
     Returns:
         ``(loss, statistics)``. Statistics are detached, [B]: ``ratio_B``, the mean ratio over each trajectory's
-        tokens; ``abs_log_ratio_B``, |log s|, whatever the ratio's scope; ``clipped_low_B`` and ``clipped_high_B``, the
-        fraction of each one's tokens whose gradient the clip has removed (``"cispo"``: whose weight it has changed;
-        ``"sapo"`` and ``"policy_gradient"`` have no clip: 0); ``counted_B``, whether the row has a sampled token.
+        tokens (``"log_clip"``: after its clip); ``abs_log_ratio_B``, |log s| before any clip, whatever the ratio's
+        scope; ``clipped_low_B`` and ``clipped_high_B``, the fraction of each one's tokens whose gradient the clip has
+        removed (``"cispo"``: whose weight it has changed; ``"sapo"`` and ``"policy_gradient"`` have no clip: 0);
+        ``counted_B``, whether the row has a sampled token.
 
     Raises:
         ValueError: A shape, name or number that is not allowed.
@@ -86,21 +90,23 @@ def policy_loss(
     )  # fmt: skip
     if weights_BT is not None:
         weight_BT = weight_BT * _masked(weights_BT.detach(), mask_BT)
-    log_ratio_BT = log_ratio(
-        logp_BT, old_logp_BT.detach(), mask_BT, level=importance_sampling_level, turn_ids_BT=turn_ids_BT
-    )
-    ratio_BT = log_ratio_BT.clamp(max=max_log_ratio).exp()
     # Masked tokens must not reach the surrogate: their advantage may be NaN, and NaN would survive the backward pass.
     advantage_BT = _masked(_per_token(advantages, logp_BT).detach(), mask_BT)
     low, high = _bound("clip_low", clip_low), _bound("clip_high", clip_high)
+    traits, knobs = surrogate_traits(surrogate), SurrogateKnobs(low, high, dual_clip)
+    held_BT, held = logp_BT, None
+    if traits.hold is not None:
+        held_BT, held = traits.hold(logp_BT, old_logp_BT.detach(), advantage_BT, knobs)
+    log_ratio_BT = log_ratio(
+        held_BT, old_logp_BT.detach(), mask_BT, level=importance_sampling_level, turn_ids_BT=turn_ids_BT
+    )
+    ratio_BT = log_ratio_BT.clamp(max=max_log_ratio).exp()
     objective_BT = surrogate_objective(
         ratio_BT, advantage_BT, _masked(logp_BT, mask_BT), surrogate=surrogate, clip_low=low, clip_high=high,
         dual_clip=dual_clip, sapo_temperature_positive=sapo_temperature_positive,
         sapo_temperature_negative=sapo_temperature_negative,
     )  # fmt: skip
-    clipped = binding_clip(
-        ratio_BT.detach(), advantage_BT, surrogate=surrogate, clip_low=low, clip_high=high, dual_clip=dual_clip
-    )
+    clipped = traits.binding(ratio_BT.detach(), advantage_BT, knobs) if held is None else held
     log_s_B = sequence_log_ratio(logp_BT.detach(), old_logp_BT.detach(), mask_BT)
     return -weighted_sum(objective_BT, weight_BT), _statistics(ratio_BT.detach(), clipped, log_s_B, mask_BT)
 

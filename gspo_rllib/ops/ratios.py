@@ -6,18 +6,19 @@ Source:  Zheng et al. 2025, arXiv:2507.18071v2: s_i (eq. 7) and GSPO-token (eq. 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gspo_rllib.ops.reductions import tokens_per_turn
+from gspo_rllib.ops.spans import Span
 
 ImportanceSamplingLevel = Literal["sequence", "sequence_token", "turn", "token"]
 """What one importance ratio spans; see ``log_ratio``."""
-
-IMPORTANCE_SAMPLING_LEVELS: tuple[str, ...] = get_args(ImportanceSamplingLevel)
 
 
 def sequence_log_ratio(
@@ -74,6 +75,45 @@ def turn_log_ratio(
     return torch.where(mask_BT, mean_BN.gather(1, ids_BT), torch.zeros_like(token_BT))
 
 
+def _spread_sequence_log_ratio(logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    sequence_B1 = sequence_log_ratio(logp_BT, old_logp_BT, mask_BT).unsqueeze(1)
+    return torch.where(mask_BT, sequence_B1.expand_as(logp_BT), torch.zeros_like(logp_BT))
+
+
+def _sequence_token_log_ratio(logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    sequence_B1 = sequence_log_ratio(logp_BT, old_logp_BT, mask_BT).unsqueeze(1)
+    zero_BT = torch.zeros_like(logp_BT)
+    own_BT = torch.where(mask_BT, logp_BT, zero_BT)
+    return torch.where(mask_BT, sequence_B1.detach() + own_BT - own_BT.detach(), zero_BT)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioTraits:
+    """What follows from an importance-sampling level.
+
+    Attributes:
+        span: The tokens that share one value of the ratio.
+        gradient_span: The tokens whose gradients mix: each carries the mean advantage of all of them.
+        log_ratio: Log-probabilities, old ones and mask -> log-ratio of every token; with the turn ids as a fourth
+            argument where ``needs_turns``.
+        needs_turns: Whether the turn of every token must be known.
+    """
+
+    span: Span
+    gradient_span: Span
+    log_ratio: Callable[..., Tensor]
+    needs_turns: bool = False
+
+
+IMPORTANCE_SAMPLING_LEVELS: dict[str, RatioTraits] = {
+    "sequence": RatioTraits(Span.TRAJECTORY, Span.TRAJECTORY, _spread_sequence_log_ratio),
+    "sequence_token": RatioTraits(Span.TRAJECTORY, Span.TOKEN, _sequence_token_log_ratio),
+    "turn": RatioTraits(Span.TURN, Span.TURN, turn_log_ratio, needs_turns=True),
+    "token": RatioTraits(Span.TOKEN, Span.TOKEN, token_log_ratio),
+}
+"""Every ``ImportanceSamplingLevel`` and what follows from it."""
+
+
 def log_ratio(
     logp_BT: Float[Tensor, "B T"],
     old_logp_BT: Float[Tensor, "B T"],
@@ -96,17 +136,11 @@ def log_ratio(
     Raises:
         ValueError: An unknown level, or ``"turn"`` without ``turn_ids_BT``.
     """
-    if level == "token":
-        return token_log_ratio(logp_BT, old_logp_BT, mask_BT)
-    if level == "turn":
-        if turn_ids_BT is None:
-            raise ValueError('importance_sampling_level="turn" needs turn_ids_BT: the turn of every sampled token')
-        return turn_log_ratio(logp_BT, old_logp_BT, mask_BT, turn_ids_BT)
-    if level not in ("sequence", "sequence_token"):
+    if level not in IMPORTANCE_SAMPLING_LEVELS:
         raise ValueError(f"importance_sampling_level={level!r}; allowed: {', '.join(IMPORTANCE_SAMPLING_LEVELS)}")
-    sequence_B1 = sequence_log_ratio(logp_BT, old_logp_BT, mask_BT).unsqueeze(1)
-    zero_BT = torch.zeros_like(logp_BT)
-    if level == "sequence_token":
-        own_BT = torch.where(mask_BT, logp_BT, zero_BT)
-        return torch.where(mask_BT, sequence_B1.detach() + own_BT - own_BT.detach(), zero_BT)
-    return torch.where(mask_BT, sequence_B1.expand_as(logp_BT), zero_BT)
+    traits = IMPORTANCE_SAMPLING_LEVELS[level]
+    if not traits.needs_turns:
+        return traits.log_ratio(logp_BT, old_logp_BT, mask_BT)
+    if turn_ids_BT is None:
+        raise ValueError(f'importance_sampling_level="{level}" needs turn_ids_BT: the turn of every sampled token')
+    return traits.log_ratio(logp_BT, old_logp_BT, mask_BT, turn_ids_BT)

@@ -8,16 +8,67 @@ Source:  trajectory mean: Zheng et al. 2025, arXiv:2507.18071v2, eq. 5 and 14; t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gspo_rllib.ops.spans import Span
+
 Reduction = Literal["trajectory_mean", "turn_mean", "token_mean", "token_sum"]
 """What the objective is a mean over; see ``token_weights``."""
 
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+
+_Shares = tuple[Tensor | float | int, Tensor]
+
+
+def _shares_of_trajectories(mask_BT: Tensor, turn_ids_BT: Tensor | None, fixed_length: float | int) -> _Shares:
+    length_B1 = mask_BT.sum(dim=1, keepdim=True)
+    return length_B1.clamp(min=1), (length_B1 > 0).sum()
+
+
+def _shares_of_turns(mask_BT: Tensor, turn_ids_BT: Tensor, fixed_length: float | int) -> _Shares:
+    ids_BT, counts_BN = tokens_per_turn(mask_BT, turn_ids_BT)
+    return counts_BN.gather(1, ids_BT).clamp(min=1), (counts_BN > 0).sum()
+
+
+def _shares_of_tokens(mask_BT: Tensor, turn_ids_BT: Tensor | None, fixed_length: float | int) -> _Shares:
+    return 1.0, mask_BT.sum()
+
+
+def _shares_of_a_fixed_length(mask_BT: Tensor, turn_ids_BT: Tensor | None, fixed_length: float | int) -> _Shares:
+    return fixed_length, mask_BT.any(dim=1).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReductionTraits:
+    """What follows from a reduction.
+
+    Attributes:
+        mean_over: What is counted for the denominator.
+        shares: Mask, turn ids and ``token_sum_length`` -> what a token's weight is divided by, and that count.
+        weighs_by: What a trajectory's share of the objective grows with, in words; None: all weigh the same.
+        needs_turns: Whether the turn of every token must be known.
+        needs_length: Whether ``token_sum_length`` has an effect.
+    """
+
+    mean_over: Span
+    shares: Callable[..., _Shares]
+    weighs_by: str | None
+    needs_turns: bool = False
+    needs_length: bool = False
+
+
+REDUCTIONS: dict[str, ReductionTraits] = {
+    "trajectory_mean": ReductionTraits(Span.TRAJECTORY, _shares_of_trajectories, None),
+    "turn_mean": ReductionTraits(Span.TURN, _shares_of_turns, "number of turns", needs_turns=True),
+    "token_mean": ReductionTraits(Span.TOKEN, _shares_of_tokens, "length"),
+    "token_sum": ReductionTraits(Span.TRAJECTORY, _shares_of_a_fixed_length, "length", needs_length=True),
+}
+"""Every ``Reduction`` and what follows from it."""
 
 
 def token_weights(
@@ -60,21 +111,11 @@ def token_weights(
         raise ValueError(f"reduction={reduction!r}; allowed: {', '.join(REDUCTIONS)}")
     if not token_sum_length > 0:
         raise ValueError(f"token_sum_length={token_sum_length!r}; allowed: a number of tokens > 0")
-    length_B1 = mask_BT.sum(dim=1, keepdim=True)
-    counted: Tensor = (length_B1 > 0).sum()
-    weight_BT = torch.ones(mask_BT.shape, dtype=dtype, device=mask_BT.device)
-    if reduction == "trajectory_mean":
-        weight_BT = weight_BT / length_B1.clamp(min=1)
-    elif reduction == "turn_mean":
-        if turn_ids_BT is None:
-            raise ValueError('reduction="turn_mean" needs turn_ids_BT: the turn of every sampled token')
-        ids_BT, counts_BN = tokens_per_turn(mask_BT, turn_ids_BT)
-        weight_BT = weight_BT / counts_BN.gather(1, ids_BT).clamp(min=1)
-        counted = (counts_BN > 0).sum()
-    elif reduction == "token_mean":
-        counted = mask_BT.sum()
-    else:
-        weight_BT = weight_BT / token_sum_length
+    traits = REDUCTIONS[reduction]
+    if traits.needs_turns and turn_ids_BT is None:
+        raise ValueError(f'reduction="{reduction}" needs turn_ids_BT: the turn of every sampled token')
+    divisor, counted = traits.shares(mask_BT, turn_ids_BT, token_sum_length)
+    weight_BT = torch.ones(mask_BT.shape, dtype=dtype, device=mask_BT.device) / divisor
     weight_BT = weight_BT / (counted.clamp(min=1) if denominator is None else max(denominator, 1))
     return torch.where(mask_BT, weight_BT, torch.zeros_like(weight_BT))
 

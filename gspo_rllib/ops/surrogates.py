@@ -3,21 +3,25 @@
 Shapes:  elementwise, any shape; clip bounds broadcast against it.
 Source:  clip: Schulman et al. 2017, arXiv:1707.06347, with the asymmetric range of arXiv:2507.18071v2 §5.1;
          dual clip: Ye et al. 2019, arXiv:1912.09729; CISPO: MiniMax 2025, arXiv:2506.13585;
-         soft gate (SAPO): arXiv:2511.20347.
+         soft gate (SAPO): arXiv:2511.20347; log clip (GMPO): arXiv:2507.20673v3, see ``token_clip``.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Surrogate = Literal["clip", "dual_clip", "cispo", "sapo", "policy_gradient"]
-"""How ratio and advantage become an objective; each one's function is below."""
+from gspo_rllib.ops.ratios import IMPORTANCE_SAMPLING_LEVELS
+from gspo_rllib.ops.spans import Span
+from gspo_rllib.ops.token_clip import hold_clipped_tokens
 
-SURROGATES: tuple[str, ...] = get_args(Surrogate)
+Surrogate = Literal["clip", "dual_clip", "cispo", "sapo", "policy_gradient", "log_clip"]
+"""How ratio and advantage become an objective; each one's function is below."""
 
 Bound = Float[Tensor, "..."] | float | int
 
@@ -115,6 +119,145 @@ def soft_gated_surrogate(
     return 4.0 / temperature * torch.sigmoid(temperature * (ratio - 1.0)) * advantage
 
 
+class SurrogateKnobs(NamedTuple):
+    """The numbers that surrogates are set with; each uses some of them. See ``surrogate_objective``."""
+
+    clip_low: Bound
+    clip_high: Bound
+    dual_clip: float | int = 3.0
+    sapo_temperature_positive: float | int = 1.0
+    sapo_temperature_negative: float | int = 1.05
+
+
+def _clip_objective(ratio: Tensor, advantage: Tensor, logp: Tensor, knobs: SurrogateKnobs) -> Tensor:
+    return clipped_surrogate(ratio, advantage, clip_low=knobs.clip_low, clip_high=knobs.clip_high)
+
+
+def _dual_clip_objective(ratio: Tensor, advantage: Tensor, logp: Tensor, knobs: SurrogateKnobs) -> Tensor:
+    if not knobs.dual_clip > 1:
+        raise ValueError(f"dual_clip={knobs.dual_clip!r}; allowed: a ratio > 1")
+    return dual_clipped_surrogate(
+        ratio, advantage, clip_low=knobs.clip_low, clip_high=knobs.clip_high, dual_clip=knobs.dual_clip
+    )
+
+
+def _cispo_objective(ratio: Tensor, advantage: Tensor, logp: Tensor, knobs: SurrogateKnobs) -> Tensor:
+    return cispo_surrogate(ratio, advantage, logp, clip_low=knobs.clip_low, clip_high=knobs.clip_high)
+
+
+def _soft_gate_objective(ratio: Tensor, advantage: Tensor, logp: Tensor, knobs: SurrogateKnobs) -> Tensor:
+    positive, negative = knobs.sapo_temperature_positive, knobs.sapo_temperature_negative
+    if not min(positive, negative) > 0:
+        got = f"{positive!r} and sapo_temperature_negative={negative!r}"
+        raise ValueError(f"sapo_temperature_positive={got}; allowed: both > 0")
+    return soft_gated_surrogate(ratio, advantage, temperature_positive=positive, temperature_negative=negative)
+
+
+def _plain_objective(ratio: Tensor, advantage: Tensor, logp: Tensor, knobs: SurrogateKnobs) -> Tensor:
+    return ratio * advantage
+
+
+_Sides = tuple[Tensor, Tensor]
+"""Below the range, and above it: boolean tensors of one shape."""
+
+
+def _outside(ratio: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> _Sides:
+    return ratio < 1.0 - knobs.clip_low, ratio > 1.0 + knobs.clip_high
+
+
+def _where_the_clip_is_flat(ratio: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> _Sides:
+    low, high = _outside(ratio, advantage, knobs)
+    return low & (advantage < 0), high & (advantage > 0)
+
+
+def _where_the_dual_clip_is_flat(ratio: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> _Sides:
+    low, high = _where_the_clip_is_flat(ratio, advantage, knobs)
+    return low, high | ((ratio > knobs.dual_clip) & (advantage < 0))
+
+
+def _nowhere(ratio: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> _Sides:
+    nowhere = torch.zeros_like(ratio, dtype=torch.bool)
+    return nowhere, nowhere.clone()
+
+
+def _hold(logp: Tensor, old_logp: Tensor, advantage: Tensor, knobs: SurrogateKnobs) -> tuple[Tensor, _Sides]:
+    return hold_clipped_tokens(logp, old_logp, advantage, clip_low=knobs.clip_low, clip_high=knobs.clip_high)
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateTraits:
+    """What follows from a surrogate.
+
+    Attributes:
+        objective: Ratio, advantage, log-probability and knobs -> what is maximised, per token.
+        binding: Ratio, advantage and knobs -> where its clip has an effect, below the range and above it.
+        hold: Log-probabilities, old ones, advantage and knobs -> the log-probabilities that the ratio is made of, and
+            where the clip has an effect; None: the clip is of the ratio.
+        clips_gradient: Whether a token outside ``clip_low`` … ``clip_high`` loses its gradient.
+        clip_span: The tokens that share one decision of the clip; None: those that share a ratio.
+        has_ceiling: Whether ``dual_clip`` bounds the ratio of a negative advantage.
+        bounds_policy: Whether anything keeps the policy near the one that sampled, however many steps are taken.
+        token_range: Whose ``clip_low`` and ``clip_high`` for single tokens are known to work, and which they are.
+    """
+
+    objective: Callable[[Tensor, Tensor, Tensor, SurrogateKnobs], Tensor]
+    binding: Callable[[Tensor, Tensor, SurrogateKnobs], _Sides] = _nowhere
+    hold: Callable[[Tensor, Tensor, Tensor, SurrogateKnobs], tuple[Tensor, _Sides]] | None = None
+    clips_gradient: bool = False
+    clip_span: Span | None = None
+    has_ceiling: bool = False
+    bounds_policy: bool = True
+    token_range: str = "GRPO uses 0.2 and 0.28"
+
+
+SURROGATES: dict[str, SurrogateTraits] = {
+    "clip": SurrogateTraits(_clip_objective, _where_the_clip_is_flat, clips_gradient=True),
+    "dual_clip": SurrogateTraits(
+        _dual_clip_objective, _where_the_dual_clip_is_flat, clips_gradient=True, has_ceiling=True
+    ),
+    "cispo": SurrogateTraits(_cispo_objective, _outside),
+    "sapo": SurrogateTraits(_soft_gate_objective),
+    "policy_gradient": SurrogateTraits(_plain_objective, bounds_policy=False),
+    "log_clip": SurrogateTraits(
+        _plain_objective,
+        hold=_hold,
+        clips_gradient=True,
+        clip_span=Span.TOKEN,
+        token_range="GMPO uses 0.4 and 0.4, which are of each token's log-ratio",
+    ),
+}
+"""Every ``Surrogate`` and what follows from it."""
+
+
+def surrogate_traits(surrogate: str) -> SurrogateTraits:
+    """What follows from that name.
+
+    Args:
+        surrogate: A name in ``SURROGATES``.
+
+    Raises:
+        ValueError: An unknown surrogate.
+    """
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate={surrogate!r}; allowed: {', '.join(SURROGATES)}")
+    return SURROGATES[surrogate]
+
+
+def clip_span(importance_sampling_level: str, surrogate: str) -> Span:
+    """The tokens that share one decision of the clip, and hence the scale of its range.
+
+    Args:
+        importance_sampling_level: A name in ``IMPORTANCE_SAMPLING_LEVELS``.
+        surrogate: A name in ``SURROGATES``.
+
+    Example:
+        >>> clip_span("sequence_token", "clip").name
+        'TRAJECTORY'
+    """
+    own = SURROGATES[surrogate].clip_span
+    return IMPORTANCE_SAMPLING_LEVELS[importance_sampling_level].span if own is None else own
+
+
 def surrogate_objective(
     ratio: Float[Tensor, "..."],
     advantage: Float[Tensor, "..."],
@@ -127,13 +270,14 @@ def surrogate_objective(
     sapo_temperature_positive: float | int = 1.0,
     sapo_temperature_negative: float | int = 1.05,
 ) -> Float[Tensor, "..."]:
-    """The surrogate of that name; ``"policy_gradient"`` is s A, without a clip.
+    """The surrogate of that name; ``"policy_gradient"`` is s A, without a clip, and so is ``"log_clip"`` at this point.
 
     Args:
         ratio: Importance ratio s, differentiable.
         advantage: Advantage A, constant.
         logp: Log-probability (nats) of the token, differentiable; only ``"cispo"`` uses it.
-        surrogate: ``"clip"`` | ``"dual_clip"`` | ``"cispo"`` | ``"sapo"`` | ``"policy_gradient"``.
+        surrogate: ``"clip"`` | ``"dual_clip"`` | ``"cispo"`` | ``"sapo"`` | ``"policy_gradient"`` | ``"log_clip"``,
+            whose clip comes before the ratio: ``hold_clipped_tokens``.
         clip_low: Ratio range below 1.
         clip_high: Ratio range above 1.
         dual_clip: c of ``"dual_clip"``; > 1.
@@ -143,27 +287,8 @@ def surrogate_objective(
     Raises:
         ValueError: An unknown surrogate, or a number outside its range.
     """
-    if surrogate == "clip":
-        return clipped_surrogate(ratio, advantage, clip_low=clip_low, clip_high=clip_high)
-    if surrogate == "dual_clip":
-        if not dual_clip > 1:
-            raise ValueError(f"dual_clip={dual_clip!r}; allowed: a ratio > 1")
-        return dual_clipped_surrogate(ratio, advantage, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
-    if surrogate == "cispo":
-        return cispo_surrogate(ratio, advantage, logp, clip_low=clip_low, clip_high=clip_high)
-    if surrogate == "sapo":
-        if not min(sapo_temperature_positive, sapo_temperature_negative) > 0:
-            got = f"{sapo_temperature_positive!r} and sapo_temperature_negative={sapo_temperature_negative!r}"
-            raise ValueError(f"sapo_temperature_positive={got}; allowed: both > 0")
-        return soft_gated_surrogate(
-            ratio,
-            advantage,
-            temperature_positive=sapo_temperature_positive,
-            temperature_negative=sapo_temperature_negative,
-        )
-    if surrogate == "policy_gradient":
-        return ratio * advantage
-    raise ValueError(f"surrogate={surrogate!r}; allowed: {', '.join(SURROGATES)}")
+    knobs = SurrogateKnobs(clip_low, clip_high, dual_clip, sapo_temperature_positive, sapo_temperature_negative)
+    return surrogate_traits(surrogate).objective(ratio, advantage, logp, knobs)
 
 
 def binding_clip(
@@ -178,7 +303,8 @@ def binding_clip(
     """Where the clip has an effect: below the range, and above it. Boolean tensors of the same shape.
 
     For ``"clip"`` and ``"dual_clip"`` that is where the gradient is 0; for ``"cispo"`` where the weight is not the
-    ratio itself (the gradient stays); ``"sapo"`` and ``"policy_gradient"`` have no clip.
+    ratio itself (the gradient stays); ``"sapo"`` and ``"policy_gradient"`` have no clip, and ``"log_clip"`` none of a
+    ratio, see ``hold_clipped_tokens``.
 
     Args:
         ratio: Importance ratio s.
@@ -192,15 +318,7 @@ def binding_clip(
         >>> binding_clip(torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]), clip_low=0.1, clip_high=0.2)
         (tensor([False, False]), tensor([ True, False]))
     """
-    low, high = ratio < 1.0 - clip_low, ratio > 1.0 + clip_high
-    if surrogate == "cispo":
-        return low, high
-    if surrogate not in ("clip", "dual_clip"):
-        return torch.zeros_like(low), torch.zeros_like(high)
-    high = high & (advantage > 0)
-    if surrogate == "dual_clip":
-        high = high | ((ratio > dual_clip) & (advantage < 0))
-    return low & (advantage < 0), high
+    return surrogate_traits(surrogate).binding(ratio, advantage, SurrogateKnobs(clip_low, clip_high, dual_clip))
 
 
 def _clip(ratio: Tensor, clip_low: Bound, clip_high: Bound) -> Tensor:

@@ -108,17 +108,23 @@ def _by_hand(x: torch.Tensor, base: torch.Tensor, level: str, surrogate: str, re
     }
     turns = {(i, int(TURNS[i, t])) for i, t in tokens}
 
+    def held(at: torch.Tensor, j: int, u: int) -> float:
+        value, advantage = float(at[j, u]), float(ADVANTAGES[j, u])
+        if surrogate != "log_clip" or advantage == 0:
+            return value
+        return min(value, 0.06) if advantage > 0 else max(value, -0.05)
+
     def ratio(at: torch.Tensor, i: int, t: int) -> float:
         scope = scopes[level.removesuffix("_token") if level != "token" else level](i, t)
         source = base if level == "sequence_token" else at
-        value = math.exp(sum(float(source[cell]) for cell in scope) / len(scope))
-        return value * math.exp(float(at[i, t]) - float(base[i, t])) if level == "sequence_token" else value
+        value = math.exp(sum(held(source, *cell) for cell in scope) / len(scope))
+        return value * math.exp(held(at, i, t) - held(base, i, t)) if level == "sequence_token" else value
 
     total = 0.0
     for i, t in tokens:
         a, s = float(ADVANTAGES[i, t]), ratio(x, i, t)
         inside = min(max(s, 0.95), 1.06)
-        if surrogate == "policy_gradient":
+        if surrogate in ("policy_gradient", "log_clip"):
             f = s * a
         elif surrogate == "sapo":
             tau = 1.5 if a > 0 else 2.5

@@ -1,0 +1,1 @@
+"""GMPO: see README.md in this folder."""

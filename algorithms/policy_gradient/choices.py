@@ -1,0 +1,55 @@
+"""The choices that are the machine's own, each beside what follows from it; the others are where their code is.
+
+Ratio levels, surrogates, reductions, divergences and correction levels: ``gspo_rllib.ops``; advantage estimators:
+``gspo_rllib.connectors``; groups: ``gspo_rllib.driver.selection``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gspo_rllib.ops import CorrectionMode, trajectory_mean_advantages
+
+ADVANTAGE_AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
+    "none": None,
+    "trajectory_mean": trajectory_mean_advantages,
+}
+"""Every ``advantage_aggregation``, and what makes of advantages and mask the advantages that are used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScalingTraits:
+    """What follows from a way to scale the clip range.
+
+    Attributes:
+        by_length: Whether each trajectory has a range of its own.
+        towards_target: Whether the range moves after every update.
+    """
+
+    by_length: bool = False
+    towards_target: bool = False
+
+    @property
+    def scales(self) -> bool:
+        """Whether the range is ever another than ``clip_low`` … ``clip_high``."""
+        return self.by_length or self.towards_target
+
+
+CLIP_SCALINGS: dict[str, ClipScalingTraits] = {
+    "none": ClipScalingTraits(),
+    "length": ClipScalingTraits(by_length=True),
+    "target": ClipScalingTraits(towards_target=True),
+}
+"""Every ``clip_scaling`` and what follows from it."""
+
+KL_IN_LOSS: dict[str, bool] = {"loss": True, "reward": False}
+"""Every ``kl_placement``, and whether the penalty is part of the loss; elsewhere it is part of the reward."""
+
+LEARNER_RECOMPUTES: dict[str, bool | None] = {"auto": None, "engine": False, "learner": True}
+"""Every ``old_log_probs``, and whether the learner computes them; None leaves it to other settings and to the noise."""
+
+ROLLOUT_CORRECTIONS: dict[str, CorrectionMode | None] = {"none": None, "truncate": "truncate", "mask": "mask"}
+"""Every ``rollout_correction``, and the mode of ``gspo_rllib.ops.rollout_correction`` that it is; None: no weight."""
