@@ -80,6 +80,7 @@ SPANNING = {
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
     "envs/test_exports.py": "public names",
     "ops/test_masked_trajectories.py": "every objective: what is masked weighs nothing",
+    "warmstart/test_wrapped_environments.py": "experts and framing of wrapped environments",
     "test_architecture.py": "the shape of the tree",
     "test_conftest.py": "a skipped test fails the run that allows none",
     "test_docs.py": "documents, and every doctest",
