@@ -6,7 +6,6 @@ module nor a vectorised environment, so nothing here goes through RLlib's env-to
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import secrets
 import threading
@@ -31,16 +30,14 @@ from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
-from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenizer
-from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
+from gspo_rllib.env_runners.group_scheduler import Role
 from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
-from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import NUM_VERSION_REFUSALS
-from gspo_rllib.types import ChatSpec, TrajectoryGroup
+from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import unwrap_module_state
 
 _MAX_ERRORS_KEPT = 5
@@ -68,11 +65,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         self.module = None
         # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
         self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
-        self._settings = GenerationSettings.of(self.config)
-        self._group_size = GroupSettings.of(self.config).group_size
         self._engine: Engine | None = None
-        self._tokenizer: Any = None
-        self._renderers: dict[str, ChatRenderer] = {}
         self._pool: EnvPool | None = None
         self._pending_weights: tuple[Any, int] | None = None
         self._errors: list[str] = []
@@ -80,6 +73,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         self._callbacks = Callbacks(self, self._metrics_lock)
         self._num_evaluation_groups = 0
         self._env_spec: LanguageEnvSpec
+        self._parts: RolloutParts
         self.make_env()
         self.make_module()
 
@@ -239,6 +233,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         self._env_spec = check_language_env_spec(
             self.config.env, self.config.env_config, worker_index=self.worker_index or 0
         )
+        self._parts = RolloutParts(self.config, self._env_spec, run_seed=self._run_seed)
 
     @override(EnvRunner)
     def make_module(self) -> None:
@@ -285,7 +280,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         return episodes
 
     def _play_amount(self, num_timesteps: int | None, num_episodes: int | None, explore: bool) -> list[TrajectoryGroup]:
-        size = self._group_size
+        size = self._parts.group_size
         wanted = num_episodes if num_episodes is not None else 1
         if num_timesteps is not None:
             wanted = min(self.config.num_envs_per_env_runner, num_timesteps)
@@ -308,8 +303,8 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     def _play(self, group_ids: list[str], role: Role, explore: bool) -> RolloutStats:
         started = time.perf_counter()
         if self._pool is None:
-            self._pool = self._make_pool()
-        scheduler = self._make_scheduler(group_ids, role)
+            self._pool = self._parts.make_pool()
+        scheduler = self._parts.make_scheduler(group_ids, role)
         stats = self._make_rollout(self._pool, explore).run(scheduler)
         stats.sample_s = time.perf_counter() - started
         self._log(stats)
@@ -335,70 +330,28 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     @override(BackgroundSampling)
     def _acquire_sampler(self) -> BackgroundSampler:
         if self._sampler is None:
-            pool = self._make_pool()  # not the one of sample(), which may be called during a pause
+            pool = self._parts.make_pool()  # not the one of sample(), which may be called during a pause
             self._sampler = BackgroundSampler(
                 self._acquire_engine(),
                 pool,
                 lambda: self._make_rollout(pool, self.config.explore),
-                self._make_scheduler([], self._role),
-                weight_update=self._settings.weight_update,
+                self._parts.make_scheduler([], self._role),
+                weight_update=self._parts.settings.weight_update,
                 on_groups=self._hand_out,
             )
         return self._sampler
 
     def _make_rollout(self, pool: EnvPool, explore: bool) -> Rollout:
-        return Rollout(
-            self._acquire_engine(),
-            pool,
-            self._renderer_for,
-            self._settings if explore else dataclasses.replace(self._settings, temperature=0.0),
-            run_seed=self._run_seed,
-            observer=self._callbacks.observer(pool),
-        )
-
-    def _make_scheduler(self, group_ids: list[str], role: Role) -> GroupScheduler[SingleAgentEpisode]:
-        return GroupScheduler(
-            group_ids,
-            group_size=self._group_size,
-            run_seed=self._run_seed,
-            role=role,
-            trajectory_retries=self._settings.trajectory_retries,
-            ragged_groups=self._settings.ragged_groups,
-        )
+        observer = self._callbacks.observer(pool)
+        return self._parts.make_rollout(self._acquire_engine(), pool, explore=explore, observer=observer)
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
-            renderer = self._renderer_for(self._env_spec.chat)
-            spec = engine_spec(
-                self._settings,
-                self.config.model_config,
-                max_num_seqs=self.config.num_envs_per_env_runner,
-                run_seed=self.config.seed,
-                stop_token_ids=renderer.stop_token_ids,
-                worker_index=self.worker_index or 0,
-            )
-            self._engine = registry.acquire(spec)
+            self._engine = registry.acquire(self._parts.engine_spec(self.worker_index or 0))
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
                 self._set_module_state(*pending)
         return self._engine
-
-    def _make_pool(self) -> EnvPool:
-        return EnvPool(
-            self._env_spec.make,
-            self.config.num_envs_per_env_runner,
-            blocking=self._env_spec.blocking,
-            process=self._env_spec.process,
-            step_timeout_s=self._settings.step_timeout_s,
-        )
-
-    def _renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:
-        key = repr(chat)
-        if key not in self._renderers:
-            if self._tokenizer is None:
-                self._tokenizer = load_runner_tokenizer(self.config.model_config)
-            self._renderers[key] = ChatRenderer(self._tokenizer, chat)
-        return self._renderers[key]
 
     def _set_module_state(self, module_state: Any, version: int) -> None:
         # RLlib numbers weights from 1; 0 means "whatever you hold, take these".
