@@ -99,6 +99,8 @@ class Trajectory:
         self._observe = observe
         self._renderer: ChatRenderer
         self._segments: Segments
+        self._turn_tokens: int
+        self._max_turns: int | None
         self._context: list[int] = []
         self._finished_context: list[int] = []
         self._num_requests = 0
@@ -164,6 +166,10 @@ class Trajectory:
         self._segments = Segments(
             self._renderer, self._settings, budget=int(self._settings.segment_share * self._max_model_len)
         )
+        chat = self._renderer.chat
+        # The smaller of the run's limit and the environment's, each of which may be none.
+        self._max_turns = min(filter(None, (self._settings.max_turns, chat.max_turns)), default=None)
+        self._turn_tokens = min(filter(None, (self._settings.max_tokens_per_turn, chat.max_tokens_per_turn)))
         return self._renderer.first_prompt(answer.observation)
 
     def _next_prompt(self, answer: EnvAnswer) -> list[int]:
@@ -237,15 +243,7 @@ class Trajectory:
         if answer.truncated:
             named = answer.info.get("truncated_by")
             return named if named in get_args(TruncatedBy) else "env"
-        limits = (self._settings.max_turns, self._renderer.chat.max_turns)
-        most = min((limit for limit in limits if limit is not None), default=None)
-        return "turns" if num_turns == most else None
-
-    @property
-    def _turn_tokens(self) -> int:
-        """The smaller of the run's limit on a turn and the environment's."""
-        limits = (self._settings.max_tokens_per_turn, self._renderer.chat.max_tokens_per_turn)
-        return min(limit for limit in limits if limit is not None)
+        return "turns" if num_turns == self._max_turns else None
 
     @property
     def _room(self) -> int:
