@@ -31,7 +31,7 @@ class SlotCache:
 
     Args:
         device: Where the cache lives.
-        dtype: Of keys and values.
+        dtype: Precision of keys and values.
         max_slots: Slots there may ever be.
         max_length: Longest context in tokens.
     """
@@ -104,7 +104,7 @@ class AttentionBlock:
         start: Where their tokens begin in the flat row.
         stop: Where they end.
         slots: A range of slots, or the slots [N].
-        length: L.
+        length: L, cached tokens of the request that has most.
         position_NW: Position of each new token; 0 where it is padding, so that no row of the mask is empty.
         pad: Index [N * W] into the block's tokens, or None when nothing is padded.
         unpad: Index [tokens] into the padded rows, or None.

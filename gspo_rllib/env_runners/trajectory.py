@@ -61,7 +61,7 @@ class Trajectory:
     """One episode being played, and every token id the engine saw of it.
 
     Args:
-        assignment: Which member of which group it is.
+        assignment: Which member of which group the trajectory is.
         slot: The environment slot it is played in.
         settings: Temperature and budgets.
         run_seed: Root of the sampling seeds.

@@ -43,7 +43,7 @@ def next_clip_scale(scale: float, clip_fraction: float | None, *, target: float)
 
     Args:
         scale: The factor that gave the clip fraction.
-        clip_fraction: Of the update, 0 … 1; None when it trained on nothing.
+        clip_fraction: Clip fraction of the last update, 0 … 1; None when it trained on nothing.
         target: The fraction wanted.
 
     Example:

@@ -58,7 +58,7 @@ def play_tasks(
         renderer: Renders the conversation.
         make_env: Makes one environment; called once per task.
         seeds: The tasks.
-        temperature: Of every turn.
+        temperature: Sampling temperature of every turn.
 
     Returns:
         The report. A task whose context no longer fits the engine is over and counts as it stands. An environment
