@@ -49,7 +49,7 @@ class InstantEngine:
     """Answers every request with the same ids and log-probabilities, and knows how long that took.
 
     Args:
-        token_ids: Its only answer.
+        token_ids: The sampled ids of every answer.
     """
 
     max_model_len = 1 << 20

@@ -127,7 +127,7 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
     """Like ``load_config``, with the ``run:`` section beside the config.
 
     Raises:
-        SettingError: As ``load_config``.
+        SettingError: The file does not exist or is not YAML, or a section, key or value is not one a builder takes.
     """
     path = find_config(source)
     sections = read_sections(path)
@@ -250,7 +250,7 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
     Args:
         section: The builder's name.
         arguments: What it would be called with.
-        signature: Its signature, bound.
+        signature: Signature of the builder, without ``self``.
         source: What messages call the file.
 
     Raises:
