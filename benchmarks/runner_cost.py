@@ -94,7 +94,7 @@ class LedgerEnv(gym.Env):
 
     Args:
         turns: Length of an episode.
-        spent_s: Where it notes its CPU seconds.
+        spent_s: A list of one number, to which the CPU seconds of every call are added.
     """
 
     metadata = {"render_modes": [], "blocking": False}

@@ -214,7 +214,7 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
 
     Args:
         sections: Section name to keyword arguments.
-        algorithm: Whose config; a name in ``gspo_rllib.algorithms.ALGORITHMS``.
+        algorithm: The algorithm whose config is made; a name in ``gspo_rllib.algorithms.ALGORITHMS``.
         source: What messages call the file.
 
     Raises:
@@ -249,7 +249,7 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
 
     Args:
         section: The builder's name.
-        arguments: What it would be called with.
+        arguments: The keyword arguments that the builder would be called with.
         signature: Signature of the builder, without ``self``.
         source: What messages call the file.
 

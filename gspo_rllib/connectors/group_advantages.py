@@ -33,8 +33,8 @@ class GroupOutcome:
     """What a group's trajectories earned, as an estimator sees it.
 
     Attributes:
-        trajectories: K >= 2 of them.
-        episodes: The same, as RLlib episodes.
+        trajectories: The K >= 2 trajectories of the group.
+        episodes: The same trajectories as RLlib episodes.
     """
 
     trajectories: Sequence[TokenTrajectory]

@@ -30,7 +30,7 @@ class GroupSource(Protocol):
         """Waits for groups to train on.
 
         Args:
-            count: How many.
+            count: Number of groups.
 
         Returns:
             ``count`` groups less those that were given up, in the order they were drawn; and the runners' metrics.

@@ -313,7 +313,7 @@ class GroupStream:
         """Numbers of the runners that groups can be sent to; waits for one to be restarted if there is none.
 
         Raises:
-            NoProgressError: None can be.
+            NoProgressError: No runner is left, and none is restarted in time.
         """
         deadline = time.monotonic() + RESTART_S
         while not (workers := self._healthy()):

@@ -82,7 +82,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """The array as a tensor that shares its memory where it can; only to be read.
 
     Args:
-        array: Any shape; may be read-only, as arrays out of Ray's object store are.
+        array: An array of any shape; may be read-only, as arrays out of Ray's object store are.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
@@ -114,8 +114,8 @@ class TokenVersions:
         """The versions of a finished request, which is forgotten.
 
         Args:
-            request_id: The request.
-            num_tokens: Tokens it sampled.
+            request_id: Id of the request.
+            num_tokens: Number of tokens the request sampled.
             version: Version of the weights that sampled the last of these tokens.
 
         Returns:

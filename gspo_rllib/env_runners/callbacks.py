@@ -53,8 +53,8 @@ class LockedLogger:
     """RLlib's metrics logger, which is not thread-safe, for the use of callbacks from another thread.
 
     Args:
-        logger: Gets every call.
-        lock: Held during each.
+        logger: The logger that every call is passed on to.
+        lock: Held during every call.
     """
 
     def __init__(self, logger: MetricsLogger, lock: AbstractContextManager[Any]) -> None:

@@ -174,7 +174,7 @@ class GroupScheduler(Generic[Trajectory]):
         """Takes a failed trajectory back, to be retried, left out, replaced with its group, or given up with it.
 
         Args:
-            assignment: The one that failed.
+            assignment: The trajectory that failed.
             retry: False when the same task can only fail again; its group is then replaced, ragged groups or not.
 
         Returns:

@@ -59,7 +59,7 @@ class Rollout:
         renderer_for: The chat renderer for an environment's framing.
         settings: Temperature and budgets.
         run_seed: Root of the sampling seeds.
-        observer: Told about every episode; None for nobody.
+        observer: Called with every event of every episode; None for no calls.
 
     Attributes:
         holds_turns: While True no new turn reaches the engine, so that it becomes idle once those that run have ended;
@@ -100,7 +100,7 @@ class Rollout:
         """Plays until every group is complete or given up.
 
         Args:
-            scheduler: Knows the groups.
+            scheduler: Holds the groups to play.
 
         Returns:
             The complete groups, in the order they were asked for, with the counts and times of playing them.

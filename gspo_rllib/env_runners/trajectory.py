@@ -67,10 +67,10 @@ class Trajectory:
         run_seed: Root of the sampling seeds.
         engine: Samples the turns; only its context length and weights version are read here.
         renderer_for: The chat renderer for an environment's framing.
-        observe: Told about the episode.
+        observe: Called with every event of the episode.
 
     Attributes:
-        episode: What has been played.
+        episode: The turns played so far.
         num_segments: Times the conversation went on in a new context.
     """
 

@@ -74,7 +74,7 @@ class GroupTrainingData(TrainingData):
         Args:
             groups: Complete groups, at least one.
             num_minibatches: How many optimiser steps an epoch has; fewer when there are fewer groups.
-            seed: Decides the shuffle.
+            seed: Seed of the shuffle.
         """
         order = list(groups)
         random.Random(seed).shuffle(order)

@@ -104,7 +104,7 @@ def prefix_sharing(model: PreTrainedModel) -> PrefixSharing | None:
     """When it pays that trajectories of a group share their prompt in a packed row of ``packed_attention``.
 
     Args:
-        model: One that ``supports_packing``.
+        model: A model for which ``supports_packing`` is true.
 
     Returns:
         None where sharing would change what the model computes: with dropout, which would then drop the same for all;

@@ -131,7 +131,7 @@ def log_ratio(
         level: ``"sequence"``: one length-normalised ratio per trajectory (GSPO); ``"sequence_token"``: the same
             value, but each token's gradient flows through its own log-probability (GSPO-token); ``"turn"``: one
             length-normalised ratio per turn; ``"token"``: one per token (GRPO, PPO).
-        turn_ids_BT: Needed for ``"turn"``.
+        turn_ids_BT: Turn of each sampled token, counting from 0; needed for ``"turn"``.
 
     Raises:
         ValueError: An unknown level, or ``"turn"`` without ``turn_ids_BT``.

@@ -125,7 +125,7 @@ def warmstart(
         seed: Fixes the weights, the tasks and the samples.
         max_minutes: Stop by then, at whatever success was reached.
         device: Torch device.
-        progress: Is told one line now and then; None for silence.
+        progress: Called with a line of text from time to time; None for no calls.
 
     Returns:
         What was made and how well it plays.

@@ -48,7 +48,7 @@ class Student:
     Attributes:
         num_parameters: Number of parameters of the model.
         tokens_per_demonstration: Mean length of the expert's contexts, in tokens.
-        turns_per_demonstration: Mean number of its turns.
+        turns_per_demonstration: Mean number of turns of the expert.
         mistake_rate: Probability that a demonstrated reply is a mistake: one that is right elsewhere. 0 at first.
 
     Raises:

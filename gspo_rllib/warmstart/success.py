@@ -57,7 +57,7 @@ def play_tasks(
         engine: Samples the turns; holds the weights to judge.
         renderer: Renders the conversation.
         make_env: Makes one environment; called once per task.
-        seeds: The tasks.
+        seeds: ``reset`` seeds of the tasks.
         temperature: Sampling temperature of every turn.
 
     Returns:
