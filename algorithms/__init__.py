@@ -8,16 +8,24 @@ if __name__ == "algorithms":
 
 from ray.tune.registry import register_trainable
 
-from gspo_rllib.algorithms.cispo.cispo import CISPO, CISPOConfig
-from gspo_rllib.algorithms.dapo.dapo import DAPO, DAPOConfig
-from gspo_rllib.algorithms.dr_grpo.dr_grpo import DrGRPO, DrGRPOConfig
-from gspo_rllib.algorithms.gmpo.gmpo import GMPO, GMPOConfig
-from gspo_rllib.algorithms.grpo.grpo import GRPO, GRPOConfig
-from gspo_rllib.algorithms.gspo.gspo import GSPO, GSPOConfig
-from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO, LanguagePPOConfig
-from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient
-from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.algorithms.rloo.rloo import RLOO, RLOOConfig
+from gspo_rllib.algorithms.cispo.cispo import CISPO as CISPO
+from gspo_rllib.algorithms.cispo.cispo import CISPOConfig as CISPOConfig
+from gspo_rllib.algorithms.dapo.dapo import DAPO as DAPO
+from gspo_rllib.algorithms.dapo.dapo import DAPOConfig as DAPOConfig
+from gspo_rllib.algorithms.dr_grpo.dr_grpo import DrGRPO as DrGRPO
+from gspo_rllib.algorithms.dr_grpo.dr_grpo import DrGRPOConfig as DrGRPOConfig
+from gspo_rllib.algorithms.gmpo.gmpo import GMPO as GMPO
+from gspo_rllib.algorithms.gmpo.gmpo import GMPOConfig as GMPOConfig
+from gspo_rllib.algorithms.grpo.grpo import GRPO as GRPO
+from gspo_rllib.algorithms.grpo.grpo import GRPOConfig as GRPOConfig
+from gspo_rllib.algorithms.gspo.gspo import GSPO as GSPO
+from gspo_rllib.algorithms.gspo.gspo import GSPOConfig as GSPOConfig
+from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO as LanguagePPO
+from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPOConfig as LanguagePPOConfig
+from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient as PolicyGradient
+from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig as PolicyGradientConfig
+from gspo_rllib.algorithms.rloo.rloo import RLOO as RLOO
+from gspo_rllib.algorithms.rloo.rloo import RLOOConfig as RLOOConfig
 
 ALGORITHMS: dict[str, type[PolicyGradient]] = {
     algorithm.__name__: algorithm for algorithm in (GSPO, GRPO, DAPO, DrGRPO, RLOO, CISPO, GMPO, LanguagePPO)
@@ -26,25 +34,3 @@ ALGORITHMS: dict[str, type[PolicyGradient]] = {
 
 for _name, _algorithm in ALGORITHMS.items():
     register_trainable(_name, _algorithm)
-
-__all__ = [
-    "ALGORITHMS",
-    "CISPO",
-    "DAPO",
-    "GMPO",
-    "GRPO",
-    "GSPO",
-    "RLOO",
-    "CISPOConfig",
-    "DAPOConfig",
-    "DrGRPO",
-    "DrGRPOConfig",
-    "GMPOConfig",
-    "GRPOConfig",
-    "GSPOConfig",
-    "LanguagePPO",
-    "LanguagePPOConfig",
-    "PolicyGradient",
-    "PolicyGradientConfig",
-    "RLOOConfig",
-]

@@ -93,18 +93,19 @@ class Row:
     """One line of the table; None where the environment has no such policy.
 
     Attributes:
-        env: Id.
-        setting: Its name in ``SETTINGS``.
-        kwargs: The keyword arguments it stands for.
-        episodes: How many the expert played; fewer than asked for where time ran out.
-        steps_per_s: Turns per second in the environment, median of the episodes.
-        bytes_per_episode: Mean.
-        turns_mean: Of the policy that is timed: the expert, or random valid actions where there is no expert.
-        turns_max: Of the same.
-        max_turns: The environment's own limit.
-        expert: Mean return.
-        random_valid: Mean return.
-        random_text: Mean return.
+        env: Id of the environment.
+        setting: Name of the setting in ``SETTINGS``.
+        kwargs: The keyword arguments of that setting.
+        episodes: Episodes of the policy that is timed: the expert, or random valid actions where there is no expert.
+            Fewer than asked for where time ran out.
+        steps_per_s: Turns per second in the environment, median of these episodes.
+        bytes_per_episode: UTF-8 bytes of all observations and actions, mean of these episodes.
+        turns_mean: Turns, mean of these episodes.
+        turns_max: Turns of the longest of these episodes.
+        max_turns: Most turns of an episode that the environment allows.
+        expert: Mean return of the expert.
+        random_valid: Mean return of random valid actions.
+        random_text: Mean return of random printable text.
     """
 
     env: str

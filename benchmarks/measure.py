@@ -117,7 +117,7 @@ def record(key: str, values: list[float], *, command: str, **details: Any) -> No
     Args:
         key: One of ``KEYS``.
         values: The ratio of each repetition; their median is recorded, with the lowest and the highest.
-        command: What prints it.
+        command: The command that measures this ratio.
         details: Anything else worth keeping, e.g. ``tokens=4096``.
     """
     goal, meaning = KEYS[key]

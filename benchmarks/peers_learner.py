@@ -100,7 +100,7 @@ class Ours:
         return float(result[DEFAULT_MODULE_ID]["loss"].peek())
 
     def gradient(self) -> torch.Tensor:
-        """Of the last step, all parameters in one vector."""
+        """Gradient of the last step, all parameters in one vector."""
         return _gradient(self._learner.module[DEFAULT_MODULE_ID].unwrapped().policy_parameters())
 
 
@@ -154,7 +154,7 @@ class TRL:
         return total
 
     def gradient(self) -> torch.Tensor:
-        """Of the last step, all parameters in one vector."""
+        """Gradient of the last step, all parameters in one vector."""
         return _gradient(self._trainer.model.parameters())
 
 

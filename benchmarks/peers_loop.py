@@ -70,7 +70,7 @@ DEFAULT_SIDES = [OURS, "TRL, HF generate", "TRL, vLLM"]
 
 
 class Pace:
-    """A child's end of the line to the parent: waits for the word to go, reports what the step cost."""
+    """The connection of a child process to its parent: waits for the signal to do a step, reports the step's cost."""
 
     def __init__(self) -> None:
         # The libraries print to what used to be the standard output.
@@ -119,7 +119,7 @@ def num_digits(model: str) -> int:
 
 
 def run_ours(model: str, pace: Pace) -> None:
-    """Steps of ``GSPO.train()`` until the parent hangs up."""
+    """Steps of ``GSPO.train()`` until the parent closes the connection."""
     from gspo_rllib import metrics
     from gspo_rllib.algorithms import GSPOConfig
     from gspo_rllib.cli.cluster import ray_session
@@ -145,7 +145,7 @@ def run_ours(model: str, pace: Pace) -> None:
 
 
 def run_trl(model: str, pace: Pace, settings: dict[str, Any]) -> None:
-    """Steps of ``GRPOTrainer.train()`` until the parent hangs up."""
+    """Steps of ``GRPOTrainer.train()`` until the parent closes the connection."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -203,7 +203,7 @@ def _fit_vllm_to_cpu() -> None:
 
 
 class Child:
-    """The parent's end: one side in its own process."""
+    """One side of the comparison in a child process, as its parent sees it."""
 
     def __init__(self, name: str, model: str, folder: str) -> None:
         self.name, self._log = name, pathlib.Path(folder, f"{name}.log")
@@ -224,7 +224,7 @@ class Child:
         return json.loads(line)
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         assert self._process.stdin
         self._process.stdin.close()
         try:

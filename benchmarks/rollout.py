@@ -290,7 +290,7 @@ def main() -> None:
         if args.profile:
             _profile(model)
             return
-        # One vLLM for all rows: whoever asks for an equal one while this runner lives gets this one.
+        # One vLLM for all rows: a runner with an equal engine spec shares it while this runner lives.
         holder = BackgroundSampler(model, 1, 16)
         rows = []
         print("env runner over raw vLLM, tokens per CPU second")

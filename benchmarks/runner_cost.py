@@ -49,7 +49,7 @@ class InstantEngine:
     """Answers every request with the same ids and log-probabilities, and knows how long that took.
 
     Args:
-        token_ids: Its only answer.
+        token_ids: The sampled ids of every answer.
     """
 
     max_model_len = 1 << 20
@@ -94,7 +94,7 @@ class LedgerEnv(gym.Env):
 
     Args:
         turns: Length of an episode.
-        spent_s: Where it notes its CPU seconds.
+        spent_s: A list of one number, to which the CPU seconds of every call are added.
     """
 
     metadata = {"render_modes": [], "blocking": False}

@@ -61,7 +61,7 @@ class Conversation:
     Attributes:
         turns: ``(shown, sampled)`` token ids, int32.
         old_logp: float32 [L], log-probability (nats) of every sampled token under the policy that sampled it.
-        reward: Of the whole trajectory.
+        reward: Reward of the last turn, hence the return of the trajectory.
     """
 
     turns: list[tuple[np.ndarray, np.ndarray]]
@@ -85,7 +85,7 @@ class Conversation:
         return Conversation([(shown, kept)], self.old_logp[: len(kept)], self.reward)
 
     def episode(self, group_id: str, index: int) -> SingleAgentEpisode:
-        """The same as the env runners hand it to the learner."""
+        """The conversation as an episode, as env runners return it."""
         episode = SingleAgentEpisode()
         episode.add_env_reset("")
         old_logp = np.split(self.old_logp, np.cumsum([len(sampled) for _, sampled in self.turns])[:-1])

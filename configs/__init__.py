@@ -10,7 +10,10 @@ from __future__ import annotations
 if __name__ == "configs":
     raise ImportError("import gspo_rllib.configs, not configs: under two names its classes would exist twice")
 
-from gspo_rllib.configs.runs import Run, RunSettings, load_config, load_run, shipped_configs
-from gspo_rllib.configs.strict_yaml import parse_value, parse_yaml
-
-__all__ = ["Run", "RunSettings", "load_config", "load_run", "parse_value", "parse_yaml", "shipped_configs"]
+from gspo_rllib.configs.runs import Run as Run
+from gspo_rllib.configs.runs import RunSettings as RunSettings
+from gspo_rllib.configs.runs import load_config as load_config
+from gspo_rllib.configs.runs import load_run as load_run
+from gspo_rllib.configs.runs import shipped_configs as shipped_configs
+from gspo_rllib.configs.strict_yaml import parse_value as parse_value
+from gspo_rllib.configs.strict_yaml import parse_yaml as parse_yaml

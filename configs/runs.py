@@ -127,7 +127,7 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
     """Like ``load_config``, with the ``run:`` section beside the config.
 
     Raises:
-        SettingError: As ``load_config``.
+        SettingError: The file does not exist or is not YAML, or a section, key or value is not one a builder takes.
     """
     path = find_config(source)
     sections = read_sections(path)
@@ -214,7 +214,7 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
 
     Args:
         sections: Section name to keyword arguments.
-        algorithm: Whose config; a name in ``gspo_rllib.algorithms.ALGORITHMS``.
+        algorithm: The algorithm whose config is made; a name in ``gspo_rllib.algorithms.ALGORITHMS``.
         source: What messages call the file.
 
     Raises:
@@ -249,8 +249,8 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
 
     Args:
         section: The builder's name.
-        arguments: What it would be called with.
-        signature: Its signature, bound.
+        arguments: The keyword arguments that the builder would be called with.
+        signature: Signature of the builder, without ``self``.
         source: What messages call the file.
 
     Raises:

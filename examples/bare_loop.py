@@ -27,7 +27,7 @@ ENV = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 
 @dataclass
 class Trajectory:
-    """A context that only grows: what the engine saw, and which of it the policy sampled."""
+    """A context that only grows: the ids the engine saw, and which of them the policy sampled."""
 
     env: gym.Env
     ids: list[int]

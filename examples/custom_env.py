@@ -13,8 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from gspo_rllib import GSPOConfig
-from gspo_rllib.envs import UnicodeText
+from gspo_rllib import GSPOConfig, UnicodeText
 
 
 class ShortReply(gym.Env[str, str]):

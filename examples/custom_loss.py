@@ -14,10 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gspo_rllib import GSPOConfig, columns
-from gspo_rllib.learners.language_learner import LanguageLearner
+from gspo_rllib import GSPOConfig, LanguageLearner, TokenTable, columns
 from gspo_rllib.ops import token_log_ratio
-from gspo_rllib.packing import TokenTable
 
 TAU = 0.1
 RESIDUAL = "residual_abs_mean"

@@ -19,7 +19,7 @@ def count(fruit: str) -> int:
     """Says how many of a fruit are in stock.
 
     Args:
-        fruit: Its name, e.g. apple.
+        fruit: Name of the fruit, e.g. apple.
     """
     return STOCK[fruit]
 

@@ -20,7 +20,7 @@ FORMAT = 1
 POLICY = pathlib.PurePosixPath("learner_group/learner/rl_module/default_policy")
 """Where in a checkpoint the policy's Hugging Face folder is."""
 RENAMED_SETTINGS = {"weight_uptake": "weight_update"}
-"""Settings of 0.1 that have another name now."""
+"""Settings that were renamed after 0.1: name in an old checkpoint to name now."""
 REFERENCE = "reference"
 """Where in a checkpoint the frozen reference policy's Hugging Face folder is, if the run has one."""
 
@@ -29,7 +29,7 @@ def policy_folder(checkpoint: str | pathlib.Path) -> pathlib.Path:
     """The Hugging Face folder (safetensors, tokenizer, chat template) inside a verified checkpoint.
 
     Raises:
-        CheckpointError: As for ``verify``.
+        CheckpointError: The folder does not exist, has no manifest, or a file is missing or differs.
     """
     return verify(checkpoint) / POLICY
 
@@ -61,8 +61,8 @@ def write_reference(checkpoint: str | pathlib.Path, files: Mapping[str, bytes]) 
     """Puts the reference policy into a checkpoint, before its manifest is written.
 
     Args:
-        checkpoint: The folder.
-        files: The files of a Hugging Face folder.
+        checkpoint: The checkpoint's folder.
+        files: The files of a Hugging Face folder, name to content.
     """
     folder = pathlib.Path(checkpoint) / REFERENCE
     folder.mkdir(exist_ok=True)

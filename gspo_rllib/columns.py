@@ -37,7 +37,7 @@ BEHAVIOR_LOGP = "behavior_logp"
 """float32 [L]: log-probability (nats) the engine sampled each id with."""
 
 OLD_LOGP = "old_logp"
-"""float32 [L]: log-probability under the policy before this iteration's first update, the ratio's denominator."""
+"""float32 [L]: log-probability (nats) of each id before this iteration's first update: the ratio's denominator."""
 
 TRAJECTORY_INDEX = "trajectory_index"
 """int64 [L]: which of the row's trajectories each sampled token belongs to, 0 … B-1, non-decreasing."""
@@ -73,4 +73,4 @@ PLAN = "plan"
 """``MinibatchPlan``: how many trajectories, turns and tokens the whole optimiser step trains on, over all ranks."""
 
 EMPTY = "empty"
-"""True in a micro-batch that stands in for none; its single token carries no loss and counts in no statistic."""
+"""True in the placeholder of a rank without a trajectory; its single token has no loss and is in no statistic."""

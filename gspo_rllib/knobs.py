@@ -37,10 +37,10 @@ def knob(
     """A documented field.
 
     Args:
-        default: Its default.
-        effect: What it changes, as a sentence.
+        default: The value where the user sets none.
+        effect: What the setting changes, as a sentence.
         source: Where the default comes from.
-        unit: Of the value; "" for none.
+        unit: Unit of the value, e.g. "tokens"; "" for none.
         low: Smallest allowed value.
         high: Largest allowed value.
         low_open: Whether ``low`` itself is excluded.
@@ -194,8 +194,8 @@ def with_defaults(settings: type[_Settings], name: str, changes: Mapping[str, tu
 
     Args:
         settings: The settings to start from.
-        name: Of the new class.
-        changes: Knob to ``(default, source)``.
+        name: Name of the new class.
+        changes: Name of each knob whose default changes, to ``(default, source)``.
 
     Example:
         >>> @settings_dataclass

@@ -48,7 +48,7 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of a model folder or hub name.
 
     Raises:
-        ModelError: There is none.
+        ModelError: The folder or hub name holds no model configuration.
     """
     from transformers import AutoConfig
 

@@ -26,7 +26,7 @@ class Family:
     Attributes:
         members: Indices of the trajectories.
         prefix_tokens: How many tokens they share; 0 for a family of one.
-        num_tokens: What it takes of a row: the shared tokens once.
+        num_tokens: Tokens the family takes in a row; shared ones count once.
     """
 
     members: tuple[int, ...]
@@ -65,10 +65,10 @@ def plan_rows(num_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
 def plan_families(
     trajectories: Sequence[TokenTrajectory], max_tokens: int, sharing: PrefixSharing | None
 ) -> list[Family]:
-    """Who shares a prompt with whom.
+    """Decides which trajectories share their prompt.
 
     Args:
-        trajectories: Of any groups, in any order.
+        trajectories: Trajectories of any groups, in any order.
         max_tokens: Budget of a row. A group that exceeds it is several families, each with the prompt once.
         sharing: When to share; None for never.
 
@@ -93,7 +93,7 @@ def plan_families(
 
 
 def _shared_tokens(members: Sequence[TokenTrajectory], sharing: PrefixSharing | None) -> int:
-    """The longest common start of the first segments that holds no sampled token and leaves a token to each."""
+    """Tokens with which all first segments start alike; it ends before a sampled token, and before a segment's last."""
     firsts = [t.segments[0] for t in members]
     if not sharing or len(members) < 2 or max(map(len, firsts)) > (sharing.max_segment_tokens or math.inf):
         return 0
@@ -114,7 +114,7 @@ def packed_rows(
     """All trajectories, row by row.
 
     Args:
-        trajectories: Each with at least one sampled token.
+        trajectories: Trajectories with at least one sampled token each.
         max_tokens: Token budget of a row; tokens that are shared count once.
         sharing: When trajectories of a group share their prompt; None for never.
         device: Where rows are put.
@@ -139,9 +139,10 @@ def pack(
     """One packed row; see ``columns`` for the names and shapes.
 
     Args:
-        trajectories: At least one.
+        trajectories: The trajectories of the row, at least one, members of a family next to each other.
         device: Where the tensors go.
-        shared: How many neighbours share how many tokens, from first to last trajectory; None where none do.
+        shared: ``(members, shared tokens)`` of each family, in the order of the trajectories; None where nothing is
+            shared.
     """
     layout = _Layout(trajectories, shared or [(1, 0)] * len(trajectories))
     token_ids = np.concatenate(layout.segments)
@@ -208,7 +209,7 @@ class _Layout:
             )
 
     def _add(self, ids: np.ndarray, *, position: int = 0, prefix: int = -1) -> np.ndarray:
-        """The cells it gets."""
+        """Appends a segment; returns the indices in the row that its ids get."""
         self.segments.append(ids)
         self.prefixes.append(prefix)
         self.positions.append(np.arange(position, position + len(ids)))
@@ -220,7 +221,7 @@ class TokenTable:
     """Lays a row's packed values out with one line per trajectory.
 
     Args:
-        row: What ``pack`` made.
+        row: A packed row, made by ``pack``.
 
     Attributes:
         mask_BT: Which cells of the table are filled; the sampled tokens of trajectory b are the first of line b.
@@ -236,5 +237,5 @@ class TokenTable:
         self.mask_BT = torch.arange(longest, device=counts_B.device)[None, :] < counts_B[:, None]
 
     def __call__(self, value_L: torch.Tensor) -> torch.Tensor:
-        """[L] -> [B, T], zero where nothing goes; differentiable."""
+        """[L] -> [B, T], zero in cells that are not filled; differentiable."""
         return value_L.new_zeros(self.mask_BT.numel()).index_put((self._slot_L,), value_L).view(self.mask_BT.shape)

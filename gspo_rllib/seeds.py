@@ -1,6 +1,6 @@
 """Everything random is a function of names, never of a process's random state.
 
-So what is sampled, and in which order it is trained on, depends neither on who does the work nor on when.
+So what is sampled, and in which order it is trained on, depends neither on which process does the work nor on when.
 """
 
 from __future__ import annotations

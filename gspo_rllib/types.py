@@ -4,6 +4,47 @@ A trajectory is a plain RLlib ``SingleAgentEpisode`` whose step is one *turn*: o
 What the policy saw and sampled in that turn is one ``Turn``, stored under ``extra_model_outputs["turn"]``; it is one
 opaque object on purpose, because RLlib's ``to_numpy()`` broadcasts or rejects ragged per-turn arrays.
 
+An example, with one made-up token id per word: <user> 1, <assistant> 2, <end> 3, Guess 4, 1-9 5, five 6, Higher 7,
+seven 8. The policy guesses five, then seven, and seven was the number:
+
+    turn 0   prompt   <user> Guess 1-9 <assistant>    1 4 5 2
+             action   five <end>                      6 3
+    turn 1   prompt   <user> Higher <assistant>       1 7 2
+             action   seven <end>                     8 3
+
+The env runner makes one ``Turn`` per action. The prompt of turn 1 holds only what was *added* to the context:
+
+    >>> five = Turn(np.int32([1, 4, 5, 2]), np.int32([6, 3]), np.float32([-1.5, -0.25]), 0, "stop")
+    >>> seven = Turn(np.int32([1, 7, 2]), np.int32([8, 3]), np.float32([-0.5, -0.125]), 0, "stop")
+
+The turns are the steps of an episode, and the episodes in which one task was played are a ``TrajectoryGroup``:
+
+    >>> from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+    >>> episode = SingleAgentEpisode()
+    >>> episode.add_env_reset("Guess 1-9")
+    >>> episode.add_env_step("Higher", "five", reward=0.0, extra_model_outputs={TURN: five})
+    >>> episode.add_env_step("", "seven", reward=1.0, terminated=True, extra_model_outputs={TURN: seven})
+    >>> episode.custom_data[GROUP] = GroupMember(group_id="12", index=0, task_seed=7)
+    >>> TrajectoryGroup("12", episodes=[episode]).num_tokens  # a group of K = 1
+    11
+
+The learner trains on the turns laid end to end, a ``TokenTrajectory``. The mask is 1 on sampled tokens; turn, behaviour
+log-probability and advantage have one entry per sampled token:
+
+    >>> from gspo_rllib.connectors import token_trajectory
+    >>> trajectory = token_trajectory(episode, advantage=0.5)
+    >>> trajectory.segments[0].tolist()
+    [1, 4, 5, 2, 6, 3, 1, 7, 2, 8, 3]
+    >>> trajectory.loss_masks[0].astype(int).tolist()
+    [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1]
+    >>> trajectory.turn_index.tolist(), trajectory.behavior_logp.tolist(), trajectory.advantages.tolist()
+    ([0, 0, 1, 1], [-1.5, -0.25, -0.5, -0.125], [0.5, 0.5, 0.5, 0.5])
+    >>> trajectory.turn_rewards.tolist()
+    [0.0, 1.0]
+
+There is one segment, because the context only grew. Had turn 1 been given an edited history (a summary, say), it would
+start a second segment, and its prompt would be all of that new context.
+
 This module imports neither torch, ray, transformers nor vllm.
 """
 
@@ -48,7 +89,7 @@ class Turn:
     """What the policy was shown and sampled in one turn, as token ids.
 
     Appending ``prompt_token_ids`` and ``action_token_ids`` of every turn of a segment in order gives exactly the ids
-    the engine saw: nothing sampled is ever re-tokenised.
+    the engine saw: nothing sampled is ever re-tokenised. The top of this file shows two turns with their ids.
 
     Attributes:
         prompt_token_ids: int32 [P], only the ids this turn *appends* to the context (observation and chat frame); all
@@ -58,11 +99,11 @@ class Turn:
             from, temperature included.
         policy_version: The weights version that sampled this turn; the oldest one where it spans several.
         finish_reason: ``"stop"``: the model ended its turn, or wrote a stop string; ``"length"``: it ran out of tokens.
-        starts_segment: Whether the history was edited before this turn, so that it starts a new context; the first
-            turn of a trajectory does not say so.
+        starts_segment: Whether the history was edited before this turn, so that the turn starts a new context; False
+            for the first turn of a trajectory, although a context starts there too.
         is_summary: Whether the policy wrote a summary of the conversation instead of an action; the environment was
             not stepped.
-        token_versions: int32 [A], the weights version that sampled each id; None where all are of ``policy_version``.
+        token_versions: int32 [A], the weights version that sampled each id; None where all are ``policy_version``.
     """
 
     prompt_token_ids: np.ndarray
@@ -94,6 +135,8 @@ class GroupMember:
 class TrajectoryGroup:
     """K complete trajectories of one task: the unit of sampling, sharding, retrying and staleness.
 
+    The top of this file makes one.
+
     Attributes:
         group_id: Names the group within a run.
         episodes: K finished episodes, ordered by ``GroupMember.index``.
@@ -104,7 +147,7 @@ class TrajectoryGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all trajectories, prompts included."""
+        """Tokens of all trajectories, prompts included; a prompt they share counts in each."""
         return sum(trajectory_num_tokens(episode) for episode in self.episodes)
 
 
@@ -121,10 +164,10 @@ class ChatSpec:
         tool_syntax: One line that says how a call is written; shown only where the template does not show tools.
         stop: Strings that end a turn; the reply keeps the one that ended it.
         max_turns: Most turns of a trajectory; where the run sets a limit too, the smaller one holds.
-        max_tokens_per_turn: Most tokens of one turn; likewise.
+        max_tokens_per_turn: Most tokens of one turn; where the run sets a limit too, the smaller one holds.
 
     Raises:
-        SettingError: A tool is no such schema, a stop string is empty, or a limit is below 1.
+        SettingError: A tool is not described by such a schema, a stop string is empty, or a limit is below 1.
 
     Example:
         >>> look = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
@@ -256,19 +299,22 @@ def group_episodes(episodes: list[SingleAgentEpisode]) -> list[TrajectoryGroup]:
 class TokenTrajectory:
     """One trajectory as the learner trains it: concatenated token ids and what is known about the sampled ones.
 
+    The top of this file shows one of N = 2 turns and L = 4 sampled tokens.
+
     Attributes:
-        group_id: The group it belongs to.
-        index: Its position in the group.
-        segments: The contiguous contexts it consists of, int32 [T_s] each; one, unless its history was edited.
+        group_id: The group the trajectory belongs to.
+        index: Position of the trajectory in the group, 0 … K-1.
+        segments: The contiguous contexts of the trajectory, int32 [T_s] each; one, unless the history was edited.
         loss_masks: bool [T_s] per segment, True on sampled tokens; never True on a segment's first token.
         turn_index: int32 [L], turn of each sampled token, over all segments in order.
-        behavior_logp: float32 [L], log-probability (nats) the engine sampled each one with.
-        behavior_version: Oldest weights version among its turns.
+        behavior_logp: float32 [L], log-probability (nats) the engine sampled each token with.
+        behavior_version: Oldest weights version that sampled any of the turns.
         turn_rewards: float64 [N], reward of each turn.
         advantages: float32 [L], advantage of each sampled token; equal within a trajectory or a turn where credit is
             given to those.
-        value_targets: float32 [L], what a critic is to predict; None without one.
-        reference_logp: float32 [L], log-probability (nats) under a frozen reference policy; None without one.
+        value_targets: float32 [L], return that a critic is to predict before each sampled token; None without a critic.
+        reference_logp: float32 [L], log-probability (nats) of each sampled token under a frozen reference policy; None
+            without one.
     """
 
     group_id: str
@@ -285,15 +331,15 @@ class TokenTrajectory:
 
     @property
     def num_turns(self) -> int:
-        """Its turns."""
+        """N, the number of turns."""
         return len(self.turn_rewards)
 
     @property
     def num_tokens(self) -> int:
-        """All its tokens, prompts included."""
+        """Number of tokens in all segments, prompts included."""
         return sum(len(segment) for segment in self.segments)
 
     @property
     def num_loss_tokens(self) -> int:
-        """Its sampled tokens."""
+        """L, the number of sampled tokens."""
         return len(self.behavior_logp)

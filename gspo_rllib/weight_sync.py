@@ -22,11 +22,11 @@ _PREFIX = "model."
 class Weights:
     """One version of the policy's weights, taken from the learners once and sent to any number of runners.
 
-    It stays what it was when the learners go on: a learner in this process is copied once; one in an actor writes to
-    Ray's object store, which runners read from without a detour through the driver.
+    Later updates of the learners do not change it. The weights of a learner in this process are copied once; a learner
+    in an actor writes them to Ray's object store, which runners read from without a detour through the driver.
 
     Attributes:
-        version: The learners' count of updates when it was taken.
+        version: Number of updates the learners had made when the weights were taken.
     """
 
     def __init__(self, learner_group: LearnerGroup) -> None:
@@ -76,11 +76,11 @@ class Weights:
             )
 
     def offer(self, runners: EnvRunnerGroup, workers: Sequence[int]) -> None:
-        """Hands the weights to runners that play, each of which takes them up when it can; waits for none.
+        """Sends the weights to runners that are sampling; each loads them as soon as it can. Waits for none of them.
 
         Args:
             runners: Training env runners.
-            workers: Which of them, by RLlib's numbers.
+            workers: RLlib's numbers of the runners to send to.
         """
         version = self.version
         if not runners.num_remote_env_runners():
@@ -108,7 +108,7 @@ def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
     """The weights of a causal-LM RLModule that sampling needs.
 
     Args:
-        module: An RLModule for torch; what it calls non-inference attributes is left out.
+        module: An RLModule for torch; what it lists as non-inference attributes is left out.
         copy: Whether the arrays are copies. Those of a module on the CPU otherwise change when it is trained.
 
     Returns:

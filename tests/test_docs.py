@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import doctest
 import importlib
@@ -102,6 +103,31 @@ def test_the_doctests_of_a_module_pass(name: str) -> None:
     outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert outcome.attempted
     assert not outcome.failed
+
+
+def _entries(docstring: str) -> list[str]:
+    """The texts of the Args, Attributes and Returns of a docstring, without the names they belong to."""
+    sections = re.findall(r"^(Args|Attributes|Returns|Yields):\n((?:    .*\n|\n)+)", f"{docstring}\n", flags=re.M)
+    return [
+        re.sub(r"^[\w*]+: ", "", text) if section in ("Args", "Attributes") else text
+        for section, body in sections
+        for text in re.findall(r"^    (\S.*)", body, flags=re.M)
+    ]
+
+
+def test_an_entry_of_a_docstring_says_what_the_value_is() -> None:
+    assert _entries(inspect.getdoc(ops.k1) or "")[1] == "The same tokens under the other policy."
+    riddles, count = [], 0
+    for top in ("gspo_rllib", "algorithms", "configs", "envs", "examples", "benchmarks"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    entries = _entries(ast.get_docstring(node) or "")
+                    count += len(entries)
+                    where = f"{path.relative_to(ROOT)} {node.name}"
+                    riddles += [f"{where}: {text}" for text in entries if re.match(r"(Of|Its|Likewise)\b", text)]
+    assert count > 800
+    assert not riddles, "\n".join(riddles)
 
 
 def test_the_doctests_of_the_pin_list_pass() -> None:

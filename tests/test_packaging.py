@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,17 +96,45 @@ def test_importing_the_package_loads_no_framework() -> None:
 
 def test_importing_the_environments_loads_neither_ray_nor_torch() -> None:
     code = "import sys, gspo_rllib.envs.calculator, gspo_rllib.envs.bisection\n"
+    code += "from gspo_rllib import ChatSpec, Task, ToolEnv, UnicodeText, check_language_env, final_answer, tool\n"
     code += "print(*(m for m in ('ray', 'torch', 'transformers', 'vllm') if m in sys.modules))"
     assert _python(code, ROOT) == ""
 
 
-def test_every_public_name_exists_where_it_is_looked_for() -> None:
+def test_every_public_name_exists_and_says_what_it_is() -> None:
     import gspo_rllib
 
-    for name in gspo_rllib.__all__:
-        assert getattr(gspo_rllib, name) is not None
+    star: dict[str, Any] = {}
+    exec("from gspo_rllib import *", star)
+    public = [name for name in gspo_rllib.__all__ if name != "__version__"]
+    assert {"GSPOConfig", "LanguageLearner", "PolicyGradient", "UnicodeText", "register_engine"} <= set(public)
+    assert set(public) <= set(dir(gspo_rllib))
+    for name in public:
+        value = getattr(gspo_rllib, name)
+        assert star[name] is value
+        assert value.__name__ == name and vars(value).get("__doc__", value.__doc__), name
+    assert star["__version__"] == gspo_rllib.__version__
     with pytest.raises(AttributeError, match="no attribute 'GSPOConfg'"):
         gspo_rllib.GSPOConfg
+
+
+@pytest.mark.parametrize(
+    "package", ["", *sorted(path.parent.name for path in (ROOT / "gspo_rllib").glob("*/__init__.py"))]
+)
+def test_a_package_writes_each_of_its_names_once(package: str) -> None:
+    tree = ast.parse((ROOT / "gspo_rllib" / package / "__init__.py").read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    aliases = [alias for node in nodes if (node.module or "").startswith("gspo_rllib.") for alias in node.names]
+    assert all(alias.asname == alias.name for alias in aliases), "`import X as X` makes X public for type checkers"
+    assert len({alias.name for alias in aliases}) == len(aliases)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "__all__"]
+
+
+def test_every_algorithm_is_public() -> None:
+    import gspo_rllib
+    from gspo_rllib.algorithms import ALGORITHMS
+
+    assert {*ALGORITHMS, *(f"{name}Config" for name in ALGORITHMS)} <= set(gspo_rllib.__all__)
 
 
 def test_using_the_config_registers_the_algorithm_with_tune() -> None:

@@ -41,5 +41,5 @@ class CISPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> CISPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return CISPOConfig()

@@ -42,5 +42,5 @@ class DAPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> DAPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return DAPOConfig()

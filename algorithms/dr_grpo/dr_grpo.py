@@ -41,5 +41,5 @@ class DrGRPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> DrGRPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return DrGRPOConfig()

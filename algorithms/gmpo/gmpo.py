@@ -41,5 +41,5 @@ class GMPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> GMPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return GMPOConfig()

@@ -39,5 +39,5 @@ class GRPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> GRPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return GRPOConfig()

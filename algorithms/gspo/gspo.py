@@ -49,5 +49,5 @@ class GSPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> GSPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return GSPOConfig()

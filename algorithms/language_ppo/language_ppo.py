@@ -43,5 +43,5 @@ class LanguagePPO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> LanguagePPOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return LanguagePPOConfig()

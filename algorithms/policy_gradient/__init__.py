@@ -1,1 +1,1 @@
-"""The machine all algorithms here share: Algorithm, config, settings, learner, guards, clip monitor."""
+"""What all algorithms here share: Algorithm, config, settings, learner, guards, clip monitor."""

@@ -103,7 +103,7 @@ class PolicyGradient(Algorithm):
             self._source.advance(self._weights)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights; sampling on an engine it needs waits meanwhile."""
+        """RLlib's evaluation, with the current weights; training groups on an engine that it shares wait meanwhile."""
         runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
         share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
         with self._source.paused() if share else contextlib.nullcontext():

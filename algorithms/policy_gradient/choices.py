@@ -1,4 +1,4 @@
-"""The choices that are the machine's own, each beside what follows from it; the others are where their code is.
+"""Values of settings that only this folder uses, each with what follows from it; the others are beside their code.
 
 Ratio levels, surrogates, reductions, divergences and correction levels: ``gspo_rllib.ops``; advantage estimators:
 ``gspo_rllib.connectors``; groups: ``gspo_rllib.driver.selection``.
@@ -17,7 +17,7 @@ ADVANTAGE_AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
     "none": None,
     "trajectory_mean": trajectory_mean_advantages,
 }
-"""Every ``advantage_aggregation``, and what makes of advantages and mask the advantages that are used."""
+"""Every ``advantage_aggregation``: (advantages, mask) -> the advantages that are used; None leaves them as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClipScalingTraits:
 
     @property
     def scales(self) -> bool:
-        """Whether the range is ever another than ``clip_low`` … ``clip_high``."""
+        """Whether the range ever differs from ``clip_low`` … ``clip_high``."""
         return self.by_length or self.towards_target
 
 
@@ -49,7 +49,7 @@ KL_IN_LOSS: dict[str, bool] = {"loss": True, "reward": False}
 """Every ``kl_placement``, and whether the penalty is part of the loss; elsewhere it is part of the reward."""
 
 LEARNER_RECOMPUTES: dict[str, bool | None] = {"auto": None, "engine": False, "learner": True}
-"""Every ``old_log_probs``, and whether the learner computes them; None leaves it to other settings and to the noise."""
+"""Every ``old_log_probs``, and whether the learner computes them; None: other settings and the noise decide."""
 
 ROLLOUT_CORRECTIONS: dict[str, CorrectionMode | None] = {"none": None, "truncate": "truncate", "mask": "mask"}
 """Every ``rollout_correction``, and the mode of ``gspo_rllib.ops.rollout_correction`` that it is; None: no weight."""

@@ -16,10 +16,10 @@ from gspo_rllib.learners import statistics
 from gspo_rllib.ops import SURROGATES, Span, clip_span
 
 INERT_BELOW = 1e-3
-"""Clip fraction under which the clip might as well not be there."""
+"""Clip fraction below which the clip has practically no effect."""
 
 SATURATED_ABOVE = 0.5
-"""Clip fraction over which most of the batch is thrown away."""
+"""Clip fraction above which most of the batch has no gradient."""
 
 PATIENCE = 3
 """Consecutive iterations before the clip fraction is called inert or saturated."""
@@ -32,13 +32,13 @@ class ClipMonitor:
     """Turns the statistics of updates into warnings, each once until its condition has gone.
 
     Args:
-        settings: The algorithm's.
+        settings: The training settings of the algorithm.
     """
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
         self._span = clip_span(settings.importance_sampling_level, settings.surrogate)
-        # Under "auto" the learner leaves the engine's log-probs by itself once they are noisy.
+        # With "auto" the learner stops using the engine's log-probs by itself once they are noisy.
         self._uses_engine = LEARNER_RECOMPUTES[settings.old_log_probs] is False
         self._streaks: dict[str, int] = {}
 
@@ -46,13 +46,14 @@ class ClipMonitor:
         """What there is to warn about after an update.
 
         Args:
-            values: Names in ``gspo_rllib.learners.statistics`` to what the update measured.
+            values: Statistics of the update, by their names in ``gspo_rllib.learners.statistics``.
         """
         if not SURROGATES[self._settings.surrogate].clips_gradient:
             return []
         fraction = values.get(statistics.CLIP_FRACTION, math.nan)
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, math.nan)
-        # A healthy token ratio is clipped at about one token in a thousand, and a token's noise is no trajectory's.
+        # Token ratios are normally clipped at about one token in a thousand, so a low fraction means nothing there; and
+        # the noise floor is measured for trajectories.
         averaged = self._span is not Span.TOKEN
         findings = {
             "floor": (floor, averaged and self._uses_engine and floor >= self._range(values), 1),

@@ -37,7 +37,7 @@ from gspo_rllib.modules.causal_lm import check_model_config
 from gspo_rllib.ops import REDUCTIONS
 
 _S = TypeVar("_S", bound=Settings)
-# A builder that ``takes`` decorates says so with a variable: mypy loses typing.Self there.
+# Builders decorated with ``takes`` are annotated with this variable, because mypy loses typing.Self there.
 _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class PolicyGradientConfig(_FlatSettings):
         self.env_runner_cls = LanguageEnvRunner
         self.num_envs_per_env_runner = 32
         self.batch_mode = "complete_episodes"
-        # A slow rollout is waited for: RLlib's time-outs would drop its groups without a word.
+        # A slow rollout is waited for: RLlib's time-outs would drop its groups without a message.
         self.sample_timeout_s = None
         self.evaluation_sample_timeout_s = None
         # The algorithm pushes weights itself and has each runner acknowledge them.
@@ -105,7 +105,7 @@ class PolicyGradientConfig(_FlatSettings):
     def training(self: _Self, **kwargs: Any) -> _Self:
         """Sets the objective, the optimiser and the batch.
 
-        A Tune search space may stand for any value; type checkers, to which it is none, accept
+        A Tune search space may stand for any value. Type checkers do not know that; they accept
         ``update_from_dict({"lr": tune.grid_search([1e-6, 1e-5])})``.
         """
         super().training(**kwargs)
@@ -136,7 +136,7 @@ class PolicyGradientConfig(_FlatSettings):
         """Checks every setting, the environment and the model; called when the algorithm is built.
 
         Raises:
-            SettingError: A setting is unknown or illegal, or silently would not be what it is called.
+            SettingError: A setting is unknown or illegal, or settings together would not do what they are called.
             EnvError: The environment does not exist, or does not speak text.
             ModelError: The model folder cannot be used.
             EngineError: The chosen engine is not installed.
@@ -162,7 +162,7 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
         check_engine(generation.engine or default_engine())
-        # Spends RLlib's once-per-process notice about its new API stack, the only one these algorithms have.
+        # Marks RLlib's notice about its new API stack as given: these algorithms have no other.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
 
@@ -182,7 +182,7 @@ class PolicyGradientConfig(_FlatSettings):
 
     @property
     def resolved_token_sum_length(self) -> int:
-        """What a trajectory's token sum is divided by; 1 where the reduction does not ask."""
+        """Length in tokens that a trajectory's token sum is divided by; 1 where the reduction uses none."""
         if not REDUCTIONS[self.reduction].needs_length:
             return 1
         return self.token_sum_length or self._resolved_max_model_len

@@ -36,10 +36,10 @@ SEQUENCE_SCALE = 0.01
 
 
 def refusals(settings: TrainingSettings, *, recomputes_old_log_probs: bool) -> Iterator[str]:
-    """What cannot mean what it says.
+    """One message for each combination of settings that would not do what the settings are called.
 
     Args:
-        settings: The settings.
+        settings: The training settings.
         recomputes_old_log_probs: Whether the ratio's denominator is the learner's own.
     """
     return itertools.chain(
@@ -54,7 +54,8 @@ def refusals(settings: TrainingSettings, *, recomputes_old_log_probs: bool) -> I
 def _advantage_refusals(s: TrainingSettings) -> Iterator[str]:
     advantage, level = ADVANTAGE_ESTIMATORS[s.advantage_estimator], s.importance_sampling_level
     mixed = IMPORTANCE_SAMPLING_LEVELS[level].gradient_span
-    # Finer credit than the gradient can carry; averaging it first says that this is meant.
+    # Tokens that share a ratio get the mean of their advantages, so finer ones are lost. Averaging them first says that
+    # this is meant.
     loses_credit = advantage.span > mixed and ADVANTAGE_AGGREGATIONS[s.advantage_aggregation] is None
     if loses_credit and mixed is Span.TRAJECTORY:
         yield (
@@ -151,10 +152,10 @@ def _correction_refusals(s: TrainingSettings, *, recomputes_old_log_probs: bool)
 
 
 def cautions(s: TrainingSettings) -> Iterator[str]:
-    """What is not what it is usually called.
+    """One message for each combination of settings that works but is not what is usually meant.
 
     Args:
-        s: The settings.
+        s: The training settings.
     """
     return itertools.chain(_objective_cautions(s), _staleness_cautions(s))
 

@@ -32,10 +32,10 @@ CLIP_SCALE = "clip_scale"
 """Key in the learner's state: what the clip range is multiplied with."""
 
 ENGINE_NOISE = "engine_noise"
-"""Key in the learner's state: latest measured distance between engine and learner at the same weights; see below."""
+"""Key in the learner's state: ``PolicyGradientLearner.engine_noise``."""
 
 NEGLIGIBLE_NOISE = 0.1
-"""Share of the clip range up to which that distance is far below it: it moves a ratio by a tenth of its way out."""
+"""Largest engine noise, as a share of the clip range, with which the engine's log-probs may stay in the ratio."""
 
 
 class PolicyGradientLearner(LanguageLearner):
@@ -43,7 +43,8 @@ class PolicyGradientLearner(LanguageLearner):
 
     clip_scale: float = 1.0
     engine_noise: float | None = None
-    """Mean |log s| of a trajectory (of the worst token, under a ratio per token or turn), None before it is known."""
+    """Latest measured distance between engine and learner at the same weights: mean |log s| of a trajectory (largest
+    |log-ratio| of a token, with a ratio per token or turn), nats; None before it is measured."""
 
     @functools.cached_property
     def settings(self) -> TrainingSettings:
@@ -56,7 +57,7 @@ class PolicyGradientLearner(LanguageLearner):
         settings = self.settings
         if settings.old_log_probs_are_fixed or self.engine_noise is None:
             return super().recomputes_old_log_probs
-        # Noise that is not a number is not small.
+        # True also where the noise is NaN, which must not count as small.
         return not self.engine_noise <= NEGLIGIBLE_NOISE * self.clip_scale * min(settings.clip_low, settings.clip_high)
 
     # mypy wants an attribute where the base class has one; this one follows from the settings, and is only read.
@@ -155,7 +156,7 @@ class PolicyGradientLearner(LanguageLearner):
         return self.clip_scale
 
     def on_statistics(self, values: dict[str, float]) -> None:
-        """Logs the update; moves the clip range towards its target; notes the noise. Alike on every rank."""
+        """Logs the update, moves the clip range towards its target and keeps the noise; the same on every rank."""
         if CLIP_SCALINGS[self.settings.clip_scaling].towards_target:
             values[statistics.CLIP_SCALE] = self.clip_scale
             self.clip_scale = next_clip_scale(

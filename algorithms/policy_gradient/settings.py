@@ -47,9 +47,9 @@ _SAPO = "arXiv:2511.20347"
 class TrainingSettings(UpdateSettings, GroupSettings):
     """``.training(...)``.
 
-    The defaults are those the family agrees on (PPO's clipped surrogate, GRPO's group advantage, what verl and TRL do).
-    An algorithm's own table holds what its paper says, with where, also where that is the same. The properties say what
-    follows from the knobs and read nothing else: a config, which holds the same knobs, has them too.
+    The defaults are what most implementations share (PPO's clipped surrogate, GRPO's group advantage, what verl and TRL
+    do). Each algorithm has a table of its paper's values, with their sources, also where they equal these. The
+    properties are computed from the knobs alone, so a config, which has the same knobs, has the properties too.
     """
 
     num_minibatches: int = knob(
@@ -102,16 +102,16 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     )
     clip_low: float = knob(
         0.2,
-        "How far below 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo. Of log_clip: how "
-        "far below 0 a token's log-ratio may go.",
+        "How far below 1 the ratio may go before its gradient stops; used by clip, dual_clip and cispo. With log_clip: "
+        "how far below 0 a token's log-ratio may go.",
         low=0.0,
         high=1.0,
         source=f"{_PPO} §6.1",
     )
     clip_high: float = knob(
         0.2,
-        "How far above 1 the ratio may go before its gradient stops; of clip, dual_clip and cispo. Of log_clip: how "
-        "far above 0 a token's log-ratio may go.",
+        "How far above 1 the ratio may go before its gradient stops; used by clip, dual_clip and cispo. With log_clip: "
+        "how far above 0 a token's log-ratio may go.",
         low=0.0,
         source=f"{_PPO} §6.1",
     )
@@ -135,7 +135,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     )
     dual_clip: float = knob(
         3.0,
-        "Largest ratio a negative advantage is multiplied with; of dual_clip.",
+        "Largest ratio a negative advantage is multiplied with; used by dual_clip.",
         low=1.0,
         low_open=True,
         source="verl",
@@ -148,14 +148,14 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     )
     reduction: Reduction = knob(
         "trajectory_mean",
-        "What the objective is a mean over: trajectories (each the mean of its tokens), turns (likewise), tokens, or "
-        "trajectories as token sums over token_sum_length.",
+        "What the objective is a mean over: trajectories (each the mean of its tokens), turns (each the mean of its "
+        "tokens), tokens, or trajectories (each the sum of its tokens divided by token_sum_length).",
         choices=tuple(REDUCTIONS),
         source=f"{_GRPO} eq. 3",
     )
     token_sum_length: int | None = knob(
         None,
-        "Constant a trajectory's token sum is divided by; of token_sum. None takes the context length.",
+        "Constant a trajectory's token sum is divided by; used by token_sum. None takes the context length.",
         unit="tokens",
         low=1,
         source="arXiv:2503.20783v2: the generation budget",
@@ -181,14 +181,21 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     reference_path: str | None = knob(
         None, "Model folder or hub name of the reference; None takes the model training starts from.", source="ours"
     )
-    vf_loss_coeff: float = knob(1.0, "Weight of the critic's loss; of gae.", low=0.0, source="RLlib's PPO")
+    vf_loss_coeff: float = knob(1.0, "Weight of the critic's loss; used by gae.", low=0.0, source="RLlib's PPO")
     vf_clip_param: float = knob(
-        10.0, "Largest squared error of the critic that has a gradient; of gae.", low=0.0, low_open=True, source="RLlib"
+        10.0,
+        "Largest squared error of the critic that has a gradient; used by gae.",
+        low=0.0,
+        low_open=True,
+        source="RLlib",
     )
     vf_lr: float | None = knob(
-        None, "AdamW's learning rate of the critic; None takes lr.", low=0.0, source="ours; verl takes ten times lr"
+        None,
+        "AdamW's learning rate of the critic; used by gae. None takes lr.",
+        low=0.0,
+        source="ours; verl takes ten times lr",
     )
-    # Off-policy: what stands below the ratio, and what corrects for the engine's own log-probs.
+    # Off-policy: the denominator of the ratio, and the correction for the engine's own log-probs.
     old_log_probs: str = knob(
         "auto",
         "Denominator of the ratio: the engine's log-probs, or the learner's own before its first step. auto takes the "
@@ -215,7 +222,8 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     )
     rollout_correction_level: CorrectionLevel = knob(
         "token",
-        "What one such weight spans: a token, or a trajectory (geometric mean or product over its tokens).",
+        "What one weight of rollout_correction spans: a token, or a trajectory (geometric mean or product over its "
+        "tokens).",
         choices=tuple(CORRECTION_LEVELS),
         source="verl",
     )
@@ -238,7 +246,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         source="DAPO: the outcome",
     )
     max_resampled_groups: int = knob(
-        32, "Most extra groups an iteration samples for resample.", unit="groups", low=1, source="ours"
+        32, "Most extra groups an iteration samples; used by resample.", unit="groups", low=1, source="ours"
     )
     truncated_trajectories: TruncatedTrajectories = knob(
         "keep",
@@ -247,7 +255,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         choices=tuple(REPLACES_REWARDS),
         source="verl, TRL: kept",
     )
-    truncated_return: float = knob(0.0, "Return of a trajectory that fail counts as a failure.", source="ours")
+    truncated_return: float = knob(0.0, "Return of a truncated trajectory; used by fail.", source="ours")
     overlong_tokens: int | None = knob(
         None,
         "Sampled tokens from which a trajectory's return loses 1; None for no penalty.",
@@ -256,7 +264,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         source="arXiv:2503.14476v2 eq. 13",
     )
     overlong_buffer: int = knob(
-        64, "Tokens below overlong_tokens over which that loss grows from 0.", unit="tokens", low=1, source="ours"
+        64, "Tokens before overlong_tokens over which the penalty grows from 0.", unit="tokens", low=1, source="ours"
     )
 
     @property
@@ -276,7 +284,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
 
     @property
     def old_log_probs_are_fixed(self) -> bool:
-        """Whether settings alone say whose log-probs are below the ratio, whatever the measured noise."""
+        """Whether settings alone say whose log-probs are the ratio's denominator, whatever the measured noise."""
         return LEARNER_RECOMPUTES[self.old_log_probs] is not None or self.is_off_policy
 
     @property
@@ -299,7 +307,7 @@ def recomputes_old_log_probs(settings: TrainingSettings, *, exact: bool) -> bool
     """Whether the ratio's denominator is the learner's own log-probs, as far as settings say.
 
     Args:
-        settings: The settings.
+        settings: The training settings.
         exact: Whether engine and learner both compute in float32.
     """
     recomputes = LEARNER_RECOMPUTES[settings.old_log_probs]

@@ -21,11 +21,11 @@ def check_training(
     recomputes_old_log_probs: bool,
     no_effect: Mapping[str, Any],
 ) -> None:
-    """Refuses, or warns about, settings of training that are not what they are called.
+    """Refuses, or warns about, training settings that would not do what they are called.
 
     Args:
-        settings: Those of training.
-        generation: Those of sampling, which some of them go with.
+        settings: The training settings.
+        generation: The generation settings, which some training settings must agree with.
         recomputes_old_log_probs: Whether the ratio's denominator is the learner's own.
         no_effect: Values of RLlib's own parameters of ``training`` that would change nothing; None where not set.
 
@@ -58,12 +58,12 @@ def check_training(
 
 
 def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: int, training: bool) -> None:
-    """Refuses settings of sampling that could not train anything.
+    """Refuses generation settings that could not train anything.
 
     Args:
-        settings: Those of sampling.
+        settings: The generation settings.
         num_envs_per_env_runner: Trajectories a runner plays at a time.
-        training: Whether they are for training, not for evaluation alone.
+        training: Whether the settings are for training, not for evaluation alone.
 
     Raises:
         SettingError: A value is refused.

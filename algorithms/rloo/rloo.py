@@ -47,5 +47,5 @@ class RLOO(PolicyGradient):
 
     @classmethod
     def get_default_config(cls) -> RLOOConfig:
-        """Its paper's settings."""
+        """A config with the paper's settings."""
         return RLOOConfig()

@@ -17,13 +17,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what it keeps, and what it does not offer; a broken promise is the command's error."""
+    """Prints the claims that hold and the optional parts that are missing; a violation is the command's error."""
     from gspo_rllib.cli.policy_source import parse_assignments
     from gspo_rllib.env_pool.factory import check_language_env_spec
     from gspo_rllib.envs import check_language_env
 
     settings = parse_assignments(arguments.env_config, option="--env-config")
-    # What a training run asks of it first, with messages that know near misses of a name.
+    # The first check of a training run; its messages suggest the right name where one is misspelt.
     check_language_env_spec(arguments.env, settings)
     report = check_language_env(arguments.env, **settings)
     for claim in report.passed:

@@ -23,7 +23,7 @@ def write_curve(history: Sequence[Mapping[str, Any]], path: Path, *, title: str)
     Args:
         history: One flat result per iteration (keys joined by ``/``), at least one.
         path: PNG to write.
-        title: Above the panels.
+        title: Title above the panels.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra ``plot``).

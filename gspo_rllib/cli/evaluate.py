@@ -38,8 +38,8 @@ def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str
     """What to print about finished trajectories.
 
     Args:
-        episodes: At least one.
-        seconds: Wall time they took.
+        episodes: Finished episodes, at least one.
+        seconds: Wall time that playing them took.
     """
     reported = [info["success"] for info in (e.get_infos(-1) for e in episodes) if "success" in info]
     tokens = [sum(len(turn.action_token_ids) for turn in turns(episode)) for episode in episodes]

@@ -39,8 +39,8 @@ def parse_assignments(items: list[str], *, option: str) -> dict[str, Any]:
     """Parses ``key=value`` items, values written as in YAML.
 
     Args:
-        items: What stood behind the option.
-        option: Its name, for messages.
+        items: The arguments of the option.
+        option: Name of the option, for messages.
 
     Raises:
         SettingError: An item has no ``=``.

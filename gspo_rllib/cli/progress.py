@@ -25,9 +25,9 @@ class Column:
     """One column of the progress line.
 
     Attributes:
-        title: Its heading.
-        width: Characters.
-        show: From a flat result to its text; a missing metric shows as a dash.
+        title: Heading of the column.
+        width: Width of the column in characters.
+        show: Flat result -> text in the column; a missing metric shows as a dash.
     """
 
     title: str

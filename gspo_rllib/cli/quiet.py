@@ -13,7 +13,8 @@ def hush(config: AlgorithmConfig, *, verbose: bool = False) -> None:
     """Shows Ray's and RLlib's errors only, and no bars for loading or saving a model.
 
     Args:
-        config: Its ``log_level`` decides for RLlib in every process, so it is changed; a level of its own is kept.
+        config: The config whose ``log_level`` is changed, which RLlib uses in every process; one that the user set is
+            kept.
         verbose: Change nothing.
     """
     if verbose:

@@ -141,9 +141,9 @@ def save_checkpoint(algorithm: Algorithm, folder: Path, iteration: int) -> Path:
     """Writes a checkpoint that appears under its final name only when it is whole.
 
     Args:
-        algorithm: What to save.
+        algorithm: The algorithm to save.
         folder: Holds the run's checkpoints; made if missing.
-        iteration: Names it.
+        iteration: Number of the last finished iteration; names the checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"iteration_{iteration:06d}"

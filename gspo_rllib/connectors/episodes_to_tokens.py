@@ -19,7 +19,7 @@ from gspo_rllib.types import GROUP, TokenTrajectory, Turn, turn_rewards, turns
 class EpisodesToTokens(ConnectorV2):
     """Replaces the batch by ``{module: {"trajectories": [TokenTrajectory, …]}}``, one per episode, in their order.
 
-    The pieces behind it fill in what the trajectories are still missing: their advantages are 0 here.
+    The pieces that follow fill in what the trajectories still lack; their advantages are 0 here.
     """
 
     def __call__(
@@ -40,8 +40,8 @@ def token_trajectory(episode: SingleAgentEpisode, *, advantage: float = 0.0) -> 
     """Concatenates a trajectory's turns.
 
     Args:
-        episode: Finished, with a ``Turn`` per step.
-        advantage: Of every sampled token.
+        episode: A finished episode with a ``Turn`` per step.
+        advantage: Advantage of every sampled token.
     """
     taken = list(turns(episode))
     starts = [0, *(i for i, turn in enumerate(taken) if i and turn.starts_segment), len(taken)]

@@ -33,8 +33,8 @@ class GroupOutcome:
     """What a group's trajectories earned, as an estimator sees it.
 
     Attributes:
-        trajectories: K >= 2 of them.
-        episodes: The same, as RLlib episodes.
+        trajectories: The K >= 2 trajectories of the group.
+        episodes: The same trajectories as RLlib episodes.
     """
 
     trajectories: Sequence[TokenTrajectory]
@@ -167,7 +167,7 @@ def group_estimator(
 
     Args:
         name: ``training.advantage_estimator``.
-        gamma: Discount per turn, of the estimators that score turns.
+        gamma: Discount per turn, used by the estimators that score turns.
         step_weight: Weight of the step advantage in ``"step_groups"``.
         part_weights: Parts and weights for ``"reward_parts"``.
     """
@@ -177,7 +177,7 @@ def group_estimator(
 
 
 class GroupAdvantages(ConnectorV2):
-    """Fills in the advantages of token trajectories, group by group; it has the slot of GAE in RLlib's PPO.
+    """Fills in the advantages of token trajectories, group by group; stands where RLlib's PPO has its GAE piece.
 
     A group of one has nothing to be compared with: its advantage is 0.
 

@@ -27,7 +27,7 @@ class ReferenceLogProbs(ConnectorV2):
     ``DistributedDataParallel`` refuses a module without a parameter to train.
 
     Args:
-        model_config: As for the policy; its ``path`` is the reference's.
+        model_config: The policy's model settings, with the ``path`` of the reference.
         max_tokens: Token budget of one forward pass.
     """
 

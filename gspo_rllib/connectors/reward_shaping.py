@@ -47,7 +47,7 @@ class KLPenalty(_RewardShaping):
     """Takes ``kl_coeff`` times the divergence from the reference off the reward of every turn; needs its log-probs.
 
     Args:
-        kl_coeff: In reward per nat.
+        kl_coeff: Size of the penalty, in reward per nat of divergence.
         kl_estimator: ``"k1"`` | ``"k2"`` | ``"k3"``, summed over the turn's tokens.
     """
 
@@ -69,7 +69,7 @@ class OverlongPenalty(_RewardShaping):
 
     Args:
         max_tokens: Sampled tokens of a whole trajectory from which the penalty is 1.
-        buffer: Tokens below that over which it grows from 0.
+        buffer: Number of tokens below ``max_tokens`` over which the penalty grows from 0.
     """
 
     def __init__(self, *args: Any, max_tokens: int, buffer: int, **kwargs: Any):

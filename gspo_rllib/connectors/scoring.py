@@ -27,7 +27,7 @@ def score(
     """One float32 value per sampled token.
 
     Args:
-        trajectories: Each with at least one sampled token.
+        trajectories: Trajectories with at least one sampled token each.
         forward: A packed row (``columns``) -> [L].
         max_tokens: Token budget of a row.
         device: Where rows are put.

@@ -1,6 +1,6 @@
 """Sampling and learning take turns: groups are shared out to env runners, and all of them are waited for.
 
-A runner samples only with the weights version it is asked for. One that was restarted behind RLlib's back holds another
+A runner samples only with the weights version it is asked for. One that Ray restarted unnoticed by RLlib holds another
 and returns nothing; it is sent the weights and asked again. Groups of a runner that died go to the others.
 """
 
@@ -26,7 +26,7 @@ class Lockstep:
 
     Args:
         runners: RLlib's group of ``LanguageEnvRunner``: remote ones, or the one in this process.
-        draw: Names that many groups to sample next.
+        draw: Number of groups -> names of that many groups to sample next.
     """
 
     def __init__(self, runners: EnvRunnerGroup, *, draw: Callable[[int], Sequence[str]]) -> None:
@@ -110,7 +110,7 @@ def sample_groups(
             if report.weights_version == weights_version:
                 answered.update(asked)
                 groups.update({group.group_id: group for group in report.groups})
-        # What a runner answered without is given up: its environment failed too often, and trying again would not help.
+        # A group that is missing in a runner's answer was given up: its environment failed too often to try it again.
         pending = [group_id for group_id in pending if group_id not in answered]
         if not pending:
             break

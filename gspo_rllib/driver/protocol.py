@@ -1,4 +1,4 @@
-"""What the algorithm asks of whoever samples its groups, whether learning waits meanwhile or not."""
+"""The interface between an algorithm and what samples its groups: in lock-step with learning, or while it goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GroupSource(Protocol):
         """Waits for groups to train on.
 
         Args:
-            count: How many.
+            count: Number of groups.
 
         Returns:
             ``count`` groups less those that were given up, in the order they were drawn; and the runners' metrics.
@@ -40,13 +40,13 @@ class GroupSource(Protocol):
         """
 
     def advance(self, weights: Weights) -> None:
-        """Has what is sampled from now on sampled with the weights of the latest update."""
+        """From now on samples with the weights of the latest update."""
 
     def readmit(self) -> None:
-        """Is told that training runners came back, holding no weights yet."""
+        """Takes notice that training runners were restarted and hold no weights yet."""
 
     def paused(self) -> AbstractContextManager[None]:
-        """Leaves every engine idle for as long as the context is entered, to be used for something else."""
+        """Keeps every engine idle inside the ``with`` block, so that it can be used for something else."""
 
     def stop(self) -> list[str]:
         """Abandons everything that is in flight.

@@ -73,8 +73,8 @@ class GroupSelection:
     """Decides what becomes of truncated trajectories and of groups that cannot teach anything.
 
     Args:
-        zero_variance_groups: ``"keep"`` trains on a group whose members all did equally well (a group advantage makes
-            it 0, but it stays in the denominators); ``"drop"`` leaves it out; ``"resample"`` leaves it out, and other
+        zero_variance_groups: ``"keep"`` trains on a group whose members all did equally well (its group advantages are
+            0, but it counts in the denominators); ``"drop"`` leaves it out; ``"resample"`` leaves it out, and other
             groups are to be sampled instead, see ``sample_until_informative``.
         zero_variance_metric: What "equally well" compares, exactly: ``"return"``, the sum of a trajectory's turn
             rewards; or ``"success"``, its outcome, where the return carries shaping that would keep a group in which
@@ -102,8 +102,8 @@ class GroupSelection:
     def select(self, groups: Sequence[TrajectoryGroup]) -> tuple[list[TrajectoryGroup], dict[str, int]]:
         """Keeps what is to be trained on.
 
-        The environment's own rewards are never changed: a failed trajectory carries those to learn from beside them,
-        where ``types.turn_rewards`` finds them.
+        The environment's own rewards are never changed: the rewards that a failed trajectory is trained with are kept
+        beside them in the episode, where ``types.turn_rewards`` finds them.
 
         Args:
             groups: Complete groups, ragged ones too.
@@ -129,8 +129,8 @@ class GroupSelection:
     def filters_on_shaping(self, kept: Sequence[TrajectoryGroup]) -> bool:
         """Whether a group passed the filter although all its trajectories had the same outcome.
 
-        Only what rewards are shaped with then tells them apart. Training on nothing but such differences is known to
-        ruin a policy within tens of updates: it learns the shaping, not the task.
+        Its returns then differ in reward shaping only. Training on nothing but such differences is known to ruin a
+        policy within tens of updates: it learns the shaping, not the task.
         """
         if self.zero_variance_groups == "keep" or self.zero_variance_metric == "success":
             return False
@@ -179,7 +179,8 @@ def sample_until_informative(
     """Samples groups, and others in place of those that were not kept, until there are enough or the budget is spent.
 
     Args:
-        sample: Draws that many new groups; returns those that could be completed, and any number of reports.
+        sample: Number of groups -> that many new groups, less those that could not be completed, and any number of
+            reports.
         select: ``GroupSelection.select``; called once on every draw.
         wanted: Groups to train on; also the size of the first draw, >= 1.
         budget: Groups that may be asked for beyond the first draw, >= 0; 0 draws once.

@@ -2,9 +2,9 @@
 
 A version is the learners' count of updates, and a group is stale when more than η of them lie between its oldest token
 and its training. Every iteration takes G groups, and at most (η + 1) · G are ever drawn and not yet taken, so none need
-become stale. Which G an iteration takes goes by age: a group that would come too late otherwise has its place and is
-waited for, so that long trajectories are trained as surely as short ones; the other places go to what is finished,
-oldest first. What is stale all the same (after a failure) is dropped and counted.
+become stale. An iteration takes finished groups, oldest first, and keeps as many of its G places free as older groups
+that are still being sampled need to be trained in time. It waits for those, so that long trajectories are trained as
+surely as short ones. A group that is stale all the same (after a failure) is dropped and counted.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class _Group:
     """A group that was drawn and not yet taken.
 
     Attributes:
-        group_id: Its name.
-        order: How many were drawn before it.
+        group_id: Name of the group.
+        order: How many groups were drawn before it.
         version: The oldest weights version among its tokens; until it is finished, the oldest there can be.
-        state: Where it is.
-        worker: The runner it is or was in flight on.
+        state: How far the group has come.
+        worker: RLlib's number of the runner that samples or sampled it; None before it is dispatched.
         deaths: Runners that died while sampling it.
         trajectories: What was sampled; None until it is finished.
     """
@@ -89,7 +89,7 @@ class GroupStream:
         runners: RLlib's group of ``LanguageEnvRunner``: remote ones, or the one in this process.
         groups_per_iteration: G, groups an update takes.
         max_staleness: η, versions between a group's oldest token and the learners when it is trained.
-        draw: Names that many groups to sample next.
+        draw: Number of groups -> names of that many groups to sample next.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class GroupStream:
         self._num_drawn = 0
         self._weights: Weights
         self._with_weights: set[int] = set()
-        """Workers that hold weights, or will before they sample what they are sent next."""
+        """Numbers of the runners that hold weights, or will before they sample the groups they are sent next."""
         self._polls: dict[ray.ObjectRef, int] = {}
         self._processes: dict[int, int] = {}
         self._errors: list[str] = []
@@ -129,7 +129,7 @@ class GroupStream:
         self._with_weights = set(self._healthy())
 
     def advance(self, weights: Weights) -> None:
-        """See ``GroupSource.advance``: offers the weights, dispatches what they admit, and waits for nobody."""
+        """See ``GroupSource.advance``: sends the weights and dispatches groups, without waiting for a runner."""
         self._weights = weights
         weights.offer(self._runners, sorted(self._with_weights.intersection(self._healthy())))
         self._dispatch(self._per_iteration)
@@ -138,7 +138,7 @@ class GroupStream:
         """See ``GroupSource.take``; none of the groups is older than the bound.
 
         Raises:
-            NoProgressError: As many groups were given up and none finished, or no runner is left.
+            NoProgressError: ``count`` groups were given up and none finished, or no runner is left.
         """
         started = time.perf_counter()
         taken: list[_Group] = []
@@ -156,7 +156,7 @@ class GroupStream:
                     self._keep(worker, report)
                 num_given_up += self._forget_given_up()
         except BaseException:
-            # Interrupted: what is finished is there for the next call, or for a checkpoint.
+            # Interrupted: put back, the chosen groups are there for the next call, or for a checkpoint.
             self._groups = {group.group_id: group for group in taken} | self._groups
             raise
         self._waited_s += time.perf_counter() - started
@@ -213,9 +213,10 @@ class GroupStream:
         return chosen
 
     def _may_take(self, version: int, waiting: Counter[int], places: int) -> bool:
-        """Whether there is a place left that no group with less time needs.
+        """Whether this iteration can train a group of that version without making an older group stale.
 
-        After this iteration at most k · G groups may have only k iterations left, or one of them would come too late.
+        The next k iterations take k · G groups. So after this iteration at most k · G groups may become stale unless
+        they are trained within k iterations.
         """
         time_left = version + self._max_staleness - self._weights.version
         for k in range(time_left):
@@ -225,7 +226,7 @@ class GroupStream:
         return places > 0
 
     def _dispatch(self, missing: int) -> None:
-        """Draws what the bound admits, and hands out what nobody samples, to whom has the least in flight.
+        """Draws as many groups as the bound allows, and sends each one drawn to the runner with the fewest in flight.
 
         Args:
             missing: Groups that this iteration still has to take.
@@ -253,7 +254,7 @@ class GroupStream:
             self._send(worker, _Sample(group_ids))
 
     def _collect(self) -> list[tuple[int, SampleReport]]:
-        """What runners have to report; waits for the first of them, and never for a particular one."""
+        """The reports that runners have ready; waits until any one runner has one."""
         if self._is_local:
             runner: Any = self._runners.local_env_runner
             return [(LOCAL, runner.take_finished(POLL_S))]
@@ -272,7 +273,7 @@ class GroupStream:
                 self._lose(worker, f"env runner {worker} died: {str(error)[:500]}")
                 continue
             if self._processes.setdefault(worker, process) != process:
-                # Ray has restarted it: what it had sampled is gone, and what it was sent since is dispatched again too.
+                # Ray has restarted it: its unreported samples are lost, and groups sent to it since are sent again too.
                 self._send(worker, _stop_sampling)
                 self._lose(worker, f"env runner {worker} died and was restarted")
                 continue
@@ -309,10 +310,10 @@ class GroupStream:
         return [group for group in self._groups.values() if group.state is state]
 
     def _workers(self) -> list[int]:
-        """Runners that can be sent something, brought back from the dead if there is no other.
+        """Numbers of the runners that groups can be sent to; waits for one to be restarted if there is none.
 
         Raises:
-            NoProgressError: None can be.
+            NoProgressError: No runner is left, and none is restarted in time.
         """
         deadline = time.monotonic() + RESTART_S
         while not (workers := self._healthy()):

@@ -45,7 +45,7 @@ class Generation:
     """A finished request.
 
     Attributes:
-        request_id: As submitted.
+        request_id: Id of the request that is finished.
         token_ids: The sampled ids, the stop id, or the ids of the stop string, included when they were sampled.
         logp: One log-probability (nats) per sampled id, of the distribution it was drawn from (temperature
             included); at temperature 0, of the temperature-1 distribution.

@@ -21,9 +21,9 @@ def sample_tokens(
     """Samples from softmax(logits / temperature), and says how likely each sample was.
 
     Args:
-        logits_NV: Any float dtype; computed in float32.
-        temperature_N: >= 0; 0 picks the most likely id.
-        uniform_N: In [0, 1), float64.
+        logits_NV: Logits of any float dtype; what follows is computed in float32.
+        temperature_N: Temperature of each request, >= 0; 0 picks the most likely id.
+        uniform_N: A uniform random number of each request, in [0, 1), float64.
 
     Returns:
         The sampled ids, int64, and their log-probabilities (nats) in float32 under the distribution they were drawn

@@ -31,7 +31,7 @@ class SlotCache:
 
     Args:
         device: Where the cache lives.
-        dtype: Of keys and values.
+        dtype: Precision of keys and values.
         max_slots: Slots there may ever be.
         max_length: Longest context in tokens.
     """
@@ -101,10 +101,10 @@ class AttentionBlock:
     """Requests that attend together because they have about as many new tokens.
 
     Attributes:
-        start: Where their tokens begin in the flat row.
-        stop: Where they end.
+        start: Index in the flat row of their first token.
+        stop: Index in the flat row behind their last token.
         slots: A range of slots, or the slots [N].
-        length: L.
+        length: L, cached tokens of the request that has most.
         position_NW: Position of each new token; 0 where it is padding, so that no row of the mask is empty.
         pad: Index [N * W] into the block's tokens, or None when nothing is padded.
         unpad: Index [tokens] into the padded rows, or None.
@@ -141,7 +141,7 @@ class AttentionPlan:
         cache: The cache of this engine.
         slot_T: Slot of each new token.
         position_T: Position of each new token.
-        blocks: In the order of the flat row, covering it.
+        blocks: The blocks of the step in the order of the flat row; together they cover it.
     """
 
     cache: SlotCache

@@ -53,7 +53,7 @@ class SlotTable:
         """The best slot for a prompt, which this call does not yet take.
 
         Args:
-            prompt: int32 [P].
+            prompt: int32 [P], ids of the request's prompt.
 
         Returns:
             None when another request is about to compute a prefix worth waiting for.

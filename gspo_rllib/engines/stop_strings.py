@@ -11,10 +11,10 @@ _MARGIN = 8  # tokens: room for a character that begins before the stop string, 
 
 
 class StopStrings:
-    """Decodes just enough of a reply's end.
+    """Decodes just enough of a reply's end to find a stop string in it.
 
     Args:
-        tokenizer: Of the model that samples.
+        tokenizer: Tokenizer of the model that samples.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _FROM_SPEC = ("model", "dtype", "max_model_len", "max_num_seqs", "seed", "trust_remote_code")
 _FIXED: dict[str, Any] = {
-    # Of the distribution that was sampled from; the default is before temperature.
+    # Log-probabilities of the distribution that was sampled from; vLLM's default is before temperature.
     "logprobs_mode": "processed_logprobs",
     # The learner sends all weights before the first request.
     "load_format": "dummy",

@@ -31,7 +31,7 @@ def check_weights(named_weights: Mapping[str, np.ndarray], shapes: Mapping[str, 
     """Refuses a weight update that is not exactly the model's ``state_dict``.
 
     Args:
-        named_weights: What was sent.
+        named_weights: The update, name to array.
         shapes: Name and shape of every entry of the engine's own ``state_dict``.
 
     Raises:
@@ -61,7 +61,7 @@ def without_tied(named_weights: Mapping[str, np.ndarray], tied: Mapping[str, str
     """The update with every tied tensor under one name only, as a safetensors file holds it.
 
     Args:
-        named_weights: What was sent, tied tensors under both names.
+        named_weights: The update, name to array, tied tensors under both names.
         tied: Second name to first name of each tied tensor (transformers' ``all_tied_weights_keys``).
 
     Raises:
@@ -82,7 +82,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """The array as a tensor that shares its memory where it can; only to be read.
 
     Args:
-        array: Any shape; may be read-only, as arrays out of Ray's object store are.
+        array: An array of any shape; may be read-only, as arrays out of Ray's object store are.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
@@ -100,7 +100,7 @@ class TokenVersions:
 
         Args:
             num_sampled: Tokens sampled so far by each running request.
-            version: Of the weights that are about to go.
+            version: Version of the weights that the update replaces.
         """
         for request_id, count in num_sampled.items():
             if count:
@@ -114,12 +114,12 @@ class TokenVersions:
         """The versions of a finished request, which is forgotten.
 
         Args:
-            request_id: The request.
-            num_tokens: Tokens it sampled.
-            version: Of the weights that sampled the last of them.
+            request_id: Id of the request.
+            num_tokens: Number of tokens the request sampled.
+            version: Version of the weights that sampled the last of these tokens.
 
         Returns:
-            int32 [num_tokens], or None when all are of one version.
+            int32 [num_tokens], the version that sampled each token; None when ``version`` sampled all of them.
         """
         spans = self._spans.pop(request_id, None)
         if spans is None:

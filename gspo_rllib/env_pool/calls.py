@@ -22,17 +22,17 @@ class EnvFailure:
 
 @dataclass(frozen=True, slots=True)
 class EnvAnswer:
-    """What one call of ``reset`` or ``step`` came to.
+    """The result of one call of ``reset`` or ``step``.
 
     Attributes:
-        ticket: The call it answers.
-        slot: Where the environment lives.
-        is_reset: Whether it answers a ``reset``.
-        observation: What is new since the last action.
-        reward: Of this step, finite; 0 after a reset.
-        terminated: As the environment said.
-        truncated: As the environment said.
-        info: The part of it that is plain data, so that it survives pickling.
+        ticket: Number of the call that is answered.
+        slot: The environment's slot.
+        is_reset: Whether the call was a ``reset``.
+        observation: The text that is new since the last action.
+        reward: Reward of this step, finite; 0 after a reset.
+        terminated: Whether the environment said that the task has ended.
+        truncated: Whether the environment said that it cut the episode short.
+        info: The part of the environment's ``info`` that is plain data, so that it survives pickling.
         chat: The environment's framing, read at each reset; None when it has none.
         seconds: How long the call took.
         failure: Set when the call failed; nothing else but ``ticket``, ``slot`` and ``seconds`` counts then.

@@ -47,7 +47,7 @@ def env_maker(
             works in every process; or a name registered with ``ray.tune.register_env``; or a class.
         env_config: Keyword arguments of the environment. A Tune-registered creator gets it whole, as RLlib does it;
             so does a class whose first parameter is called ``config``.
-        worker_index: Of the env runner; what such a creator reads as ``config.worker_index``.
+        worker_index: RLlib's index of the env runner; such a creator reads it as ``config.worker_index``.
 
     Raises:
         EnvError: ``env`` is missing or of another kind.
@@ -74,9 +74,9 @@ def check_language_env_spec(
     """Makes one environment, checks that it speaks text, and closes it again.
 
     Args:
-        env: As for ``env_maker``.
-        env_config: As for ``env_maker``.
-        worker_index: As for ``env_maker``.
+        env: A Gymnasium id, a name registered with Ray Tune, or a class; see ``env_maker``.
+        env_config: Keyword arguments of the environment; see ``env_maker``.
+        worker_index: RLlib's index of the env runner.
 
     Raises:
         EnvError: It is unknown, cannot be made, is no ``gymnasium.Env``, its spaces are not text, or it needs a

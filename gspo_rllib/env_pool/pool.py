@@ -75,8 +75,8 @@ class EnvPool:
             ``step`` below, and no deadline can be kept.
         process: Whether every environment gets a process of its own, blocking or not. Without a running Ray it gets
             a thread instead, and a line of the log says so.
-        step_timeout_s: Seconds of wall time a call may take, the making of the environment included, the start of its
-            process not.
+        step_timeout_s: Seconds of wall time a call may take; the making of the environment is included, the start of
+            its process is not.
 
     Raises:
         EnvError: ``make`` cannot be sent to another process.
@@ -111,7 +111,7 @@ class EnvPool:
         return self._free.pop() if self._free else None
 
     def release(self, slot: int) -> None:
-        """Gives a slot back. Its environment is kept for the next trajectory, unless it still owes an answer."""
+        """Gives a slot back. Its environment is kept for the next trajectory, unless a call of it is unanswered."""
         owed = [ticket for ticket, (owner, _) in self._outstanding.items() if owner == slot]
         if owed:
             self._abandon(slot)

@@ -77,13 +77,13 @@ def sendable(make: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
 class RemoteSession:
     """Stands in for an ``EnvSession`` whose environment lives elsewhere; the process starts at the first call.
 
-    ``kill`` may be called by any thread; everything else belongs to the slot's.
+    ``kill`` may be called by any thread, everything else by the slot's thread only.
 
     Args:
         make_session: Makes the session; called in the actor's process.
     """
 
-    env = None  # out of reach
+    env = None  # the environment is in another process
 
     def __init__(self, make_session: Callable[[], EnvSession]) -> None:
         self._make_session = make_session
@@ -106,7 +106,7 @@ class RemoteSession:
             answer: EnvAnswer = ray.get(self._started().answer.remote(call))
         except _RAY_ERRORS as error:
             self._end()
-            # Not its message: it names ids of this one process, so no two failures would ever be counted as one.
+            # Not the error's message: it names ids of this one process, so equal failures would be counted apart.
             raise EnvProcessError(
                 f"the process of the environment ended or could not answer ({type(error).__name__}): it crashed, left "
                 "with os._exit, or was killed, for want of memory perhaps. Ray's log of its workers says more."

@@ -29,7 +29,7 @@ class EnvSession:
     """One environment and the calls on it; touched by one thread only.
 
     Args:
-        slot: Named in every answer.
+        slot: The environment's slot, named in every answer.
         make: Makes the environment at the first ``reset``, and again after a failure.
 
     Attributes:

@@ -55,7 +55,7 @@ class BackgroundSampler:
         engine: Driven by the thread alone, except while it is paused or has nothing to do.
         pool: Used by the thread alone; closed by ``stop``.
         make_rollout: Makes the rollout on this engine and pool; called once, when the engine holds weights.
-        scheduler: Without groups yet.
+        scheduler: A scheduler without groups.
         weight_update: When new weights are loaded; ``"token"`` becomes ``"turn"`` where the engine cannot do it.
         on_groups: Called in the thread with groups that were just completed.
 
@@ -96,7 +96,7 @@ class BackgroundSampler:
         self._on_groups = on_groups
         self._thread: threading.Thread | None = None
         self._held_version = engine.weights_version
-        self._waits_since: float | None = None  # when the thread first saw the weights that are waiting
+        self._waits_since: float | None = None  # when the thread first saw the weights that wait to be loaded
         self._changed = threading.Condition()  # guards what follows
         self._added: list[str] = []
         self._in_flight: dict[str, None] = {}
@@ -292,7 +292,7 @@ class BackgroundSampler:
 
 
 class BackgroundSampling:
-    """What an env runner gains by a ``BackgroundSampler``: calls that return at once, while a thread samples.
+    """The methods an env runner has for sampling in the background: they return at once, while a thread samples.
 
     RLlib's metrics are written by the caller's thread. The callbacks of episodes, and ``on_sample_end``, come from the
     sampling thread: never two at a time, but beside whatever the caller's thread does. What they log through their

@@ -1,4 +1,4 @@
-"""RLlib's callbacks of an env runner, made from whichever thread samples."""
+"""RLlib's callbacks of an env runner, called in the thread that samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gspo_rllib.env_runners.trajectory import EpisodeObserver
 
 
 class Callbacks:
-    """Makes the callbacks that the config of an env runner names.
+    """Calls the callbacks that the config of an env runner names.
 
     Args:
         env_runner: Handed to every callback.
@@ -30,7 +30,7 @@ class Callbacks:
         self._objects = [callback() for callback in force_list(env_runner.config.callbacks_class)]
 
     def make(self, event: str, **kwargs: Any) -> None:
-        """Makes one callback, e.g. ``"on_sample_end"``, with what RLlib documents for it."""
+        """Calls one callback, e.g. ``"on_sample_end"``, with the arguments that RLlib documents for it."""
         make_callback(
             event,
             callbacks_objects=self._objects,
@@ -39,7 +39,7 @@ class Callbacks:
         )
 
     def observer(self, pool: EnvPool) -> EpisodeObserver:
-        """Makes the callbacks of episodes that are played in this pool."""
+        """The observer that calls the callbacks of episodes played in this pool."""
         return functools.partial(self._on_episode_event, pool)
 
     def _on_episode_event(self, pool: EnvPool, event: str, episode: SingleAgentEpisode, slot: int) -> None:
@@ -53,8 +53,8 @@ class LockedLogger:
     """RLlib's metrics logger, which is not thread-safe, for the use of callbacks from another thread.
 
     Args:
-        logger: Gets every call.
-        lock: Held during each.
+        logger: The logger that every call is passed on to.
+        lock: Held during every call.
     """
 
     def __init__(self, logger: MetricsLogger, lock: AbstractContextManager[Any]) -> None:

@@ -46,9 +46,9 @@ def engine_spec(
         settings: How text is sampled.
         model_config: What ``rl_module`` was given.
         max_num_seqs: Most replies that are sampled at a time.
-        run_seed: Of the run; None for an engine whose own numbers need not repeat.
+        run_seed: Seed of the run; None for an engine whose own random numbers need not repeat.
         stop_token_ids: Ids that end a turn.
-        worker_index: Of the env runner; makes its engine's own seed differ from the others'.
+        worker_index: RLlib's index of the env runner; makes the seeds of different runners' engines differ.
 
     Raises:
         SettingError: No model path is set, or the context asked for is longer than the model's.

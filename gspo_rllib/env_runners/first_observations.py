@@ -22,8 +22,8 @@ class FirstObservations:
         """Whether another member of the group saw something else; the first time, the log says so.
 
         Args:
-            assignment: Who sees it.
-            observation: The first one of its trajectory.
+            assignment: The trajectory that starts.
+            observation: The first observation of that trajectory.
         """
         replacement, first = self._first.get(assignment.group_id, (-1, ""))
         if replacement != assignment.replacement:

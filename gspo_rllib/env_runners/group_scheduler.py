@@ -38,8 +38,8 @@ class Assignment:
     """One trajectory to play.
 
     Attributes:
-        group_id: The group it is for.
-        index: Its position in the group, 0 … K-1.
+        group_id: The group that the trajectory belongs to.
+        index: Position of the trajectory in the group, 0 … K-1.
         attempt: 0 for the first try, 1 for the first retry, …
         replacement: 0 for the group's first task, 1 after the group was once replaced, …
         task_seed: 31-bit seed for ``reset``; the same for every member and attempt of one replacement.
@@ -63,14 +63,14 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Settled(Generic[Trajectory]):
-    """What became of groups since the last time that was asked.
+    """Groups that were completed or given up since the last call of ``take_settled``, and what that took.
 
     Attributes:
         complete: Complete groups in the order they were asked for, members in order of their index. A ragged group has
             fewer than K members; each keeps the index it was played with.
         given_up: Ids of the groups that will not be completed, in the order they were given up.
-        num_retries: Trajectories started again with the same task, whatever has become of them.
-        num_replaced: Groups discarded for a new task, likewise.
+        num_retries: Trajectories started again with the same task, in any group, settled or not.
+        num_replaced: Times a group was discarded for a new task, in any group, settled or not.
         num_ragged: Groups in ``complete`` that lack a member.
     """
 
@@ -97,7 +97,8 @@ class _Group(Generic[Trajectory]):
 class GroupScheduler(Generic[Trajectory]):
     """Hands out trajectories group by group, takes them back, and yields complete groups.
 
-    It knows a group from when it is added until it is settled and taken, and may be given more at any time.
+    It knows a group from when it is added until it is settled (complete or given up) and taken, and may be given more
+    groups at any time.
 
     Args:
         group_ids: The first groups to complete, each once; ``add_groups`` adds more.
@@ -173,7 +174,7 @@ class GroupScheduler(Generic[Trajectory]):
         """Takes a failed trajectory back, to be retried, left out, replaced with its group, or given up with it.
 
         Args:
-            assignment: The one that failed.
+            assignment: The trajectory that failed.
             retry: False when the same task can only fail again; its group is then replaced, ragged groups or not.
 
         Returns:

@@ -46,8 +46,8 @@ _MAX_ERRORS_KEPT = 5
 class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     """Samples complete groups of trajectories from text environments with one generation engine.
 
-    ``sample`` is RLlib's door and ``sample_groups`` the driver's: both play groups to their end. Those of
-    ``BackgroundSampling`` do it in a thread. The engine is made on first use, or at the first weights that arrive; the
+    ``sample`` is called by RLlib and ``sample_groups`` by the driver: both play groups to their end. The methods of
+    ``BackgroundSampling`` do so in a thread. The engine is made on first use, or at the first weights that arrive; the
     environments when they are first reset.
 
     Args:

@@ -48,10 +48,10 @@ class Segments:
         return self._renderer.next_prompt(SUMMARY_REQUEST, reply_ended=reply_ended)
 
     def after_summary(self, episode: SingleAgentEpisode, summary: str, answer: EnvAnswer) -> list[int] | None:
-        """A segment that starts from the task, the summary just written and the observation that waited for it.
+        """A segment that holds the task, the summary just written and the observation to be answered next.
 
         Returns:
-            Its ids up to where the next reply begins; None if they are more than the budget.
+            Token ids of the segment up to where the next reply begins; None if they are more than the budget.
         """
         task = episode.get_observations(0)
         ids = self._renderer.first_prompt(f"{task}\n\n{SUMMARY_HEADER}\n{summary}\n\n{answer.observation}")
@@ -63,11 +63,11 @@ class Segments:
         Args:
             episode: All turns before the latest.
             latest: The turn the environment has just answered.
-            answer: What it said.
+            answer: The environment's answer to that turn.
 
         Returns:
-            Its ids up to where the next reply begins; None where segments are not wanted, or not even the first turn
-            and the new observation fit.
+            Token ids of the segment up to where the next reply begins; None where segments are not wanted, or not even
+            the first turn and the new observation fit.
         """
         if self._settings.context_overflow != "sliding_window":
             return None

@@ -53,17 +53,17 @@ class Rollout:
     """Plays groups of trajectories.
 
     Args:
-        engine: Samples the turns; nothing else may use it between ``begin`` and ``end``, but for while turns are held
+        engine: Samples the turns; nothing else may use it between ``begin`` and ``end``, except while turns are held
             and it is idle.
         pool: Plays the environments; as many trajectories run at a time as it has slots.
         renderer_for: The chat renderer for an environment's framing.
         settings: Temperature and budgets.
         run_seed: Root of the sampling seeds.
-        observer: Told about every episode; None for nobody.
+        observer: Called with every event of every episode; None for no calls.
 
     Attributes:
         holds_turns: While True no new turn reaches the engine, so that it becomes idle once those that run have ended;
-            environments go on answering. What is held is released by the first ``advance`` after it is False.
+            environments go on answering. The first ``advance`` after it is False submits the turns held meanwhile.
 
     Raises:
         WeightSyncError: The engine holds no weights yet.
@@ -100,10 +100,10 @@ class Rollout:
         """Plays until every group is complete or given up.
 
         Args:
-            scheduler: Knows the groups.
+            scheduler: Holds the groups to play.
 
         Returns:
-            The complete groups, in the order they were asked for, and what it took.
+            The complete groups, in the order they were asked for, with the counts and times of playing them.
         """
         self.begin(scheduler)
         try:

@@ -1,4 +1,4 @@
-"""What one rollout took and gave, and how it is logged as RLlib metrics."""
+"""Counts, times and complete groups of one rollout, and how they are logged as RLlib metrics."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class RolloutStats:
             self.errors.append(failure.message)
 
     def add_settled(self, settled: Settled[SingleAgentEpisode]) -> None:
-        """Takes over what the scheduler brought to completion, and what that took."""
+        """Adds the groups that the scheduler completed or gave up, and its counts of retries and replacements."""
         self.groups += [TrajectoryGroup(group_id, episodes) for group_id, episodes in settled.complete]
         self.num_retries += settled.num_retries
         self.num_replaced += settled.num_replaced
@@ -193,7 +193,7 @@ def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:
     logger.log_value(EPISODE_DURATION_SEC_MEAN, episode.get_duration_s(), reduce="mean")
     for name, value in _env_metrics(episode).items():
         logger.log_value((names.ENV_METRICS, name), value, reduce="mean")
-    # What was cut short before it could say so has not succeeded.
+    # A trajectory that was cut short before the environment reported success counts as failed.
     success = False if TRUNCATED_BY in episode.custom_data else None
     success = episode.get_infos(-1).get("success", success)
     if success is not None:

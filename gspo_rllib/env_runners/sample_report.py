@@ -18,8 +18,8 @@ class SampleReport:
         groups: Complete groups in the order they were asked for.
         given_up: Ids of the groups that could not be completed.
         errors: Distinct messages of the failures behind these groups, oldest first.
-        metrics: As ``get_metrics`` gives them; empty when no group was completed or given up.
-        weights_version: What the engine holds, or held last while it is loading others.
+        metrics: The result of ``get_metrics``; empty when no group was completed or given up.
+        weights_version: Version of the weights that the engine holds, or held last while it is loading others.
         num_in_flight: Groups asked for and neither completed nor given up yet.
     """
 

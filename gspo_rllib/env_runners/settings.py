@@ -11,7 +11,7 @@ ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
 CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
 
 UPDATES_WITHIN_TURNS: dict[str, bool] = {"turn": False, "token": True}
-"""Every ``weight_update``, and whether the tokens of one turn may be of several weights."""
+"""Every ``weight_update``, and whether one turn may be sampled by several versions of the weights."""
 
 CHANGES_THE_SUPPORT = (
     "it samples from another distribution than the one the learner scores, so the ratio would not be one at the start. "
@@ -67,7 +67,9 @@ class GenerationSettings(Settings):
     segment_share: float = knob(
         0.5, "Share of the context that a new segment may start with.", low=0.0, high=0.9, low_open=True, source="ours"
     )
-    max_summary_tokens: int = knob(256, "Most tokens of a summary; of summarize.", unit="tokens", low=1, source="ours")
+    max_summary_tokens: int = knob(
+        256, "Most tokens of a summary; used by summarize.", unit="tokens", low=1, source="ours"
+    )
     engine_dtype: str = knob(
         "float32",
         "Precision of the engine's weights and cache.",

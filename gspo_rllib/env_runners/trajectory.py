@@ -61,16 +61,16 @@ class Trajectory:
     """One episode being played, and every token id the engine saw of it.
 
     Args:
-        assignment: Which member of which group it is.
+        assignment: Which member of which group the trajectory is.
         slot: The environment slot it is played in.
         settings: Temperature and budgets.
         run_seed: Root of the sampling seeds.
         engine: Samples the turns; only its context length and weights version are read here.
         renderer_for: The chat renderer for an environment's framing.
-        observe: Told about the episode.
+        observe: Called with every event of the episode.
 
     Attributes:
-        episode: What has been played.
+        episode: The turns played so far.
         num_segments: Times the conversation went on in a new context.
     """
 

@@ -62,7 +62,7 @@ class LanguageLearner(TorchLearner):
 
     @functools.cached_property
     def settings(self) -> UpdateSettings:
-        """What it reads of the settings, as they were when the learner was built."""
+        """The settings that this learner reads, as they were when it was built."""
         return UpdateSettings.of(self.config)
 
     @property
@@ -115,7 +115,7 @@ class LanguageLearner(TorchLearner):
     def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
         members = [t for t in trajectories if t.group_id in plan.group_ids]
         if not self.trains_on_zero_advantages:
-            # Its gradient is zero: such a trajectory only counts in the denominator, which is the plan's.
+            # A zero advantage has no gradient: such a trajectory only counts in the denominator, which the plan knows.
             members = [t for t in members if t.advantages.any()]
         rows = packed_rows(
             members,
@@ -145,7 +145,7 @@ class LanguageLearner(TorchLearner):
         optimizers = [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        # A rank without a trajectory in this minibatch still takes part in the gradient exchange.
+        # A rank without a trajectory in this minibatch still takes part in the gradient's all-reduce.
         micro_batches = tokens["micro_batches"] or [self._empty_micro_batch()]
         ranks = max(1, self.config.num_learners)
         total = torch.zeros((), device=self.device)
@@ -159,11 +159,11 @@ class LanguageLearner(TorchLearner):
                     module_id=DEFAULT_MODULE_ID, config=self.config, batch=micro_batch, fwd_out=fwd_out
                 )
                 if micro_batch.get(columns.EMPTY):
-                    # It is only there to take part in the exchange; a penalty would train on its made-up token.
+                    # The placeholder only takes part in the all-reduce; a penalty would train on its made-up token.
                     loss = 0.0 * loss
                 # A clip has gradient 0 where its input is NaN: without this a NaN loss would pass for a good step.
                 loss = loss + 0.0 * loss.detach() * fwd_out[columns.LOGP].sum()
-                # The exchange averages over ranks; the loss is this rank's part of a sum.
+                # The all-reduce averages over ranks; the loss is this rank's part of a sum.
                 (loss * ranks).backward()
             total += loss.detach()
         self._step(optimizers)
@@ -178,7 +178,7 @@ class LanguageLearner(TorchLearner):
         ]
         finite = all(math.isfinite(norm) for norm in norms)
         self.statistics.add_step(grad_norm=norms[0], taken=finite)
-        # Every rank sees the same exchanged gradient, so all skip or none does.
+        # Every rank has the same gradient after the all-reduce, so all skip or none does.
         for optimizer in optimizers:
             if finite:
                 optimizer.step()

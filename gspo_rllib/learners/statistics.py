@@ -22,18 +22,18 @@ EFFECTIVE_SAMPLE_SIZE = "effective_sample_size"
 ABS_LOG_RATIO_MEAN = "abs_log_ratio_mean"
 """Mean |log s| of trajectories after the first optimiser step: how far a clip range lets the policy move."""
 ABS_LOG_RATIO_BY_LENGTH = "abs_log_ratio_by_length"
-"""The same by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
+"""Mean |log s| after the first optimiser step, by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
 CLIP_FRACTION = "clip_fraction"
 """Fraction of a trajectory's tokens whose gradient the clip removed (all or none under a sequence ratio), mean over
 trajectories."""
 CLIP_FRACTION_LOW = "clip_fraction_low"
-"""The part of it below the range, with a negative advantage."""
+"""The part of ``clip_fraction`` that is below the range, with a negative advantage."""
 CLIP_FRACTION_HIGH = "clip_fraction_high"
-"""The part of it above the range, with a positive advantage."""
+"""The part of ``clip_fraction`` that is above the range, with a positive advantage."""
 KL_TO_BEHAVIOR = "kl_to_behavior"
 """KL(engine's policy || policy being trained) in nats per sampled token (k3), mean over the update."""
 ENTROPY = "entropy"
-"""Nats per sampled token."""
+"""Entropy of the policy being trained, in nats per sampled token."""
 ADVANTAGE_ABS_MEAN = "advantage_abs_mean"
 """Mean |advantage| over trajectories; 0 when every group agrees."""
 LOGP_GAP_MAX = "logp_gap_max"
@@ -41,7 +41,7 @@ LOGP_GAP_MAX = "logp_gap_max"
 SEQUENCE_GAP_MEAN = "sequence_gap_mean"
 """Mean |log s| between engine and learner at the same weights: the noise floor a clip range must exceed."""
 SEQUENCE_GAP_BY_LENGTH = "sequence_gap_by_length"
-"""The same by sampled tokens, as in ``abs_log_ratio_by_length``."""
+"""``sequence_gap_mean`` by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
 OLD_LOGP_RECOMPUTED = "old_log_probs_recomputed"
 """1 where the ratio's denominator was the learner's own before its first step, 0 where it was the engine's."""
 KL_TO_REFERENCE = "kl_to_reference"
@@ -49,7 +49,7 @@ KL_TO_REFERENCE = "kl_to_reference"
 CORRECTION_WEIGHT_MEAN = "correction_weight_mean"
 """Off-policy weight between engine and learner, mean over sampled tokens; 1 without a correction."""
 CORRECTION_MASKED_FRACTION = "correction_masked_fraction"
-"""Sampled tokens whose off-policy weight is 0."""
+"""Fraction of sampled tokens whose off-policy weight is 0."""
 VF_LOSS = "vf_loss"
 """Squared error of the critic, mean over the update's minibatches (RLlib's name)."""
 VF_EXPLAINED_VAR = "vf_explained_var"
@@ -99,7 +99,7 @@ class UpdateStatistics:
     """Accumulates ``(sum, count)`` pairs and maxima until the update is over.
 
     Args:
-        more_means: Names of means beside ``UPDATE_MEANS``; the same on every rank.
+        more_means: Names of means in addition to ``UPDATE_MEANS``; the same on every rank.
     """
 
     def __init__(self, more_means: Sequence[str] = ()) -> None:
@@ -195,7 +195,7 @@ class UpdateStatistics:
 
 
 def _derive(values: dict[str, float]) -> dict[str, float]:
-    """Replaces moments by what they are for."""
+    """Replaces moments by the statistics that are computed from them."""
     moments = {name: values.pop(name) for name in _INTERMEDIATE if name in values}
     if moments.get(_RATIO_SQUARED):
         values[EFFECTIVE_SAMPLE_SIZE] = values[RATIO_MEAN] ** 2 / moments[_RATIO_SQUARED]

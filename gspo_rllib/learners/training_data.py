@@ -52,9 +52,9 @@ class MinibatchPlan:
 
 @dataclasses.dataclass
 class GroupTrainingData(TrainingData):
-    """RLlib training data that never tears a group apart, nor a trajectory.
+    """RLlib training data that is sharded by whole groups: neither a group nor a trajectory is ever split.
 
-    RLlib's own sharding cuts episodes to equal lengths; this one deals whole groups to the ranks, balanced by tokens.
+    RLlib's own sharding cuts episodes to equal lengths; this one gives whole groups to the ranks, balanced by tokens.
 
     Attributes:
         groups: Complete groups, whose trajectories are RLlib's ``episodes`` too.
@@ -74,7 +74,7 @@ class GroupTrainingData(TrainingData):
         Args:
             groups: Complete groups, at least one.
             num_minibatches: How many optimiser steps an epoch has; fewer when there are fewer groups.
-            seed: Decides the shuffle.
+            seed: Seed of the shuffle.
         """
         order = list(groups)
         random.Random(seed).shuffle(order)
@@ -85,7 +85,7 @@ class GroupTrainingData(TrainingData):
     def shard(
         self, num_shards: int, len_lookback_buffer: int | None = None, **kwargs: Any
     ) -> list[tuple[TrainingData, dict[str, Any]]]:
-        """Deals every minibatch's groups to ``num_shards`` ranks, heaviest group first to the lightest rank."""
+        """Shares every minibatch's groups among ``num_shards`` ranks: largest first, to the rank with fewest tokens."""
         shards: list[list[TrajectoryGroup]] = [[] for _ in range(num_shards)]
         groups = {group.group_id: group for group in self.groups}
         for plan in self.minibatches:

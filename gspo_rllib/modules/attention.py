@@ -42,9 +42,9 @@ def packed_attention(
         value: [1, key-value heads, T, D].
         attention_mask: Unused; a custom attention gets none.
         segment_lengths: Tokens of each segment, in row order; sums to T.
-        segment_prefixes: For each segment the index of the segment it continues, or -1; None where none does. With
-            it, no dropout, and no segment longer with its prefix than a sliding window.
-        scaling: Of the dot products; None for 1/sqrt(D).
+        segment_prefixes: For each segment the index of the segment it continues, or -1; None where none does. Where it
+            is given, there must be no dropout, and a segment and its prefix must fit into a sliding window.
+        scaling: Factor on the dot products; None for 1/sqrt(D).
         dropout: Attention dropout while training.
         sliding_window: Keys further back than this are not attended to.
 
@@ -104,7 +104,7 @@ def prefix_sharing(model: PreTrainedModel) -> PrefixSharing | None:
     """When it pays that trajectories of a group share their prompt in a packed row of ``packed_attention``.
 
     Args:
-        model: One that ``supports_packing``.
+        model: A model for which ``supports_packing`` is true.
 
     Returns:
         None where sharing would change what the model computes: with dropout, which would then drop the same for all;

@@ -61,7 +61,7 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
     """Fills in defaults.
 
     Args:
-        model_config: What the user gave.
+        model_config: Settings of the model as the user gave them; see ``MODEL_CONFIG``.
 
     Raises:
         SettingError: An unknown key, an illegal value, or no path.
@@ -197,7 +197,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 trunk, or of the policy's when layers are shared. None computes them.
 
         Returns:
-            float32 [L].
+            float32 [L], in units of return.
 
         Raises:
             SettingError: The algorithm has no critic.

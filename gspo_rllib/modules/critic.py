@@ -34,7 +34,7 @@ class Critic(torch.nn.Module):
         """Builds an untrained critic.
 
         Args:
-            policy: Freshly loaded, its attention and checkpointing already set; the trunk takes them over.
+            policy: A freshly loaded model whose attention and checkpointing are already set; the trunk keeps them.
             share_layers: Read the policy's hidden states instead of a copy's: half the memory, but the two losses
                 pull at the same weights.
         """

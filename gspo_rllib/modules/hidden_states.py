@@ -18,7 +18,7 @@ def hidden_states(trunk: Any, inputs: dict[str, Any], cell_L: Tensor) -> Tensor:
 
     Args:
         trunk: A model's ``base_model``.
-        inputs: Its keyword arguments, [S, T] each.
+        inputs: Keyword arguments of the trunk, [S, T] each.
         cell_L: int64, which cells are wanted.
 
     Returns:
@@ -29,7 +29,7 @@ def hidden_states(trunk: Any, inputs: dict[str, Any], cell_L: Tensor) -> Tensor:
 
 @contextmanager
 def hidden_states_of_call(trunk: torch.nn.Module, cell_L: Tensor) -> Iterator[list[Tensor]]:
-    """Takes along what ``hidden_states`` would compute while the whole model runs, head included.
+    """Records what ``hidden_states`` would compute while the whole model runs, head included.
 
     Args:
         trunk: The ``base_model`` of the model that will be called.

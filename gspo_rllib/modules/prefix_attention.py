@@ -76,14 +76,14 @@ def prefix_attention(
         value: [1, key-value heads, T, D].
         segment_lengths: Tokens of each segment, in row order; sums to T.
         segment_prefixes: For each segment the index of the segment it continues, or -1. A prefix continues nothing.
-        scaling: Of the dot products; None for 1/sqrt(D).
+        scaling: Factor on the dot products; None for 1/sqrt(D).
 
     Returns:
         [1, H, T, D].
     """
     device = query.device.type
     if torch.is_autocast_enabled(device):
-        # As autocast does for scaled_dot_product_attention.
+        # The same casts that autocast makes for scaled_dot_product_attention.
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     calls = _calls(segment_lengths, segment_prefixes)
     out: Tensor = _PrefixAttention.apply(query, key, value, calls, scaling)  # type: ignore[no-untyped-call]  # torch's

@@ -1,112 +1,54 @@
 """The mathematics: pure functions on tensors, each with its source; no config, logger, device or global inside."""
 
-from gspo_rllib.ops.advantages import (
-    group_mean_baseline,
-    group_z_score,
-    leave_one_out,
-    returns_to_go,
-    reward_parts_z_score,
-    step_groups,
-    trajectory_mean_advantages,
-    turn_returns,
-)
-from gspo_rllib.ops.clip_scaling import length_clip_scale, next_clip_scale
-from gspo_rllib.ops.corrections import (
-    CORRECTION_LEVELS,
-    CORRECTION_MODES,
-    CorrectionLevel,
-    CorrectionMode,
-    rollout_correction,
-)
-from gspo_rllib.ops.divergences import KL_ESTIMATORS, KLEstimator, k1, k2, k3, kl_estimate
-from gspo_rllib.ops.length_penalties import soft_overlong_penalty
-from gspo_rllib.ops.policy_loss import MAX_LOG_RATIO, policy_loss
-from gspo_rllib.ops.ratios import (
-    IMPORTANCE_SAMPLING_LEVELS,
-    ImportanceSamplingLevel,
-    RatioTraits,
-    log_ratio,
-    sequence_log_ratio,
-    token_log_ratio,
-    turn_log_ratio,
-)
-from gspo_rllib.ops.reductions import (
-    REDUCTIONS,
-    Reduction,
-    ReductionTraits,
-    reduce_tokens,
-    token_weights,
-    tokens_per_turn,
-    weighted_sum,
-)
-from gspo_rllib.ops.spans import Span
-from gspo_rllib.ops.surrogates import (
-    SURROGATES,
-    Surrogate,
-    SurrogateTraits,
-    binding_clip,
-    cispo_surrogate,
-    clip_span,
-    clipped_surrogate,
-    dual_clipped_surrogate,
-    soft_gated_surrogate,
-    surrogate_objective,
-)
-from gspo_rllib.ops.token_clip import hold_clipped_tokens
-from gspo_rllib.ops.token_logprobs import token_logprobs
-from gspo_rllib.ops.value_estimates import gae
-
-__all__ = [
-    "CORRECTION_LEVELS",
-    "CORRECTION_MODES",
-    "IMPORTANCE_SAMPLING_LEVELS",
-    "KL_ESTIMATORS",
-    "MAX_LOG_RATIO",
-    "REDUCTIONS",
-    "SURROGATES",
-    "CorrectionLevel",
-    "CorrectionMode",
-    "ImportanceSamplingLevel",
-    "KLEstimator",
-    "RatioTraits",
-    "Reduction",
-    "ReductionTraits",
-    "Span",
-    "Surrogate",
-    "SurrogateTraits",
-    "binding_clip",
-    "cispo_surrogate",
-    "clip_span",
-    "clipped_surrogate",
-    "dual_clipped_surrogate",
-    "gae",
-    "group_mean_baseline",
-    "group_z_score",
-    "hold_clipped_tokens",
-    "k1",
-    "k2",
-    "k3",
-    "kl_estimate",
-    "leave_one_out",
-    "length_clip_scale",
-    "log_ratio",
-    "next_clip_scale",
-    "policy_loss",
-    "reduce_tokens",
-    "returns_to_go",
-    "reward_parts_z_score",
-    "rollout_correction",
-    "sequence_log_ratio",
-    "soft_gated_surrogate",
-    "soft_overlong_penalty",
-    "step_groups",
-    "surrogate_objective",
-    "token_log_ratio",
-    "token_logprobs",
-    "token_weights",
-    "tokens_per_turn",
-    "trajectory_mean_advantages",
-    "turn_log_ratio",
-    "turn_returns",
-    "weighted_sum",
-]
+from gspo_rllib.ops.advantages import group_mean_baseline as group_mean_baseline
+from gspo_rllib.ops.advantages import group_z_score as group_z_score
+from gspo_rllib.ops.advantages import leave_one_out as leave_one_out
+from gspo_rllib.ops.advantages import returns_to_go as returns_to_go
+from gspo_rllib.ops.advantages import reward_parts_z_score as reward_parts_z_score
+from gspo_rllib.ops.advantages import step_groups as step_groups
+from gspo_rllib.ops.advantages import trajectory_mean_advantages as trajectory_mean_advantages
+from gspo_rllib.ops.advantages import turn_returns as turn_returns
+from gspo_rllib.ops.clip_scaling import length_clip_scale as length_clip_scale
+from gspo_rllib.ops.clip_scaling import next_clip_scale as next_clip_scale
+from gspo_rllib.ops.corrections import CORRECTION_LEVELS as CORRECTION_LEVELS
+from gspo_rllib.ops.corrections import CORRECTION_MODES as CORRECTION_MODES
+from gspo_rllib.ops.corrections import CorrectionLevel as CorrectionLevel
+from gspo_rllib.ops.corrections import CorrectionMode as CorrectionMode
+from gspo_rllib.ops.corrections import rollout_correction as rollout_correction
+from gspo_rllib.ops.divergences import KL_ESTIMATORS as KL_ESTIMATORS
+from gspo_rllib.ops.divergences import KLEstimator as KLEstimator
+from gspo_rllib.ops.divergences import k1 as k1
+from gspo_rllib.ops.divergences import k2 as k2
+from gspo_rllib.ops.divergences import k3 as k3
+from gspo_rllib.ops.divergences import kl_estimate as kl_estimate
+from gspo_rllib.ops.length_penalties import soft_overlong_penalty as soft_overlong_penalty
+from gspo_rllib.ops.policy_loss import MAX_LOG_RATIO as MAX_LOG_RATIO
+from gspo_rllib.ops.policy_loss import policy_loss as policy_loss
+from gspo_rllib.ops.ratios import IMPORTANCE_SAMPLING_LEVELS as IMPORTANCE_SAMPLING_LEVELS
+from gspo_rllib.ops.ratios import ImportanceSamplingLevel as ImportanceSamplingLevel
+from gspo_rllib.ops.ratios import RatioTraits as RatioTraits
+from gspo_rllib.ops.ratios import log_ratio as log_ratio
+from gspo_rllib.ops.ratios import sequence_log_ratio as sequence_log_ratio
+from gspo_rllib.ops.ratios import token_log_ratio as token_log_ratio
+from gspo_rllib.ops.ratios import turn_log_ratio as turn_log_ratio
+from gspo_rllib.ops.reductions import REDUCTIONS as REDUCTIONS
+from gspo_rllib.ops.reductions import Reduction as Reduction
+from gspo_rllib.ops.reductions import ReductionTraits as ReductionTraits
+from gspo_rllib.ops.reductions import reduce_tokens as reduce_tokens
+from gspo_rllib.ops.reductions import token_weights as token_weights
+from gspo_rllib.ops.reductions import tokens_per_turn as tokens_per_turn
+from gspo_rllib.ops.reductions import weighted_sum as weighted_sum
+from gspo_rllib.ops.spans import Span as Span
+from gspo_rllib.ops.surrogates import SURROGATES as SURROGATES
+from gspo_rllib.ops.surrogates import Surrogate as Surrogate
+from gspo_rllib.ops.surrogates import SurrogateTraits as SurrogateTraits
+from gspo_rllib.ops.surrogates import binding_clip as binding_clip
+from gspo_rllib.ops.surrogates import cispo_surrogate as cispo_surrogate
+from gspo_rllib.ops.surrogates import clip_span as clip_span
+from gspo_rllib.ops.surrogates import clipped_surrogate as clipped_surrogate
+from gspo_rllib.ops.surrogates import dual_clipped_surrogate as dual_clipped_surrogate
+from gspo_rllib.ops.surrogates import soft_gated_surrogate as soft_gated_surrogate
+from gspo_rllib.ops.surrogates import surrogate_objective as surrogate_objective
+from gspo_rllib.ops.token_clip import hold_clipped_tokens as hold_clipped_tokens
+from gspo_rllib.ops.token_logprobs import token_logprobs as token_logprobs
+from gspo_rllib.ops.value_estimates import gae as gae

@@ -146,10 +146,10 @@ def step_groups(
         mask_KN: True on turns that were taken; the rest may hold anything.
         state_ids_KN: Equal for turns of the group that started from the same state (observation).
         gamma: Discount per turn, 0 to 1, of the return-to-go that turns are compared by.
-        step_weight: Of the turn's part; 0 leaves the group z-score.
+        step_weight: Factor on the turn's z-score, >= 0; with 0 only the trajectory's is left.
 
     Returns:
-        Advantages of the turns; 0 where the mask is False. A state met once has no turn part.
+        Advantages of the turns; 0 where the mask is False. The turn's z-score is 0 in a state that was met once.
 
     Raises:
         ValueError: Fewer than two trajectories, a reward that is not finite, or gamma outside its range.
@@ -204,11 +204,11 @@ def trajectory_mean_advantages(
     """Mean advantage over each trajectory's own tokens, spread to them: one advantage for one sequence ratio.
 
     Args:
-        advantage_BT: One per token; anything where the mask is False.
+        advantage_BT: Advantage of each token; anything where the mask is False.
         mask_BT: True on sampled tokens.
 
     Returns:
-        Equal within a trajectory; 0 where the mask is False.
+        Advantages that are equal within a trajectory; 0 where the mask is False.
 
     Example:
         >>> trajectory_mean_advantages(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))

@@ -43,8 +43,8 @@ def next_clip_scale(scale: float, clip_fraction: float | None, *, target: float)
 
     Args:
         scale: The factor that gave the clip fraction.
-        clip_fraction: Of the update, 0 … 1; None when it trained on nothing.
-        target: The fraction wanted.
+        clip_fraction: Clip fraction of the last update, 0 … 1; None when it trained on nothing.
+        target: The clip fraction to aim at, 0 … 1.
 
     Example:
         >>> next_clip_scale(1.0, 0.15, target=0.15)

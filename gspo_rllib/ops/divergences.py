@@ -42,8 +42,8 @@ def k2(logp: Float[Tensor, "*shape"], other_logp: Float[Tensor, "*shape"]) -> Fl
     """(log p - log q)^2 / 2: never negative, slightly biased; in a loss it has the gradient of KL(p || q).
 
     Args:
-        logp: As in ``k1``.
-        other_logp: As in ``k1``.
+        logp: Log-probabilities (nats) of the sampled tokens under the policy that sampled them.
+        other_logp: The same tokens under the other policy.
 
     Example:
         >>> k2(torch.tensor([-1.0]), torch.tensor([-1.5]))
@@ -56,8 +56,8 @@ def k3(logp: Float[Tensor, "*shape"], other_logp: Float[Tensor, "*shape"]) -> Fl
     """q/p - 1 - log(q/p): unbiased, never negative, low variance; in a loss it has the gradient of KL(q || p).
 
     Args:
-        logp: As in ``k1``.
-        other_logp: As in ``k1``.
+        logp: Log-probabilities (nats) of the sampled tokens under the policy that sampled them.
+        other_logp: The same tokens under the other policy.
 
     Example:
         >>> k3(torch.tensor([0.0]), torch.tensor([0.0]))
@@ -94,8 +94,8 @@ def kl_estimate(
     """Per-token estimate of KL(sampling policy || other), by name.
 
     Args:
-        logp: As in ``k1``.
-        other_logp: As in ``k1``.
+        logp: Log-probabilities (nats) of the sampled tokens under the policy that sampled them.
+        other_logp: The same tokens under the other policy.
         estimator: ``"k1"`` | ``"k2"`` | ``"k3"``.
 
     Raises:

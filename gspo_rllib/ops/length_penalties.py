@@ -17,7 +17,7 @@ def soft_overlong_penalty(num_tokens_K: Int[Tensor, " K"], *, max_tokens: int, b
     Args:
         num_tokens_K: Sampled tokens of each trajectory.
         max_tokens: Length (tokens) from which the penalty is full.
-        buffer: Over how many tokens before that it grows; 0 < buffer <= max_tokens.
+        buffer: Number of tokens before ``max_tokens`` over which the penalty grows; 0 < buffer <= max_tokens.
 
     Returns:
         Penalties in [-1, 0], to be added to the return.

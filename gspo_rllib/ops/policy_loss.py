@@ -46,9 +46,9 @@ def policy_loss(
         advantages: [B], one per trajectory, or [B, T], one per token.
         mask_BT: True on sampled tokens; prompt, environment and padding are False and may hold anything, NaN included.
         importance_sampling_level: Scope of the ratio: ``"sequence"`` | ``"sequence_token"`` | ``"turn"`` | ``"token"``.
-        clip_low: Ratio range below 1 (dimensionless, >= 0); a number, or one per trajectory. Of ``"log_clip"``: range
+        clip_low: Ratio range below 1 (dimensionless, >= 0); a number, or one per trajectory. For ``"log_clip"``: range
             of a token's log-ratio below 0 (nats).
-        clip_high: Ratio range above 1 (dimensionless, >= 0); a number, or one per trajectory. Of ``"log_clip"``: range
+        clip_high: Ratio range above 1 (dimensionless, >= 0); a number, or one per trajectory. For ``"log_clip"``: range
             of a token's log-ratio above 0 (nats).
         turn_ids_BT: Turn of each sampled token; needed for ``"turn"`` and for ``"turn_mean"``.
         reduction: What the objective is a mean over, see ``token_weights``: ``"trajectory_mean"`` (the paper's) |

@@ -60,9 +60,9 @@ def turn_log_ratio(
     """Mean log-ratio over the sampled tokens of each turn, spread to the turn's tokens.
 
     Args:
-        logp_BT: As in ``sequence_log_ratio``.
-        old_logp_BT: As in ``sequence_log_ratio``.
-        mask_BT: As in ``sequence_log_ratio``.
+        logp_BT: Log-probabilities (nats) of the sampled tokens under the policy being trained.
+        old_logp_BT: The same tokens under the policy that sampled them; constant.
+        mask_BT: True on tokens the policy sampled; prompt, environment and padding are False.
         turn_ids_BT: Turn of each sampled token, counting from 0; ignored where the mask is False.
 
     Returns:
@@ -131,7 +131,7 @@ def log_ratio(
         level: ``"sequence"``: one length-normalised ratio per trajectory (GSPO); ``"sequence_token"``: the same
             value, but each token's gradient flows through its own log-probability (GSPO-token); ``"turn"``: one
             length-normalised ratio per turn; ``"token"``: one per token (GRPO, PPO).
-        turn_ids_BT: Needed for ``"turn"``.
+        turn_ids_BT: Turn of each sampled token, counting from 0; needed for ``"turn"``.
 
     Raises:
         ValueError: An unknown level, or ``"turn"`` without ``turn_ids_BT``.

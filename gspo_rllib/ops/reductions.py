@@ -92,7 +92,7 @@ def token_weights(
         denominator: How many trajectories (turns for ``"turn_mean"``, tokens for ``"token_mean"``) the mean is over;
             None counts those here. Pass the whole minibatch's count when these rows are only a part of it.
         token_sum_length: Constant length (tokens, > 0) that ``"token_sum"`` divides by.
-        dtype: Of the result.
+        dtype: Torch dtype of the weights.
 
     Returns:
         Weights, 0 where the mask is False; summing to 1 for a mean that counts for itself.
@@ -163,18 +163,18 @@ def reduce_tokens(
     denominator: float | int | None = None,
     token_sum_length: float | int = 1.0,
 ) -> Float[Tensor, ""]:
-    """The scalar that ``policy_loss`` would make of these per-token values: for a penalty that weighs alike.
+    """The scalar that ``policy_loss`` would make of these per-token values: for a penalty with the same token weights.
 
     Args:
         value_BT: One value per token; anything where the mask is False.
-        mask_BT: As in ``token_weights``.
-        reduction: As in ``token_weights``.
-        turn_ids_BT: As in ``token_weights``.
-        denominator: As in ``token_weights``.
-        token_sum_length: As in ``token_weights``.
+        mask_BT: True on sampled tokens. A row without any does not count.
+        reduction: What the scalar is a mean over; see ``token_weights``.
+        turn_ids_BT: Turn of each sampled token, counting from 0; needed for ``"turn_mean"``.
+        denominator: How many trajectories, turns or tokens the mean is over; None counts those here.
+        token_sum_length: Constant length (tokens, > 0) that ``"token_sum"`` divides by.
 
     Raises:
-        ValueError: As in ``token_weights``.
+        ValueError: An unknown reduction, ``"turn_mean"`` without turns, or a length that is not positive.
 
     Example:
         >>> reduce_tokens(torch.tensor([[1., 9.], [2., 4.]]), torch.tensor([[True, False], [True, True]]))

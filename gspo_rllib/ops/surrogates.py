@@ -55,10 +55,10 @@ def dual_clipped_surrogate(
     """``clipped_surrogate``, but never below c A where A is negative: a ratio that exploded cannot dominate.
 
     Args:
-        ratio: As in ``clipped_surrogate``.
-        advantage: As in ``clipped_surrogate``.
-        clip_low: As in ``clipped_surrogate``.
-        clip_high: As in ``clipped_surrogate``.
+        ratio: Importance ratio s, differentiable.
+        advantage: Advantage A, constant.
+        clip_low: How far below 1 the ratio may go while a negative advantage pushes it down.
+        clip_high: How far above 1 it may go while a positive advantage pushes it up.
         dual_clip: c, the largest ratio that a negative advantage is multiplied with; > 1.
 
     Example:
@@ -192,12 +192,12 @@ class SurrogateTraits:
         objective: Ratio, advantage, log-probability and knobs -> what is maximised, per token.
         binding: Ratio, advantage and knobs -> where its clip has an effect, below the range and above it.
         hold: Log-probabilities, old ones, advantage and knobs -> the log-probabilities that the ratio is made of, and
-            where the clip has an effect; None: the clip is of the ratio.
+            where the clip has an effect; None: the ratio itself is clipped.
         clips_gradient: Whether a token outside ``clip_low`` … ``clip_high`` loses its gradient.
         clip_span: The tokens that share one decision of the clip; None: those that share a ratio.
         has_ceiling: Whether ``dual_clip`` bounds the ratio of a negative advantage.
         bounds_policy: Whether anything keeps the policy near the one that sampled, however many steps are taken.
-        token_range: Whose ``clip_low`` and ``clip_high`` for single tokens are known to work, and which they are.
+        token_range: A ``clip_low`` and ``clip_high`` for single tokens that are known to work, and whose they are.
     """
 
     objective: Callable[[Tensor, Tensor, Tensor, SurrogateKnobs], Tensor]
@@ -309,9 +309,9 @@ def binding_clip(
     Args:
         ratio: Importance ratio s.
         advantage: Advantage A.
-        clip_low: As in ``clipped_surrogate``.
-        clip_high: As in ``clipped_surrogate``.
-        surrogate: Whose clip.
+        clip_low: Ratio range below 1.
+        clip_high: Ratio range above 1.
+        surrogate: The surrogate whose clip is meant, by name.
         dual_clip: c of ``"dual_clip"``.
 
     Example:

@@ -34,7 +34,7 @@ def token_logprobs(
     Args:
         hidden_LD: Hidden states that predict the tokens; differentiable.
         head_VD: Weight of the language-model head; differentiable.
-        token_ids_L: The tokens.
+        token_ids_L: The token ids whose log-probabilities are wanted.
         temperature: Divides the logits, > 0.
         bias_V: Bias of the head, if it has one; differentiable.
 

@@ -39,7 +39,7 @@ class Demonstration:
     Attributes:
         token_ids: int64 [T], the whole context.
         is_reply: bool [T], True on the ids of replies, their end token included.
-        mistakes: As in the transcript.
+        mistakes: How many of the replies were mistakes made on purpose.
     """
 
     token_ids: np.ndarray
@@ -63,8 +63,8 @@ def demonstrate(
     """Lets the environment's expert play one task.
 
     Args:
-        env: Its ``expert()`` returns a policy, a new one for each episode.
-        seed: Fixes the task, and its mistakes.
+        env: An environment whose ``expert()`` returns a policy, a new one for each episode.
+        seed: Fixes the task and the mistakes.
         mistake_rate: Probability that a reply is replaced by a mistake; the expert goes on from what follows.
         wrong_replies: What mistakes are drawn from: replies that were right elsewhere.
 

@@ -34,7 +34,8 @@ _FINAL_TASKS = range(128, 384)
 _WARMUP_STEPS = 20
 _STEPS_BETWEEN_LINES = 25
 _STEPS_BETWEEN_EVALUATIONS = 4
-# An expert's path may not be the only good one, so a policy is also evaluated now and then without the estimate's word.
+# An expert's path may not be the only good one, so a policy is also evaluated from time to time where the estimate is
+# still low.
 _STEPS_BETWEEN_BLIND_EVALUATIONS = 200
 _ESTIMATE_BATCHES = 8
 # As fractions of the target. At full speed a step moves the success by tens of percent; a quarter of it does not.
@@ -44,7 +45,8 @@ _SLOW_DOWN_AT, _SLOW = 0.25, 0.25
 _SLOWEST, _NEAR_ENOUGH = 0.1, 1.15
 _EVALUATE_AT = 0.6
 _MASTERED = 0.85
-# As a fraction of the target: a student on its way to an erring expert that is worse than the target passes by it.
+# Success of the erring expert, as a fraction of the target: below it, so that a student that comes to imitate this
+# expert passes the target on its way.
 _ERRING_SUCCESS = 0.8
 # Evaluations without a new low after which the expert errs more often.
 _STALLED, _MORE, _MOST_MISTAKES = 6, 1.5, 0.9
@@ -56,20 +58,20 @@ class WarmstartResult:
 
     Attributes:
         path: The Hugging Face folder.
-        env: As passed.
-        env_config: As passed.
-        architecture: As passed.
-        seed: As passed.
-        temperature: At which success was measured.
-        target_success: As passed.
-        careless: As passed.
+        env: The environment's id or class, as text.
+        env_config: Keyword arguments of the environment.
+        architecture: ``"qwen3"`` or ``"qwen3_moe"``.
+        seed: Seed of the weights, the tasks and the samples.
+        temperature: Sampling temperature at which success was measured.
+        target_success: The success rate that was asked for, 0 … 1.
+        careless: Whether it was approached from above, with demonstrations that hold mistakes.
         reached: Whether an evaluation reached the target in time.
-        success: Sampled success on 256 tasks used for nothing else.
-        mean_turns: Of those trajectories.
+        success: Sampled success on 256 tasks used for nothing else, 0 … 1.
+        mean_turns: Mean number of turns of the trajectories on these tasks.
         mean_tokens: Mean length of their contexts, in tokens.
-        num_parameters: Of the model.
-        steps: Optimiser steps.
-        seconds: Wall time of everything.
+        num_parameters: Number of parameters of the model.
+        steps: Optimiser steps taken.
+        seconds: Wall time of the whole warm start.
     """
 
     path: str
@@ -118,12 +120,12 @@ def warmstart(
         architecture: ``"qwen3"`` or ``"qwen3_moe"``.
         sizes: Keyword arguments of ``build_model``, e.g. ``{"hidden_size": 64, "num_layers": 2}``; the context
             (``max_position_embeddings``) defaults to twice the longest demonstration, 512 tokens at least.
-        temperature: Of the sampled evaluation.
+        temperature: Sampling temperature of the evaluations.
         lr: Peak learning rate of AdamW.
         seed: Fixes the weights, the tasks and the samples.
         max_minutes: Stop by then, at whatever success was reached.
         device: Torch device.
-        progress: Is told one line now and then; None for silence.
+        progress: Called with a line of text from time to time; None for no calls.
 
     Returns:
         What was made and how well it plays.
@@ -223,7 +225,7 @@ class _Teacher:
 
     def lower_success(self, target: float) -> bool:
         """Steps with an expert that errs until sampled success is at most the target; whether it was, in time."""
-        # As if every mistake cost the episode; where an environment forgives them, more are made further down.
+        # The rate if every mistake costs the episode; it is raised below where the environment forgives mistakes.
         self._err(1.0 - (_ERRING_SUCCESS * target) ** (1.0 / self._student.turns_per_demonstration))
         wait, lowest, stalled = _STEPS_BETWEEN_EVALUATIONS, 1.0, 0
         while self.in_time:

@@ -80,7 +80,7 @@ def build_model(
     Args:
         path: Folder to write; made if missing, files of the same names are replaced.
         texts: What the tokenizer learns its merges from; None for three plain sentences.
-        tokenizer: Used instead of training one; ``vocab_size`` is then its own.
+        tokenizer: A tokenizer to use instead of training one; it then decides the vocabulary, not ``vocab_size``.
         architecture: ``"qwen3"`` (dense) or ``"qwen3_moe"`` (mixture of experts in every layer).
         hidden_size: Width of the residual stream.
         num_layers: Transformer layers.

@@ -21,7 +21,7 @@ from gspo_rllib.warmstart.models import Architecture, build_model, train_tokeniz
 from gspo_rllib.warmstart.success import PlayReport, play_tasks
 
 _TOKENIZER_TASKS = 200
-# Two layers are what copying takes (one looks back, one looks up); deeper ones need as many steps, and dearer ones.
+# Copying from the context takes two layers of attention; deeper models need as many steps, and each costs more.
 _SIZES = {"vocab_size": 512, "num_layers": 2}
 _LEAST_CONTEXT = 512
 _CONTEXT_STEP = 256
@@ -37,17 +37,18 @@ class Student:
 
     Args:
         env: Gymnasium id or class of a text environment with an ``expert()``.
-        env_config: Its keyword arguments.
+        env_config: Keyword arguments of the environment.
         folder: Where the model is built and saved.
-        architecture: As for ``build_model``.
-        sizes: As for ``build_model``; the context defaults to twice the longest of 200 demonstrations, 512 at least.
+        architecture: ``"qwen3"`` or ``"qwen3_moe"``.
+        sizes: Keyword arguments of ``build_model``; the context defaults to twice the longest of 200 demonstrations,
+            512 tokens at least.
         seed: Fixes weights, tasks and samples.
         device: Torch device.
 
     Attributes:
-        num_parameters: Of the model.
+        num_parameters: Number of parameters of the model.
         tokens_per_demonstration: Mean length of the expert's contexts, in tokens.
-        turns_per_demonstration: Mean number of its turns.
+        turns_per_demonstration: Mean number of turns of the expert.
         mistake_rate: Probability that a demonstrated reply is a mistake: one that is right elsewhere. 0 at first.
 
     Raises:
@@ -149,7 +150,7 @@ class Student:
 
         Args:
             tasks: Which of the held-out tasks.
-            temperature: Of every turn.
+            temperature: Sampling temperature of every turn.
         """
         if self._engine is None:
             self._engine = registry.acquire(self._spec)

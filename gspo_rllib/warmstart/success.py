@@ -57,8 +57,8 @@ def play_tasks(
         engine: Samples the turns; holds the weights to judge.
         renderer: Renders the conversation.
         make_env: Makes one environment; called once per task.
-        seeds: The tasks.
-        temperature: Of every turn.
+        seeds: ``reset`` seeds of the tasks.
+        temperature: Sampling temperature of every turn.
 
     Returns:
         The report. A task whose context no longer fits the engine is over and counts as it stands. An environment

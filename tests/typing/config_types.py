@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
-from gspo_rllib.algorithms import GRPOConfig, GSPOConfig
+import gspo_rllib
+from gspo_rllib import GRPOConfig, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_runners.settings import GenerationSettings
 
@@ -16,6 +17,11 @@ def a_builder_takes_the_knobs_and_returns_the_config(config: GSPOConfig) -> None
     assert_type(config.training(lr=1e-6, group_size=4), GSPOConfig)
     assert_type(config.generation(temperature=1, max_turns=None).training(lr=[[0, 0.0], [100, 1e-6]]), GSPOConfig)
     assert_type(GRPOConfig().training(kl_coeff=0.04, kl_estimator="k2"), GRPOConfig)
+
+
+def a_name_that_is_not_public_is_refused() -> None:
+    assert_type(gspo_rllib.GSPOConfig(), GSPOConfig)
+    gspo_rllib.GSPOConfg  # type: ignore[attr-defined]
 
 
 def a_name_that_is_no_knob_is_refused(config: GSPOConfig) -> None:
