@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -21,12 +26,25 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's workers let every other process go first (niceness 15); tests wait for them, on a busy machine for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+# Compiled modules are kept: without them, importing torch and ray costs every process that a test starts 16 s of CPU
+# instead of 7 s. Container images often switch that off.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Shapes written in annotations are checked while testing, and cost nothing otherwise. Before the first import of ops.
 jaxtyping.install_import_hook("gspo_rllib.ops", "beartype.beartype")
 
 # Set by .ci/run, on a machine that has all a test can need: there, a test that is skipped is one that nobody runs.
 NO_SKIPS = "GSPO_RLLIB_NO_SKIPS"
+
+# How long an example may take is the machine's business.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # initializer_range is large so that an untrained model prefers some tokens clearly: a flat distribution would hide
 # wrong positions, wrong masks and wrong weights behind equal log-probabilities.
@@ -42,6 +60,52 @@ _TINY: dict[str, Any] = {
     "initializer_range": 0.3,
     "seed": 7,
 }
+
+
+# Of a Ray session and a vLLM engine a test run has one each: the fixtures that say who needs the first; a mark says who
+# needs the second. What needs neither goes by file, for its fixtures.
+_RAY_FIXTURES = {"ray_local", "trained"}
+_LONG = ("ray", "vllm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts first what takes longest, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: _LONG.index(work) if (work := _work(item.nodeid)) in _LONG else len(_LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--numprocesses``: one process has the Ray session, one the vLLM engine, so that there is one of each."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWork(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _work(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByWork(config, log)
+
+
+def _work(nodeid: str) -> str:
+    """Tests of one work run in one process, one after the other. Only the name is known where work is dealt out."""
+    path, _, name = nodeid.partition("::")
+    text, fixtures = _source(path)
+    if _RAY_FIXTURES & fixtures.get(name.partition("[")[0], set()):
+        return "ray"
+    return "vllm" if "mark.vllm" in text else path
+
+
+@functools.cache
+def _source(path: str) -> tuple[str, dict[str, set[str]]]:
+    """The text of a test file, and what its functions ask for by their arguments and decorators."""
+    file = Path(__file__).parents[1] / path
+    text = file.read_text() if file.is_file() else ""
+    asked = {}
+    for function in [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]:
+        words = [node for decorator in function.decorator_list for node in ast.walk(decorator)]
+        asked[function.name] = {argument.arg for argument in function.args.args}
+        asked[function.name] |= {word.value for word in words if isinstance(word, ast.Constant)}
+    return text, asked
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

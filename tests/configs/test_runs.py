@@ -154,7 +154,7 @@ def test_an_empty_section_is_a_call_without_arguments(run_file: Path) -> None:
     assert load_config(run_file).lr == 1e-6
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["training", "lr", "run", "x", ""]), max_size=4), st.text(max_size=10))
 def test_a_refused_override_changes_nothing(path: list[str], text: str) -> None:
     sections: dict[str, Any] = {"training": {"lr": 1.0}}

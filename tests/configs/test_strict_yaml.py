@@ -85,14 +85,14 @@ _values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=60) | st.binary(max_size=60))
 def test_any_text_either_parses_or_is_refused_as_a_setting(document: str | bytes) -> None:
     with contextlib.suppress(SettingError):
         parse_yaml(document, source="run.yaml")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.dictionaries(_text, _values, max_size=4))
 def test_a_json_document_reads_as_itself(document: dict[str, Any]) -> None:
     assert parse_yaml(json.dumps(document), source="run.yaml") == document

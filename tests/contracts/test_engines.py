@@ -26,7 +26,11 @@ from gspo_rllib.model_folder import load_tokenizer
 MAX_MODEL_LEN = 256
 STOP = tuple(range(6))
 EXACT = 1e-4
-CASES = [f"{engine}-{model}" for engine in ("transformers", "vllm") for model in ("dense", "tied", "moe")]
+MODELS = ("dense", "tied", "moe")
+CASES = [
+    *(f"transformers-{model}" for model in MODELS),
+    *(pytest.param(f"vllm-{model}", marks=pytest.mark.vllm) for model in MODELS),
+]
 
 _names = (f"request {i}" for i in count())
 

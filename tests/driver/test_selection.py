@@ -203,7 +203,7 @@ def test_ragged_groups_count_every_member_once_in_every_denominator() -> None:
     assert sorted((g.group_id, len(g.episodes)) for shard in shards for g in shard) == sorted(lengths.items())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     outcomes=st.lists(st.lists(st.tuples(st.sampled_from([0.0, 0.5]), st.booleans()), min_size=1, max_size=4)),
     zero_variance=st.sampled_from(["keep", "drop", "resample"]),

@@ -22,6 +22,8 @@ from gspo_rllib.errors import EngineError, SettingError
 if "vllm" not in registry.available_engines():
     pytest.skip("vllm is not installed", allow_module_level=True)
 
+pytestmark = pytest.mark.vllm
+
 
 def spec(path: str, **options: Any) -> EngineSpec:
     return EngineSpec("vllm", path, "float32", 128, 4, (), seed=5, options=options)

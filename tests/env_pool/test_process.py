@@ -50,13 +50,14 @@ def play(tiny_dense: str) -> Iterator[Callable[..., Any]]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process ends within 20 seconds."""
-    for _ in range(200):
+    """Whether a process ends, given a minute on a machine that has other things to do."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        time.sleep(0.1)
+        time.sleep(0.02)
     return False
 
 
@@ -86,7 +87,8 @@ def test_a_process_of_its_own_changes_nothing_that_is_played(
 def test_what_goes_wrong_in_a_process_is_counted_and_retried(
     make_pool: MakePool, play: Callable, ray_local: None, tmp_path: Path, fault: str, kind: str, words: str
 ) -> None:
-    pool = make_pool(lambda: ProcessEnv(fault, str(tmp_path)), 2, process=True, timeout=3.0)
+    timeout = 3.0 if fault == "hang" else 60.0  # only what hangs is to be out of time
+    pool = make_pool(lambda: ProcessEnv(fault, str(tmp_path)), 2, process=True, timeout=timeout)
     episodes, stats = play(pool)
     assert len(episodes) == 3
     assert stats.failures == {kind: 1}
@@ -98,7 +100,7 @@ def test_what_goes_wrong_in_a_process_is_counted_and_retried(
 def test_a_hung_or_crashed_process_is_gone_and_its_slot_gets_another(
     make_pool: MakePool, ray_local: None, tmp_path: Path, fault: str
 ) -> None:
-    pool = make_pool(lambda: ProcessEnv(fault, str(tmp_path)), process=True, timeout=3.0)
+    pool = make_pool(lambda: ProcessEnv(fault, str(tmp_path)), process=True, timeout=3.0 if fault == "hang" else 60.0)
     slot = pool.acquire()
     assert slot is not None
     pool.reset(slot, 5)
@@ -118,7 +120,7 @@ def test_a_hung_or_crashed_process_is_gone_and_its_slot_gets_another(
 def test_closing_the_pool_closes_idle_environments_and_leaves_no_process(
     make_pool: MakePool, ray_local: None, tmp_path: Path
 ) -> None:
-    pool = make_pool(lambda: ProcessEnv("hang", str(tmp_path)), 3, process=True)
+    pool = make_pool(lambda: ProcessEnv("hang", str(tmp_path)), 3, process=True, timeout=600.0)
     slots = [pool.acquire() for _ in range(3)]
     tickets = {pool.reset(slot or 0, 0): slot for slot in slots}
     pids = {tickets[answer.ticket]: answer.info["pid"] for answer in collect(pool)}
@@ -128,7 +130,7 @@ def test_closing_the_pool_closes_idle_environments_and_leaves_no_process(
         time.sleep(0.05)
     started = time.monotonic()
     pool.close()
-    assert time.monotonic() - started < 2, "close() waits for nobody"
+    assert time.monotonic() - started < 60, "close() waits for nobody: the environment answers in ten minutes"
     assert all(map(has_ended, pids.values()))
     idle = {f"closed {pid}" for slot, pid in pids.items() if slot != slots[0]}
     assert {path.name for path in tmp_path.iterdir()} == {"failed", *idle}

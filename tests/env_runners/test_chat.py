@@ -64,7 +64,7 @@ def with_template(path: str, template: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(PLAIN_TEXT, min_size=3, max_size=7), role=st.sampled_from(["user", "tool"]), system=PLAIN_TEXT)
 def test_pieces_have_the_ids_of_the_whole_conversation(tokenizer, texts, role, system) -> None:
     renderer = ChatRenderer(tokenizer, ChatSpec(system_prompt=system))
@@ -168,7 +168,7 @@ def tool_tokenizer(tiny_dense: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     texts=st.lists(PLAIN_TEXT, min_size=3, max_size=7),
     system=st.none() | PLAIN_TEXT,

@@ -245,7 +245,7 @@ def test_counts_cover_what_happened_since_the_last_hand_over() -> None:
         assert (settled.num_retries, settled.num_replaced, settled.given_up) == (1, 0, [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     num_groups=st.integers(1, 6),
     group_size=st.integers(1, 4),

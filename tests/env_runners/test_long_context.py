@@ -19,7 +19,7 @@ from tests.env_runners.recording_engine import MAX_MODEL_LEN, RecordingEngine
 from tests.toy_envs import faulty_envs
 from tests.toy_envs.coin_env import CoinEnv
 
-TURNS = 40
+TURNS = 24
 
 
 def _play(play: Callable, overflow: str, **settings):

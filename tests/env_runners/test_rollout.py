@@ -111,7 +111,7 @@ def test_a_slow_environment_never_holds_back_a_fast_one(play: Callable, engine: 
         def step(self, action: str) -> Any:
             if self.slow and not self.actions:
                 for _ in range(2):
-                    assert finished.acquire(timeout=30), "the fast environments were held back"
+                    assert finished.acquire(timeout=60), "the fast environments were held back"
             answer = super().step(action)
             if answer[2]:
                 done.append("slow" if self.slow else "fast")
@@ -331,10 +331,10 @@ def test_an_environment_that_always_fails_yields_nothing_and_the_reasons(play: C
 def test_a_hung_environment_costs_a_retry_and_nothing_else(play: Callable) -> None:
     faulty_envs.FailingEnv.failures.clear()
     episodes, stats = play(
-        lambda: faulty_envs.ThreadedFailingEnv("hang", times=1, hang_s=2.5),
+        lambda: faulty_envs.ThreadedFailingEnv("hang", times=1, hang_s=5.0),
         groups=1,
         blocking=True,
-        timeout=1.0,
+        timeout=2.0,
     )
     assert len(episodes) == 3
     assert stats.failures == {"timeout": 1}

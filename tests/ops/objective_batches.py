@@ -15,7 +15,7 @@ from gspo_rllib.ops import IMPORTANCE_SAMPLING_LEVELS, REDUCTIONS, SURROGATES, p
 
 PARTS = list(itertools.product(IMPORTANCE_SAMPLING_LEVELS, SURROGATES, REDUCTIONS))
 every_objective = pytest.mark.parametrize(("level", "surrogate", "reduction"), PARTS)
-few_examples = settings(deadline=None, max_examples=3)
+few_examples = settings(max_examples=3)
 CLIP = {"clip_low": 0.1, "clip_high": 0.2}
 
 

@@ -58,7 +58,7 @@ def test_one_trajectory_and_returns_that_are_no_numbers_are_refused(name):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(values=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 3.0]), min_size=2, max_size=6))
 def test_advantages_sum_to_zero_and_follow_the_order_of_returns(name, values):
     advantage = ESTIMATORS[name](float64(*values)).tolist()

@@ -48,7 +48,7 @@ def test_bounds_belong_to_the_range_that_is_kept():
     assert kept.tolist() == [[1.0, 1.0]]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.sampled_from(list(CORRECTION_LEVELS)))
 def test_agreeing_engines_are_not_corrected(log_probs, level):
     logp = torch.tensor([log_probs], dtype=torch.float64)

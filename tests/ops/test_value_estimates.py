@@ -27,7 +27,7 @@ def test_gae_by_hand():
     assert not advantage.requires_grad and not target.requires_grad
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=9), st.floats(0, 1))
 def test_gae_with_lambda_1_is_the_return_minus_the_value_and_with_lambda_0_one_step(tokens, gamma):
     rewards, values = (torch.tensor([x], dtype=torch.float64) for x in zip(*tokens, strict=True))

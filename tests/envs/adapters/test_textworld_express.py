@@ -56,7 +56,7 @@ def test_a_textworld_express_game_reads_the_same_in_another_process(game) -> Non
         "print(json.dumps(told))"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(actions), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(actions), capture_output=True, text=True, timeout=300)
     assert json.loads(done.stdout) == json.loads(json.dumps(episode)), done.stderr
 
 

@@ -70,7 +70,7 @@ def names_and_arguments(calls: list[ToolCall] | ToolCallError) -> list[tuple[str
     return [(call.name, call.arguments) for call in calls]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=HOSTILE, tool_format=st.sampled_from(TOOL_FORMATS))
 @example(text="<tool_call>" + "[" * 100_000, tool_format="hermes")
 @example(text='{"name":"a","parameters":' + '{"b":' * 60 + "1" + "}" * 61, tool_format="llama_json")
@@ -84,7 +84,7 @@ def test_no_text_makes_the_parser_raise(text, tool_format) -> None:
             assert call.raw in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     calls=st.lists(st.tuples(NAMES, st.dictionaries(st.text(), JSON, max_size=3)), min_size=1, max_size=3),
     before=st.sampled_from(["", "Let me see.\n", "<think>add or mul? <tool_call></think>\n"]),
@@ -97,7 +97,7 @@ def test_calls_written_in_hermes_form_are_read_back(tool_format, calls, before) 
     assert names_and_arguments(parse_tool_calls(text, tool_format)) == calls
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=NAMES, arguments=st.dictionaries(st.text(), JSON, max_size=3))
 @pytest.mark.parametrize("tool_format", ["llama_json", "mistral"])
 @pytest.mark.parametrize("read_as", ["itself", "auto"])
@@ -109,7 +109,7 @@ def test_calls_written_as_bare_json_are_read_back(tool_format, read_as, name, ar
     assert names_and_arguments(read) == [(name, arguments)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=NAMES, text=st.text(), number=st.integers(-(10**12), 10**12), items=st.lists(st.integers(), max_size=3))
 @pytest.mark.parametrize("tool_format", ["qwen_xml", "auto"])
 def test_calls_written_in_xml_are_read_back_with_the_types_of_the_schema(
@@ -222,9 +222,9 @@ def test_reasoning_is_not_looked_at() -> None:
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_long_reply_is_read_in_time_that_grows_with_its_length(piece, tool_format) -> None:
     text = piece * (400_000 // len(piece))
-    started = time.perf_counter()
+    started = time.thread_time()
     parse_tool_calls(text, tool_format)
-    assert time.perf_counter() - started < 2.0
+    assert time.thread_time() - started < 2.0
 
 
 def test_xml_refuses_what_it_cannot_write() -> None:

@@ -100,8 +100,8 @@ def test_each_environment_has_a_server_of_its_own_that_ends_with_it(mcp_env) -> 
 
 
 def test_a_slow_call_is_told_and_a_dead_server_is_an_error_of_the_environment(mcp_env) -> None:
-    env = mcp_env(timeout_s=0.5)
-    slow, _ = play(env, call("nap", {"seconds": 1.0}), call("put", {"key": "a", "value": 1}))
+    env = mcp_env(timeout_s=2.0)
+    slow, _ = play(env, call("nap", {"seconds": 3.0}), call("put", {"key": "a", "value": 1}))
     assert "timed out" in slow[0] and slow[4]["valid_action"] is False
     with pytest.raises(EnvError, match="is gone"):
         play(env, call("die", {}))
@@ -122,7 +122,7 @@ def test_a_server_that_does_not_answer_is_an_error_that_says_so(where, complaint
     started = time.perf_counter()
     with pytest.raises(EnvError, match=complaint):
         mcp_tools(**where)
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 60
 
 
 @pytest.mark.parametrize("where", [{}, {"command": ["x"], "url": "http://x"}, {"command": "python x"}, {"command": []}])
