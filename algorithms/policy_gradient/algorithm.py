@@ -56,7 +56,7 @@ class PolicyGradient(Algorithm):
         self._next_group = 0
         self._unfinished: list[str] = []
         self._source: GroupSource
-        self._settings: TrainingSettings = config.settings(TrainingSettings)
+        self._settings: TrainingSettings = config.settings(config.training_settings)
         self._clip_monitor = ClipMonitor(self._settings)
         self._selection = self._settings.group_selection
         super().setup(config)

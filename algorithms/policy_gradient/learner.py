@@ -48,8 +48,9 @@ class PolicyGradientLearner(LanguageLearner):
 
     @functools.cached_property
     def settings(self) -> TrainingSettings:
-        """The settings of training, as they were when the learner was built."""
-        return TrainingSettings.of(self.config)
+        """The settings of training, as they were when the learner was built; those of the algorithm's own class."""
+        settings: TrainingSettings = self.config.settings(self.config.training_settings)
+        return settings
 
     @property
     def recomputes_old_log_probs(self) -> bool:
