@@ -129,7 +129,6 @@ class LanguageLearner(TorchLearner):
     def _recompute_old_logp(self, minibatches: list[Minibatch]) -> None:
         """Replaces the engine's log-probs; the first minibatch gets those of its own forward pass, before any step."""
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        module.train()
         for number, minibatch in enumerate(minibatches):
             for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
                 del micro_batch[columns.OLD_LOGP]

@@ -17,6 +17,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.engines import registry
 from gspo_rllib.errors import CheckpointError, NoProgressError
+from tests.modules.noisy_models import build_noisy
 from tests.toy_envs.coin_env import CoinEnv
 from tests.toy_envs.faulty_envs import FailingEnv
 
@@ -65,6 +66,22 @@ def test_every_iteration_starts_on_policy_and_changes_the_weights(tiny_dense, ra
             assert result["env_runners"]["num_episodes"] == 16
             weights.append(_parameters(algo))
         assert not any(_equal(a, b) for a, b in itertools.pairwise(weights))
+    finally:
+        algo.stop()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt, which skips layers", "phimoe, which samples its routing", "seed_oss"])
+def test_a_policy_that_does_not_move_is_scored_as_it_was_sampled(family, tiny_dense, tmp_path, ray_local):
+    """Models whose config has dropout, layer drop or router noise: none of it reaches learner, critic or reference."""
+    path = build_noisy(family, tmp_path, tokenizer=tiny_dense)
+    algo = _config(path, lr=0.0, kl_coeff=0.1, groups_per_iteration=2, old_log_probs="engine").build_algo()
+    try:
+        result = algo.train()
+        _assert_on_policy(result)
+        learner = _learner_results(result)
+        assert learner["clip_fraction"] == 0.0
+        assert learner["kl_to_reference"] == pytest.approx(0.0, abs=1e-6)
+        assert learner["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
     finally:
         algo.stop()
 
