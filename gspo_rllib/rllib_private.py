@@ -79,6 +79,12 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _LEARNER,
+        "_optimizer_lr_schedules",
+        "The schedule of each optimiser's learning rate: after a restore it is set to the saved timestep at once, "
+        "where RLlib would wait until an update is over.",
+    ),
+    PrivateName(
+        _LEARNER,
         "_weights_seq_no",
         "The count of updates that names a version of the weights. Set to 0 before a state is restored, since RLlib "
         "ignores a state that is older than what it holds.",

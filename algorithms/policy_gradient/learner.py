@@ -182,9 +182,10 @@ class PolicyGradientLearner(LanguageLearner):
         return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what ``get_state`` returned."""
+        """Restores what ``get_state`` returned; the scale of a clip range only where the settings let it move."""
         super().set_state(state)
-        self.clip_scale = state.get(CLIP_SCALE, self.clip_scale)
+        if CLIP_SCALINGS[self.settings.clip_scaling].towards_target:
+            self.clip_scale = state.get(CLIP_SCALE, self.clip_scale)
         self.engine_noise = state.get(ENGINE_NOISE, self.engine_noise)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from gspo_rllib import columns
@@ -24,6 +25,9 @@ from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
 from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
+
+LR_TIMESTEP = "lr_timestep"
+"""Key in the learner's state: where on its schedule the learning rate is."""
 
 
 class Minibatch:
@@ -57,6 +61,9 @@ class LanguageLearner(TorchLearner):
     own_statistics: tuple[str, ...] = ()
     """Names of the means that a subclass adds to ``self.statistics`` (``add_mean``); reported beside the others."""
 
+    _lr_timestep: int = 0
+    """Of the latest update; what a learning-rate schedule goes by."""
+
     trains_on_zero_advantages: bool = False
     """Whether a trajectory without an advantage may still have a gradient: a penalty's, or a critic's."""
 
@@ -88,6 +95,7 @@ class LanguageLearner(TorchLearner):
         self.register_optimizer(
             module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=lr, **named
         )
+        self._follow_lr_schedule(optimizer)
 
     def _create_iterator_if_necessary(
         self, *, training_data: TrainingData, num_epochs: int = 1, **kwargs: Any
@@ -129,7 +137,6 @@ class LanguageLearner(TorchLearner):
     def _recompute_old_logp(self, minibatches: list[Minibatch]) -> None:
         """Replaces the engine's log-probs; the first minibatch gets those of its own forward pass, before any step."""
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        module.train()
         for number, minibatch in enumerate(minibatches):
             for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
                 del micro_batch[columns.OLD_LOGP]
@@ -210,6 +217,7 @@ class LanguageLearner(TorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Logs the update's statistics and advances learning-rate schedules."""
         super().after_gradient_based_update(timesteps=timesteps)
+        self._lr_timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
         self.on_statistics(self.statistics.compute(distributed=self.distributed, device=self.device))
 
     def on_statistics(self, values: dict[str, float]) -> None:
@@ -217,7 +225,46 @@ class LanguageLearner(TorchLearner):
         for name, value in values.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, *name.split("/")), value, window=1)
 
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, and where on a schedule the learning rate is."""
+        return {**super().get_state(*args, **kwargs), LR_TIMESTEP: self._lr_timestep}
+
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores weights and optimiser whatever the version, older ones too: a rollback must roll back."""
+        """Restores weights and optimisers whatever the version, older ones too: a rollback must roll back.
+
+        Of an optimiser, its state: moments and steps. Its settings are those this learner was built with, be the
+        learner that saved the state another one's.
+        """
         self._weights_seq_no = 0
+        optimizers = [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+        own = [_settings_of(optimizer) for optimizer in optimizers]
         super().set_state(state)
+        self._lr_timestep = state.get(LR_TIMESTEP, self._lr_timestep)
+        for optimizer, settings in zip(optimizers, own, strict=True):
+            saved_lr = float(optimizer.param_groups[0]["lr"])
+            for group, of_group in zip(optimizer.param_groups, settings, strict=True):
+                group.update(of_group)
+            if LR_TIMESTEP in state:
+                self._follow_lr_schedule(optimizer)
+            elif self._has_lr_schedule(optimizer):
+                # A state of 0.1 does not tell where on its schedule it was saved, only how large the rate was then.
+                _set_lr(optimizer, saved_lr)
+
+    def _has_lr_schedule(self, optimizer: torch.optim.Optimizer) -> bool:
+        schedule = self._optimizer_lr_schedules.get(optimizer)
+        return schedule is not None and schedule.use_schedule
+
+    def _follow_lr_schedule(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the learning rate of the present timestep, as a number: RLlib starts schedules at a float32 tensor."""
+        if self._has_lr_schedule(optimizer):
+            _set_lr(optimizer, self._optimizer_lr_schedules[optimizer].update(timestep=self._lr_timestep))
+
+
+def _settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Learning rate, betas, decay and the like of each group of parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -29,11 +29,12 @@ def packed_attention(
     segment_lengths: list[int],
     segment_prefixes: list[int] | None = None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over one packed row.
+
+    It takes no dropout, whatever it is called with: a policy has none.
 
     Args:
         module: The attention layer.
@@ -43,9 +44,8 @@ def packed_attention(
         attention_mask: Unused; a custom attention gets none.
         segment_lengths: Tokens of each segment, in row order; sums to T.
         segment_prefixes: For each segment the index of the segment it continues, or -1; None where none does. Where it
-            is given, there must be no dropout, and a segment and its prefix must fit into a sliding window.
+            is given, a segment and its prefix must fit into a sliding window.
         scaling: Factor on the dot products; None for 1/sqrt(D).
-        dropout: Attention dropout while training.
         sliding_window: Keys further back than this are not attended to.
 
     Returns:
@@ -66,7 +66,7 @@ def packed_attention(
             distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None, :]
             mask = (distance >= 0) & (distance < sliding_window)
         out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
         for i, segment in zip(members, out.unbind(0), strict=True):
             parts[i] = segment
@@ -107,15 +107,9 @@ def prefix_sharing(model: PreTrainedModel) -> PrefixSharing | None:
         model: A model for which ``supports_packing`` is true.
 
     Returns:
-        None where sharing would change what the model computes: with dropout, which would then drop the same for all;
-        or where the attention kernel refuses: with values narrower than keys.
+        None where the attention kernel refuses: with values narrower than keys.
     """
     config = model.config.get_text_config()
-    if getattr(config, "v_head_dim", None) is not None or any(map(_drops, model.modules())):
+    if getattr(config, "v_head_dim", None) is not None:
         return None
     return PrefixSharing(MIN_TOKEN_RATIO, max_segment_tokens=getattr(config, "sliding_window", None))
-
-
-def _drops(layer: torch.nn.Module) -> bool:
-    chances = [value for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)]
-    return any(chances) or (isinstance(layer, torch.nn.Dropout) and layer.p > 0)

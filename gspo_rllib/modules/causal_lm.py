@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
 from gspo_rllib.modules.prefix_attention import DEVICES as SHARING_DEVICES
 from gspo_rllib.modules.prefix_attention import PrefixSharing
+from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
 from gspo_rllib.ops import token_logprobs
 
 MODEL_CONFIG: dict[str, Any] = {
@@ -54,6 +56,9 @@ layers of its own, loaded from ``path`` (twice the memory); True lets its value 
 states. ``shared_prefixes``: whether trajectories of a group compute the prompt they share once per packed row, exact
 to float noise. None: where it saves enough tokens and model and device allow it; True: wherever two share a token;
 False: never.
+
+There is no setting for dropout or router noise, and those of the model's own config are passed over: the tokens were
+sampled without them, so a policy scored with them is another one, and its ratios to the one that sampled are noise.
 """
 
 
@@ -113,8 +118,6 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         path, trust = str(settings["path"]), settings["trust_remote_code"]
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
         self.model: PreTrainedModel = self._load(path, trust)
-        if settings["activation_checkpointing"]:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         head = self.model.get_output_embeddings()
         self._plain_head = isinstance(head, torch.nn.Linear) and not _head_is_transformed(self.model.config)
         if settings["head_dtype"] and not self._plain_head:
@@ -125,6 +128,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         # Sampling needs no critic; never building it there saves its memory too.
         wanted = use_critic and not self.inference_only
         self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
+        if settings["activation_checkpointing"]:
+            for model in self._hugging_face_models():
+                recompute_activations(model)
+        # By whether gradients flow: the longest segment in a pass that was watched for what no policy may do.
+        self._longest_checked = {True: 0, False: 0}
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -153,10 +161,19 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         if self.settings["shared_prefixes"] and self._prefix_sharing is None:
             raise SettingError(
                 f"rl_module.model_config['shared_prefixes'] is True, but {type(model).__name__} cannot share as it is "
-                "configured: that takes packed rows, our own attention (attn_implementation None), no dropout, and "
-                "values as wide as keys. Set it to None or False."
+                "configured: that takes packed rows, our own attention (attn_implementation None), and values as "
+                "wide as keys. Set it to None or False."
             )
-        return model
+        return model.eval()
+
+    def _hugging_face_models(self) -> list[PreTrainedModel]:
+        trunk = None if self.critic is None else self.critic.trunk
+        return [self.model] if trunk is None else [self.model, trunk]
+
+    def train(self, mode: bool = True) -> CausalLMModule:
+        """Marks the module; what it scores with stays in evaluation mode, in which a policy is what it samples with."""
+        self.training = mode
+        return self
 
     def prefix_sharing(self) -> PrefixSharing | None:
         """When trajectories of a group are to share their prompt in a row; None for never.
@@ -222,7 +239,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             ``logp`` and ``entropy``, float32 [L], at the policy's sampling temperature; with a critic also ``values``,
             float32 [L]: of the state *before* each sampled token, the one the policy chose it in.
         """
-        with self._autocast(batch):
+        with self._checked(batch), self._autocast(batch):
             inputs, cell_L = self._inputs(batch)
             logp_L, entropy_L, hidden_LD = self._score(batch, inputs, cell_L)
             out = {columns.LOGP: logp_L, columns.ENTROPY: entropy_L}
@@ -232,6 +249,14 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                     hidden_LD = hidden_states(self.critic.trunk, inputs, cell_L)
                 out[columns.VALUES] = self.critic(hidden_LD)
         return out
+
+    def _checked(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
+        """Watches a pass that is longer than any before: models take shortcuts by length, too."""
+        longest, gradient = max(batch[columns.SEGMENT_LENGTHS]), torch.is_grad_enabled()
+        if longest <= self._longest_checked[gradient]:
+            return contextlib.nullcontext()
+        self._longest_checked[gradient] = longest
+        return checked_pass(self, name=type(self.model).__name__)
 
     def _autocast(self, batch: dict[str, Any]) -> torch.autocast:
         enabled = self.settings["autocast_dtype"] == "bfloat16"

@@ -89,7 +89,8 @@ class Student:
         self._folder = build_model(folder, tokenizer=tokenizer, architecture=architecture, seed=seed, **options)
         with quiet_transformers():
             self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
-        self._model.train()
+        # It stays in evaluation mode: what is imitated with is what is evaluated and saved, without dropout.
+        self._model.eval()
         self.num_parameters = self._model.num_parameters()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
         self._rng = np.random.default_rng(seed)

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from gspo_rllib import checkpoints
 from gspo_rllib.cli.main import main
@@ -53,6 +55,19 @@ def test_training_resumes_from_a_checkpoint(
     (folder,) = tmp_path.iterdir()
     results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
     assert [result["training_iteration"] for result in results] == [3]
+
+
+def test_an_override_wins_over_the_checkpoint_that_is_resumed(
+    trained: SimpleNamespace, config_file: str, tmp_path: Path
+) -> None:
+    """Saved at 1e-4; a run resumed at 1e-9 moves no weight by more than a few times that."""
+    arguments = ["train", config_file, "--resume", str(trained.checkpoint), "training.lr=1e-9", "--iterations", "3"]
+    assert main([*arguments, "--storage", str(tmp_path)]) == 0
+    (checkpoint,) = tmp_path.glob("*/checkpoints/*")
+    before, after = (
+        load_file(checkpoints.policy_folder(path) / "model.safetensors") for path in (trained.checkpoint, checkpoint)
+    )
+    assert max(np.abs(after[name] - before[name]).max() for name in before) < 1e-6
 
 
 def test_ctrl_c_saves_a_whole_checkpoint_and_exits_130(

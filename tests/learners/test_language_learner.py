@@ -1,19 +1,28 @@
-"""The learner: one gradient, however the same trajectories are packed, split, padded or spread over ranks."""
+"""The learner: one gradient, however the same trajectories are packed, split, padded or spread over ranks.
+
+And one optimiser, however often it is saved and restored.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from gspo_rllib import columns
+from gspo_rllib.algorithms import LanguagePPOConfig
 from gspo_rllib.connectors import token_trajectory
+from gspo_rllib.learners.language_learner import LR_TIMESTEP
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.packing import pack, plan_rows
 from gspo_rllib.types import group_episodes
 from tests.episodes import make_episode
+from tests.learners.objectives import objective_config
 from tests.learners.small_learner import SPACES, bf16_learner, even_groups, learner_config
 
 
@@ -187,3 +196,109 @@ def test_weights_gradients_and_optimiser_state_are_float32_and_take_steps_bf16_w
     weight = module.model.get_input_embeddings().weight
     same_in_bf16 = weight.bfloat16() == before["model.model.embed_tokens.weight"].bfloat16()
     assert same_in_bf16.float().mean() > 0.9
+
+
+# -- a restored optimiser goes on where it was, with the settings of the config it is restored into
+
+# Every second one is the critic's: policy and critic have an optimiser each, both with the groups matrices, vectors.
+SAVED = {"lr": 1e-3, "weight_decay": 0.1, "adam_betas": (0.5, 0.9), "adam_epsilon": 1e-6, "vf_lr": 2e-3}
+CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "nothing": ({}, [{}, {}]),
+    "lr": ({"lr": 1e-8}, [{"lr": 1e-8}, {}]),
+    "vf_lr": ({"vf_lr": 1e-8}, [{}, {"lr": 1e-8}]),
+    "vf_lr, now lr": ({"vf_lr": None}, [{}, {"lr": 1e-3}]),
+    "adam_betas": ({"adam_betas": (0.9, 0.999)}, [{"betas": (0.9, 0.999)}] * 2),
+    "adam_epsilon": ({"adam_epsilon": 1.0}, [{"eps": 1.0}] * 2),
+    "weight_decay": ({"weight_decay": 9.0}, [{"weight_decay": 9.0}] * 2),
+}
+"""By what a new config changes: the settings, and what that is in the optimisers of policy and critic."""
+
+
+def _with_critic(path: str, **training: Any) -> Any:
+    config = objective_config(path, LanguagePPOConfig(), **{"old_log_probs": "learner", **SAVED, **training})
+    return config.build_learner(spaces=SPACES)
+
+
+def _update(learner: Any, timestep: int = 0) -> None:
+    data = GroupTrainingData.from_groups(even_groups(2), num_minibatches=1, seed=0)
+    learner.update(training_data=data, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: timestep}, num_epochs=1)
+
+
+def _parameters(learner: Any) -> dict[str, torch.Tensor]:
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def _optimizers(learner: Any) -> list[torch.optim.Optimizer]:
+    return [optimizer for _, optimizer in learner.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_first_update_after_a_restore_is_the_saved_learners_with_the_new_settings(change, tiny_dense):
+    """Bit for bit: moments and steps of the saved learner, settings of the config."""
+    training, expected = CHANGES[change]
+    saved = _with_critic(tiny_dense)
+    _update(saved)
+    other = _with_critic(tiny_dense, **training)
+    other.set_state(saved.get_state())
+    before = _parameters(saved)
+    for optimizer, settings in zip(_optimizers(saved), expected, strict=True):
+        matrices, vectors = optimizer.param_groups
+        matrices.update(settings)
+        vectors.update({name: value for name, value in settings.items() if name != "weight_decay"})
+    for learner in (saved, other):
+        _update(learner)
+    after, got = _parameters(saved), _parameters(other)
+    assert all(torch.equal(got[name], after[name]) for name in after)
+    moved = {critics: 0.0 for critics in (False, True)}
+    for name in after:
+        critics = name.startswith("critic")
+        moved[critics] = max(moved[critics], float((got[name] - before[name]).abs().max()))
+    for critics, settings in enumerate(expected):
+        assert (moved[bool(critics)] < 1e-6) is (settings.get("lr") == 1e-8)
+
+
+SCHEDULE = [[0, 1e-3], [100, 1e-4]]
+
+
+@pytest.mark.parametrize(
+    ("saved_lr", "new_lr", "expected"),
+    [
+        (SCHEDULE, SCHEDULE, 5.5e-4),
+        (SCHEDULE, [[0, 0.0], [200, 4e-3]], 1e-3),
+        (SCHEDULE, 3e-5, 3e-5),
+        (3e-5, SCHEDULE, 5.5e-4),
+    ],
+    ids=["the same schedule", "another schedule", "now fixed", "was fixed"],
+)
+def test_a_schedule_goes_on_from_the_timestep_of_the_saved_state(saved_lr, new_lr, expected, tiny_dense):
+    saved = _with_critic(tiny_dense, lr=saved_lr, vf_lr=None)
+    _update(saved, timestep=50)
+    other = _with_critic(tiny_dense, lr=new_lr, vf_lr=None)
+    other.set_state(saved.get_state())
+    groups = [group for optimizer in _optimizers(other) for group in optimizer.param_groups]
+    assert [group["lr"] for group in groups] == pytest.approx([expected] * 4, rel=1e-12)
+    if saved_lr == new_lr:
+        assert groups[0]["lr"] == _optimizers(saved)[0].param_groups[0]["lr"]
+    _update(other, timestep=60)
+    assert other.get_state()[LR_TIMESTEP] == 60
+
+
+def test_a_rollback_takes_the_schedule_back_to_its_start(tiny_dense):
+    learner = _with_critic(tiny_dense, lr=SCHEDULE)
+    start = learner.get_state()
+    _update(learner, timestep=50)
+    assert _optimizers(learner)[0].param_groups[0]["lr"] == pytest.approx(5.5e-4)
+    learner.set_state(start)
+    assert _optimizers(learner)[0].param_groups[0]["lr"] == 1e-3
+
+
+def test_a_state_without_a_timestep_keeps_its_place_on_a_schedule(tiny_dense):
+    """As version 0.1 saved it."""
+    saved = _with_critic(tiny_dense, lr=SCHEDULE)
+    _update(saved, timestep=50)
+    state = {name: value for name, value in saved.get_state().items() if name != LR_TIMESTEP}
+    other = _with_critic(tiny_dense, lr=SCHEDULE, vf_lr=7e-3)
+    other.set_state(state)
+    policy, critic = (optimizer.param_groups[0]["lr"] for optimizer in _optimizers(other))
+    assert (policy, critic) == (pytest.approx(5.5e-4, rel=1e-12), 7e-3)

@@ -222,10 +222,10 @@ def test_every_parameter_is_the_policys_or_the_critics(tiny_tied: str, shared: b
 def test_activation_checkpointing_gives_the_critic_the_same_gradient(tiny_dense: str, shared: bool) -> None:
     def gradient(**model_config: Any) -> list[torch.Tensor]:
         module = _module(tiny_dense, shared=shared, **model_config)
-        module.train()
+        trunk, calls = module.model.base_model if shared else module.critic.trunk, []
+        trunk.layers[0].self_attn.register_forward_hook(lambda *_: calls.append("layer"))
         module.compute_values(_row()).square().sum().backward()
-        trunk = module.model.base_model if shared else module.critic.trunk
-        assert trunk.is_gradient_checkpointing is bool(model_config)
+        assert len(calls) == (2 if model_config else 1)
         return [p.grad for p in [*trunk.parameters(), *module.critic.value_head.parameters()]]
 
     for got, expected in zip(gradient(activation_checkpointing=True), gradient(), strict=True):

@@ -306,7 +306,7 @@ def test_a_model_that_cannot_share_does_not_and_says_so_when_told_to(tiny_dense:
         _module(tiny_dense, shared_prefixes=True, **settings)
 
 
-def test_dropout_keeps_groups_apart_and_a_window_is_heeded(
+def test_a_window_is_heeded_and_dropout_which_no_policy_has_keeps_no_groups_apart(
     tiny_dense: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -314,7 +314,7 @@ def test_dropout_keeps_groups_apart_and_a_window_is_heeded(
     windowed = _save(MistralConfig(sliding_window=16, **common), tiny_dense, tmp_path_factory)
     assert _module(windowed, shared_prefixes=True).prefix_sharing() == PrefixSharing(1.0, max_segment_tokens=16)
     dropping = MistralConfig(sliding_window=None, attention_dropout=0.1, **common)
-    assert _module(_save(dropping, tiny_dense, tmp_path_factory)).prefix_sharing() is None
+    assert _module(_save(dropping, tiny_dense, tmp_path_factory), shared_prefixes=True).prefix_sharing() == ALWAYS
 
 
 def test_a_value_that_is_none_of_the_three_is_refused(tiny_dense: str) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.engines import registry
 from gspo_rllib.errors import CheckpointError, NoProgressError
+from tests.modules.noisy_models import build_noisy
 from tests.toy_envs.coin_env import CoinEnv
 from tests.toy_envs.faulty_envs import FailingEnv
 
@@ -69,6 +71,22 @@ def test_every_iteration_starts_on_policy_and_changes_the_weights(tiny_dense, ra
         algo.stop()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt, which skips layers", "phimoe, which samples its routing", "seed_oss"])
+def test_a_policy_that_does_not_move_is_scored_as_it_was_sampled(family, tiny_dense, tmp_path, ray_local):
+    """Models whose config has dropout, layer drop or router noise: none of it reaches learner, critic or reference."""
+    path = build_noisy(family, tmp_path, tokenizer=tiny_dense)
+    algo = _config(path, lr=0.0, kl_coeff=0.1, groups_per_iteration=2, old_log_probs="engine").build_algo()
+    try:
+        result = algo.train()
+        _assert_on_policy(result)
+        learner = _learner_results(result)
+        assert learner["clip_fraction"] == 0.0
+        assert learner["kl_to_reference"] == pytest.approx(0.0, abs=1e-6)
+        assert learner["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+    finally:
+        algo.stop()
+
+
 def test_a_run_resumed_from_a_checkpoint_is_the_run_that_went_on(tiny_dense, tmp_path, ray_local):
     algo = _config(tiny_dense).build_algo()
     try:
@@ -89,6 +107,54 @@ def test_a_run_resumed_from_a_checkpoint_is_the_run_that_went_on(tiny_dense, tmp
         assert _equal(_parameters(resumed), expected)
     finally:
         resumed.stop()
+
+
+@pytest.fixture(scope="module")
+def stored(tiny_dense, tmp_path_factory, ray_local):
+    """A run's checkpoint and state after one iteration at a learning rate of 1e-3, and where the next one got it to."""
+    folder = tmp_path_factory.mktemp("stored")
+    algo = _config(tiny_dense).build_algo()
+    try:
+        algo.train()
+        found = SimpleNamespace(path=algo.save_to_path(str(folder / "own")), state=algo.get_state())
+        found.by_tune = algo.save(str(folder / "tune")).checkpoint.path
+        found.parameters = _parameters(algo)
+        algo.train()
+        found.next_parameters = _parameters(algo)
+    finally:
+        algo.stop()
+    return found
+
+
+def _restored(way, config, stored):
+    if way == "from_checkpoint":
+        return GSPO.from_checkpoint(stored.path, config=config)
+    algo = config.build_algo()
+    if way == "restore_from_path":  # gspo-rllib train --resume
+        algo.restore_from_path(stored.path)
+    elif way == "restore":  # Tune, where a trial takes over another one's checkpoint
+        algo.restore(stored.by_tune)
+    else:
+        algo.set_state(stored.state)
+    return algo
+
+
+@pytest.mark.parametrize("way", ["from_checkpoint", "restore_from_path", "restore", "set_state"])
+@pytest.mark.parametrize("lr", [1e-3, 1e-9], ids=["the same", "another"])
+def test_a_restored_run_has_the_learning_rate_of_its_own_config(lr, way, stored, tiny_dense, ray_local):
+    algo = _restored(way, _config(tiny_dense, lr=lr), stored)
+    try:
+        assert _equal(_parameters(algo), stored.parameters)
+        algo.train()
+        got = _parameters(algo)
+        if lr == 1e-3:
+            assert _equal(got, stored.next_parameters)
+        else:
+            # Two steps of at most about ten learning rates each (Adam's, plus decay), on weights of at most 4.
+            moved = max(np.abs(got[name] - before).max() for name, before in stored.parameters.items())
+            assert moved <= 1e-6
+    finally:
+        algo.stop()
 
 
 def test_rolling_back_a_live_algorithm_rolls_back_its_engine_too(tiny_dense, tmp_path, ray_local):

@@ -116,6 +116,9 @@ def test_the_target_clip_fraction_moves_the_range_and_is_resumed(tiny_dense):
     other = config.build_learner(spaces=SPACES)
     other.set_state(learner.get_state())
     assert other.clip_scale == learner.clip_scale
+    unscaled = objective_config(tiny_dense, num_minibatches=2, old_log_probs="learner").build_learner(spaces=SPACES)
+    unscaled.set_state(learner.get_state())
+    assert unscaled.clip_scale == 1.0
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
