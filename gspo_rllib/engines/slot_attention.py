@@ -10,6 +10,7 @@ about as many new tokens. Decoding is the block with W = 1.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from gspo_rllib.errors import EngineError
@@ -243,6 +245,13 @@ def slot_attention(
     return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0), None
 
 
+def kernels_for_new_shapes(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves cuDNN's attention out: it plans every new shape for tens of milliseconds, and contexts grow every step."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def _attend(
     block: AttentionBlock,
     query: Float[Tensor, "H T D"],
@@ -266,7 +275,8 @@ def _attend(
         attn_mask=block.mask(window, group, query.dtype),
         scale=scaling,
     )
-    out = out.view(rows, heads, width, -1).transpose(1, 2).reshape(rows * width, heads, -1)
+    # Some of the kernels return another layout than the contiguous one.
+    out = out.reshape(rows, heads, width, -1).transpose(1, 2).reshape(rows * width, heads, -1)
     return out if block.unpad is None else out[block.unpad]
 
 

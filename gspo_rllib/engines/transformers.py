@@ -22,7 +22,14 @@ from transformers.utils import logging as transformers_logging
 from gspo_rllib.engines import checks
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.sampling import sample_tokens
-from gspo_rllib.engines.slot_attention import ATTENTION_NAME, SlotCache, plan_attention, slot_attention, width_class
+from gspo_rllib.engines.slot_attention import (
+    ATTENTION_NAME,
+    SlotCache,
+    kernels_for_new_shapes,
+    plan_attention,
+    slot_attention,
+    width_class,
+)
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
 from gspo_rllib.engines.stop_strings import StopStrings
 from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
@@ -225,13 +232,14 @@ class TransformersEngine:
         """Logits [len(last), V] at the given places of the flat row."""
         assert self._model is not None
         plan = plan_attention(cache, self._device, spans)
-        output = self._model(
-            input_ids=torch.tensor([ids], device=self._device),
-            position_ids=plan.position_T.unsqueeze(0),
-            logits_to_keep=torch.tensor(last, device=self._device),
-            use_cache=False,
-            attention_plan=plan,
-        )
+        with kernels_for_new_shapes(self._device):
+            output = self._model(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=plan.position_T.unsqueeze(0),
+                logits_to_keep=torch.tensor(last, device=self._device),
+                use_cache=False,
+                attention_plan=plan,
+            )
         logits: torch.Tensor = output.logits[0]
         return logits
 

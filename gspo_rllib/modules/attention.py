@@ -1,7 +1,8 @@
 """Variable-length attention for packed rows: every segment attends to itself only, and no mask is ever built.
 
 One causal SDPA call per segment beats one call with a dense block mask, which costs the square of the row instead of
-the squares of its segments. Segments of equal length share a call.
+the squares of its segments. Segments of equal length share a call. In half precision on a GPU one call serves all
+(``varlen_attention``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing, prefix_attention
+from gspo_rllib.modules.varlen_attention import serves, varlen_attention
 
 PACKED = "gspo_packed"
 """Name under which the attention is registered with transformers (``attn_implementation``)."""
@@ -51,12 +53,22 @@ def packed_attention(
     Returns:
         ([1, T, heads, D], None).
     """
+    if serves(query, value):
+        out = varlen_attention(
+            query, key, value, segment_lengths=segment_lengths, segment_prefixes=segment_prefixes, scaling=scaling,
+            sliding_window=sliding_window,
+        )  # fmt: skip
+        return out, None
     if segment_prefixes is not None:
         out = prefix_attention(
             query, key, value, segment_lengths=segment_lengths, segment_prefixes=segment_prefixes, scaling=scaling
         )
         return out.transpose(1, 2).contiguous(), None
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.is_cuda:
+        # On CUDA only half precision without a mask takes grouped heads without holding all scores at once.
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+        grouped = False
     parts: list[Tensor | None] = [None] * len(segment_lengths)
     rows = [tensor[0].split(segment_lengths, dim=1) for tensor in (query, key, value)]
     for length, members in _by_length(segment_lengths).items():

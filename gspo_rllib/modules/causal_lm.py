@@ -27,9 +27,9 @@ from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_tra
 from gspo_rllib.modules.attention import PACKED, prefix_sharing, supports_packing
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
-from gspo_rllib.modules.prefix_attention import DEVICES as SHARING_DEVICES
 from gspo_rllib.modules.prefix_attention import PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
+from gspo_rllib.modules.varlen_attention import serves_dtype
 from gspo_rllib.ops import token_logprobs
 
 MODEL_CONFIG: dict[str, Any] = {
@@ -54,8 +54,8 @@ the memory. ``packing``: True for packed rows, False for padded ones, None to pa
 the model folder may run its own code. ``vf_share_layers``: for algorithms with a critic only. False gives the critic
 layers of its own, loaded from ``path`` (twice the memory); True lets its value head read the policy's last hidden
 states. ``shared_prefixes``: whether trajectories of a group compute the prompt they share once per packed row, exact
-to float noise. None: where it saves enough tokens and model and device allow it; True: wherever two share a token;
-False: never.
+to float noise. None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True:
+wherever two share a token; False: never.
 
 There is no setting for dropout or router noise, and those of the model's own config are passed over: the tokens were
 sampled without them, so a policy scored with them is another one, and its ratios to the one that sampled are noise.
@@ -181,12 +181,14 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         Raises:
             SettingError: ``shared_prefixes`` is True on a device where nothing can be shared.
         """
-        device, wanted = next(self.model.parameters()).device.type, self.settings["shared_prefixes"]
-        if device not in SHARING_DEVICES:
+        device, wanted = next(self.model.parameters()).device, self.settings["shared_prefixes"]
+        dtype = torch.bfloat16 if self.settings["autocast_dtype"] else None
+        if device.type != "cpu" and not serves_dtype(dtype, device):
             if wanted:
                 raise SettingError(
-                    f"rl_module.model_config['shared_prefixes'] is True, but this learner's device is {device!r} and "
-                    f"prompts can be shared on {', '.join(SHARING_DEVICES)} only. Set it to None or False."
+                    f"rl_module.model_config['shared_prefixes'] is True, but this learner's device is "
+                    f"{device.type!r} and autocast_dtype is {self.settings['autocast_dtype']!r}; prompts can be shared "
+                    "on a CPU, and under 'bfloat16' on a CUDA GPU of compute capability 8.0. Set it to None or False."
                 )
             return None
         if wanted and self._prefix_sharing is not None:

@@ -1,4 +1,4 @@
-"""Attention of packed rows in which segments continue a shared one, so that its tokens are computed once.
+"""Attention, on a CPU, of packed rows in which segments continue a shared one, so that its tokens are computed once.
 
 A segment that continues another, a branch, attends to itself causally and to all of its prefix. Both parts are calls of
 flash attention without a mask; their outputs are merged by their log-sum-exps. Given the merged output and log-sum-exp,
@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-DEVICES = ("cpu",)
-"""Where the two calls exist with their log-sum-exps and have been tested; elsewhere nothing is shared."""
 
 MIN_TOKEN_RATIO = 1.1
 """Where sharing starts to pay: below it, the second attention call costs about what the spared tokens save.

@@ -67,16 +67,51 @@ def _blocks(hidden_LD: Tensor, head_VD: Tensor) -> tuple[list[slice], list[slice
     return _slices(head_VD.shape[0], max(1, elements // tokens)), _slices(hidden_LD.shape[0], tokens)
 
 
-def _logits(hidden_RD: Tensor, head_CD: Tensor, temperature: float) -> Tensor:
-    logits_RC = (hidden_RD @ head_CD.t()).to(torch.promote_types(hidden_RD.dtype, torch.float32))
+def _logits(product_RC: Tensor, temperature: float) -> Tensor:
+    logits_RC = product_RC.to(torch.promote_types(product_RC.dtype, torch.float32))
     return logits_RC if temperature == 1.0 else logits_RC.div_(temperature)
 
 
-def _place(token_ids_R: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Whether each token is one of the words [R, 1], and its column among them (any, if it is not)."""
-    column_R1 = (token_ids_R - words.start)[:, None]
-    size = words.stop - words.start
+def _place(token_ids_R: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Whether each token is one of ``size`` words from ``start`` [R, 1], and its column among them (else any)."""
+    column_R1 = (token_ids_R - start)[:, None]
     return (column_R1 >= 0) & (column_R1 < size), column_R1.clamp(0, size - 1)
+
+
+def _absorb(
+    product_RC: Tensor, token_ids_R: Tensor, start: int, temperature: float,
+    chosen_R1: Tensor, peak_R1: Tensor, total_R1: Tensor, weighted_R1: Tensor,
+) -> None:  # fmt: skip
+    """Adds a block of logits to what is known of the words so far; element-wise, to be compiled where that pays."""
+    logits = _logits(product_RC, temperature)
+    inside, column = _place(token_ids_R, start, logits.shape[1])
+    chosen_R1.copy_(torch.where(inside, logits.gather(1, column), chosen_R1))
+    peak = torch.maximum(peak_R1, logits.amax(dim=-1, keepdim=True))
+    weight = logits.sub_(peak).exp()
+    rise = peak - peak_R1
+    shrink = (-rise).exp()
+    shrunk = shrink * total_R1
+    weighted = (weight * logits).sum(dim=-1) if torch.compiler.is_compiling() else torch.linalg.vecdot(weight, logits)
+    weighted_R1.copy_(shrink * weighted_R1 - shrunk * rise).add_(weighted[:, None])
+    total_R1.copy_(shrunk + weight.sum(dim=-1, keepdim=True))
+    peak_R1.copy_(peak)
+
+
+def _to_logits_grad(
+    product_RC: Tensor, token_ids_R: Tensor, start: int, temperature: float, normaliser_R1: Tensor, entropy_R1: Tensor,
+    grad_logp_R1: Tensor | None, grad_entropy_R1: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The loss's gradient with respect to a block of logits before the temperature, in the logits' own precision."""
+    table = _logits(product_RC, temperature).sub_(normaliser_R1)
+    _to_grad(table, grad_logp_R1, grad_entropy_R1, entropy_R1)
+    if grad_logp_R1 is not None:
+        if torch.compiler.is_compiling():  # what can be fused: a scatter would write the block once more
+            column = torch.arange(table.shape[1], device=table.device) + start
+            table = table + torch.where(column == token_ids_R[:, None], grad_logp_R1, 0.0)
+        else:
+            inside, column = _place(token_ids_R, start, table.shape[1])
+            table.scatter_add_(1, column, torch.where(inside, grad_logp_R1, 0.0))
+    return table.to(product_RC.dtype)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -93,19 +128,8 @@ class _TokenLogprobs(torch.autograd.Function):
         for words in all_words:
             head_CD = head_VD[words].to(hidden_LD.dtype)
             for tokens in all_tokens:
-                logits = _logits(hidden_LD[tokens], head_CD, temperature)
-                inside, column = _place(token_ids_L[tokens], words)
-                chosen_L1[tokens] = torch.where(inside, logits.gather(1, column), chosen_L1[tokens])
-                old = peak_L1[tokens]
-                peak = torch.maximum(old, logits.amax(dim=-1, keepdim=True))
-                weight = logits.sub_(peak).exp()
-                rise = peak - old
-                shrink = (-rise).exp()
-                shrunk = shrink * total_L1[tokens]
-                weighted_L1[tokens] = shrink * weighted_L1[tokens] - shrunk * rise
-                weighted_L1[tokens] += torch.linalg.vecdot(weight, logits)[:, None]
-                total_L1[tokens] = shrunk + weight.sum(dim=-1, keepdim=True)
-                peak_L1[tokens] = peak
+                sums = (chosen_L1[tokens], peak_L1[tokens], total_L1[tokens], weighted_L1[tokens])
+                _absorb(hidden_LD[tokens] @ head_CD.t(), token_ids_L[tokens], words.start, temperature, *sums)
         log_total_L1 = total_L1.log()
         normaliser_L1, entropy_L1 = peak_L1 + log_total_L1, log_total_L1 - weighted_L1 / total_L1
         ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L1, entropy_L1)
@@ -130,14 +154,16 @@ class _TokenLogprobs(torch.autograd.Function):
         for words in all_words:
             head_CD = head_VD[words].to(hidden_LD.dtype)
             for tokens in all_tokens:
-                table = _logits(hidden_LD[tokens], head_CD, ctx.temperature).sub_(normaliser_L1[tokens])
-                grad_logp = None if grad_logp_L1 is None else grad_logp_L1[tokens]
-                grad_entropy = None if grad_entropy_L1 is None else grad_entropy_L1[tokens]
-                _to_grad(table, grad_logp, grad_entropy, entropy_L1[tokens])
-                if grad_logp is not None:
-                    inside, column = _place(token_ids_L[tokens], words)
-                    table.scatter_add_(1, column, torch.where(inside, grad_logp, 0.0))
-                grad_logits = table.to(hidden_LD.dtype)
+                grad_logits = _to_logits_grad(
+                    hidden_LD[tokens] @ head_CD.t(),
+                    token_ids_L[tokens],
+                    words.start,
+                    ctx.temperature,
+                    normaliser_L1[tokens],
+                    entropy_L1[tokens],
+                    None if grad_logp_L1 is None else grad_logp_L1[tokens],
+                    None if grad_entropy_L1 is None else grad_entropy_L1[tokens],
+                )
                 _add_product(grad_hidden_LD[tokens], grad_logits, head_CD)
                 _add_product(grad_head_VD[words], grad_logits.t(), hidden_LD[tokens])
         return grad_hidden_LD.to(hidden_LD.dtype), grad_head_VD, None, None

@@ -20,6 +20,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from gspo_rllib.engines import slot_attention as slot_attention_module
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.transformers import TransformersEngine
 from gspo_rllib.errors import EngineError, ModelError, SettingError, WeightSyncError
@@ -123,6 +124,30 @@ def test_trajectories_survive_many_turns_in_changing_company(plain: str) -> None
         assert error(reference, prompts, generations) < 1e-4
         for i, generation in zip(chosen, generations, strict=True):
             contexts[i] = contexts[i] + generation.token_ids + rng.integers(0, 90, 2).tolist()
+
+
+def test_the_layout_that_the_attention_kernel_returns_does_not_matter(
+    plain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a GPU keep a token's heads together."""
+    original = slot_attention_module.scaled_dot_product_attention
+
+    def tokens_first(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return original(*args, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(slot_attention_module, "scaled_dot_product_attention", tokens_first)
+    engine, reference = loaded(spec(plain))
+    prompts = prompts_of(5, 17, 9)
+    assert error(reference, prompts, answer(engine, prompts)) < 1e-4
+
+
+def test_on_a_gpu_no_kernel_is_used_that_plans_every_new_shape() -> None:
+    """cuDNN's; a step's context length is always new."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with slot_attention_module.kernels_for_new_shapes(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 def test_a_sliding_window_longer_contexts_leave_is_respected(tmp_path: Path) -> None:

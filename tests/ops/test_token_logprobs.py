@@ -10,26 +10,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gspo_rllib.ops import token_logprobs
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of three tokens and four of eleven words, with smaller ones at both ends."""
-    monkeypatch.setattr(sys.modules["gspo_rllib.ops.token_logprobs"], "BLOCK", {"cpu": (3, 12)})
+    monkeypatch.setattr(sys.modules["gspo_rllib.ops.token_logprobs"], "BLOCK", dict.fromkeys(DEVICES, (3, 12)))
 
 
-def _inputs(bias: bool) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+def _inputs(bias: bool, device: str = "cpu") -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(7, 5), (11, 5), (11,)] if bias else [(7, 5), (11, 5)]
-    inputs = [torch.randn(*s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
-    weights = torch.randn(2, 7, generator=generator, dtype=torch.float64)
-    return inputs, torch.randint(0, 11, (7,), generator=generator), weights
+    inputs = [torch.randn(*s, generator=generator, dtype=torch.float64).to(device).requires_grad_() for s in shapes]
+    weights = torch.randn(2, 7, generator=generator, dtype=torch.float64).to(device)
+    return inputs, torch.randint(0, 11, (7,), generator=generator).to(device), weights
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("used", ["logp", "entropy", "both"])
-def test_log_probs_and_entropy_equal_a_plain_softmax_in_value_and_gradient(bias, used):
-    inputs, ids, weights = _inputs(bias)
+def test_log_probs_and_entropy_equal_a_plain_softmax_in_value_and_gradient(bias, used, device):
+    inputs, ids, weights = _inputs(bias, device)
     hidden, head, *bias_V = inputs
     logp, entropy = token_logprobs(hidden, head, ids, temperature=0.7, bias_V=bias_V[0] if bias_V else None)
     table = ((hidden @ head.t() + (bias_V[0] if bias_V else 0)) / 0.7).log_softmax(dim=-1)
