@@ -252,13 +252,7 @@ def _argument_fault(arguments: dict[str, Any], parameters: Mapping[str, Any]) ->
     from jsonschema import Draft202012Validator
 
     # An empty registry: a reference to elsewhere is never fetched.
-    try:
-        error = next(Draft202012Validator(parameters, registry=referencing.Registry()).iter_errors(arguments), None)
-    except Exception as failure:
-        raise EnvError(
-            f"the `parameters` of a tool cannot be used to check a call: {described(failure, _MAX_ERROR_CHARS)}. "
-            "They must be a JSON schema; its patterns are those of Python."
-        ) from failure
+    error = next(Draft202012Validator(parameters, registry=referencing.Registry()).iter_errors(arguments), None)
     if error is None:
         return None
     place = ".".join(str(part) for part in error.absolute_path)
