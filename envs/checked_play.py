@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias, get_args
 import gymnasium
 import numpy as np
 
-from gspo_rllib.errors import EnvError, GSPOError
+from gspo_rllib.errors import EnvError, GSPOError, described
 from gspo_rllib.types import TruncatedBy
 
 Env: TypeAlias = "gymnasium.Env[str, str]"
@@ -82,8 +82,10 @@ class CheckedPlay:
         """``env.reset``, checked."""
         try:
             returned: Any = self.env.reset(seed=seed, options=options)
-        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
-            self._fail(f"reset(seed={seed}, options={options}) raises {type(error).__name__}: {error}", "correct it")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever it raises is the finding
+            self._fail(f"reset(seed={seed}, options={options}) raises {described(error)}", "correct it")
         if not (isinstance(returned, tuple) and len(returned) == 2):
             self._fail(f"reset returns {short(returned)}", "return (observation str, info dict)")
         observation, info = returned
@@ -95,9 +97,11 @@ class CheckedPlay:
         """``env.step``, checked."""
         try:
             returned: Any = self.env.step(action)
-        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever it raises is the finding
             self._fail(
-                f"step({short(action)}) raises {type(error).__name__}: {str(error)[:200]}",
+                f"step({short(action)}) raises {described(error, 200)}",
                 "answer any text with an observation; an action that cannot be understood costs a turn",
             )
         if not (isinstance(returned, tuple) and len(returned) == 5):
@@ -119,10 +123,10 @@ class CheckedPlay:
     def _ask_expert(self, asked: Callable[..., Any], *observation: str) -> Any:
         try:
             return asked(*observation)
-        except GSPOError:
-            raise  # says by itself what is wrong, e.g. that this setting has no expert
-        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
-            self._fail(f"its expert raises {type(error).__name__}: {str(error)[:200]}", EXPERT_REMEDY)
+        except (GSPOError, KeyboardInterrupt):
+            raise  # the first says by itself what is wrong, e.g. that this setting has no expert
+        except BaseException as error:  # noqa: BLE001, whatever it raises is the finding
+            self._fail(f"its expert raises {described(error, 200)}", EXPERT_REMEDY)
 
     def _fail(self, what: str, remedy: str) -> NoReturn:
         broken(self.name, what, remedy)

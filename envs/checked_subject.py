@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 
 from gspo_rllib.envs.checked_play import CheckedPlay, Env, broken, short
-from gspo_rllib.errors import EnvError, GSPOError, SettingError
+from gspo_rllib.errors import EnvError, GSPOError, SettingError, described
 
 # gymnasium.make adds these by itself, and none of them changes what is said.
 _ADDED_BY_MAKE = (gymnasium.wrappers.OrderEnforcing, gymnasium.wrappers.PassiveEnvChecker, gymnasium.wrappers.TimeLimit)
@@ -67,13 +66,11 @@ class Subject:
                 env = gymnasium.make(self._env, disable_env_checker=True, **self._settings)
             else:
                 env = self._env(**self._settings)
-        except GSPOError:
+        except (GSPOError, KeyboardInterrupt):
             raise
         # A constructor is foreign code; whatever it raises is reported as one error.
-        except Exception as error:
-            raise EnvError(
-                f"{self.name} could not be made with {self._settings!r}: {type(error).__name__}: {error}"
-            ) from error
+        except BaseException as error:
+            raise EnvError(f"{self.name} could not be made with {self._settings!r}: {described(error)}") from error
         if isinstance(env, gymnasium.vector.VectorEnv):
             raise EnvError(_vector(env))
         if not isinstance(env, gymnasium.Env):
@@ -94,9 +91,12 @@ class Subject:
     def close(self) -> None:
         """Closes what was made here; an environment that was given stays open, since it is its owner's."""
         for env in self._made:
-            # A broken environment may well fail to close.
-            with contextlib.suppress(Exception):
+            try:
                 env.close()
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # noqa: BLE001, a broken environment may well fail to close
+                pass
 
 
 def wrappers(env: Env) -> list[str]:

@@ -20,6 +20,7 @@ from gymnasium.utils.env_checker import check_env
 
 from gspo_rllib.envs.checked_play import EXPERT_REMEDY, CheckedPlay, Env, broken, short
 from gspo_rllib.envs.checked_subject import Subject, wrappers
+from gspo_rllib.errors import described
 from gspo_rllib.types import ChatSpec
 
 HOSTILE_ACTIONS = (
@@ -126,9 +127,11 @@ class _Checker:
     def _check_open(self, env: Env) -> None:
         try:
             env.reset(seed=0)
-        except Exception as error:  # noqa: BLE001, whatever it raises is the finding
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001, whatever it raises is the finding
             self.fail(
-                f"reset(seed=0) raises {type(error).__name__}: {error}",
+                f"reset(seed=0) raises {described(error)}",
                 "pass an environment that is open, since one that was closed cannot be checked; or correct reset",
             )
 
@@ -156,9 +159,11 @@ class _Checker:
                 # Gymnasium recommends the unwrapped environment: a TimeLimit of one turn would fail its checks, say.
                 check_env(env.env.unwrapped, skip_render_check=True, skip_close_check=True)
             # The checker asserts, and the environment may raise anything inside it.
-            except Exception as error:  # noqa: BLE001
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001
                 self.fail(
-                    f"gymnasium.utils.env_checker.check_env says {type(error).__name__}: {str(error)[:400]}",
+                    f"gymnasium.utils.env_checker.check_env says {described(error, 400)}",
                     "correct what it names",
                 )
         if around := wrappers(env.env):
@@ -257,10 +262,12 @@ class _Checker:
         try:
             copy = self._subject.adopt(pickle.loads(pickle.dumps(env.env)))
         # Pickling runs foreign code, and fails in a dozen ways.
-        except Exception as error:  # noqa: BLE001
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001
             if not self._deterministic:
                 self.fail(
-                    f"it can neither be pickled ({type(error).__name__}: {str(error)[:100]}) nor replayed",
+                    f"it can neither be pickled ({described(error, 100)}) nor replayed",
                     "make it one of the two",
                 )
             return self.note(f"cannot be pickled ({type(error).__name__}); it is replayed from its task and actions")
@@ -297,8 +304,10 @@ class _Checker:
         for _ in range(2):
             try:
                 env.env.close()
-            except Exception as error:  # noqa: BLE001
-                self.fail(f"close() raises {type(error).__name__}: {error}", "make close() safe to call twice")
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001
+                self.fail(f"close() raises {described(error)}", "make close() safe to call twice")
         return True
 
     def _actions(self, env: CheckedPlay, seed: int) -> list[str]:

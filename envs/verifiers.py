@@ -7,73 +7,108 @@ answer and the whole row of the dataset, and returns a number or a bool.
 from __future__ import annotations
 
 import importlib
-import math
-import re
+import unicodedata
 from collections.abc import Callable, Mapping
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any
 
-from gspo_rllib.errors import EnvError, SettingError, did_you_mean
+from gspo_rllib.envs.answers import Stated, stated_answer
+from gspo_rllib.envs.answers import final_answer as final_answer
+from gspo_rllib.envs.judge import judge_formulas
+from gspo_rllib.envs.numbers import last_number as last_number
+from gspo_rllib.envs.numbers import read_number
+from gspo_rllib.envs.plain_maths import MINUSES
+from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean, shown
 
 Verifier = Callable[[str, str, Mapping[str, Any]], float | bool]
 
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?|-?\.\d+")
-_MARKED = re.compile(r"####|\banswer\s*(?:is)?\s*[:=]|\banswer\s+is\b", re.IGNORECASE)
-_RELATIVE_TOLERANCE = 1e-6
-_LONGEST_REPLY = 100_000
+_MINUSES = dict.fromkeys(map(ord, MINUSES), "-")
+_WRAPPERS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\text{", "}"))
+_FORMULA_CHARS = 2000  # of a reply that marks no answer, this much of its end is read as a formula
 
 
-def final_answer(reply: str) -> str:
-    """The part of a reply that states its answer: what is boxed, else what follows the last mark, else all of it.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reply earns.
 
-    Example:
-        >>> final_answer("6 * 7 = 42, so #### 42"), final_answer(r"so \\boxed{x^{2}}."), final_answer(" Paris ")
-        ('42', 'x^{2}', 'Paris')
-        >>> final_answer("The answer is: 3/4.")
-        '3/4'
+    Attributes:
+        score: From 0 to 1.
+        reason: Why there was nothing to judge, or no way to; None where the answer itself is right or wrong.
     """
-    boxed = _boxed(reply)
-    if boxed is not None:
-        return boxed.strip()
-    marks = list(_MARKED.finditer(reply))
-    stated = reply[marks[-1].end() :] if marks else reply
-    return stated.strip().removesuffix(".").strip() if marks else stated.strip()
+
+    score: float
+    reason: str | None = None
 
 
 def exact(reply: str, answer: str, row: Mapping[str, Any]) -> bool:
-    """Whether the stated answer is the gold one, apart from case and the amount of white space.
+    """Whether the stated answer is the gold one, apart from case, white space, typography and markup around it.
 
     Example:
         >>> exact("Answer:  new  york", "New York", {}), exact("York", "New York", {})
         (True, False)
+        >>> exact("The answer is **−5**.", "-5", {}), exact("<think>Paris", "Paris", {})
+        (True, False)
     """
-    return _plain(final_answer(reply)) == _plain(final_answer(answer))
+    return _judge_exact(reply, answer).score == 1.0
 
 
 def numeric(reply: str, answer: str, row: Mapping[str, Any]) -> bool:
-    """Whether the last number of the stated answer is that of the gold one: ``1,234.50``, ``-7`` or ``3/4``.
+    """Whether the last number of the stated answer is that of the gold one; ``numbers`` says how numbers are read.
+
+    Every case of ``answer_table`` is one of its promises.
 
     Example:
         >>> numeric("it costs $1,234.50", "#### 1234.5", {}), numeric("0.75", "3/4", {}), numeric("12", "2", {})
         (True, True, False)
     """
-    stated, gold = last_number(final_answer(reply)), last_number(final_answer(answer))
-    return stated is not None and gold is not None and math.isclose(stated, gold, rel_tol=_RELATIVE_TOLERANCE)
+    return _judge_numeric(reply, answer).score == 1.0
 
 
 def math_verify(reply: str, answer: str, row: Mapping[str, Any]) -> bool:
     """Whether two formulas are equal, by the package ``math-verify``: LaTeX, sets, intervals, matrices.
 
+    They are judged in another process, which is stopped when it takes too long: the answer is wrong then.
+
     Raises:
-        EnvError: The package is not installed.
+        EnvError: The package is not installed, or no process can be started.
     """
-    package = _math_verify_package()
-    gold, stated = (package.parse(text, parsing_timeout=None) for text in (_as_math(answer), _as_math(reply)))
-    return bool(package.verify(gold, stated, timeout_seconds=None))
+    return _judge_formula(reply, answer).score == 1.0
+
+
+def _judge_exact(reply: str, answer: str) -> Verdict:
+    stated, gold = stated_answer(reply), stated_answer(answer)
+    if stated.missing or gold.missing:
+        return Verdict(0.0, stated.missing or "the gold answer is empty")
+    return Verdict(float(_plain(stated.text) == _plain(gold.text)))
+
+
+def _judge_numeric(reply: str, answer: str) -> Verdict:
+    stated, gold = stated_answer(reply), stated_answer(answer)
+    if stated.missing:
+        return Verdict(0.0, stated.missing)
+    number, right = (read_number(one.text, formula=one.is_boxed) for one in (stated, gold))
+    if number is None or right is None:
+        return Verdict(0.0, "the answer is no number" if number is None else "the gold answer is no number")
+    return Verdict(float(number.equals(right)))
+
+
+def _judge_formula(reply: str, answer: str) -> Verdict:
+    _math_verify_package()
+    stated, gold = stated_answer(reply), stated_answer(answer)
+    if stated.missing or gold.missing:
+        return Verdict(0.0, stated.missing or "the gold answer is empty")
+    right, why = judge_formulas(_as_math(gold), _as_math(stated))
+    return Verdict(float(right), why and f"the answer was not judged: {why}")
 
 
 VERIFIERS: dict[str, Verifier] = {"exact": exact, "numeric": numeric, "math_verify": math_verify}
 """The verifiers that have a name."""
+
+_JUDGES: tuple[tuple[Verifier, Callable[[str, str], Verdict]], ...] = (
+    (exact, _judge_exact),
+    (numeric, _judge_numeric),
+    (math_verify, _judge_formula),
+)
 
 
 def find_verifier(verifier: str | Verifier) -> Verifier:
@@ -109,63 +144,59 @@ def find_verifier(verifier: str | Verifier) -> Verifier:
     return found  # type: ignore[no-any-return]  # only a call can show what it takes and returns
 
 
-def score(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -> float:
-    """What a reply earns, 0 to 1.
+def judge(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -> Verdict:
+    """What a reply earns, and why it could not be judged, if so.
 
     Raises:
         EnvError: The verifier raised, or returned something else: it is broken, which no reply is to blame for.
     """
+    for named, judge_named in _JUDGES:
+        if verifier is named:
+            return judge_named(reply, answer)
     try:
-        earned = verifier(reply[:_LONGEST_REPLY], answer, row)
+        earned = verifier(reply, answer, row)
+        is_score = isinstance(earned, (bool, int, float)) and 0.0 <= earned <= 1.0
+    except KeyboardInterrupt:
+        raise
     # A verifier is foreign code: whatever it raises is one error that names it.
-    except Exception as error:
+    except BaseException as error:
         raise EnvError(
-            f"verifier {_name(verifier)} raised {type(error).__name__}: {str(error)[:300]} for the reply "
-            f"{reply[:80]!r} and the answer {answer[:80]!r}. A verifier must return a score for every text."
+            f"verifier {_name(verifier)} raised {described(error, 300)} for the reply {reply[:80]!r} and the answer "
+            f"{answer[:80]!r}. A verifier must return a score for every text."
         ) from error
-    if not isinstance(earned, (bool, int, float)) or not 0.0 <= earned <= 1.0:
+    if not is_score:
         raise EnvError(
-            f"verifier {_name(verifier)} returned {earned!r}; it must return a number from 0 to 1, or a bool."
+            f"verifier {_name(verifier)} returned {shown(earned)}; it must return a number from 0 to 1, or a bool."
         )
-    return float(earned)
+    return Verdict(float(earned))
 
 
-def last_number(text: str) -> float | None:
-    """The last number in a text, None if there is none.
+def score(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -> float:
+    """What a reply earns, 0 to 1.
 
-    Example:
-        >>> last_number("from 1 to 2,500"), last_number("-3/4"), last_number("none")
-        (2500.0, -0.75, None)
+    Raises:
+        EnvError: As ``judge``.
     """
-    numbers = _NUMBER.findall(text)
-    if not numbers:
-        return None
-    numerator, _, denominator = numbers[-1].replace(",", "").partition("/")
-    try:
-        return float(Fraction(numerator.strip()) / Fraction(denominator.strip() or 1))
-    # Python refuses to read a number of thousands of digits.
-    except (ZeroDivisionError, OverflowError, ValueError):
-        return None
-
-
-def _boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for position in range(start + len("\\boxed"), len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
-        if depth == 0:
-            return text[start + len("\\boxed{") : position]
-    return None
+    return judge(verifier, reply, answer, row).score
 
 
 def _plain(text: str) -> str:
+    """What two texts have in common that differ by case, white space, typography and the markup around them."""
+    text = unicodedata.normalize("NFC", text).translate(_MINUSES)
+    for _ in range(4):  # markup within markup, as far as people go
+        text = text.strip().strip("*`").strip().removesuffix(".")
+        for opening, closing in _WRAPPERS:
+            if (
+                text.startswith(opening)
+                and text.endswith(closing)
+                and closing not in text[len(opening) : -len(closing)]
+            ):
+                text = text[len(opening) : -len(closing)]
     return " ".join(text.casefold().split())
 
 
-def _as_math(text: str) -> str:
-    return f"\\boxed{{{final_answer(text)}}}"
+def _as_math(stated: Stated) -> str:
+    return f"\\boxed{{{stated.text if stated.is_boxed else stated.text[-_FORMULA_CHARS:]}}}"
 
 
 def _math_verify_package() -> Any:

@@ -16,7 +16,7 @@ The message says what was got, what is allowed, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class GSPOError(Exception):
@@ -63,3 +63,43 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = difflib.get_close_matches(got, names, n=1)
     return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(names)}."
+
+
+def described(error: BaseException, most: int = 500) -> str:
+    """What foreign code raised, in a line that is never long and never fails: its ``__str__`` may raise, too.
+
+    Args:
+        error: What was raised.
+        most: Length to which its message is cut, in characters.
+
+    Example:
+        >>> class Mute(Exception):
+        ...     def __str__(self):
+        ...         raise RuntimeError("no words")
+        >>> described(KeyError("gold")), described(Mute()), described(ValueError("x" * 9), 3)
+        ("KeyError: 'gold'", 'Mute: (its message cannot be shown: RuntimeError)', 'ValueError: xxx…')
+    """
+    message = _text_of(error, str, "its message", most)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def shown(value: object, most: int = 100) -> str:
+    """What foreign code returned, likewise; its type is named where the text is cut.
+
+    Example:
+        >>> shown([1]), shown("x" * 9, 3)
+        ('[1]', "'xx… (str)")
+    """
+    text = _text_of(value, repr, "it", most)
+    return f"{text} ({type(value).__name__})" if text.endswith("…") else text
+
+
+def _text_of(value: object, words: Callable[[object], str], what: str, most: int) -> str:
+    try:
+        text = words(value)
+        text = text if len(text) <= most else f"{text[:most]}…"
+        return text.encode("utf-8", "backslashreplace").decode()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001, foreign code that fails to say what went wrong
+        return f"({what} cannot be shown: {type(error).__name__})"

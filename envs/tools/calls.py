@@ -2,11 +2,12 @@
 
     hermes       <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>       Hermes, Qwen 2.5 and 3
     qwen_xml     <tool_call><function=add><parameter=a>1</parameter></function></tool_call>   Qwen3-Coder, Qwen 3.5
-    llama_json   {"name": "add", "parameters": {"a": 1}}                             Llama 3.1 and later
+    llama_json   {"name": "add", "parameters": {"a": 1}}, or with "type": "function"        Llama 3.1 and later
     mistral      [TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]                Mistral
 
-Some families' markers are special tokens, which the text of a reply does not hold; a reply that starts like the rest of
-their form is a call too, ``name{…}`` under ``"mistral"`` alone.
+Some families' markers are special tokens, which the text of a reply does not hold; a reply that has the rest of their
+form is a call too, ``name{…}`` under ``"mistral"`` alone. Where the declared tools are known, such a reply is a call
+only if it calls one of them: else it is an answer that happens to be JSON.
 
 A reply is untrusted text: whatever it holds, reading it never raises. Text around calls is allowed; a marker that opens
 or closes no call is a ``ToolCallError``, so a call that went wrong is never taken for an answer. Reasoning, up to the
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
 _PYTHON_TAG = "<|python_tag|>"
 _MISTRAL = "[TOOL_CALLS]"
 _MISTRAL_NAMED = re.compile(r"(?:\[TOOL_CALLS\])?\s*+([A-Za-z0-9_.-]{1,64})\s*+(?:\[ARGS\])?\s*+(?=\{)")
+_OPENS_CALL = re.compile(r'\s*+\{\s*+"(?:name"\s*+:|type"\s*+:\s*+"function")')
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_DEPTH = 32  # how deep arguments may be nested: what checks and prints them is recursive
 
@@ -69,12 +71,15 @@ class _Malformed(Exception):
     """Carries a message for the policy up to ``parse_tool_calls``."""
 
 
-def parse_tool_calls(reply: str, tool_format: ToolFormat = "auto") -> list[ToolCall] | ToolCallError:
+def parse_tool_calls(
+    reply: str, tool_format: ToolFormat = "auto", declared: Collection[str] | None = None
+) -> list[ToolCall] | ToolCallError:
     """Reads the tool calls of a reply.
 
     Args:
         reply: Any text.
         tool_format: How calls are written; ``"auto"`` goes by the markers in the text.
+        declared: The names of the tools there are; None where any name may be one.
 
     Returns:
         The calls in the order they were written, none where the reply is an answer; or what is wrong with them.
@@ -88,7 +93,7 @@ def parse_tool_calls(reply: str, tool_format: ToolFormat = "auto") -> list[ToolC
     """
     text = without_reasoning(reply)
     try:
-        return _READERS[tool_format](text)
+        return _READERS[tool_format](text, declared)
     except _Malformed as error:
         return ToolCallError(str(error), text)
 
@@ -164,20 +169,21 @@ def _typed_value(text: str, schema: Any) -> Any:
         return text
 
 
-def _read_auto(text: str) -> list[ToolCall]:
+def _read_auto(text: str, declared: Collection[str] | None) -> list[ToolCall]:
     opener = text.find(_OPEN)
     if text.startswith(_FUNCTION) or (opener >= 0 and text[opener + len(_OPEN) :].lstrip().startswith(_FUNCTION)):
-        return _read_qwen_xml(text)
+        return _read_qwen_xml(text, declared)
     if opener >= 0 or _CLOSE in text:
-        return _read_hermes(text)
+        return _read_hermes(text, declared)
     if _MISTRAL in text:
-        return _read_mistral(text)
-    if text.startswith(_PYTHON_TAG) or re.match(r'\{\s*"name"\s*:', text):
-        return _read_llama_json(text)
-    return _read_mistral(text) if re.match(r'\[\s*\{\s*"name"\s*:', text) else []
+        return _read_mistral(text, declared)
+    if text.startswith((_PYTHON_TAG, "{")):
+        return _read_llama_json(text, declared)
+    return _read_mistral(text, declared) if re.match(r"\[\s*\{", text) else []
 
 
-def _read_hermes(text: str) -> list[ToolCall]:
+def _read_hermes(text: str, declared: Collection[str] | None) -> list[ToolCall]:
+    del declared  # what is marked is a call, and an unknown name is told to the policy
     calls: list[ToolCall] = []
     position = 0
     while (start := _next_opener(text, position)) >= 0:
@@ -191,7 +197,8 @@ def _read_hermes(text: str) -> list[ToolCall]:
     return calls
 
 
-def _read_qwen_xml(text: str) -> list[ToolCall]:
+def _read_qwen_xml(text: str, declared: Collection[str] | None) -> list[ToolCall]:
+    del declared  # likewise
     calls: list[ToolCall] = []
     position = 0
     while (start := _next_opener(text, position, _OPEN if _OPEN in text else _FUNCTION)) >= 0:
@@ -217,7 +224,7 @@ def _read_qwen_xml(text: str) -> list[ToolCall]:
     return calls
 
 
-def _read_llama_json(text: str) -> list[ToolCall]:
+def _read_llama_json(text: str, declared: Collection[str] | None) -> list[ToolCall]:
     tagged = text.startswith(_PYTHON_TAG)
     if not tagged and not text.startswith("{"):
         return []
@@ -226,8 +233,13 @@ def _read_llama_json(text: str) -> list[ToolCall]:
     while True:
         label = f"tool call {len(calls) + 1}"
         start = _skip_spaces(text, place)
-        value, place = _decode(text, start, label)
-        if not calls and not tagged and not _looks_like_call(value):
+        try:
+            value, place = _decode(text, start, label)
+        except _Malformed:
+            if tagged or calls or _OPENS_CALL.match(text):
+                raise
+            return []  # an answer in braces
+        if not calls and not tagged and not _looks_like_call(value, declared):
             return []  # an answer that is JSON
         calls.append(_call(value, text[start:place], label))
         place = _skip_spaces(text, place)
@@ -238,19 +250,40 @@ def _read_llama_json(text: str) -> list[ToolCall]:
         place += 1
 
 
-def _looks_like_call(value: Any) -> bool:
-    return isinstance(value, dict) and "name" in value and ("parameters" in value or "arguments" in value)
+def _looks_like_call(value: Any, declared: Collection[str] | None) -> bool:
+    if not isinstance(value, dict):
+        return False
+    called = _unwrapped(value)
+    if "name" not in called or not ("parameters" in called or "arguments" in called or value.get("type") == "function"):
+        return False
+    return declared is None or (isinstance(called["name"], str) and called["name"].strip() in declared)
 
 
-def _read_mistral(text: str) -> list[ToolCall]:
+def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
+    """Llama's other ways to write a call, in the plain one: name and parameters within or behind ``"function"``."""
+    inner = value.get("function")
+    if "name" in value or inner is None:
+        return value
+    return inner if isinstance(inner, dict) else {**value, "name": inner}
+
+
+def _read_mistral(text: str, declared: Collection[str] | None) -> list[ToolCall]:
     marker = text.find(_MISTRAL)
     start = marker + len(_MISTRAL) if marker >= 0 else 0
     start = _skip_spaces(text, start)
     if marker >= 0 and not text.startswith("[", start):
         return _read_mistral_named(text, marker)
     if marker < 0 and not re.match(r"\[\s*\{", text):
-        return _read_mistral_named(text, 0) if _MISTRAL_NAMED.match(text) else []
-    values, end = _decode(text, start, "the list of tool calls")
+        named = _MISTRAL_NAMED.match(text)
+        return _read_mistral_named(text, 0) if named and (declared is None or named[1] in declared) else []
+    try:
+        values, end = _decode(text, start, "the list of tool calls")
+    except _Malformed:
+        if marker >= 0 or _OPENS_CALL.match(text, 1):
+            raise
+        return []  # an answer in brackets
+    if marker < 0 and not any(_looks_like_call(value, declared) for value in values):
+        return []  # an answer that is JSON
     if text[end:].strip() or not values:
         raise _Malformed(f"{_MISTRAL} must be followed by a list of calls alone")
     return [_call(value, text[start:end], f"tool call {number}") for number, value in enumerate(values, start=1)]
@@ -270,7 +303,7 @@ def _read_mistral_named(text: str, place: int) -> list[ToolCall]:
     return calls
 
 
-_READERS: dict[str, Callable[[str], list[ToolCall]]] = {
+_READERS: dict[str, Callable[[str, Collection[str] | None], list[ToolCall]]] = {
     "auto": _read_auto,
     "hermes": _read_hermes,
     "qwen_xml": _read_qwen_xml,
@@ -303,6 +336,7 @@ def _tag(text: str, place: int, opening: str, label: str) -> tuple[str, int]:
 def _call(value: Any, raw: str, label: str) -> ToolCall:
     if not isinstance(value, dict):
         raise _Malformed(f'{label} is not a JSON object such as {{"name": ..., "arguments": {{...}}}}')
+    value = _unwrapped(value)
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         arguments = _json_value(arguments)

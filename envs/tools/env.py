@@ -34,7 +34,7 @@ from gspo_rllib.envs.tools.calls import (
     without_reasoning,
 )
 from gspo_rllib.envs.tools.declare import Tool, tools_of
-from gspo_rllib.errors import EnvError, GSPOError, SettingError, did_you_mean
+from gspo_rllib.errors import EnvError, GSPOError, SettingError, described, did_you_mean
 from gspo_rllib.types import ChatSpec
 
 _MAX_ERROR_CHARS = 200
@@ -166,7 +166,7 @@ class ToolEnv(TextTaskEnv):
         Raises:
             EnvError: The verifier is broken, or a tool said that its environment is.
         """
-        calls = parse_tool_calls(action, self.tool_format)
+        calls = parse_tool_calls(action, self.tool_format, self._tools)
         if not calls:
             reward = self._reward(without_reasoning(action))
             success = reward >= self.optimal_return
@@ -200,10 +200,12 @@ class ToolEnv(TextTaskEnv):
         verify = self._verify or self.verify
         try:
             reward = float(verify(self._task, answer))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise EnvError(
-                f"{type(self).__name__}: verify() raised {type(error).__name__}: {str(error)[:300]}. It must return a "
-                "number for any answer."
+                f"{type(self).__name__}: verify() raised {described(error, 300)}. It must return a number for any "
+                "answer."
             ) from error
         if not math.isfinite(reward):
             raise EnvError(f"{type(self).__name__}: verify() returned {reward}; it must return a finite number.")
@@ -231,10 +233,10 @@ class ToolEnv(TextTaskEnv):
             return f"error: {call.name}: {fault}", False
         try:
             return _cut(_as_text(called(**arguments)), self.max_result_chars), True
-        except GSPOError:
-            raise  # the environment itself is broken, e.g. its server is gone
-        except (Exception, SystemExit) as error:  # noqa: BLE001, whatever a tool raises is told to the policy
-            return f"error: {call.name}: {type(error).__name__}: {str(error)[:_MAX_ERROR_CHARS]}", False
+        except (GSPOError, KeyboardInterrupt):
+            raise  # the first says that the environment itself is broken, e.g. its server is gone
+        except BaseException as error:  # noqa: BLE001, whatever a tool raises is told to the policy
+            return f"error: {call.name}: {described(error, _MAX_ERROR_CHARS)}", False
 
 
 def _checked_task(task: Any, where: str) -> Task:

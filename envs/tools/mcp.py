@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from gspo_rllib.envs.tools.declare import Tool
-from gspo_rllib.errors import EnvError, SettingError
+from gspo_rllib.errors import EnvError, SettingError, described
 
 _START_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 10.0
@@ -112,7 +113,10 @@ class _Session:
         self._thread.start()
         try:
             self.offered = self._started.result(_START_TIMEOUT_S)
-        except Exception as error:
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        except BaseException as error:
             self.close()
             raise EnvError(
                 f"no MCP server answers at {self._shown!r} ({_reason(error)}). Check that the command runs, or that "
@@ -145,10 +149,8 @@ class _Session:
         failure: BaseException | None = None
         try:
             self._loop.run_until_complete(self._life)
-        except asyncio.CancelledError:
-            pass  # that is how close() ends it
-        except Exception as error:  # noqa: BLE001, handed to the thread that waits for the connection
-            failure = error
+        except BaseException as error:  # noqa: BLE001, handed to the thread that waits for the connection
+            failure = error  # a CancelledError where close() ended it, and nobody waits
         finally:
             self._loop.close()
             self._log.seek(0)
@@ -188,20 +190,30 @@ def _server(command: Sequence[str] | None, url: str | None, env: Mapping[str, st
 
 
 def _text(result: Any) -> str:
-    """What a call returned, as text; parts that are none are named.
+    """What a call returned, as text: its content, or its structure as JSON where that is all; other parts are named.
 
     Raises:
         RuntimeError: The server says that the call failed.
     """
-    parts = [part.text if part.type == "text" else f"[{part.type}]" for part in result.content]
-    text = "\n".join(parts)
+    text = "\n".join(map(_part_text, result.content))
+    if not result.content and result.structured_content is not None:
+        text = json.dumps(result.structured_content, ensure_ascii=False)
     if result.is_error:
         raise RuntimeError(text or "the call failed")
     return text
+
+
+def _part_text(part: Any) -> str:
+    if part.type == "text":
+        return str(part.text)
+    if part.type == "resource":  # embedded: its text, or bytes that cannot be shown
+        text = getattr(part.resource, "text", None)
+        return text if isinstance(text, str) else f"[resource {part.resource.uri}]"
+    return f"[resource {part.uri}]" if part.type == "resource_link" else f"[{part.type}]"
 
 
 def _reason(error: BaseException) -> str:
     inner = error
     while isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
-    return f"{type(inner).__name__}: {str(inner)[:200]}"
+    return described(inner, 200)

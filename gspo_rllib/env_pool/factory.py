@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import gymnasium as gym
 
 from gspo_rllib.env_pool.process import sendable
-from gspo_rllib.errors import EnvError, did_you_mean
+from gspo_rllib.errors import EnvError, GSPOError, described, did_you_mean, shown
 from gspo_rllib.types import ChatSpec
+
+logger = logging.getLogger(__name__)
 
 EnvMaker = Callable[[], gym.Env]
 
@@ -87,18 +90,36 @@ def check_language_env_spec(
         instance = make()
     except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise EnvError(_unknown(str(env), error)) from error
+    except KeyboardInterrupt:
+        raise
     # A constructor is foreign code: whatever it raises is reported as one clear error.
-    except Exception as error:
+    except BaseException as error:
         raise EnvError(
-            f"environment {env!r} could not be made with env_config={dict(env_config or {})!r}: "
-            f"{type(error).__name__}: {str(error)[:500]}"
+            f"environment {env!r} could not be made with env_config={dict(env_config or {})!r}: {described(error)}"
         ) from error
     if not isinstance(instance, gym.Env):
         raise EnvError(f"environment {env!r} is a {type(instance).__name__}; it must be a gymnasium.Env.")
     try:
         return _describe(str(env), make, instance)
+    except (GSPOError, KeyboardInterrupt):
+        raise
+    # So is what answers for its attributes.
+    except BaseException as error:
+        raise EnvError(
+            f"environment {env!r}: asked for its spaces, metadata and chat, it raised {described(error)}. These "
+            "attributes must be readable at any time."
+        ) from error
     finally:
+        _close(instance)
+
+
+def _close(instance: gym.Env) -> None:
+    try:
         instance.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001, it was made to be looked at, and that is done
+        logger.warning("An environment that was made to be checked could not be closed: %s", described(error))
 
 
 def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
@@ -106,13 +127,13 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         space = getattr(instance, kind, None)
         if not isinstance(space, gym.spaces.Text):
             raise EnvError(
-                f"environment {name!r}: its {kind} is {str(space)[:200]}, but a language model reads and writes text: "
+                f"environment {name!r}: its {kind} is {shown(space, 200)}, but a language model reads and writes text: "
                 "both spaces must be gymnasium.spaces.Text (for example gspo_rllib.envs.UnicodeText). Wrap it so that "
                 "observations and actions are str."
             )
     chat = instance.get_wrapper_attr("chat") if instance.has_wrapper_attr("chat") else None
     if not isinstance(chat, ChatSpec | None):
-        raise EnvError(f"environment {name!r}: its attribute `chat` is {chat!r}; it must be a ChatSpec or None.")
+        raise EnvError(f"environment {name!r}: its attribute `chat` is {shown(chat)}; it must be a ChatSpec or None.")
     metadata = instance.metadata or {}
     process = bool(metadata.get("process", False))
     if process:

@@ -11,6 +11,7 @@ is abandoned there is killed, so a hung call ends for good, and a crash is one m
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
@@ -21,7 +22,7 @@ import gymnasium as gym
 
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvCall, EnvFailure
 from gspo_rllib.env_pool.process import EnvProcessError, RemoteSession, can_start_processes, sendable
-from gspo_rllib.env_pool.session import EnvSession
+from gspo_rllib.env_pool.session import EnvSession, describe_raised
 
 _WAKE = 0  # the ticket of no call: they are numbered from 1
 
@@ -61,8 +62,12 @@ class _Slot:
                 answer = self.session.answer(call)
             except EnvProcessError as error:
                 answer = EnvAnswer(call.ticket, self._slot, failure=EnvFailure("raised", str(error)))
+            # In a thread of its own even a KeyboardInterrupt is the environment's: people interrupt the main thread.
+            except BaseException as error:  # noqa: BLE001, a thread that dies would owe its answer until the deadline
+                answer = EnvAnswer(call.ticket, self._slot, failure=EnvFailure("raised", describe_raised(error)))
             self._answers.put(answer)
-        self.session.close()
+        with contextlib.suppress(KeyboardInterrupt):  # likewise
+            self.session.close()
 
 
 class EnvPool:

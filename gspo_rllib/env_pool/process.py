@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvCall
 from gspo_rllib.env_pool.session import EnvSession
-from gspo_rllib.errors import EnvError
+from gspo_rllib.errors import EnvError, described
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,13 @@ def sendable(make: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
     """
     try:
         return functools.partial(_make, cloudpickle.dumps(make))
+    except KeyboardInterrupt:
+        raise
     # Pickling runs foreign code: whatever it raises is reported as one clear error.
-    except Exception as error:
+    except BaseException as error:
         raise EnvError(
             f"the environment asks for a process of its own (metadata['process']), but what makes it cannot be "
-            f"pickled: {type(error).__name__}: {str(error)[:500]} Keep locks, sockets and open files out of env_config "
+            f"pickled: {described(error)} Keep locks, sockets and open files out of env_config "
             "and of what the environment's class refers to, or remove metadata['process']."
         ) from error
 

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvCall, EnvFailure
+from gspo_rllib.errors import described, shown
 from gspo_rllib.types import ChatSpec
 
 OBSERVATION_ROLES = ("user", "tool")
@@ -50,9 +51,12 @@ class EnvSession:
             fields = self._reset(call.seed) if call.action is None else self._step(call.action)
         except _ContractError as error:
             fields = {"failure": EnvFailure("invalid", str(error))}
-        # The one wide except: whatever an environment raises is the status of this trajectory, never a crash.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            fields = {"failure": EnvFailure("raised", _describe(error))}
+        except KeyboardInterrupt:
+            raise
+        # The one wide except: whatever an environment raises is the status of this trajectory, never a crash. Much of
+        # it is no Exception: CancelledError, the time-outs of some libraries, what a panic in Rust becomes.
+        except BaseException as error:  # noqa: BLE001
+            fields = {"failure": EnvFailure("raised", describe_raised(error))}
         if "failure" in fields:
             self.close()
         return EnvAnswer(call.ticket, self._slot, seconds=time.perf_counter() - started, **fields)
@@ -61,9 +65,12 @@ class EnvSession:
         """Closes the environment, if there is one."""
         env, self.env = self.env, None
         if env is not None:
-            # A broken environment may well fail to close; it is out of use either way.
-            with contextlib.suppress(Exception, SystemExit):
+            try:
                 env.close()
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # noqa: BLE001, a broken environment may well fail to close; it is out of use anyway
+                pass
 
     def _reset(self, seed: int | None) -> dict[str, Any]:
         if self.env is None:
@@ -103,13 +110,15 @@ class EnvSession:
 def _text(value: object, call: str) -> str:
     if not isinstance(value, str):
         raise _ContractError(f"{call}() returned the observation {_short(value)}; it must be a str.")
-    return value
+    return str.__str__(value)  # of a subclass, only the text: the class may be unknown where it is sent
 
 
 def _finite(value: Any) -> float:
     # Asking the abstract Real takes longer than all other checks together, so the usual types come first.
-    if isinstance(value, (float, int, np.bool_, Real)) and math.isfinite(value):
-        return float(value)
+    # An integer beyond all floats is not finite here.
+    with contextlib.suppress(OverflowError):
+        if isinstance(value, (float, int, np.bool_, Real)) and math.isfinite(value):
+            return float(value)
     raise _ContractError(f"step() returned the reward {_short(value)}; it must be a finite number.")
 
 
@@ -136,12 +145,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return f"{text[:100]}… ({type(value).__name__})" if len(text) > 100 else f"{text} ({type(value).__name__})"
+    text = shown(value)
+    return text if text.endswith(")") and "… (" in text else f"{text} ({type(value).__name__})"
 
 
-def _describe(error: BaseException) -> str:
+def describe_raised(error: BaseException) -> str:
+    """What was raised, and where."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" [{frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno}]" if frames else ""
-    # Not str(error): an exception's own __str__ may raise.
-    return "".join(traceback.format_exception_only(error)).strip()[:_MAX_MESSAGE] + where
+    return described(error, _MAX_MESSAGE) + where

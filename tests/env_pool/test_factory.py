@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ import pytest
 from gspo_rllib.env_pool.factory import check_language_env_spec, env_maker
 from gspo_rllib.errors import EnvError
 from tests.toy_envs import faulty_envs
+from tests.toy_envs.faulty_envs import RAISED, RaisingEnv
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,3 +87,21 @@ def test_a_chat_attribute_of_another_type_is_refused() -> None:
 
     with pytest.raises(EnvError, match="ChatSpec or None"):
         check_language_env_spec(Misframed)
+
+
+@pytest.mark.parametrize("what", RAISED)
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("make", "could not be made with env_config={}: "),
+        ("chat", "asked for its spaces, metadata and chat, it raised "),
+    ],
+)
+def test_whatever_an_environment_raises_when_it_is_looked_at_is_one_error(what, where, said) -> None:
+    with pytest.raises(EnvError, match=re.escape(said + RAISED[what][1])):
+        check_language_env_spec(lambda: RaisingEnv(what, where))
+
+
+@pytest.mark.parametrize("what", RAISED)
+def test_an_environment_that_cannot_be_closed_can_be_looked_at(what) -> None:
+    assert check_language_env_spec(lambda: RaisingEnv(what, "close")).blocking is False

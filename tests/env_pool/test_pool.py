@@ -13,9 +13,12 @@ import pytest
 
 from tests.env_pool.answers import MakePool, collect
 from tests.toy_envs.faulty_envs import (
+    RAISED,
     ChattyEnv,
     EchoEnv,
     FailingEnv,
+    RaisingEnv,
+    SpeechlessError,
     ThreadedEchoEnv,
     UnpicklableInfoEnv,
 )
@@ -237,3 +240,86 @@ print(answers[0].failure.kind)
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "timeout", done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("what", RAISED)
+@pytest.mark.parametrize("where", ["make", "reset", "step", "chat"])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_whatever_an_environment_raises_is_the_failure_of_its_trajectory(make_pool, what, where, blocking) -> None:
+    pool = make_pool(lambda: RaisingEnv(what, where, blocking), blocking=blocking)
+    slot = pool.acquire() or 0
+    pool.reset(slot, 0)
+    [answer] = collect(pool)
+    if where == "step":
+        assert answer.failure is None
+        pool.step(slot, "a")
+        [answer] = collect(pool)
+    assert answer.failure is not None
+    assert answer.failure.kind == "raised"
+    assert answer.failure.message.startswith(RAISED[what][1])
+    assert "[_raise, " in answer.failure.message, "it says where"
+    assert len(answer.failure.message) < 1000
+
+
+@pytest.mark.parametrize("what", RAISED)
+@pytest.mark.parametrize("blocking", [True, False])
+def test_an_environment_that_cannot_be_closed_makes_room_for_the_next(make_pool, what, blocking) -> None:
+    class Closing(RaisingEnv):
+        def step(self, action: str):
+            raise ValueError("a reason to close it")
+
+    pool = make_pool(lambda: Closing(what, "close", blocking), blocking=blocking)
+    slot = pool.acquire() or 0
+    for _ in range(2):
+        pool.reset(slot, 0)
+        assert collect(pool)[0].failure is None
+        pool.step(slot, "a")
+        [answer] = collect(pool)
+        assert answer.failure is not None
+        assert answer.failure.message.startswith("ValueError: a reason to close it")
+
+
+def test_ctrl_c_ends_the_run_unless_an_environment_in_a_thread_raised_it(make_pool: MakePool) -> None:
+    class Interrupted(EchoEnv):
+        def step(self, action: str):
+            raise KeyboardInterrupt("here")
+
+    pool = make_pool(Interrupted, blocking=False)
+    pool.reset(pool.acquire() or 0, 0)
+    collect(pool)
+    with pytest.raises(KeyboardInterrupt):
+        pool.step(0, "a")
+    pool = make_pool(Interrupted, blocking=True)
+    pool.reset(pool.acquire() or 0, 0)
+    collect(pool)
+    pool.step(0, "a")
+    [answer] = collect(pool)
+    assert answer.failure is not None
+    assert (answer.failure.kind, answer.failure.message[:23]) == ("raised", "KeyboardInterrupt: here")
+
+
+def test_what_an_environment_returns_need_not_be_printable(make_pool: MakePool) -> None:
+    class Odd(EchoEnv):
+        def step(self, action: str):
+            return SpeechlessError(), 1.0, False, False, {}
+
+    pool = make_pool(Odd, blocking=False)
+    pool.reset(pool.acquire() or 0, 0)
+    pool.step(0, "a")
+    [_, answer] = collect(pool)
+    assert answer.failure is not None
+    assert answer.failure.kind == "invalid"
+    assert answer.failure.message.startswith("step() returned the observation (it cannot be shown: TimeLimitError)")
+
+
+def test_a_reward_beyond_all_floats_breaks_the_contract(make_pool: MakePool) -> None:
+    class Rich(EchoEnv):
+        def step(self, action: str):
+            return "ok", 10**400, False, False, {}
+
+    pool = make_pool(Rich, blocking=False)
+    pool.reset(pool.acquire() or 0, 0)
+    pool.step(0, "a")
+    [_, answer] = collect(pool)
+    assert answer.failure is not None
+    assert (answer.failure.kind, "it must be a finite number" in answer.failure.message) == ("invalid", True)

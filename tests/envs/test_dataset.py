@@ -141,3 +141,196 @@ def test_a_missing_package_names_the_extra(monkeypatch) -> None:
     with pytest.raises(EnvError, match=r"gspo-rllib\[datasets\]"):
         DatasetEnv("hub:somebody/something")
     assert set(VERIFIERS) == {"exact", "numeric", "math_verify"}
+
+
+def written(tmp_path: Path, name: str, text: str | bytes) -> str:
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def question(**settings) -> str:
+    return DatasetEnv(**settings).reset(options={"task_id": "0"})[0]
+
+
+LINE_BREAKS = "a\u2028b\u2029c\x85d\x0be\x0cf"
+
+
+def test_only_a_line_feed_ends_a_line_of_json(tmp_path) -> None:
+    rows = [{"question": LINE_BREAKS, "answer": "1"}, {"question": "2", "answer": "2"}]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert load_rows(written(tmp_path, "rows.jsonl", text)) == rows
+    assert load_rows(written(tmp_path, "rows.json", json.dumps(rows, ensure_ascii=False))) == rows
+    assert load_rows(written(tmp_path, "rows.csv", f"question,answer\n{LINE_BREAKS},1\n2,2\n")) == rows
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path, suffix) -> None:
+    row = {"question": "1?", "answer": "1"}
+    text = "question,answer\n1?,1\n" if suffix == "csv" else json.dumps([row] if suffix == "json" else row)
+    assert load_rows(written(tmp_path, f"rows.{suffix}", "\ufeff" + text)) == [row]
+
+
+def test_json_lines_may_be_called_json(tmp_path) -> None:
+    assert load_rows(written(tmp_path, "rows.json", "\n".join(map(json.dumps, ROWS)))) == ROWS
+
+
+def test_a_file_in_another_encoding_is_an_error_that_names_the_line(tmp_path) -> None:
+    path = written(tmp_path, "rows.jsonl", b'{"question": "1?", "answer": "1"}\n{"question": "\xe9", "answer": "2"}\n')
+    with pytest.raises(EnvError, match=r"could not be read: line 2 is not in UTF-8 .*; save the file as UTF-8$"):
+        load_rows(path)
+
+
+def test_a_field_of_csv_may_be_long_and_the_limit_of_the_process_stays(tmp_path) -> None:
+    import csv
+
+    before = csv.field_size_limit()
+    path = written(tmp_path, "rows.csv", f'question,answer\n"{"x" * 200_000}",1\n')
+    assert question(path=path) == "x" * 200_000
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("question,answer\n1?,1\n2?\n", r"rows.csv', line 3: has no column 'answer'"),
+        ("question,answer\n1?,1\n2?,\n", r"rows.csv', line 3, column 'answer': holds an empty text"),
+        ("question,answer\n1?,1\n2,3?,4\n", r"could not be read: line 3 has 3 fields for the 2 columns of the header"),
+        ('question,answer\n1?,1\n"2?,2\n3?,3\n', r"could not be read: line 3: unexpected end of data"),
+        ('question,answer\n"1\n?",1\n2?\n', r"rows.csv', line 4: has no column 'answer'"),
+    ],
+)
+def test_what_is_wrong_in_csv_is_said_with_its_line(tmp_path, text, complaint) -> None:
+    with pytest.raises(EnvError, match=complaint):
+        DatasetEnv(written(tmp_path, "rows.csv", text))
+
+
+BAD_ROWS = [
+    ({"question": "?"}, r"has no column 'answer'\. Allowed: question\."),
+    ({"questoin": "?", "answer": "1"}, r"has no column 'question'\. Did you mean 'questoin'\?"),
+    ({"question": "?", "answer": None}, r"column 'answer': holds nothing\. Correct the row, or leave it out\."),
+    ({"question": None, "answer": "1"}, r"column 'question': holds nothing"),
+    ({"question": " ", "answer": "1"}, r"column 'question': holds an empty text"),
+    ({"question": "?", "answer": ""}, r"column 'answer': holds an empty text"),
+    ({"question": "?", "answer": float("nan")}, r"column 'answer': holds nothing"),
+    ({"question": True, "answer": "1"}, r"column 'question': holds True, which is no question"),
+    (
+        {"question": {"text": "?"}, "answer": "1"},
+        r"column 'question': holds \{'text': '\?'\}, a dict; write it as a text",
+    ),
+    (
+        {"question": "?", "answer": {"value": "1"}},
+        r"column 'answer': holds \{'value': '1'\}, a dict; name a column of text",
+    ),
+    ({"question": "?", "answer": ["1"]}, r"column 'answer': holds \['1'\], a list; name a column of text"),
+    (
+        {"question": "?", "answer": "<think>1"},
+        r"column 'answer': .*states no answer: the reply ends within its reasoning",
+    ),
+    ({"question": ["?"], "answer": "1"}, r"column 'question': message 1 is '\?'; each must have a 'role'"),
+    ({"question": [], "answer": "1"}, r"column 'question': has no message of the user"),
+    (
+        {"question": [{"role": "user", "content": None}], "answer": "1"},
+        r"column 'question': message 1 holds None; only text can be asked",
+    ),
+    (
+        {"question": [{"role": "user", "content": [{"type": "image", "text": "x"}]}], "answer": "1"},
+        r"column 'question': message 1 holds \[\{'type': 'image', 'text': 'x'\}\]; only text can be asked",
+    ),
+    (
+        {"question": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}], "answer": "1"},
+        r"column 'question': ends with a message of the assistant, which would tell the answer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "complaint"), BAD_ROWS)
+@pytest.mark.parametrize("source", ["rows", "file"])
+def test_a_row_that_cannot_be_used_is_found_at_load_wherever_it_is(tmp_path, source, row, complaint) -> None:
+    rows = [*ROWS, row, *ROWS]
+    if source == "rows":
+        settings, place = {"rows": rows}, "^rows, row 11"
+    else:
+        path = written(tmp_path, "rows.jsonl", "\n\n".join(map(json.dumps, rows)))
+        settings, place = {"path": path}, "^path='.*rows.jsonl', line 21"
+    with pytest.raises(EnvError, match=place + ".{2}" + complaint):
+        DatasetEnv(**settings)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_rows_that_stay_on_disk_are_all_looked_at_too(tmp_path, kind) -> None:
+    rows = [{"question": str(n), "answer": None if n == 2345 else "1", "heavy": "x"} for n in range(3000)]
+    path = str(tmp_path / f"rows{'.parquet' if kind == 'parquet' else ''}")
+    if kind == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(path)
+    assert not isinstance(load_rows(path), list), "they are not held in memory"
+    assert load_rows(path)[2999] == load_rows(path)[-1] == rows[2999]
+    with pytest.raises(EnvError, match=r"row 2346, column 'answer': holds nothing"):
+        DatasetEnv(path)
+    assert DatasetEnv(path, answer="heavy").reset(options={"task_id": "2345"})[0] == "2345"
+    with pytest.raises(SettingError, match=r"no column 'anwser'\. Did you mean 'answer'"):
+        DatasetEnv(path, answer="anwser")
+
+
+def test_messages_are_asked_as_messages() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    user = {"role": "user", "content": [{"type": "text", "text": "6 * 7?"}]}
+    env = DatasetEnv(
+        rows=[{"question": [system, user], "answer": 42}, {"question": "1?", "answer": 1}], system_prompt="Be kind."
+    )
+    assert env.reset(options={"task_id": "0"})[0] == "6 * 7?"
+    assert env.chat.system_prompt == "Be brief."
+    assert env.step("42")[1] == 1.0
+    assert env.reset(options={"task_id": "1"})[0] == "1?"
+    assert env.chat.system_prompt == "Be kind."
+
+
+def test_a_conversation_is_shown_with_its_roles() -> None:
+    turns = [("user", "6?"), ("assistant", "6."), ("user", "times 7?")]
+    rows = [{"question": [{"role": role, "content": text} for role, text in turns], "answer": "42"}]
+    assert question(rows=rows) == "user: 6?\n\nassistant: 6.\n\nuser: times 7?"
+    assert question(rows=rows, prompt="{question}\nThink.").endswith("times 7?\nThink.")
+
+
+def test_messages_survive_every_format(tmp_path) -> None:
+    rows = [{"question": [{"role": "user", "content": "6 * 7?"}], "answer": 42}]
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for path in (str(tmp_path / "rows.parquet"), written(tmp_path, "rows.jsonl", json.dumps(rows[0]))):
+        env = DatasetEnv(path, verifier="numeric")
+        assert env.reset(seed=0)[0] == "6 * 7?"
+        assert env.step("42")[1] == 1.0
+
+
+def test_numbers_and_truth_values_are_read_as_they_are_written() -> None:
+    env = DatasetEnv(rows=[{"question": 5, "answer": True}, {"question": 0.5, "answer": 10**30}])
+    assert env.reset(options={"task_id": "0"}) == ("5", {"task_id": "0", "answer": "True"})
+    assert env.step("true")[1] == 1.0
+    assert env.reset(options={"task_id": "1"}) == ("0.5", {"task_id": "1", "answer": str(10**30)})
+
+
+def test_nothing_is_never_paid_as_a_word() -> None:
+    with pytest.raises(EnvError, match="column 'answer': holds nothing"):
+        DatasetEnv(rows=[{"question": "?", "answer": None}])
+
+
+def test_a_function_is_given_a_structured_answer_as_json() -> None:
+    rows = [{"question": "?", "answer": {"any of": ["a", "é"]}}]
+    env = DatasetEnv(rows=rows, verifier=lambda reply, answer, row: reply in json.loads(answer)["any of"])
+    assert env.reset(seed=0)[1]["answer"] == '{"any of": ["a", "é"]}'
+    assert env.step("é")[1] == 1.0
+
+
+def test_the_reason_of_a_verdict_is_in_the_info() -> None:
+    env = DatasetEnv(rows=ROWS, verifier="numeric", attempts=2)
+    env.reset(options={"task_id": "1"})
+    assert env.step("<think>2")[4]["reason"] == "the reply ends within its reasoning"
+    assert env.step("no idea")[4] == {
+        "valid_action": True,
+        "obs_role": "user",
+        "success": False,
+        "reason": "the answer is no number",
+    }

@@ -6,6 +6,7 @@ by keyword arguments, so one class serves many tests and any process can make it
 
 from __future__ import annotations
 
+import asyncio
 import string
 import time
 from typing import Any, ClassVar
@@ -134,6 +135,67 @@ class FailingEnv(EchoEnv):
         seen = self.failures.get((self.fault, self.task), 0)
         self.failures[self.fault, self.task] = seen + 1
         return self.times is None or seen < self.times
+
+
+class TimeLimitError(BaseException):
+    """A time-out as some libraries write it: no Exception, so that no one catches it by accident."""
+
+
+class SpeechlessError(Exception):
+    """Cannot say what went wrong."""
+
+    def __str__(self) -> str:
+        raise TimeLimitError
+
+    __repr__ = __str__
+
+
+RAISED: dict[str, tuple[BaseException, str]] = {
+    "cancelled": (asyncio.CancelledError("over"), "CancelledError: over"),
+    "generator": (GeneratorExit(), "GeneratorExit"),
+    "timeout": (TimeLimitError("2 s"), "TimeLimitError: 2 s"),
+    "exit": (SystemExit(3), "SystemExit: 3"),
+    "group": (BaseExceptionGroup("all", [TimeLimitError()]), "BaseExceptionGroup: all (1 sub-exception)"),
+    "speechless": (SpeechlessError(), "SpeechlessError: (its message cannot be shown: TimeLimitError)"),
+    "huge": (ValueError("x" * 10**7), f"ValueError: {'x' * 100}"),
+    "surrogate": (ValueError("\ud800"), "ValueError: \\ud800"),
+}
+"""What foreign code may raise, and how a message shows it."""
+
+
+class RaisingEnv(EchoEnv):
+    """Raises one of ``RAISED`` in one place: ``"make"``, ``"reset"``, ``"step"``, ``"close"`` or ``"chat"``.
+
+    Args:
+        what: A key of ``RAISED``.
+        where: One of these places.
+        blocking: Whether it asks for a thread.
+    """
+
+    def __init__(self, what: str, where: str, blocking: bool = False) -> None:
+        super().__init__()
+        self.what, self.where = what, where
+        self.metadata = {**self.metadata, "blocking": blocking}  # type: ignore[misc]
+        self._raise("make")
+
+    def _raise(self, place: str) -> None:
+        if place == self.where:
+            raise RAISED[self.what][0].with_traceback(None)  # one of an earlier test would be kept
+
+    @property
+    def chat(self) -> None:
+        self._raise("chat")
+
+    def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        self._raise("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action: str) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._raise("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self._raise("close")
 
 
 class ThreadedFailingEnv(FailingEnv):

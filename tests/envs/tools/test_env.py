@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from gspo_rllib.envs.tools import tool
 from gspo_rllib.envs.tools.declare import Tool, tools_of
 from gspo_rllib.envs.tools.env import Task, ToolEnv
 from gspo_rllib.errors import EnvError, SettingError
+from tests.toy_envs.faulty_envs import RAISED
 from tests.toy_envs.tool_envs import SumEnv, add, call, play
 
 
@@ -278,3 +280,80 @@ def test_tool_environments_keep_the_contract(make) -> None:
     report = check_language_env(make)
     assert "a task can be asked for by its id" in report.passed
     assert "it survives being copied to another process, or is replayed there" in report.passed
+
+
+@pytest.mark.parametrize("what", RAISED)
+def test_whatever_a_tool_raises_is_told_to_the_policy(what) -> None:
+    @tool
+    def broken() -> str:
+        """Breaks."""
+        raise RAISED[what][0]
+
+    (step,) = play(ToolEnv([broken], [("q", "a")]), call("broken", {}))
+    assert step[0].startswith(f"error: broken: {RAISED[what][1]}")
+    assert (len(step[0]) < 300, step[4]["valid_action"]) == (True, False)
+
+
+@pytest.mark.parametrize("what", RAISED)
+def test_whatever_verify_raises_is_an_error_of_the_environment(what) -> None:
+    def verify(task: Task, answer: str) -> float:
+        raise RAISED[what][0]
+
+    with pytest.raises(EnvError, match=re.escape(f"verify() raised {RAISED[what][1]}")):
+        play(ToolEnv([add], [("q", "a")], verify), "answer")
+
+
+def test_ctrl_c_is_not_told_to_the_policy() -> None:
+    @tool
+    def stop() -> str:
+        """Stops."""
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(ToolEnv([stop], [("q", "a")]), call("stop", {}))
+
+
+@pytest.mark.parametrize("tool_format", ["auto", "llama_json", "mistral"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "Ann", "parameters": {"age": 5}}',
+        '{"name": "Ann", "arguments": {}}',
+        '{"type": "function", "name": "f", "parameters": {}}',
+        '{"type": "function", "function": {"name": "f", "arguments": {}}}',
+        '[{"name": "Ann", "arguments": {}}]',
+        '[{"name": "Ann"}]',
+        '{"name": "add"}',
+        '{"sum": 3}',
+        "{1, 2}",
+        "[{1, 2}]",
+        '{"name": 5, "parameters": {}}',
+        'f{"a": 1}',
+    ],
+)
+def test_an_answer_in_json_is_no_call_to_a_tool_that_was_not_declared(tool_format, answer) -> None:
+    env = ToolEnv([add], [("q", answer)], tool_format=tool_format)
+    (step,) = play(env, answer)
+    assert step[1:3] == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"type": "function", "name": "add", "parameters": {"a": 1}}',
+        '{"type": "function", "function": {"name": "add", "parameters": {"a": 1}}}',
+        '{"type": "function", "function": "add", "parameters": {"a": 1}}',
+        '{"parameters": {"a": 1}, "name": "add"}',
+        '<|python_tag|>{"type": "function", "name": "add", "parameters": {"a": 1}}',
+        '[{"type": "function", "function": {"name": "add", "arguments": "{\\"a\\": 1}"}}]',
+    ],
+)
+def test_llama_s_other_ways_to_write_a_call_are_calls(written) -> None:
+    (step,) = play(SumEnv(), written)
+    assert step[0] == "2"
+
+
+def test_a_marked_call_to_an_unknown_tool_is_a_mistake_and_no_answer() -> None:
+    for marked in ('<|python_tag|>{"name": "ad", "parameters": {}}', '[TOOL_CALLS][{"name": "ad", "arguments": {}}]'):
+        (step,) = play(SumEnv(), marked)
+        assert step[0] == "error: no tool 'ad'. Did you mean 'add'?"

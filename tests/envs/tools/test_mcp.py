@@ -18,6 +18,8 @@ from tests.toy_envs.tool_envs import call, play
 SERVER = '''
 import os, time
 from mcp.server.mcpserver import MCPServer
+from mcp_types import BlobResourceContents, CallToolResult, EmbeddedResource
+from mcp_types import ImageContent, TextContent, TextResourceContents
 
 server, kept = MCPServer("test"), {}
 
@@ -48,6 +50,23 @@ def die() -> str:
     os._exit(1)
 
 
+@server.tool()
+def parts(which: str) -> CallToolResult:
+    """Returns what MCP allows."""
+    if which == "structure":
+        return CallToolResult(content=[], structured_content={"sum": 3, "of": "é"})
+    if which == "both":
+        return CallToolResult(content=[TextContent(text="three")], structured_content={"sum": 3})
+    if which == "nothing":
+        return CallToolResult(content=[])
+    if which == "refused":
+        return CallToolResult(content=[], structured_content={"why": "so"}, is_error=True)
+    note = EmbeddedResource(resource=TextResourceContents(uri="note://1", text="a note"))
+    blob = EmbeddedResource(resource=BlobResourceContents(uri="blob://2", blob="AAAA"))
+    image = ImageContent(data="AAAA", mime_type="image/png")
+    return CallToolResult(content=[TextContent(text="see"), note, blob, image])
+
+
 server.run()
 '''
 
@@ -70,7 +89,7 @@ def mcp_env(tmp_path: Path) -> Iterator[Callable[..., ToolEnv]]:
 
 def test_a_real_mcp_server_s_tools_are_called_and_its_errors_told(mcp_env) -> None:
     env = mcp_env()
-    assert [declared["function"]["name"] for declared in env.chat.tools] == ["put", "refuse", "nap", "die"]
+    assert [declared["function"]["name"] for declared in env.chat.tools] == ["put", "refuse", "nap", "die", "parts"]
     assert env.chat.tools[0]["function"]["description"] == "Keeps a number."
     assert env.metadata["blocking"] is True and env.metadata["picklable"] is False
     steps = play(
@@ -135,3 +154,15 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(EnvError, match=r"pip install 'gspo-rllib\[mcp\]'"):
         mcp_tools(command=["x"])
+
+
+def test_whatever_a_result_consists_of_is_shown_as_text(mcp_env) -> None:
+    kinds = ["structure", "both", "nothing", "resources", "refused"]
+    steps = play(mcp_env(), *[call("parts", {"which": kind}) for kind in kinds])
+    assert [step[0] for step in steps] == [
+        '{"sum": 3, "of": "é"}',
+        "three",
+        "",
+        "see\na note\n[resource blob://2]\n[image]",
+        'error: parts: RuntimeError: {"why": "so"}',
+    ]
