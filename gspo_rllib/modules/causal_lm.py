@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -241,7 +240,15 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             ``logp`` and ``entropy``, float32 [L], at the policy's sampling temperature; with a critic also ``values``,
             float32 [L]: of the state *before* each sampled token, the one the policy chose it in.
         """
-        with self._checked(batch), self._autocast(batch):
+        # A pass that is longer than any before is watched: models take shortcuts by length, too.
+        longest, gradient = max(batch[columns.SEGMENT_LENGTHS]), torch.is_grad_enabled()
+        if longest <= self._longest_checked[gradient]:
+            return self._scores(batch)
+        self._longest_checked[gradient] = longest
+        return checked_pass(self._hugging_face_models(), lambda: self._scores(batch))
+
+    def _scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        with self._autocast(batch):
             inputs, cell_L = self._inputs(batch)
             logp_L, entropy_L, hidden_LD = self._score(batch, inputs, cell_L)
             out = {columns.LOGP: logp_L, columns.ENTROPY: entropy_L}
@@ -251,14 +258,6 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                     hidden_LD = hidden_states(self.critic.trunk, inputs, cell_L)
                 out[columns.VALUES] = self.critic(hidden_LD)
         return out
-
-    def _checked(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
-        """Watches a pass that is longer than any before: models take shortcuts by length, too."""
-        longest, gradient = max(batch[columns.SEGMENT_LENGTHS]), torch.is_grad_enabled()
-        if longest <= self._longest_checked[gradient]:
-            return contextlib.nullcontext()
-        self._longest_checked[gradient] = longest
-        return checked_pass(self, name=type(self.model).__name__)
 
     def _autocast(self, batch: dict[str, Any]) -> torch.autocast:
         enabled = self.settings["autocast_dtype"] == "bfloat16"

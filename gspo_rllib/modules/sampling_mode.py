@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo_rllib.errors import ModelError, SettingError
+
+_T = TypeVar("_T")
 
 _times_written = operator.attrgetter("_version")
 """How often a tensor was written to in place, as torch's autograd counts it."""
@@ -65,45 +67,74 @@ def _outermost(module: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool
             yield from _outermost(child, wanted)
 
 
-@contextmanager
-def checked_pass(module: torch.nn.Module, *, name: str) -> Iterator[None]:
-    """Refuses a model whose evaluation mode cannot be trained, by watching one forward pass of it.
+def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T]) -> _T:
+    """Runs a forward pass, and refuses a model whose evaluation mode cannot be trained.
 
     Args:
-        module: What runs inside the ``with`` block.
-        name: What to call it in errors.
+        models: In evaluation mode; the first is named in errors.
+        forward: The pass; it calls them.
+
+    Returns:
+        What the pass returned.
 
     Raises:
-        ModelError: A part of it ran without a gradient where one was asked for, or it wrote to its own weights.
+        ModelError: A part ran without a gradient that has one in training mode, or the models wrote to their weights.
     """
-    without_gradient: list[str] = []
-
-    def watch(part: str, _part: torch.nn.Module, _args: Any) -> None:
-        if not torch.is_grad_enabled():
-            without_gradient.append(part)
-
-    handles = [
-        part.register_forward_pre_hook(functools.partial(watch, part_name))
-        for part_name, part in module.named_modules()
-        if torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters(recurse=False))
-    ]
-    writes = {parameter: _times_written(parameter) for parameter in module.parameters()}
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    if without_gradient:
-        raise ModelError(
-            f"{name} runs {without_gradient[0]!r} without a gradient in evaluation mode, the mode a policy samples and "
-            "is scored in, so that part would never learn. Where it does so for long inputs only (xLSTM: "
-            "max_inference_chunksize in config.json), raise that limit; otherwise use the implementation in "
-            "transformers (trust_remote_code False), or another model."
-        )
-    written = [n for n, parameter in module.named_parameters() if _times_written(parameter) != writes[parameter]]
+    name = type(models[0]).__name__
+    parameters = [named for model in models for named in model.named_parameters()]
+    writes = [_times_written(parameter) for _, parameter in parameters]
+    with _parts_without_gradient(models) as lost:
+        result = forward()
+    written = [n for (n, p), count in zip(parameters, writes, strict=True) if _times_written(p) != count]
     if written:
         raise ModelError(
             f"{name} rewrites its own weights in evaluation mode, {written[0]!r} first, so what is trained would not "
             'be what is saved and sampled. Switch that off in its config.json (RWKV: "rescale_every": 0), or use '
             "another model."
         )
+    # Some have no gradient by design, as what selects the keys of sparse attention: that is so in training mode, too.
+    lost -= _parts_without_gradient_in_training_mode(models, forward) if lost else set()
+    if lost:
+        raise ModelError(
+            f"{name} runs {min(lost)!r} without a gradient in evaluation mode, the mode a policy samples and is scored "
+            "in, so that part would never learn. Where it does so for long inputs only (xLSTM: max_inference_chunksize "
+            "in config.json), raise that limit; otherwise use the implementation in transformers (trust_remote_code "
+            "False), or another model."
+        )
+    return result
+
+
+@contextmanager
+def _parts_without_gradient(models: Sequence[torch.nn.Module]) -> Iterator[set[str]]:
+    """Names of modules with parameters to train that run without a gradient inside the block, if it asks for one."""
+    found: set[str] = set()
+
+    def watch(part: str, _part: torch.nn.Module, _args: Any) -> None:
+        if not torch.is_grad_enabled():
+            found.add(part)
+
+    handles = [
+        part.register_forward_pre_hook(functools.partial(watch, name))
+        for model in models
+        for name, part in model.named_modules()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters(recurse=False))
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts_without_gradient_in_training_mode(models: Sequence[torch.nn.Module], forward: Callable[[], Any]) -> set[str]:
+    for model in models:
+        model.train()
+    try:
+        with torch.random.fork_rng(), _parts_without_gradient(models) as found:
+            forward()
+    except Exception:  # noqa: BLE001  # a model without a training mode: nothing says that it means to lose a part
+        return set()
+    finally:
+        for model in models:
+            model.eval()
+    return found

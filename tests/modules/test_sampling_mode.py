@@ -126,50 +126,55 @@ def test_dropout_cannot_be_asked_for(tiny_dense):
         _module(tiny_dense, dropout=True)
 
 
-class _Expert(torch.nn.Linear):
-    """A layer of a model that takes a shortcut in evaluation mode, as such models do in transformers and on the hub."""
-
-    def __init__(self, shortcut: str) -> None:
-        super().__init__(4, 4)
-        self.shortcut = shortcut
-
-
 class _Shortcuts(torch.nn.Module):
+    """A model that takes a shortcut in evaluation mode, as such models do in transformers and on the hub."""
+
     def __init__(self, shortcut: str) -> None:
         super().__init__()
-        self.expert = _Expert(shortcut)
+        self.expert = torch.nn.Linear(4, 4)
         self.norm = torch.nn.LayerNorm(4)
+        self.shortcut = shortcut
+        self.eval()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.expert.shortcut == "no gradient":
-            with torch.no_grad():
-                return self.norm(self.expert(x))
-        if self.expert.shortcut == "rewritten weights":
+    def forward(self) -> torch.Tensor:
+        x = torch.ones(1, 4)
+        if self.shortcut == "written weights" and not self.training:
             with torch.no_grad():
                 self.expert.weight.div_(2)
-        return self.norm(self.expert(x))
+        if self.shortcut == "no training mode":
+            assert not self.training
+        with torch.set_grad_enabled(self.shortcut == "none" or (self.training and self.shortcut != "by design")):
+            x = self.expert(x)
+        return self.norm(x)
 
 
 @pytest.mark.parametrize(
     ("shortcut", "message"),
     [
-        ("no gradient", r"Mixture runs 'expert' without a gradient in evaluation mode.*would never learn"),
-        ("rewritten weights", r"Mixture rewrites its own weights in evaluation mode, 'expert.weight' first"),
+        ("no gradient", r"_Shortcuts runs 'expert' without a gradient in evaluation mode.*would never learn"),
+        ("no training mode", r"_Shortcuts runs 'expert' without a gradient in evaluation mode"),
+        ("written weights", r"_Shortcuts rewrites its own weights in evaluation mode, 'expert.weight' first"),
     ],
 )
 def test_a_model_whose_evaluation_mode_cannot_be_trained_is_refused(shortcut, message):
     module = _Shortcuts(shortcut)
-    with pytest.raises(ModelError, match=message), checked_pass(module, name="Mixture"):
-        module(torch.ones(1, 4))
-    with checked_pass(_Shortcuts("none"), name="Mixture"):
-        pass
+    with pytest.raises(ModelError, match=message):
+        checked_pass([module], module)
+    assert not module.training
     assert not module.expert._forward_pre_hooks
+
+
+@pytest.mark.parametrize("shortcut", ["none", "by design"])
+def test_a_part_without_a_gradient_in_either_mode_is_meant_to_be(shortcut):
+    module = _Shortcuts(shortcut)
+    assert checked_pass([module], module).shape == (1, 4)
+    assert not any(part.training for part in module.modules())
 
 
 def test_a_model_that_only_scores_may_do_so_without_a_gradient():
     module = _Shortcuts("no gradient")
-    with torch.no_grad(), checked_pass(module, name="Mixture"):
-        module(torch.ones(1, 4))
+    with torch.no_grad():
+        assert checked_pass([module], module).shape == (1, 4)
 
 
 def test_rwkv_which_rescales_its_weights_to_sample_is_refused_until_told_not_to(tiny_dense, tmp_path):
