@@ -24,8 +24,8 @@ class Asked:
     """What a row asks.
 
     Attributes:
-        text: Of the message the policy is to answer.
-        system_prompt: Of the row's system message; None where it has none.
+        text: The text of the message that the policy is to answer.
+        system_prompt: The text of the row's system message; None where it has none.
     """
 
     text: str

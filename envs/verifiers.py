@@ -119,7 +119,7 @@ def find_verifier(verifier: str | Verifier) -> Verifier:
 
     Raises:
         SettingError: There is no such verifier.
-        EnvError: Its package is not installed.
+        EnvError: The package math-verify is not installed.
     """
     if callable(verifier):
         return verifier
