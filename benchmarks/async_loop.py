@@ -59,7 +59,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     print(
         f"{'loop':>5} {'tokens/s':>8} {'iteration s':>11} {'sampling s':>10} {'learning s':>10} {'weights s':>9} "
-        f"{'staleness':>9} {'dropped':>7} {'in play':>7}"
+        f"{'staleness':>9} {'dropped':>7} {'in flight':>9}"
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +67,8 @@ def main() -> None:
             loops = {max_staleness: build(model, max_staleness, args) for max_staleness in (0, args.max_staleness)}
             for repetition in range(args.repetitions + 1):
                 for max_staleness, algorithm in loops.items():
-                    stream = loops[args.max_staleness]._stream
-                    # Nothing plays while the other loop is measured.
+                    stream = loops[args.max_staleness]._source
+                    # Nothing is sampled while the other loop is measured.
                     with contextlib.nullcontext() if max_staleness else stream.paused():
                         row = run(algorithm, max_staleness, args.iterations if repetition else WARM_UP)
                     if repetition:
@@ -130,7 +130,7 @@ def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
         "weights_s": timer("synch_weights"),
         "staleness": statistics.mean(values["staleness"] for values in learned),
         "dropped": sum(counts.get(names.NUM_GROUPS_STALE_DROPPED, 0) for counts in stream),
-        "in_play": statistics.mean(counts.get(names.NUM_GROUPS_IN_FLIGHT, 0) for counts in stream),
+        "in_flight": statistics.mean(counts.get(names.NUM_GROUPS_IN_FLIGHT, 0) for counts in stream),
     }
 
 
@@ -139,7 +139,7 @@ def print_row(row: dict[str, Any]) -> None:
     print(
         f"{row['loop']:>5} {row['tokens_per_s']:8.0f} {row['iteration_s']:11.2f} {row['sampling_s']:10.2f} "
         f"{row['learning_s']:10.2f} {row['weights_s']:9.2f} {row['staleness']:9.2f} {row['dropped']:7.0f} "
-        f"{row['in_play']:7.1f}",
+        f"{row['in_flight']:9.1f}",
         flush=True,
     )
 
