@@ -49,10 +49,30 @@ class Lockstep:
         self.start(weights)
 
     def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
-        """See ``GroupSource.take``."""
-        return sample_groups(
-            self._runners, self._draw(count), weights_version=self._weights.version, recover=self._recover
-        )
+        """See ``GroupSource.take``: samples in parallel, whatever happens to single runners."""
+        group_ids = list(self._draw(count))
+        groups: dict[str, TrajectoryGroup] = {}
+        metrics: list[Any] = []
+        errors: list[str] = []
+        pending = group_ids
+        for attempt in range(MAX_ROUNDS):
+            if attempt:
+                self._runners.probe_unhealthy_env_runners()
+                self.readmit()
+            answered: set[str] = set()
+            for asked, report in self._sample_once(pending):
+                errors += [m for m in report.errors if m not in errors]
+                metrics.append(report.metrics)
+                if report.weights_version == self._weights.version:
+                    answered.update(asked)
+                    groups.update({group.group_id: group for group in report.groups})
+            # What a runner answered without is given up: its environment failed too often, and would again.
+            pending = [group_id for group_id in pending if group_id not in answered]
+            if not pending:
+                break
+        if not groups:
+            raise NoProgressError(no_progress_message(len(group_ids), self._runners, errors))
+        return [groups[group_id] for group_id in group_ids if group_id in groups], metrics
 
     def readmit(self) -> None:
         """See ``GroupSource.readmit``."""
@@ -70,69 +90,18 @@ class Lockstep:
         """See ``GroupSource.measure``: there is nothing to tell beyond the runners' own metrics."""
         return {}
 
-    def _recover(self) -> None:
-        self._runners.probe_unhealthy_env_runners()
-        self._weights.push(self._runners)
+    def _sample_once(self, group_ids: Sequence[str]) -> list[tuple[list[str], SampleReport]]:
+        remote, version = self._runners.num_remote_env_runners() > 0, self._weights.version
+        workers = self._runners.healthy_worker_ids() if remote else [0]
+        shares = {worker: list(group_ids[i :: len(workers)]) for i, worker in enumerate(workers)}
 
+        def sample(runner: Any) -> tuple[list[str], SampleReport] | None:
+            asked = shares.get(runner.worker_index)
+            return (asked, runner.sample_groups(asked, weights_version=version)) if asked else None
 
-def sample_groups(
-    runners: EnvRunnerGroup,
-    group_ids: Sequence[str],
-    *,
-    weights_version: int,
-    recover: Callable[[], None],
-) -> tuple[list[TrajectoryGroup], list[Any]]:
-    """Samples groups in parallel, whatever happens to single runners.
-
-    Args:
-        runners: RLlib's group of ``LanguageEnvRunner``.
-        group_ids: Names of the groups; a name fixes the group's task and its sampling seeds.
-        weights_version: What every runner must hold.
-        recover: Brings back failed runners and sends the weights to all; called between rounds.
-
-    Returns:
-        Complete groups ordered by name as given, and the runners' metrics.
-
-    Raises:
-        NoProgressError: Not a single group is complete.
-    """
-    groups: dict[str, TrajectoryGroup] = {}
-    metrics: list[Any] = []
-    errors: list[str] = []
-    pending = list(group_ids)
-    for attempt in range(MAX_ROUNDS):
-        if attempt:
-            recover()
-        answered: set[str] = set()
-        for asked, report in _sample_once(runners, pending, weights_version):
-            errors += [m for m in report.errors if m not in errors]
-            metrics.append(report.metrics)
-            if report.weights_version == weights_version:
-                answered.update(asked)
-                groups.update({group.group_id: group for group in report.groups})
-        # A group that is missing in a runner's answer was given up: its environment failed too often to try it again.
-        pending = [group_id for group_id in pending if group_id not in answered]
-        if not pending:
-            break
-    if not groups:
-        raise NoProgressError(no_progress_message(len(group_ids), runners, errors))
-    return [groups[group_id] for group_id in group_ids if group_id in groups], metrics
-
-
-def _sample_once(
-    runners: EnvRunnerGroup, group_ids: Sequence[str], version: int
-) -> list[tuple[list[str], SampleReport]]:
-    remote = runners.num_remote_env_runners() > 0
-    workers = runners.healthy_worker_ids() if remote else [0]
-    shares = {worker: list(group_ids[i :: len(workers)]) for i, worker in enumerate(workers)}
-
-    def sample(runner: Any) -> tuple[list[str], SampleReport] | None:
-        asked = shares.get(runner.worker_index)
-        return (asked, runner.sample_groups(asked, weights_version=version)) if asked else None
-
-    if not workers:
-        return []
-    return [r for r in runners.foreach_env_runner(sample, local_env_runner=not remote) if r is not None]
+        if not workers:
+            return []
+        return [r for r in self._runners.foreach_env_runner(sample, local_env_runner=not remote) if r is not None]
 
 
 def no_progress_message(asked: int, runners: EnvRunnerGroup, errors: Sequence[str]) -> str:
