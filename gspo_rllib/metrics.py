@@ -13,6 +13,10 @@ SUCCESS_MEAN = "success_mean"
 """Fraction of trajectories whose last ``info["success"]`` was true. One cut short without saying so has failed; one
 that ended by itself without saying so does not count."""
 
+EPOCH = "epoch"
+"""How many times every task of the environment had been drawn before the latest group's; training only, and only where
+the environment counts its tasks."""
+
 NUM_GROUPS = "num_groups"
 """Complete groups sampled."""
 
