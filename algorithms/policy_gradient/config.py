@@ -158,7 +158,11 @@ class PolicyGradientConfig(_FlatSettings):
             training=not self.in_evaluation,
         )
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
-        check_language_env_spec(self.env, self.env_config)
+        env_spec = check_language_env_spec(self.env, self.env_config)
+        if self.evaluation_interval and not self.in_evaluation:
+            evaluation = self.get_evaluation_config_object() or self
+            same = (evaluation.env, evaluation.env_config) == (self.env, self.env_config)
+            validation.say_if_evaluation_repeats_training(env_spec.num_tasks if same else None)
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
         check_engine(generation.engine or default_engine())

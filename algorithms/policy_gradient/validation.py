@@ -95,3 +95,18 @@ def check_context(max_tokens_per_turn: int, *, room: int) -> None:
             f"generation.max_tokens_per_turn is {max_tokens_per_turn}, which leaves no room for a prompt in a "
             f"context of {room} tokens. Lower it or raise generation.max_model_len."
         )
+
+
+def say_if_evaluation_repeats_training(num_tasks: int | None) -> None:
+    """Warns where the tasks that are evaluated are the ones that are trained.
+
+    Args:
+        num_tasks: How many tasks both have in common; None where they cannot run out, or are others.
+    """
+    if num_tasks is not None:
+        logger.warning(
+            "evaluation plays the same %d tasks that are trained on: its success says how well they are known by now, "
+            "not how well others would be solved. Give it others: "
+            ".evaluation(evaluation_config={'env_config': {...}}).",
+            num_tasks,
+        )

@@ -30,6 +30,7 @@ class LanguageEnvSpec:
         blocking: Whether a call may take long, and so needs a thread; ``metadata["blocking"]``, True by default.
         process: Whether each instance needs a process of its own; ``metadata["process"]``, False by default.
         chat: How it wants its conversation framed, if it says so.
+        num_tasks: How many tasks it counts, named ``"0"``, ``"1"``, …; None where it has no ``num_tasks()``.
     """
 
     make: EnvMaker
@@ -38,6 +39,7 @@ class LanguageEnvSpec:
     blocking: bool
     process: bool
     chat: ChatSpec | None
+    num_tasks: int | None = None
 
 
 def env_maker(
@@ -145,7 +147,21 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         blocking=bool(metadata.get("blocking", True)),
         process=process,
         chat=chat,
+        num_tasks=_num_tasks(name, instance),
     )
+
+
+def _num_tasks(name: str, instance: gym.Env) -> int | None:
+    if not instance.has_wrapper_attr("num_tasks"):
+        return None
+    count = instance.get_wrapper_attr("num_tasks")()
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise EnvError(
+            f"environment {name!r}: num_tasks() returned {shown(count)}; it must return how many tasks there are, an "
+            "int >= 1, so that reset(options={'task_id': '0'}) plays the first. Leave num_tasks out where the tasks "
+            "cannot be counted."
+        )
+    return count
 
 
 def _unknown(name: str, error: Exception) -> str:
