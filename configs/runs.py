@@ -59,7 +59,7 @@ class RunSettings:
         evaluate_every: Iterations between evaluations on a fixed set of tasks, none of them drawn for training. Where
             set, they and not the iterations' own tasks, which differ from one to the next, are what progress, early
             stopping and the best checkpoint go by. None: no evaluation, unless the ``evaluation:`` section asks for it.
-        evaluate_tasks: How many tasks that set has; each is played once.
+        evaluate_tasks: How many tasks that set has; each is played once. ``"all"`` where the environment counts them.
         on_collapse: What happens when an evaluation is below half of the best one, and that is no matter of luck: None
             says so, ``"stop"`` ends the run, ``"restore"`` goes back to the best checkpoint, with half the learning
             rate.
@@ -73,15 +73,15 @@ class RunSettings:
     minutes: float | None = None
     success: float | None = None
     evaluate_every: int | None = None
-    evaluate_tasks: int = 128
+    evaluate_tasks: int | str = 128
     on_collapse: str | None = None
     checkpoint_every: int | None = 10
 
     def __post_init__(self) -> None:
         for key in ("iterations", "checkpoint_every", "evaluate_every", "evaluate_tasks"):
             value = getattr(self, key)
-            optional = key != "evaluate_tasks"
-            if not (value is None and optional) and (type(value) is not int or value < 1):
+            other = "all" if key == "evaluate_tasks" else None
+            if value != other and (type(value) is not int or value < 1):
                 raise SettingError(f"run.{key}: expected a whole number >= 1, got {value!r}.")
         for key, most in (("minutes", float("inf")), ("success", 1.0)):
             value = getattr(self, key)

@@ -7,6 +7,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -30,10 +31,12 @@ from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.evaluation import evaluate
+from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
 from gspo_rllib.seeds import derive_seed
@@ -190,15 +193,25 @@ class PolicyGradient(Algorithm):
     def _evaluate_on_local_env_runner(self, env_runner: Any) -> tuple[None, int, int, list[Any]]:
         return self._evaluate_with_fixed_duration()
 
+    @cached_property
+    def _evaluation_duration(self) -> int:
+        if not self.config.plays_all_tasks:
+            return int(self.config.evaluation_duration)
+        config = self.evaluation_config
+        count = check_language_env_spec(config.env, config.env_config).num_tasks
+        assert count is not None, "checked by the config"
+        return count * int(config.group_size)
+
     def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
         groups, metrics = evaluate(
             self.eval_env_runner_group or self.env_runner_group,
             self._weights,
             self.evaluation_config,
-            duration=self.config.evaluation_duration,
+            duration=self._evaluation_duration,
             unit=self.config.evaluation_duration_unit,
         )
-        self.metrics.aggregate(metrics, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+        measured = [*metrics, estimate_metrics(groups)]
+        self.metrics.aggregate(measured, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
         num_turns = sum(len(episode) for group in groups for episode in group.episodes)
         return None, num_turns, num_turns, []
 

@@ -110,3 +110,26 @@ def say_if_evaluation_repeats_training(num_tasks: int | None) -> None:
             ".evaluation(evaluation_config={'env_config': {...}}).",
             num_tasks,
         )
+
+
+def check_all_tasks(num_tasks: int | None, env: Any, unit: str) -> None:
+    """Refuses ``evaluation_duration="all"`` where there is no such thing.
+
+    Args:
+        num_tasks: How many tasks the evaluation's environment counts; None where it does not.
+        env: The environment, as messages call it.
+        unit: What the duration is counted in.
+
+    Raises:
+        SettingError: Tasks are not counted, or the unit is another.
+    """
+    if num_tasks is None:
+        raise SettingError(
+            f"evaluation.evaluation_duration is 'all', but the environment {env} does not count its tasks (it has no "
+            "num_tasks()), so there is no 'every' one. Give a number of episodes."
+        )
+    if unit != "episodes":
+        raise SettingError(
+            f"evaluation.evaluation_duration_unit is {unit!r}, but an evaluation_duration of 'all' means every task; "
+            "set it to 'episodes'."
+        )

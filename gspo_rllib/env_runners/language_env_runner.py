@@ -143,6 +143,11 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
             stats.groups, stats.given_up, self.last_errors(), self.get_metrics(), self.get_weights_version()
         )
 
+    @property
+    def num_tasks(self) -> int | None:
+        """How many tasks the environment counts; None where it does not."""
+        return self._env_spec.num_tasks
+
     def last_errors(self) -> list[str]:
         """Distinct messages of the trajectories that failed in the last call of ``sample``, at most 5, oldest first."""
         return list(self._errors)

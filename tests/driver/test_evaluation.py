@@ -11,12 +11,17 @@ import ray
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.engines import registry
+from gspo_rllib.errors import SettingError
 from gspo_rllib.types import turns
 
 ROWS = [{"question": f"{n} + 0?", "answer": str(n)} for n in range(7)]
 
 
-def _algorithm(path, *, training=0, evaluation=0, max_staleness=0, **overrides):
+def _algorithm(path, **changes):
+    return _config(path, **changes).build_algo()
+
+
+def _config(path, *, training=0, evaluation=0, max_staleness=0, duration=7, unit="episodes", **overrides):
     return (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Dataset-v0", env_config={"rows": ROWS})
@@ -27,11 +32,12 @@ def _algorithm(path, *, training=0, evaluation=0, max_staleness=0, **overrides):
         .evaluation(
             evaluation_num_env_runners=evaluation,
             evaluation_interval=1,
-            evaluation_duration=7,
+            evaluation_duration=duration,
+            evaluation_duration_unit=unit,
             evaluation_config=GSPOConfig.overrides(**overrides),
         )
         .debugging(seed=1)
-    ).build_algo()
+    )
 
 
 def _played(algo, unit="episodes", duration=7):
@@ -83,6 +89,38 @@ def test_training_runners_play_it_on_the_engines_they_have(training, max_stalene
     finally:
         algo.stop()
     assert not registry._held
+
+
+def test_all_tasks_each_as_often_as_a_group_has_members_with_estimates(tiny_dense, ray_local):
+    algo = _algorithm(tiny_dense, duration="all", env_config={"rows": ROWS[:5]}, group_size=3)
+    try:
+        result = algo.evaluate()["env_runners"]
+        assert result["num_episodes"] == 15
+        assert set(result["estimates"]) == {"accuracy", "pass@2", "pass@3", "maj@3"}
+        accuracy = result["estimates"]["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] == result["success_mean"] <= accuracy["high"]
+    finally:
+        algo.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": "gspo_rllib.envs:gspo_rllib/Quest-v0", "env_config": {}}, r"Quest-v0 does not count its tasks"),
+        ({"unit": "timesteps"}, r"unit is 'timesteps', but an evaluation_duration of 'all' means every task"),
+    ],
+)
+def test_all_of_what_cannot_be_counted_is_refused(changes, message, tiny_dense):
+    with pytest.raises(SettingError, match=message):
+        _config(tiny_dense, duration="all", **changes).validate()
+
+
+def test_evaluating_what_is_trained_on_is_said(tiny_dense, caplog):
+    _config(tiny_dense, duration="all").validate()
+    assert "evaluation plays the same 7 tasks that are trained on" in caplog.text
+    caplog.clear()
+    _config(tiny_dense, duration="all", env_config={"rows": ROWS[:5]}).validate()
+    assert "trained on" not in caplog.text
 
 
 def test_an_evaluation_in_steps_has_at_least_so_many(tiny_dense, ray_local):
