@@ -95,8 +95,18 @@ class TrainingLoop:
         if self._num_shown % HEADER_EVERY == 0:
             print(progress.header(self._columns))
         self._num_shown += 1
-        print(progress.line(result, self._columns), flush=True)
         self._seconds += result["time_this_iter_s"]
+        known = {progress.LAST_ITERATION: self._limits.iterations, progress.SECONDS_LEFT: self._seconds_left(result)}
+        print(progress.line(flatten(result) | known, self._columns), flush=True)
+
+    def _seconds_left(self, result: Result) -> float | None:
+        """Until the first limit but success, if iterations take as long as they took so far; None without such one."""
+        limits, left = self._limits, []
+        if limits.iterations is not None:
+            left.append((limits.iterations - result["training_iteration"]) * self._seconds / self._num_shown)
+        if limits.minutes is not None:
+            left.append(limits.minutes * 60 - self._seconds)
+        return max(0.0, min(left)) if left else None
 
     def _judge(self, evaluated: Score, *, ends: str | None) -> str | None:
         """Keeps the best policy, and looks whether it was lost.

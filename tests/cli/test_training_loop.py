@@ -55,11 +55,11 @@ def test_a_run_that_evaluates_shows_it_and_keeps_the_best_checkpoint(
     assert evaluated["num_episodes"] == 8
     lines = shown.splitlines()
     (head,) = [number for number, line in enumerate(lines) if line.lstrip().startswith("iter")]
-    column = lines[head].split().index("evaluated")
+    column = lines[head].split().index("eval")
     score = lines[head + 2].split()[column]
     assert score.startswith(f"{100 * evaluated['success_mean']:.0f}±")
     assert [lines[head + n].split()[column] for n in (1, 3)] == ["-", "-"]
-    assert max(map(len, lines[head : head + 4])) <= 90
+    assert max(map(len, lines[head : head + 4])) <= 80
     checkpoints.verify(folder / "checkpoints" / "best")
     assert f"best: {score} evaluated at iteration 2" in shown
 
