@@ -63,6 +63,7 @@ class RunSettings:
         on_collapse: What happens when an evaluation is below half of the best one, and that is no matter of luck: None
             says so, ``"stop"`` ends the run, ``"restore"`` goes back to the best checkpoint, with half the learning
             rate.
+        give_up_after: Stop after this many consecutive iterations that had nothing to learn from; None: go on.
         checkpoint_every: Iterations between checkpoints; one is always written at the end. None: only that one.
     """
 
@@ -75,10 +76,11 @@ class RunSettings:
     evaluate_every: int | None = None
     evaluate_tasks: int | str = 128
     on_collapse: str | None = None
+    give_up_after: int | None = None
     checkpoint_every: int | None = 10
 
     def __post_init__(self) -> None:
-        for key in ("iterations", "checkpoint_every", "evaluate_every", "evaluate_tasks"):
+        for key in ("iterations", "checkpoint_every", "evaluate_every", "evaluate_tasks", "give_up_after"):
             value = getattr(self, key)
             other = "all" if key == "evaluate_tasks" else None
             if value != other and (type(value) is not int or value < 1):

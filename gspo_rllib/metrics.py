@@ -115,6 +115,9 @@ NUM_TRAJECTORIES_TRUNCATED_MASKED = "num_trajectories_truncated_masked"
 NUM_TRAJECTORIES_TRUNCATED_FAILED = "num_trajectories_truncated_failed"
 """Truncated trajectories trained as failures, whatever the environment rewarded them with; training only."""
 
+NUM_ITERATIONS_IDLE = "num_iterations_idle"
+"""Consecutive iterations, up to this one, without a trajectory that has an advantage; training only."""
+
 GROUP_SELECTION = "group_selection"
 """Top-level key of a training result: the counts above that say ``training only``."""
 

@@ -29,6 +29,7 @@ from ray.util import log_once
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
@@ -37,9 +38,11 @@ from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
-from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
+from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM, NUM_GROUPS_STALE_DROPPED, NUM_ITERATIONS_IDLE
 from gspo_rllib.seeds import derive_seed
+from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
@@ -63,6 +66,7 @@ class PolicyGradient(Algorithm):
         self._source: GroupSource
         self._settings: TrainingSettings = config.settings(config.training_settings)
         self._clip_monitor = ClipMonitor(self._settings)
+        self._idle_monitor = IdleMonitor()
         self._selection = self._settings.group_selection
         super().setup(config)
         self._source = self._make_source()
@@ -72,22 +76,25 @@ class PolicyGradient(Algorithm):
         """One iteration: sample groups, update on them in minibatches, sync the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
-                self._source.take,
+                self._take,
                 self._selection.select,
                 wanted=self._settings.groups_per_iteration,
                 budget=self._settings.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
             self._log_counts(GROUP_SELECTION, counts)
-            self._log_counts(GROUP_STREAM, self._source.measure())
+            stream = self._source.measure()
+            self._log_counts(GROUP_STREAM, stream)
         if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
             logger.warning(
                 "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
                 'info["success"] and differ by shaped reward only; a policy trained on those learns the shaping, not '
                 "the task. Use zero_variance_metric='success'."
             )
+        num_stale = int(stream.get(NUM_GROUPS_STALE_DROPPED, 0))
         if not groups:
             logger.warning("No group of this iteration has anything to learn from (%s): no update.", counts)
+            self._warn_if_idle(0, num_stale)
             return
 
         with self._log_time(LEARNER_UPDATE_TIMER):
@@ -101,7 +108,10 @@ class PolicyGradient(Algorithm):
                 num_epochs=self._settings.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
-            self._warn_about_clipping()
+            measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
+            for warning in self._clip_monitor.check(measured):
+                logger.warning(warning)
+            self._warn_if_idle(measured[NUM_TRAJECTORIES] - measured[NUM_ZERO_ADVANTAGE], num_stale)
 
         with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
             self._weights = Weights(self.learner_group)
@@ -248,10 +258,16 @@ class PolicyGradient(Algorithm):
         first = None if self.learner_group.is_local else self.learner_group._worker_manager.healthy_actor_ids()[:1]
         return [result.get() for result in self.learner_group.foreach_learner(function, remote_actor_ids=first)]
 
-    def _warn_about_clipping(self) -> None:
-        measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
-        for warning in self._clip_monitor.check(measured):
+    def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+        groups, metrics = self._source.take(count)
+        self._idle_monitor.draw(groups)
+        return groups, metrics
+
+    def _warn_if_idle(self, num_informative: float, num_stale: int) -> None:
+        warning = self._idle_monitor.check(num_informative, num_stale=num_stale)
+        if warning is not None:
             logger.warning(warning)
+        self._log_counts(GROUP_SELECTION, {NUM_ITERATIONS_IDLE: self._idle_monitor.num_idle})
 
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)

@@ -175,6 +175,9 @@ def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str |
     if limits.success is not None and score is not None and score.is_success and score.value >= limits.success:
         where = "evaluated success" if limits.evaluate_every else "success"
         return f"{where} {score.value:.1%} reached {limits.success:.1%}"
+    idle = flat.get("group_selection/num_iterations_idle", 0)
+    if limits.give_up_after is not None and idle >= limits.give_up_after:
+        return f"{idle:.0f} iterations had nothing to learn from (run.give_up_after)"
     if limits.iterations is not None and flat["training_iteration"] >= limits.iterations:
         return f"{limits.iterations} iterations done"
     if limits.minutes is not None and minutes >= limits.minutes:

@@ -35,6 +35,13 @@ def test_the_first_limit_reached_stops_a_run(result: dict, minutes: float, reaso
     assert stop_reason(result, limits, minutes=minutes) == reason
 
 
+def test_a_run_with_nothing_to_learn_from_may_be_given_up() -> None:
+    result = {"training_iteration": 4, "group_selection": {"num_iterations_idle": 4}}
+    assert stop_reason(result, RunSettings(), minutes=0) is None
+    said = "4 iterations had nothing to learn from (run.give_up_after)"
+    assert stop_reason(result, RunSettings(give_up_after=4), minutes=0) == said
+
+
 def test_where_a_run_evaluates_only_an_evaluation_is_success_enough() -> None:
     limits = RunSettings(success=0.9, evaluate_every=5)
     assert stop_reason({"training_iteration": 1, **SUCCESS}, limits, minutes=0) is None
