@@ -26,6 +26,7 @@ from gspo_rllib.model_files import ModelFiles, copy_files
 from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
 from gspo_rllib.modules.attention import PACKED, prefix_sharing, supports_packing
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
+from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
 from gspo_rllib.modules.prefix_attention import PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
@@ -133,6 +134,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 recompute_activations(model)
         # By whether gradients flow: the longest segment in a pass that was watched for what no policy may do.
         self._longest_checked = {True: 0, False: 0}
+        # What only scores has no gradient to wait for.
+        self.reach = Reach((), may_miss=False)
+        if not self.inference_only:
+            attention = settings["attn_implementation"]
+            self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
