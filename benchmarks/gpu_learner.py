@@ -127,7 +127,8 @@ class Segments:
 @torch.compiler.disable
 def attention_of_a_row(*tensors: Any, segments: Segments, **settings: Any) -> Any:
     """This project's attention, left out of what is compiled."""
-    return attention.packed_attention(*tensors, **segments.arguments, **settings)
+    attend: Any = attention.packed_attention
+    return attend(*tensors, **segments.arguments, **settings)
 
 
 @contextmanager
