@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # What a run of each is given; {model} is a tiny model's folder, {folder} an empty one.
 SMALLEST = {
-    "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 2 --group-size 2 --turns 2 "
+    "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",
     "envs.py": "--ids Bisection --seeds 1",
     "gpu_engine.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --prompt 8 --tokens 4 --slots 2",
@@ -21,8 +21,9 @@ SMALLEST = {
     "--repetitions 1 --ways learner step segments shared checkpointed",
     "growth.py": "--repetitions 1 --only vocabulary",
     "learner.py": "--vocabularies 1024 --repetitions 1 --folder {folder}",
-    "learning.py": "configs/calculator.yaml --model {model} --seeds 0 --minutes 0.01 generation.engine=transformers",
-    "loop.py": "--repetitions 1 --groups 1 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
+    "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "
+    "--model {model} --seeds 0 --target 0",
+    "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
     "prefixes.py": "--sizes tiny --prompts 16 --group-sizes 2 --completions 8 --repetitions 1",
     "rollout.py": "--goals --repetitions 1",
     "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
