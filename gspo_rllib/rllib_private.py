@@ -106,6 +106,11 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _TORCH_LEARNER,
+        "_make_modules_ddp_if_necessary",
+        "Overridden: where a pass may leave parameters without a gradient, DistributedDataParallel is told so.",
+    ),
+    PrivateName(
+        _TORCH_LEARNER,
         "_uncompiled_update",
         "Overridden: one optimiser step accumulates the gradient of several micro-batches.",
     ),

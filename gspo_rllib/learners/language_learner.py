@@ -77,6 +77,12 @@ class LanguageLearner(TorchLearner):
         """Whether this update's old log-probs are the learner's own before its first step, not the engine's."""
         return bool(self.config.recompute_old_log_probs)
 
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """As RLlib does; where a pass may miss a parameter, ranks tell each other which of them had a gradient."""
+        if self.config.num_learners > 1 and self.module[DEFAULT_MODULE_ID].reach.may_miss:
+            self.config.torch_ddp_kwargs.setdefault("find_unused_parameters", True)
+        super()._make_modules_ddp_if_necessary()
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW; biases, norms and other vectors are not decayed. ``config`` may be this module's own, by RLlib."""
         self._register_adamw(module_id, self.module[module_id].policy_parameters(), lr=UpdateSettings.of(config).lr)

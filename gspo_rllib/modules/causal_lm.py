@@ -22,9 +22,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
+from gspo_rllib.model_files import ModelFiles, copy_files
 from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
 from gspo_rllib.modules.attention import PACKED, prefix_sharing, supports_packing
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
+from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
 from gspo_rllib.modules.prefix_attention import PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
@@ -132,6 +134,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 recompute_activations(model)
         # By whether gradients flow: the longest segment in a pass that was watched for what no policy may do.
         self._longest_checked = {True: 0, False: 0}
+        # What only scores has no gradient to wait for.
+        self.reach = Reach((), may_miss=False)
+        if not self.inference_only:
+            attention = settings["attn_implementation"]
+            self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -142,6 +149,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 )
         except (OSError, ValueError) as error:
             raise ModelError(f"model path {path!r}: no causal language model could be loaded ({error})") from error
+        self._files = ModelFiles.of(path, model, config_class=type(config))
         can_pack = supports_packing(type(model), model.config)
         packing, attention = self.settings["packing"], self.settings["attn_implementation"]
         if packing and not can_pack:
@@ -332,7 +340,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         filesystem: Any = None,
         use_msgpack: bool = False,
     ) -> str:
-        """Saves a Hugging Face folder (safetensors, tokenizer, chat template) among RLlib's own small files.
+        """Saves a Hugging Face folder among RLlib's own small files: float32 weights, and all else as it was loaded.
 
         A critic goes to ``critic.CRITIC_FILE`` below it.
         """
@@ -340,13 +348,16 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         saved: str = super().save_to_path(
             path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
         )
-        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            self.write_folder(folder)
             if self.critic is not None:
                 self.critic.save(folder)
-            _copy_files(folder, saved, filesystem)
+            copy_files(folder, saved, filesystem)
         return saved
+
+    def write_folder(self, folder: str | pathlib.Path) -> None:
+        """Writes the policy into an existing local folder: its weights, and all else as it was loaded."""
+        self._files.write(self.model, folder)
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
@@ -359,7 +370,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             ModelError: The folder holds another architecture, or no critic where this module has one.
         """
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            _copy_files(str(path), folder, None, source_filesystem=filesystem)
+            copy_files(str(path), folder, None, source_filesystem=filesystem)
             if self.critic is not None and not (pathlib.Path(folder) / CRITIC_FILE).is_file():
                 raise ModelError(
                     f"{path} has no {CRITIC_FILE}, so it was saved by an algorithm without a critic. Restore a "
@@ -380,14 +391,4 @@ def _head_is_transformed(config: Any) -> bool:
     return any(
         getattr(config, name, None) not in (None, 1, 1.0)
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    )
-
-
-def _copy_files(source: str, target: str, filesystem: Any, source_filesystem: Any = None) -> None:
-    """Copies a folder's files between file systems; None is the local one."""
-    from pyarrow import fs
-
-    local = fs.LocalFileSystem()
-    fs.copy_files(
-        source, target, source_filesystem=source_filesystem or local, destination_filesystem=filesystem or local
     )
