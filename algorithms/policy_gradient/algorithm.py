@@ -30,11 +30,12 @@ from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
-from gspo_rllib.driver.selection import sample_until_informative
+from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
 from gspo_rllib.seeds import derive_seed
+from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
@@ -91,6 +92,8 @@ class PolicyGradient(Algorithm):
                     groups,
                     num_minibatches=self._settings.num_minibatches,
                     seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
+                    min_informative=self._settings.min_informative_trajectories,
+                    num_informative=self._num_informative,
                 ),
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
                 num_epochs=self._settings.num_epochs,
@@ -193,6 +196,11 @@ class PolicyGradient(Algorithm):
         first = self._next_group
         self._next_group += count - len(drawn)
         return drawn + [str(index) for index in range(first, self._next_group)]
+
+    def _num_informative(self, group: TrajectoryGroup) -> int:
+        """Trajectories with an advantage, as far as it can be told before the learners work it out."""
+        teaches = not self._settings.returns_decide_advantages or returns_differ(group.episodes)
+        return len(group.episodes) if teaches else 0
 
     def _make_source(self) -> GroupSource:
         if not self._settings.max_staleness:

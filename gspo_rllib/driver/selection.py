@@ -159,7 +159,7 @@ class GroupSelection:
             outcomes = {self._success(episode) for episode in episodes}
             if None not in outcomes:
                 return len(outcomes) < 2
-        return len({float(turn_rewards(episode).sum()) for episode in episodes}) < 2
+        return not returns_differ(episodes)
 
     def _success(self, episode: SingleAgentEpisode) -> bool | None:
         truncated = _is_truncated(episode)
@@ -167,6 +167,11 @@ class GroupSelection:
             return False
         said = episode.get_infos(-1).get("success", False if truncated else None)
         return None if said is None else bool(said)
+
+
+def returns_differ(episodes: Sequence[SingleAgentEpisode]) -> bool:
+    """Whether the episodes, of one group, are to be trained with different returns; compared exactly."""
+    return len({float(turn_rewards(episode).sum()) for episode in episodes}) > 1
 
 
 def sample_until_informative(
