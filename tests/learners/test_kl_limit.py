@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
+from gspo_rllib.learners.training_data import GroupTrainingData
+from tests.learners.small_learner import SPACES, even_groups, learner_config
 
 
 def _limit(target: float) -> KLLimit:
@@ -76,3 +79,114 @@ def _step(weights, optimizers, row):
     (row @ weights[0] + weights[1]).square().sum().backward()
     for optimizer in optimizers:
         optimizer.step()
+
+
+# -- in the learner: four minibatches, twice
+
+FAST = {"lr": 3e-3, "old_log_probs": "learner", "num_minibatches": 4, "num_epochs": 2}
+FAR, NEAR = 1e12, 1e-9
+
+
+def _updated(path, *, steps=None, updates=1, **training):
+    """A learner, and what its last update measured. ``steps``: an update of only the first so many minibatches."""
+    learner = learner_config(path, **{**FAST, **training}).build_learner(spaces=SPACES)
+    for seed in range(updates):
+        data = GroupTrainingData.from_groups(even_groups(), num_minibatches=4, seed=seed)
+        if steps is not None:
+            data.minibatches = data.minibatches[:steps]
+        results = learner.update(training_data=data, num_epochs=2 if steps is None else 1)[DEFAULT_MODULE_ID]
+    return learner, {name: value.peek() for name, value in results.items() if hasattr(value, "peek")}
+
+
+def _fresh(path):
+    return learner_config(path, **FAST).build_learner(spaces=SPACES)
+
+
+def _assert_same_state(learner, other):
+    """Bit for bit: weights and optimiser."""
+    modules = [each.module[DEFAULT_MODULE_ID].unwrapped() for each in (learner, other)]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in modules), strict=True))
+    states = [each.get_optimizer(DEFAULT_MODULE_ID).state_dict()["state"] for each in (learner, other)]
+    assert states[0].keys() == states[1].keys()
+    for key, state in states[0].items():
+        assert all(torch.equal(value, states[1][key][name]) for name, value in state.items()), key
+
+
+@pytest.fixture(scope="module")
+def curve(tiny_dense):
+    """The divergence that each of the first minibatches is seen with, by the steps before it."""
+    return {n: _updated(tiny_dense, steps=n + 1, target_kl=FAR)[1]["kl_to_old"] for n in (1, 2, 3)}
+
+
+def test_an_update_within_the_limit_is_as_if_there_were_none(tiny_dense):
+    plain, _ = _updated(tiny_dense)
+    for more in ({}, {"undo_overshoot": True}):
+        limited, measured = _updated(tiny_dense, target_kl=FAR, **more)
+        _assert_same_state(limited, plain)
+        counts = [measured[f"num_{n}"] for n in ("minibatches", "optimizer_steps", "optimizer_steps_undone")]
+        assert (counts, measured["ended_by_target_kl"]) == ([8, 8, 0], 0.0)
+        assert measured["kl_to_old"] > 0.0
+
+
+def test_an_update_ends_at_the_minibatch_it_was_too_far_at(tiny_dense, curve):
+    """Beyond what two steps do, short of what one does: the third minibatch's step is not taken."""
+    assert curve[1] < curve[2] < curve[3]
+    limited, measured = _updated(tiny_dense, target_kl=(curve[1] + curve[2]) / 2)
+    counts = [measured[f"num_{n}"] for n in ("minibatches", "optimizer_steps", "optimizer_steps_undone")]
+    assert (counts, measured["ended_by_target_kl"]) == ([3, 2, 0], 1.0)
+    assert measured["kl_to_old"] == pytest.approx(curve[2], rel=1e-4)
+    _assert_same_state(limited, _updated(tiny_dense, steps=2)[0])
+
+
+def test_the_step_that_went_too_far_is_undone_where_that_is_asked_for(tiny_dense, curve):
+    limited, measured = _updated(tiny_dense, target_kl=(curve[1] + curve[2]) / 2, undo_overshoot=True)
+    counts = [measured[f"num_{n}"] for n in ("minibatches", "optimizer_steps", "optimizer_steps_undone")]
+    assert (counts, measured["ended_by_target_kl"]) == ([3, 2, 1], 1.0)
+    _assert_same_state(limited, _updated(tiny_dense, steps=1)[0])
+
+
+def test_the_first_step_is_always_taken_and_undone_where_that_is_asked_for(tiny_dense):
+    taken, measured = _updated(tiny_dense, target_kl=NEAR)
+    assert (measured["num_minibatches"], measured["num_optimizer_steps"]) == (2, 1)
+    _assert_same_state(taken, _updated(tiny_dense, steps=1)[0])
+    undone, measured = _updated(tiny_dense, target_kl=NEAR, undo_overshoot=True, updates=2)
+    assert measured["num_optimizer_steps_undone"] == 1
+    _assert_same_state(undone, _fresh(tiny_dense))
+
+
+def test_the_last_step_of_an_update_is_looked_at_too_before_it_stays(tiny_dense):
+    """No minibatch comes after the only step there is; its own is scored again."""
+    undone, measured = _updated(tiny_dense, steps=1, target_kl=NEAR, undo_overshoot=True)
+    assert (measured["num_optimizer_steps_undone"], measured["ended_by_target_kl"]) == (1, 1.0)
+    _assert_same_state(undone, _fresh(tiny_dense))
+
+
+def test_an_engines_noise_ends_no_update_before_its_first_step(tiny_dense):
+    """Made-up log-probs of the engine below the ratio are nats away from the first minibatch on."""
+    _, measured = _updated(tiny_dense, target_kl=1e-3, old_log_probs="engine")
+    assert (measured["num_minibatches"], measured["num_optimizer_steps"]) == (2, 1)
+
+
+@pytest.mark.parametrize("num_learners", [1, 2])
+def test_all_ranks_end_an_update_together(num_learners, tiny_dense, curve, ray_local):
+    limit = {**FAST, "target_kl": (curve[1] + curve[2]) / 2, "undo_overshoot": True}
+    config = learner_config(tiny_dense, num_learners=num_learners, **limit)
+    group = config.build_learner_group(rl_module_spec=config.get_multi_rl_module_spec(spaces=SPACES))
+    try:
+        data = GroupTrainingData.from_groups(even_groups(), num_minibatches=4, seed=0)
+        reports = group.update(training_data=data, num_epochs=2)
+        weights = [
+            result.get()
+            for result in group.foreach_learner(
+                lambda learner: [p.detach().clone() for p in learner.module[DEFAULT_MODULE_ID].unwrapped().parameters()]
+            )
+        ]
+    finally:
+        group.shutdown()
+    expected = list(_updated(tiny_dense, steps=1)[0].module[DEFAULT_MODULE_ID].unwrapped().parameters())
+    for report, got in zip(reports, weights, strict=True):
+        measured = {name: value.peek() for name, value in report[DEFAULT_MODULE_ID].items() if hasattr(value, "peek")}
+        counts = [measured[f"num_{n}"] for n in ("minibatches", "optimizer_steps", "optimizer_steps_undone")]
+        assert (counts, measured["ended_by_target_kl"]) == ([3, 2, 1], 1.0)
+        assert all(torch.equal(a, b) for a, b in zip(got, weights[0], strict=True))
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(got, expected, strict=True))
