@@ -96,7 +96,7 @@ class MeasuredClipRange:
             old_logp_BT: What they are compared with.
             mask_BT: True on sampled tokens.
             turn_ids_BT: Turn of each sampled token.
-            statistics: Of this update.
+            statistics: The update's own, which they are added to.
         """
         log_ratio_BT = log_ratio(
             logp_BT, old_logp_BT, mask_BT, level=self._settings.importance_sampling_level, turn_ids_BT=turn_ids_BT
