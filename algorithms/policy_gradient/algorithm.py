@@ -35,7 +35,7 @@ from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
-from gspo_rllib.driver.selection import sample_until_informative
+from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
@@ -103,6 +103,8 @@ class PolicyGradient(Algorithm):
                     groups,
                     num_minibatches=self._settings.num_minibatches,
                     seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
+                    min_informative=self._settings.min_informative_trajectories,
+                    num_informative=self._num_informative,
                 ),
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
                 num_epochs=self._settings.num_epochs,
@@ -240,6 +242,11 @@ class PolicyGradient(Algorithm):
         first = self._next_group
         self._next_group += count - len(drawn)
         return drawn + [str(index) for index in range(first, self._next_group)]
+
+    def _num_informative(self, group: TrajectoryGroup) -> int:
+        """Trajectories with an advantage, as far as it can be told before the learners work it out."""
+        teaches = not self._settings.returns_decide_advantages or returns_differ(group.episodes)
+        return len(group.episodes) if teaches else 0
 
     def _make_source(self) -> GroupSource:
         if not self._settings.max_staleness:

@@ -159,12 +159,17 @@ class GroupSelection:
             outcomes = {self._success(episode) for episode in episodes}
             if None not in outcomes:
                 return len(outcomes) < 2
-        return len({float(turn_rewards(episode).sum()) for episode in episodes}) < 2
+        return not returns_differ(episodes)
 
     def _success(self, episode: SingleAgentEpisode) -> bool | None:
         if _is_truncated(episode) and self.truncated_trajectories == "fail":
             return False
         return succeeded(episode)
+
+
+def returns_differ(episodes: Sequence[SingleAgentEpisode]) -> bool:
+    """Whether the episodes, of one group, are to be trained with different returns; compared exactly."""
+    return len({float(turn_rewards(episode).sum()) for episode in episodes}) > 1
 
 
 def sample_until_informative(
