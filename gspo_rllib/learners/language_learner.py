@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gspo_rllib import columns
 from gspo_rllib.learners.settings import UpdateSettings
-from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
+from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, SCORING_HEAD, SCORING_ROWS, UpdateStatistics
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
 from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
@@ -121,6 +121,9 @@ class LanguageLearner(TorchLearner):
         self.statistics = UpdateStatistics(self.own_statistics)
         self.statistics.add_trajectories(trajectories)
         self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
+        scoring = self.module[DEFAULT_MODULE_ID].unwrapped().scoring
+        self.statistics.add_max(SCORING_ROWS, scoring.rows_level)
+        self.statistics.add_max(SCORING_HEAD, scoring.head_level)
         if self.recomputes_old_log_probs:
             self._recompute_old_logp(minibatches)
         for _ in range(num_epochs):
