@@ -109,8 +109,7 @@ def _first_layers(model: PreTrainedModel) -> Iterator[None]:
 
 def _kind(layer: torch.nn.Module, config: Any, index: int) -> list[Any]:
     """What tells layers apart: their parts, shapes and settings, not which number they have."""
-    types = getattr(config, "layer_types", None)
-    found: list[Any] = [types[index] if types else None]
+    found: list[Any] = [(getattr(config, "layer_types", None) or [])[index : index + 1]]
     for part in layer.modules():
         settings = {
             name: value
