@@ -133,6 +133,8 @@ TESTED_IN = {
     "model_folder.py": "algorithms/policy_gradient/test_validation.py",
     "modules/attention.py": "modules/test_prefix_attention.py",
     "modules/hidden_states.py": "modules/test_critic.py",
+    "modules/probe.py": "modules/test_exactness.py",
+    "modules/scoring.py": "modules/test_exactness.py",
     "ops/spans.py": "algorithms/policy_gradient/test_choices.py",
     "types.py": "env_runners/test_rollout.py",
     "warmstart/student.py": "warmstart/test_imitation.py",

@@ -233,7 +233,7 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
         # RLlib's own entries describe its default networks and would be unknown keys here.
-        return {"temperature": self.temperature, "use_critic": self.uses_critic}
+        return {"use_critic": self.uses_critic, **self._sampling}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """A causal language model."""
@@ -279,4 +279,9 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _reference_config(self) -> dict[str, Any]:
         path = self.reference_path or self._model_config["path"]
-        return {**self._model_config, "path": path, "temperature": self.temperature}
+        return {**self._model_config, "path": path, **self._sampling}
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """How the policy is sampled, as far as a module that scores must know."""
+        return {"temperature": self.temperature, "max_model_len": self.max_model_len}

@@ -29,6 +29,8 @@ from gspo_rllib.learners.statistics import (
     NUM_MINIBATCHES,
     NUM_STEPS_UNDONE,
     OLD_LOGP_RECOMPUTED,
+    SCORING_HEAD,
+    SCORING_ROWS,
     UpdateStatistics,
 )
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
@@ -139,6 +141,9 @@ class LanguageLearner(TorchLearner):
         self.statistics = UpdateStatistics(self.own_statistics)
         self.statistics.add_trajectories(trajectories)
         self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
+        scoring = self.module[DEFAULT_MODULE_ID].unwrapped().scoring
+        self.statistics.add_max(SCORING_ROWS, scoring.rows_level)
+        self.statistics.add_max(SCORING_HEAD, scoring.head_level)
         if self.recomputes_old_log_probs:
             self._recompute_old_logp(minibatches)
         self._watch_movement()

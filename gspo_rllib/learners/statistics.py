@@ -45,6 +45,12 @@ SEQUENCE_GAP_BY_LENGTH = "sequence_gap_by_length"
 """``sequence_gap_mean`` by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
 OLD_LOGP_RECOMPUTED = "old_log_probs_recomputed"
 """1 where the ratio's denominator was the learner's own before its first step, 0 where it was the engine's."""
+SCORING_ROWS = "scoring_rows"
+"""What a forward pass of the learner holds: 0 packed rows in which groups may share prompts, 1 packed rows, 2 padded
+rows, 3 one segment; the first of these that is exact for the model and allowed by the settings."""
+SCORING_HEAD = "scoring_head"
+"""Where log-probs come from: 0 the head in blocks on sampled tokens, 1 the model's own logits of sampled tokens, 2 its
+own logits of all tokens; the first that is exact for the model."""
 KL_TO_REFERENCE = "kl_to_reference"
 """KL(policy being trained || reference) in nats per sampled token, by the configured estimator."""
 CORRECTION_WEIGHT_MEAN = "correction_weight_mean"
@@ -109,7 +115,7 @@ UPDATE_MEANS = (
 )  # fmt: skip
 UPDATE_COUNTS = (NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE, NUM_TOKENS, NUM_SAMPLED_TOKENS)
 PER_RANK_COUNTS = (NUM_STEPS, NUM_STEPS_SKIPPED, NUM_STEPS_UNDONE, NUM_MINIBATCHES)
-UPDATE_MAXIMA = (LOGP_GAP_MAX,)
+UPDATE_MAXIMA = (LOGP_GAP_MAX, SCORING_ROWS, SCORING_HEAD)
 
 
 class UpdateStatistics:
