@@ -31,7 +31,7 @@ class Answer:
     Attributes:
         logp_L: Nats.
         entropy_L: Nats.
-        gradients: Of a sum over both: [ids, D] of what goes into the layers, by id, and [n] of all vectors in a row.
+        gradients: A sum over both differentiated: [ids, D] by what goes into the layers, by id, and [n] by all vectors.
     """
 
     logp_L: Tensor

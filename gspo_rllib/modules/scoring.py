@@ -97,7 +97,7 @@ def check_length(batch: dict[str, Any], scoring: Scoring, name: str) -> None:
     Args:
         batch: One packed row; see ``columns``.
         scoring: The way it is to be scored.
-        name: Of the model, for the error.
+        name: What the error calls the model.
 
     Raises:
         ModelError: A segment, its prefix included, is longer than ``max_tokens``.
