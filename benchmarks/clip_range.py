@@ -177,10 +177,8 @@ def print_training(
     print("    lr  rule         clipped   mean |log s|  range   KL/token  worst KL  success")
     for lr in lrs:
         for name in rules:
-            run = load_config(recipe, [f"rl_module.model_config.path={model}", *more])
-            algorithm = run.config.training(
-                **{"clip_low": 3e-4, "clip_high": 4e-4, "lr": lr, **RULES[name]}
-            ).build_algo()
+            config = load_config(recipe, [*more, f"rl_module.model_config={{path: {model}}}"])
+            algorithm = config.training(**{"clip_low": 3e-4, "clip_high": 4e-4, "lr": lr, **RULES[name]}).build_algo()
             results = [algorithm.train() for _ in range(iterations)]
             algorithm.stop()
             learner = [result["learners"]["default_policy"] for result in results]
@@ -188,7 +186,7 @@ def print_training(
             print(
                 f"{lr:6g}  {name:11s}  {_mean([u['clip_fraction'] for u in learner if 'clip_fraction' in u]):7.1%}"
                 f"  {_mean([u['abs_log_ratio_mean'] for u in learner if 'abs_log_ratio_mean' in u]):12.1e}"
-                f"  {learner[-1].get('clip_range_mean', run.config.clip_low):.1e}  {_mean(kl):8.4f}  {max(kl):8.3f}  "
+                f"  {learner[-1].get('clip_range_mean', config.clip_low):.1e}  {_mean(kl):8.4f}  {max(kl):8.3f}  "
                 + " ".join(f"{result['env_runners'][metrics.SUCCESS_MEAN]:.2f}" for result in results),
                 flush=True,
             )

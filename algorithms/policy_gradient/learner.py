@@ -149,8 +149,7 @@ class PolicyGradientLearner(LanguageLearner):
                 self._log_critic(batch, fwd_out, vf_loss)
         if not batch.get(columns.EMPTY):
             self._log(batch, fwd_out, stats, loss, table, weights_BT)
-            if isinstance(clip_low, Tensor):
-                self._log_range(clip_low, mask_BT)
+            self._log_range(clip_low, mask_BT)
         return loss
 
     def _reduction(self, batch: dict[str, Any], table: TokenTable) -> dict[str, Any]:
@@ -270,7 +269,9 @@ class PolicyGradientLearner(LanguageLearner):
             turn_ids_BT = table(batch[columns.TURN_INDEX])
             self.clip_range.measure(kind, table(logp_L), table(old_logp_L), table.mask_BT, turn_ids_BT, self.statistics)
 
-    def _log_range(self, clip_low: Tensor, mask_BT: Tensor) -> None:
+    def _log_range(self, clip_low: Tensor | float, mask_BT: Tensor) -> None:
+        if not isinstance(clip_low, Tensor):
+            return
         low_BT = clip_low if clip_low.dim() == 2 else clip_low.unsqueeze(1).expand_as(mask_BT)
         mean_B = torch.where(mask_BT, low_BT, torch.zeros_like(low_BT)).sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
         self.statistics.add_mean(statistics.CLIP_RANGE_MEAN, mean_B.sum(), len(mean_B))

@@ -152,7 +152,7 @@ REFUSED = (
     Guard(
         "a measured range of a surrogate that has none",
         {"clip_scaling": "deviations", "surrogate": "cispo"},
-        {"clip_scaling": "deviations", "surrogate": "clip"},
+        {"clip_scaling": "deviations", "clip_low": 0.2, "clip_high": 0.28},
         ("clip_scaling='deviations'", "surrogate='cispo'", "use 'none'"),
     ),
     Guard(
@@ -167,12 +167,7 @@ REFUSED = (
         {"clip_scaling": "deviations", "max_staleness": 1, **DECOUPLED},
         ("max_staleness=1", "old_log_probs='engine'", "the age of the data", "'learner'"),
     ),
-    Guard(
-        "undoing what nothing limits",
-        {"undo_overshoot": True},
-        {"undo_overshoot": True, "target_kl": 0.01},
-        ("undo_overshoot", "target_kl, e.g. 0.01"),
-    ),
+    Guard("undoing without a limit", {"undo_overshoot": True}, {"target_kl": 0.01}, ("target_kl, e.g. 0.01",)),
     Guard(
         "a limit on an update of one step",
         {"target_kl": 0.01, "num_minibatches": 1},
@@ -180,10 +175,10 @@ REFUSED = (
         ("target_kl=0.01", "num_minibatches=1", "undo_overshoot=True"),
     ),
     Guard(
-        "more informative trajectories than there are",
-        {"min_informative_trajectories": 33, "groups_per_iteration": 4, "group_size": 8},
-        {"min_informative_trajectories": 32, "groups_per_iteration": 4, "group_size": 8},
-        ("min_informative_trajectories is 33", "only 32", "groups_per_iteration x group_size"),
+        "more than there are",
+        {"min_informative_trajectories": 129, "groups_per_iteration": 16},
+        {"min_informative_trajectories": 128, "groups_per_iteration": 16},
+        ("is 129", "only 128", "groups_per_iteration x group_size"),
     ),
     Guard(
         "a length for a reduction that takes none",
@@ -400,14 +395,3 @@ def test_a_correction_is_allowed_wherever_the_learner_recomputes(tiny_dense, cap
     assert _warned(config, caplog) == []
     with pytest.raises(SettingError, match="the weight is always 1"):
         config.training(old_log_probs="engine").validate()
-
-
-@pytest.mark.parametrize("target_kl", [0, 0.0, -0.01, float("nan"), "0.01"])
-def test_a_limit_that_no_update_could_keep_is_refused(target_kl, tiny_dense):
-    with pytest.raises(SettingError, match=r"training\.target_kl is .*allowed: .*> 0"):
-        _config(tiny_dense).training(target_kl=target_kl).validate()
-
-
-def test_a_measured_range_is_not_judged_by_numbers_it_does_not_use(tiny_dense, caplog):
-    config = _config(tiny_dense).training(clip_low=0.2, clip_high=0.28, clip_scaling="deviations")
-    assert _warned(config, caplog) == []

@@ -52,6 +52,11 @@ def _refused(config, error, *parts):
         ({"grad_clip": 0.0}, ["training.grad_clip", "> 0"]),
         ({"adam_betas": [0.9, 1.0]}, ["adam_betas", "two numbers"]),
         ({"minibatch_size": 32}, ["minibatch_size", "num_minibatches"]),
+        ({"target_kl": 0}, ["training.target_kl is 0", "> 0"]),
+        ({"target_kl": -0.01}, ["training.target_kl is -0.01", "> 0"]),
+        ({"target_kl": float("nan")}, ["training.target_kl", "nan"]),
+        ({"clip_deviations": 0.0}, ["training.clip_deviations", "> 0"]),
+        ({"min_informative_trajectories": -2}, ["training.min_informative_trajectories", ">= 0"]),
     ],
 )
 def test_an_illegal_training_setting_is_refused_at_build_time(tiny_dense, knobs, parts):
