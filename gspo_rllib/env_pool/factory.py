@@ -30,6 +30,9 @@ class LanguageEnvSpec:
         blocking: Whether a call may take long, and so needs a thread; ``metadata["blocking"]``, True by default.
         process: Whether each instance needs a process of its own; ``metadata["process"]``, False by default.
         chat: How it wants its conversation framed, if it says so.
+        obs_role: The role of its observations after the first, ``"user"`` or ``"tool"``; its attribute ``obs_role``,
+            else what goes with its tools. Each step may say otherwise.
+        max_turns: Most turns of an episode; its attribute ``max_turns``, None where it has none.
     """
 
     make: EnvMaker
@@ -38,6 +41,8 @@ class LanguageEnvSpec:
     blocking: bool
     process: bool
     chat: ChatSpec | None
+    obs_role: str = "user"
+    max_turns: int | None = None
 
 
 def env_maker(
@@ -145,7 +150,21 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         blocking=bool(metadata.get("blocking", True)),
         process=process,
         chat=chat,
+        obs_role=_obs_role(instance, chat),
+        max_turns=_max_turns(instance),
     )
+
+
+def _obs_role(instance: gym.Env, chat: ChatSpec | None) -> str:
+    role = instance.get_wrapper_attr("obs_role") if instance.has_wrapper_attr("obs_role") else None
+    if role in ("user", "tool"):
+        return str(role)
+    return "tool" if chat is not None and chat.tools else "user"
+
+
+def _max_turns(instance: gym.Env) -> int | None:
+    turns = instance.get_wrapper_attr("max_turns") if instance.has_wrapper_attr("max_turns") else None
+    return turns if isinstance(turns, int) and not isinstance(turns, bool) else None
 
 
 def _unknown(name: str, error: Exception) -> str:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
+from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ModelError, SettingError
-from gspo_rllib.model_folder import load_model_config, load_tokenizer
+from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer
 from gspo_rllib.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from gspo_rllib.types import ChatSpec
 
 
-def load_runner_tokenizer(model_config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the configured model.
+def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any], chat: ChatSpec | None) -> ChatRenderer:
+    """The renderer of the configured model's conversations.
 
     Args:
+        settings: Say what the chat template is given.
         model_config: What ``rl_module`` was given.
+        chat: An environment's framing.
 
     Raises:
-        SettingError: No model path is set.
-        ModelError: There is no tokenizer that can render a chat.
+        SettingError: No model path is set, or the chat template may not be given something.
+        ModelError: There is no tokenizer that can render a chat, or the model's config cannot be read.
     """
-    return load_tokenizer(_model_path(model_config), trust_remote_code=_trusts_remote_code(model_config))
+    path, trusted = _model_path(model_config), _trusts_remote_code(model_config)
+    tokenizer = load_tokenizer(path, trust_remote_code=trusted)
+    declared = declared_end_ids(path, tokenizer, trust_remote_code=trusted)
+    return ChatRenderer(tokenizer, chat, end_token_ids=declared, template_kwargs=settings.template_kwargs)
 
 
 def engine_spec(
