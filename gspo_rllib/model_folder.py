@@ -73,7 +73,7 @@ def declared_end_ids(
 
     Args:
         path: Local Hugging Face folder or hub name.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer of that folder.
         trust_remote_code: Whether the folder may run its own code.
 
     Raises:

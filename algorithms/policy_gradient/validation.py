@@ -10,7 +10,7 @@ from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat_probe import check_conversation
-from gspo_rllib.env_runners.engine_spec import load_renderer
+from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError
 
@@ -92,14 +92,16 @@ def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], 
         env: What is known about the environment.
 
     Raises:
-        ModelError: There is no tokenizer with a chat template, or the template cannot frame these conversations.
+        ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
+            writes tokens that the model does not have.
         SettingError: ``template_kwargs`` holds a name that is not the run's to set.
     """
     renderer = load_renderer(generation, model_config, env.chat)
     limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
     # A summary is asked for by the user, whatever role the observations have.
     roles = {env.obs_role, *(["user"] if generation.context_overflow == "summarize" else [])}
-    check_conversation(renderer, roles=sorted(roles), one_turn=1 in limits)
+    check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
+    check_vocabulary(renderer, model_config)
 
 
 def check_context(max_tokens_per_turn: int, *, room: int) -> None:

@@ -41,6 +41,7 @@ class ChatRenderer:
         chat: The environment's framing; None for no system prompt.
         end_token_ids: Ids that the model declares to end a text, beside the tokenizer's own.
         template_kwargs: Passed to the chat template; where the environment's framing names one too, these hold.
+        known: How the model writes conversations, where that is known already; see ``reframed``.
 
     Attributes:
         chat: The environment's framing.
@@ -59,30 +60,29 @@ class ChatRenderer:
         *,
         end_token_ids: Iterable[int] = (),
         template_kwargs: Mapping[str, Any] | None = None,
+        known: ChatFormat | None = None,
     ) -> None:
         self.chat = chat or ChatSpec()
         self._tokenizer = tokenizer
         self._end_token_ids = tuple(end_token_ids)
         self._run_kwargs = dict(template_kwargs or {})
-        self.format = ChatFormat(
-            tokenizer,
-            end_token_ids=self._end_token_ids,
-            template_kwargs={**self.chat.template_kwargs, **self._run_kwargs},
-        )
+        kwargs = {**self.chat.template_kwargs, **self._run_kwargs}
+        if known is None or known.template.kwargs != kwargs:
+            known = ChatFormat(tokenizer, end_token_ids=self._end_token_ids, template_kwargs=kwargs)
+        self.format = known
         self._next: dict[str, Frame] = {}
         self._cut: dict[tuple[str, int], Frame] = {}
         self._contexts: dict[str, tuple[list[Message], tuple[dict[str, Any], ...]]] = {}
 
     def reframed(self, chat: ChatSpec | None) -> ChatRenderer:
         """A renderer of the same model's conversations for another framing; what is known of the model is kept."""
-        other = ChatRenderer.__new__(ChatRenderer)
-        vars(other).update({name: value for name, value in vars(self).items() if name in _SHARED})
-        other.chat = chat or ChatSpec()
-        other._next, other._cut, other._contexts = {}, {}, {}
-        kwargs = {**other.chat.template_kwargs, **self._run_kwargs}
-        if kwargs != self.format.template.kwargs:
-            other.format = ChatFormat(self._tokenizer, end_token_ids=self._end_token_ids, template_kwargs=kwargs)
-        return other
+        return ChatRenderer(
+            self._tokenizer,
+            chat,
+            end_token_ids=self._end_token_ids,
+            template_kwargs=self._run_kwargs,
+            known=self.format,
+        )
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class ChatRenderer:
         environment's strings, has the template's end alone.
 
         Args:
-            reply: The ids as they were sampled, or the whole context that ends with them.
+            reply: The ids of the reply, as they were sampled.
             observation: What the environment answered.
             role: Role of the observation, ``"user"`` or ``"tool"``.
         """
@@ -191,7 +191,7 @@ class ChatRenderer:
 
         Args:
             content: The observation.
-            role: Its role where it follows a (marked) reply; None where the conversation begins with it.
+            role: The role it has after a (marked) reply; None where the conversation begins with it.
         """
         if role is None:
             messages, tools = self.opening_messages(content), self.tools
@@ -314,9 +314,6 @@ class ChatRenderer:
     @cached_property
     def _ending(self) -> frozenset[int]:
         return frozenset([*self.stop_token_ids, *self.format.end.ids]) & self.format.tokens.structural
-
-
-_SHARED = {"format", "_tokenizer", "_end_token_ids", "_run_kwargs"}
 
 
 def _after_last(ids: list[int], marker: list[int]) -> int:

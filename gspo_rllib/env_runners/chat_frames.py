@@ -76,7 +76,7 @@ def make_frame(tokens: ChatTokens, render: Callable[[str], str], *, after: str |
         tokens: The tokenizer.
         render: The text of the conversation whose last content is this.
         after: The mark of the reply that the frame follows; None where it begins the conversation.
-        held: Of the ids after a reply, how many belong to its end, so that the policy may have sampled some of them.
+        held: How many of the ids after a reply belong to its end, so that the policy may have sampled some of them.
 
     Raises:
         NotWritten: The content is not there.

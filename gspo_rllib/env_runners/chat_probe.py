@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.chat_frames import REPLY, Frame, common, make_frame
 from gspo_rllib.env_runners.chat_template import Refused
+from gspo_rllib.errors import ModelError
 from gspo_rllib.types import ChatSpec
 
 logger = logging.getLogger("gspo_rllib")
@@ -29,7 +30,7 @@ REPLIES = tuple(
 )
 _REASONING = "\u2983reasoning\u2984"
 _AROUND = 6  # ids that are shown on either side of a difference
-_told: set[str] = set()
+_told: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +48,52 @@ class ProbeReport:
     drops_reasoning: bool
 
 
-def check_conversation(renderer: ChatRenderer, *, roles: Iterable[str] = ("user",), one_turn: bool = False) -> None:
+def check_conversation(
+    renderer: ChatRenderer, *, model: str, roles: Iterable[str] = ("user",), one_turn: bool = False
+) -> None:
     """Refuses a chat template that cannot frame an environment's conversations, and tells what else is to be known.
+
+    Each thing is told once per process.
 
     Args:
         renderer: Renders the environment's conversations.
-        roles: Roles its observations may have after the first.
+        model: What to call the model.
+        roles: Roles the observations after the first may have.
         one_turn: Whether every episode has one turn, so that nothing follows a reply.
 
     Raises:
-        ModelError: The first observation, or one after a reply, cannot be framed.
+        ModelError: The first observation, or one after a reply, cannot be framed, or a reply would end where it begins.
     """
-    renderer.first_prompt(TEXTS[0])
     roles = () if one_turn else tuple(roles)
-    for role in roles:
-        renderer.prompt_after((), TEXTS[1], role=role)
+    try:
+        renderer.first_prompt(TEXTS[0])
+        for role in roles:
+            renderer.prompt_after((), TEXTS[1], role=role)
+        _check_beginning(renderer)
+    except ModelError as error:
+        raise ModelError(f"model path {model!r}: {error}") from error
     report = probe(renderer, roles)
     differences = (
-        f"with observations of the role {role!r}, contexts differ from what the chat template makes of the whole "
-        f"conversation. {where}"
+        f"with observations of the role {role!r}, contexts differ from what it makes of the whole conversation. {where}"
         for role, where in report.differences.items()
     )
     for note in (*report.notes, *differences):
-        if note not in _told:
-            _told.add(note)
-            logger.warning("Chat template: %s", note)
+        if (model, note) not in _told:
+            _told.add((model, note))
+            logger.warning("The chat template of %s: %s", model, note)
+
+
+def _check_beginning(renderer: ChatRenderer) -> None:
+    """Refuses an end that replies begin with."""
+    tokens = renderer.format.tokens
+    begins, _ = tokens.whole(renderer.format.opening.own)
+    for token_id in renderer.stop_token_ids:
+        if token_id in begins:
+            raise ModelError(
+                f"{tokens.shown([token_id])!r} is declared to end a text (eos_token_id in generation_config.json, "
+                f"config.json or the tokenizer), but the chat template has every reply begin with "
+                f"{renderer.format.opening.own!r}: it would end there. Correct the declaration."
+            )
 
 
 def probe(renderer: ChatRenderer, roles: Iterable[str] = ("user", "tool")) -> ProbeReport:
@@ -158,6 +180,8 @@ def _difference(renderer: ChatRenderer, role: str) -> str | None:
     start = max(0, n - _AROUND)
     parts = (ours[start:n], ours[n : n + _AROUND], theirs[n : n + _AROUND])
     before, here, there = (form.tokens.shown(ids) for ids in parts)
+    if here.startswith(there) or there.startswith(here):  # the same text, cut otherwise
+        here, there = ("|".join(form.tokens.shown([i]) for i in ids) for ids in parts[1:])
     return f"After {before!r} they go on with {here!r}, the template with {there!r}."
 
 

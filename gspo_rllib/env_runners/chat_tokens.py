@@ -59,9 +59,10 @@ class ChatTokens:
         self.added: dict[int, AddedToken] = dict(tokenizer.added_tokens_decoder)
         self.special = frozenset(tokenizer.all_special_ids)
         mere = self._mere_text(template) - self.special - set(end_token_ids)
-        self.structural = frozenset(self.added) - mere | self.special
-        self.beginning = frozenset({tokenizer.bos_token_id} - set(end_token_ids))
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
+        # What stands for unknown characters may stand in any text.
+        self.structural = frozenset((set(self.added) - mere | self.special) - {self._unknown})
+        self.beginning = frozenset({tokenizer.bos_token_id} - set(end_token_ids))
         self._text = self._some_text()
         self._plain = self._encoder(mere, self.structural)
         self._written = self._encoder({i for i in self.added if i not in self.special}, self.special)
@@ -117,7 +118,6 @@ class ChatTokens:
     def _encoder(self, known: set[int], forbidden: frozenset[int]) -> Callable[[str, Left], tuple[int, ...]]:
         if self._backend is None:
             return self._encode_slowly
-        # What stands for unknown characters may stand in any text.
         return _Copy(self._backend, {i: self.added[i] for i in known}, forbidden - {self._unknown}, self._text)
 
     def _some_text(self) -> str:

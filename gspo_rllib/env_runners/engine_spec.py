@@ -33,6 +33,29 @@ def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any],
     return ChatRenderer(tokenizer, chat, end_token_ids=declared, template_kwargs=settings.template_kwargs)
 
 
+def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) -> None:
+    """Refuses a tokenizer whose conversations hold tokens that the model has no embedding for.
+
+    Args:
+        renderer: Renders conversations.
+        model_config: What ``rl_module`` was given.
+
+    Raises:
+        ModelError: Such a token is in a prompt, or ends a reply.
+    """
+    path = _model_path(model_config)
+    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
+    size: int | None = getattr(text_config, "vocab_size", None)
+    needed = max([*renderer.first_prompt("."), *renderer.format.end.ids])
+    if size is not None and needed >= size:
+        spelt = renderer.format.tokens.shown([needed])
+        raise ModelError(
+            f"model path {path!r}: its conversations hold the token {spelt!r} (id {needed}), but the model has only "
+            f"{size} embeddings: the token was added to the tokenizer alone. Resize the model's embeddings "
+            "(model.resize_token_embeddings) and save both together, or use the tokenizer that belongs to the model."
+        )
+
+
 def engine_spec(
     settings: GenerationSettings,
     model_config: Mapping[str, Any],

@@ -44,9 +44,9 @@ class Segments:
         # Closing a reply that did not end itself takes the longer request.
         return len(self.summary_request(())) + self._settings.max_summary_tokens
 
-    def summary_request(self, context: Sequence[int]) -> list[int]:
-        """The ids that ask the policy for a summary, to be appended to this context; they fit in what was reserved."""
-        return self._renderer.prompt_after(context, SUMMARY_REQUEST)
+    def summary_request(self, reply: Sequence[int]) -> list[int]:
+        """The ids that ask the policy for a summary after this reply; they fit in what was reserved."""
+        return self._renderer.prompt_after(reply, SUMMARY_REQUEST)
 
     def after_summary(self, episode: SingleAgentEpisode, summary: str, answer: EnvAnswer) -> list[int] | None:
         """A segment that holds the task, the summary just written and the observation to be answered next.

@@ -102,6 +102,7 @@ class Trajectory:
         self._turn_tokens: int
         self._max_turns: int | None
         self._context: list[int] = []
+        self._reply: list[int] = []
         self._finished_context: list[int] = []
         self._num_requests = 0
         observe("on_episode_created", self.episode, slot)
@@ -132,7 +133,7 @@ class Trajectory:
                 continue
             if self._settings.context_overflow == "summarize":
                 self._record(turn, action, answer)
-                request = self._segments.summary_request(self._context)
+                request = self._segments.summary_request(self._reply)
                 turn, action = yield from self._sample(request, starts_segment=False, is_summary=True)
                 segment = self._segments.after_summary(self.episode, action, answer)
                 answer = dataclasses.replace(answer, reward=0.0, info={"obs_role": answer.role})
@@ -173,7 +174,7 @@ class Trajectory:
         return self._renderer.first_prompt(answer.observation)
 
     def _next_prompt(self, answer: EnvAnswer) -> list[int]:
-        return self._renderer.prompt_after(self._context, answer.observation, role=answer.role)
+        return self._renderer.prompt_after(self._reply, answer.observation, role=answer.role)
 
     def _rendered(self, render: Callable[[EnvAnswer], list[int]], answer: EnvAnswer) -> list[int]:
         # Foreign text, tokenizer and template meet here; what they cannot do together fails this task only.
@@ -199,7 +200,8 @@ class Trajectory:
             stop=self._renderer.own_stop if is_summary else self._renderer.stop,
         )
         self._num_requests += 1
-        self._context.extend(generation.token_ids)
+        self._reply = generation.token_ids
+        self._context.extend(self._reply)
         versions = generation.token_versions
         version = self._engine.weights_version if versions is None else int(versions.min())
         assert version is not None

@@ -33,7 +33,7 @@ class TurnEnd:
         stop_string: Text that ends a reply; None where ids do.
         text: What the template writes between a reply and the token that ends it, mostly nothing.
         ids: From the first token of the end to the one that stops; of a text, all of it.
-        held: Of the ids that follow a reply within a conversation, how many belong to its end.
+        held: How many of the ids that follow a reply within a conversation belong to its end.
         held_text: The same in characters, where text ends a reply.
     """
 

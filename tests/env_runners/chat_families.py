@@ -254,8 +254,10 @@ _HARMONY = (
     "{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}"
 )
 _COMMAND_R = (
-    "{{ bos_token }}{%- for m in messages -%}{%- if m.role == 'tool' -%}{{ raise_exception('no tool role') }}{%- endif -%}"
-    "{{ '<|START_OF_TURN_TOKEN|><|' ~ {'user': 'USER', 'assistant': 'CHATBOT', 'system': 'SYSTEM'}[m.role] ~ '_TOKEN|>' }}"
+    "{{ bos_token }}{%- for m in messages -%}{%- if m.role == 'tool' -%}{{ raise_exception('no tool role') }}"
+    "{%- endif -%}"
+    "{{ '<|START_OF_TURN_TOKEN|><|' ~ {'user': 'USER', 'assistant': 'CHATBOT', 'system': 'SYSTEM'}[m.role] }}"
+    "{{ '_TOKEN|>' }}"
     "{{ OPEN ~ m.content.strip() ~ CLOSE ~ '<|END_OF_TURN_TOKEN|>' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{%- endif -%}"
 )
@@ -482,7 +484,8 @@ FAMILIES = (
     Family(
         "Falcon 3",
         "{%- for m in messages -%}{{ '<|' ~ m.role ~ '|>\n' ~ m.content }}"
-        "{{ eos_token if m.role == 'assistant' and not loop.last else '' }}{{ '\n' if not loop.last or m.role != 'assistant' else eos_token }}"
+        "{{ eos_token if m.role == 'assistant' and not loop.last else '' }}"
+        "{{ '\n' if not loop.last or m.role != 'assistant' else eos_token }}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|assistant|>\n' }}{%- endif -%}",
         "<|endoftext|>",
         special=("<|system|>", "<|user|>", "<|assistant|>"),
@@ -553,7 +556,8 @@ FAMILIES = (
     ),
     Family(
         "Baichuan2",
-        "{%- for m in messages if m.role != 'tool' -%}{{ {'user': '<reserved_106>', 'assistant': '<reserved_107>', 'system': ''}[m.role] ~ m.content }}"
+        "{%- for m in messages if m.role != 'tool' -%}"
+        "{{ {'user': '<reserved_106>', 'assistant': '<reserved_107>', 'system': ''}[m.role] ~ m.content }}"
         "{%- endfor -%}{%- if add_generation_prompt -%}<reserved_107>{%- endif -%}",
         "</s>",
         "legacy",
@@ -562,7 +566,8 @@ FAMILIES = (
     ),
     Family(
         "OpenChat 3.5",
-        "{{ bos_token }}{%- for m in messages -%}{{ 'GPT4 Correct ' ~ m.role.title() ~ ': ' ~ m.content ~ '<|end_of_turn|>' }}"
+        "{{ bos_token }}{%- for m in messages -%}"
+        "{{ 'GPT4 Correct ' ~ m.role.title() ~ ': ' ~ m.content ~ '<|end_of_turn|>' }}"
         "{%- endfor -%}{%- if add_generation_prompt -%}GPT4 Correct Assistant:{%- endif -%}",
         "<|end_of_turn|>",
         "legacy",
@@ -570,7 +575,8 @@ FAMILIES = (
     ),
     Family(
         "Granite 3",
-        "{%- for m in messages -%}{{ '<|start_of_role|>' ~ ('tool_response' if m.role == 'tool' else m.role) ~ '<|end_of_role|>' }}"
+        "{%- for m in messages -%}"
+        "{{ '<|start_of_role|>' ~ ('tool_response' if m.role == 'tool' else m.role) ~ '<|end_of_role|>' }}"
         "{{ m.content ~ '<|end_of_text|>\n' }}{%- endfor -%}"
         "{%- if add_generation_prompt -%}<|start_of_role|>assistant<|end_of_role|>{%- endif -%}",
         "<|end_of_text|>",
@@ -592,7 +598,8 @@ FAMILIES = (
     ),
     Family(
         "Kimi K2",
-        "{%- for m in messages -%}{{ '<|im_' ~ ('middle' if m.role == 'x' else m.role) ~ '|>' ~ m.role ~ '<|im_middle|>' ~ m.content ~ '<|im_end|>' }}"
+        "{%- for m in messages -%}"
+        "{{ '<|im_' ~ m.role ~ '|>' ~ m.role ~ '<|im_middle|>' ~ m.content ~ '<|im_end|>' }}"
         "{%- endfor -%}{%- if add_generation_prompt -%}<|im_assistant|>assistant<|im_middle|>{%- endif -%}",
         "[EOS]",
         special=("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_tool|>", "<|im_middle|>", "<|im_end|>"),
@@ -601,8 +608,10 @@ FAMILIES = (
     Family(
         "ERNIE 4.5",
         "{{ '<|begin_of_sentence|>' }}{%- for m in messages -%}"
-        "{%- if m.role == 'user' -%}{{ 'User: ' ~ m.content ~ '\n' }}{%- elif m.role == 'system' -%}{{ m.content ~ '\n' }}"
-        "{%- elif m.role == 'assistant' -%}{{ 'Assistant: ' ~ m.content ~ '<|end_of_sentence|>' }}{%- endif -%}{%- endfor -%}"
+        "{%- if m.role == 'user' -%}{{ 'User: ' ~ m.content ~ '\n' }}{%- elif m.role == 'system' -%}"
+        "{{ m.content ~ '\n' }}"
+        "{%- elif m.role == 'assistant' -%}{{ 'Assistant: ' ~ m.content ~ '<|end_of_sentence|>' }}{%- endif -%}"
+        "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ 'Assistant: ' }}{%- endif -%}",
         "</s>",
         "first",
@@ -612,7 +621,8 @@ FAMILIES = (
     ),
     Family(
         "Nemotron (extra ids)",
-        "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}{%- set ns.system = m.content -%}{%- endfor -%}"
+        "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}"
+        "{%- set ns.system = m.content -%}{%- endfor -%}"
         "{{ '<extra_id_0>System\n' ~ ns.system ~ '\n' }}{%- for m in messages if m.role != 'system' -%}"
         "{{ '<extra_id_1>' ~ m.role.title() ~ '\n' ~ m.content ~ '\n' }}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<extra_id_1>Assistant\n' }}{%- endif -%}",
@@ -636,7 +646,8 @@ FAMILIES = (
     Family("LFM2", "{{ bos_token }}" + _chatml(), "<|im_end|>", special=("<|im_start|>",), bos="<|startoftext|>"),
     Family(
         "Jamba",
-        "{{ bos_token }}{%- for m in messages -%}{{ '<|bom|><|' ~ m.role ~ '|> ' ~ m.content ~ '<|eom|>' }}{%- endfor -%}"
+        "{{ bos_token }}{%- for m in messages -%}{{ '<|bom|><|' ~ m.role ~ '|> ' ~ m.content ~ '<|eom|>' }}"
+        "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|bom|><|assistant|>' }}{%- endif -%}",
         "<|eom|>",
         "legacy",

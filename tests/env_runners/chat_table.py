@@ -13,7 +13,8 @@ from gspo_rllib.types import ChatSpec
 from tests.env_runners.chat_families import ADD, FAMILIES, Family
 
 HEADER = (
-    "| family | a reply ends with | system prompt | tools | what tools return | same ids as the template | what differs |\n"
+    "| family | a reply ends with | system prompt | tools | what tools return | same ids as the template "
+    "| what differs |\n"
     "|---|---|---|---|---|---|---|\n"
 )
 

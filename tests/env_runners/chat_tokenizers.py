@@ -65,7 +65,13 @@ def _unigram() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=pieces, unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=500,
+        special_tokens=pieces,
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        unk_token="<unk>",
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(_TEXTS, trainer)
     return _with_plain_bytes(tokenizer)
 
