@@ -156,15 +156,26 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
 
 
 def _obs_role(instance: gym.Env, chat: ChatSpec | None) -> str:
-    role = instance.get_wrapper_attr("obs_role") if instance.has_wrapper_attr("obs_role") else None
+    role = _attribute(instance, "obs_role")
     if role in ("user", "tool"):
         return str(role)
     return "tool" if chat is not None and chat.tools else "user"
 
 
 def _max_turns(instance: gym.Env) -> int | None:
-    turns = instance.get_wrapper_attr("max_turns") if instance.has_wrapper_attr("max_turns") else None
+    turns = _attribute(instance, "max_turns")
     return turns if isinstance(turns, int) and not isinstance(turns, bool) else None
+
+
+def _attribute(instance: gym.Env, name: str) -> Any:
+    """An attribute that an environment may have, and may have for its own ends: what it raises says no more than None.
+
+    Other environments answer for these names only once they are reset.
+    """
+    try:
+        return instance.get_wrapper_attr(name) if instance.has_wrapper_attr(name) else None
+    except Exception:  # noqa: BLE001, whatever it raises
+        return None
 
 
 def _unknown(name: str, error: Exception) -> str:

@@ -7,6 +7,7 @@ is meant (see ``chat``); any other is told with the place where it begins.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -115,6 +116,10 @@ def _notes_on_framing(renderer: ChatRenderer, roles: Iterable[str]) -> Iterable[
         yield unread
     if renderer.chat.system_prompt is not None and form.system_role is not None:
         yield f"it takes no system message ({form.system_role}): the system prompt begins the first observation."
+    foreign = json.dumps(list(renderer.tools), ensure_ascii=False)
+    for token_id in sorted(form.tokens.special & set(form.tokens.added)):
+        if (spelling := form.tokens.added[token_id].content) in foreign:
+            yield f"a declared tool's name, description or parameters hold {spelling!r}, which becomes that token."
     for role in roles:
         shown, why = form.shown_role(role)
         if shown != role:

@@ -42,6 +42,9 @@ _OWN_TAGS = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 """Tags of transformers that Jinja does not know; they mark replies and write nothing."""
 
 
+_MARK = "\u2983mark\u2984"
+
+
 class Refused(ModelError):
     """The chat template raised: it does not take such a conversation."""
 
@@ -78,6 +81,11 @@ class ChatTemplate:
         Raises:
             Refused: The template does not take such a conversation.
         """
+        return self._render(self._in_parts(messages), tools, generation=generation)
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]] = (), *, generation: bool = True
+    ) -> str:
         from jinja2 import TemplateError
 
         declared: dict[str, Any] = {"tools": list(tools)} if tools else {}
@@ -92,10 +100,33 @@ class ChatTemplate:
         return rendered
 
     def token_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """The ids of a conversation and the header of the next reply, as transformers alone makes them."""
+        """The ids of a conversation and the header of the next reply, as transformers alone makes them.
+
+        Raises:
+            Refused: The template does not take such a conversation.
+        """
+        self.render(messages, tools)  # raises what is wrong
         declared: dict[str, Any] = {"tools": list(tools)} if tools else {}
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        return list(self._tokenizer.apply_chat_template(list(messages), **options, **(declared | self.kwargs)))
+        told = self._in_parts(messages)
+        return list(self._tokenizer.apply_chat_template(told, **options, **(declared | self.kwargs)))
+
+    def _in_parts(self, messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+        if not self._wants_parts:
+            return list(messages)
+        return [{**message, "content": _parts(message["content"])} for message in messages]
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether contents must be lists of parts, as some templates of models with images have it."""
+
+        def writes(content: Any) -> bool:
+            try:
+                return _MARK in self._render([{"role": "user", "content": content}])
+            except Refused:
+                return False
+
+        return not writes(_MARK) and writes(_parts(_MARK))
 
     @cached_property
     def source(self) -> str:
@@ -127,6 +158,10 @@ class ChatTemplate:
 
 
 _ALWAYS = frozenset({"bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now"})
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
 
 
 def check_names(kwargs: Mapping[str, Any]) -> None:

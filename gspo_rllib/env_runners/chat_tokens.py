@@ -57,7 +57,7 @@ class ChatTokens:
         self._tokenizer = tokenizer
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         self.added: dict[int, AddedToken] = dict(tokenizer.added_tokens_decoder)
-        self.special = frozenset(tokenizer.all_special_ids)
+        self.special = frozenset({*tokenizer.all_special_ids, *(i for i, token in self.added.items() if token.special)})
         mere = self._mere_text(template) - self.special - set(end_token_ids)
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
         # What stands for unknown characters may stand in any text.
