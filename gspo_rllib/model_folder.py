@@ -68,8 +68,8 @@ def declared_end_ids(
 ) -> tuple[int, ...]:
     """Ids that a model declares to end a text: in its generation config, its tokenizer and its config.
 
-    An id beyond the vocabulary is no declaration, and neither is a config class's own default that is an ordinary word
-    of this tokenizer.
+    An id beyond the vocabulary is no declaration, and neither is a default of the config's class, which is saved with
+    every model, where it is an ordinary word of this tokenizer.
 
     Args:
         path: Local Hugging Face folder or hub name.
@@ -79,18 +79,24 @@ def declared_end_ids(
     Raises:
         ModelError: The folder or hub name holds no model configuration.
     """
-    from transformers import GenerationConfig, PretrainedConfig
+    from transformers import GenerationConfig
 
     config = load_model_config(path, trust_remote_code=trust_remote_code)
-    written, _ = PretrainedConfig.get_config_dict(path)
     declared = [tokenizer.eos_token_id]
     with contextlib.suppress(OSError, ValueError, TypeError):  # most folders have one, none needs it
         declared += _ids(GenerationConfig.from_pretrained(path).eos_token_id)
     known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    for part, source in ((config, written), (config.get_text_config(), written.get("text_config") or written)):
+    for part in (config, config.get_text_config()):
         ids = _ids(getattr(part, "eos_token_id", None))
-        declared += [i for i in ids if "eos_token_id" in source or i in known]
+        declared += ids if known.issuperset(ids) or ids != _default_ids(type(part)) else []
     return tuple(dict.fromkeys(i for i in declared if 0 <= i < len(tokenizer)))
+
+
+def _default_ids(config_class: type) -> list[int]:
+    try:
+        return _ids(getattr(config_class(), "eos_token_id", None))
+    except (TypeError, ValueError, AttributeError):  # a class without defaults
+        return []
 
 
 def _ids(declared: Any) -> list[int]:

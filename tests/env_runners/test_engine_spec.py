@@ -82,7 +82,7 @@ def test_a_default_of_a_config_class_is_an_end_only_where_it_is_a_token(phi: str
     tokenizer = load_tokenizer(phi)
     path = Path(phi, "config.json")
     sizes = {key: json.loads(path.read_text())[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
-    path.write_text(json.dumps({"model_type": "llama", **sizes}))
+    path.write_text(json.dumps({"model_type": "llama", "eos_token_id": 2, **sizes}))
     assert tokenizer.convert_ids_to_tokens(2) == "</s>"  # a token here
     assert declared_end_ids(phi, tokenizer)[-1] == 2
     plain = make_tokenizer("bytes", "{{ messages }}", eos="</s>")
