@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
@@ -13,6 +13,22 @@ from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import ChatSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_runner_tokenizer(model_config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the configured model.
+
+    Args:
+        model_config: What ``rl_module`` was given.
+
+    Raises:
+        SettingError: No model path is set.
+        ModelError: There is no tokenizer that can render a chat.
+    """
+    return load_tokenizer(_model_path(model_config), trust_remote_code=_trusts_remote_code(model_config))
 
 
 def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any], chat: ChatSpec | None) -> ChatRenderer:
@@ -27,9 +43,9 @@ def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any],
         SettingError: No model path is set, or the chat template may not be given something.
         ModelError: There is no tokenizer that can render a chat, or the model's config cannot be read.
     """
-    path, trusted = _model_path(model_config), _trusts_remote_code(model_config)
-    tokenizer = load_tokenizer(path, trust_remote_code=trusted)
-    declared = declared_end_ids(path, tokenizer, trust_remote_code=trusted)
+    tokenizer = load_runner_tokenizer(model_config)
+    trusted = _trusts_remote_code(model_config)
+    declared = declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
     return ChatRenderer(tokenizer, chat, end_token_ids=declared, template_kwargs=settings.template_kwargs)
 
 
