@@ -75,6 +75,9 @@ GROUP = "group"
 TRUNCATED_BY = "truncated_by"
 """Key in an episode's ``custom_data``: a ``TruncatedBy``, or absent when the trajectory ended by itself."""
 
+STATED_ANSWER = "stated_answer"
+"""Key of the last ``info``: the answer a reply states, in a form in which equal answers are equal texts."""
+
 TURN_REWARDS = "turn_rewards"
 """Key in an episode's ``custom_data``: rewards to learn from instead of the environment's; see ``turn_rewards``."""
 
@@ -294,6 +297,15 @@ def group_episodes(episodes: list[SingleAgentEpisode]) -> list[TrajectoryGroup]:
         TrajectoryGroup(group_id, sorted(group, key=lambda e: e.custom_data[GROUP].index))
         for group_id, group in members.items()
     ]
+
+
+def succeeded(episode: SingleAgentEpisode) -> bool | None:
+    """Whether a trajectory solved its task; None where it ended by itself and the environment did not say.
+
+    One that was cut short before the environment said so has not.
+    """
+    said = episode.get_infos(-1).get("success", False if TRUNCATED_BY in episode.custom_data else None)
+    return None if said is None else bool(said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -16,6 +17,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -28,10 +30,13 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.driver.evaluation import evaluate
+from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
 from gspo_rllib.seeds import derive_seed
@@ -103,10 +108,12 @@ class PolicyGradient(Algorithm):
             self._source.advance(self._weights)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights; training groups on an engine that it shares wait meanwhile."""
-        runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
-        share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
-        with self._source.paused() if share else contextlib.nullcontext():
+        """RLlib's evaluation, with the current weights: the same tasks every time, however many runners there are.
+
+        With ``evaluation_num_env_runners=0`` the training runners play it on the engines they have, and training groups
+        that are in flight wait meanwhile.
+        """
+        with self._source.paused() if self.eval_env_runner_group is None else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -174,9 +181,39 @@ class PolicyGradient(Algorithm):
         algorithm: PolicyGradient = super().from_checkpoint(str(folder), *args, **kwargs)
         return algorithm
 
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
+        # Without remote ones RLlib would make one in this process, which loads a second engine beside the runners'.
+        return bool(eval_config.evaluation_num_env_runners)
+
     def _before_evaluate(self) -> None:
         # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
         self._weights.push(self.eval_env_runner_group or self.env_runner_group)
+
+    def _evaluate_on_local_env_runner(self, env_runner: Any) -> tuple[None, int, int, list[Any]]:
+        return self._evaluate_with_fixed_duration()
+
+    @cached_property
+    def _evaluation_duration(self) -> int:
+        if not self.config.plays_all_tasks:
+            return int(self.config.evaluation_duration)
+        config = self.evaluation_config
+        count = check_language_env_spec(config.env, config.env_config).num_tasks
+        assert count is not None, "checked by the config"
+        return count * int(config.group_size)
+
+    def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
+        groups, metrics = evaluate(
+            self.eval_env_runner_group or self.env_runner_group,
+            self._weights,
+            self.evaluation_config,
+            duration=self._evaluation_duration,
+            unit=self.config.evaluation_duration_unit,
+        )
+        measured = [*metrics, estimate_metrics(groups)]
+        self.metrics.aggregate(measured, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+        num_turns = sum(len(episode) for group in groups for episode in group.episodes)
+        return None, num_turns, num_turns, []
 
     def _log_time(self, phase: str) -> AbstractContextManager[None]:
         # RLlib smooths timers by default; these are this iteration's own.

@@ -119,3 +119,41 @@ def check_context(max_tokens_per_turn: int, *, room: int) -> None:
             f"generation.max_tokens_per_turn is {max_tokens_per_turn}, which leaves no room for a prompt in a "
             f"context of {room} tokens. Lower it or raise generation.max_model_len."
         )
+
+
+def say_if_evaluation_repeats_training(num_tasks: int | None) -> None:
+    """Warns where the tasks that are evaluated are the ones that are trained.
+
+    Args:
+        num_tasks: How many tasks both have in common; None where they cannot run out, or are others.
+    """
+    if num_tasks is not None:
+        logger.warning(
+            "evaluation plays the same %d tasks that are trained on: its success says how well they are known by now, "
+            "not how well others would be solved. Give it others: "
+            ".evaluation(evaluation_config={'env_config': {...}}).",
+            num_tasks,
+        )
+
+
+def check_all_tasks(num_tasks: int | None, env: Any, unit: str) -> None:
+    """Refuses ``evaluation_duration="all"`` where there is no such thing.
+
+    Args:
+        num_tasks: How many tasks the evaluation's environment counts; None where it does not.
+        env: The environment, as messages call it.
+        unit: What the duration is counted in.
+
+    Raises:
+        SettingError: Tasks are not counted, or the unit is another.
+    """
+    if num_tasks is None:
+        raise SettingError(
+            f"evaluation.evaluation_duration is 'all', but the environment {env} does not count its tasks (it has no "
+            "num_tasks()), so there is no 'every' one. Give a number of episodes."
+        )
+    if unit != "episodes":
+        raise SettingError(
+            f"evaluation.evaluation_duration_unit is {unit!r}, but an evaluation_duration of 'all' means every task; "
+            "set it to 'episodes'."
+        )

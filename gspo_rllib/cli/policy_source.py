@@ -91,12 +91,13 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
 
 @contextlib.contextmanager
-def opened_runner(config: GSPOConfig, *, episodes: int) -> Iterator[LanguageEnvRunner]:
-    """An env runner in this process, one trajectory per task, ready to sample; needs no Ray.
+def opened_runner(config: GSPOConfig, *, episodes: int | None, group_size: int = 1) -> Iterator[LanguageEnvRunner]:
+    """An env runner in this process, ready to sample; needs no Ray.
 
     Args:
         config: What ``policy_config`` returned.
-        episodes: Trajectories that will be asked for; at most the config's number plays at once.
+        episodes: Trajectories that will be asked for, if that is known; at most the config's number plays at once.
+        group_size: Trajectories per task.
     """
     from gspo_rllib.cli.quiet import hush
     from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
@@ -104,8 +105,9 @@ def opened_runner(config: GSPOConfig, *, episodes: int) -> Iterator[LanguageEnvR
     hush(config)
     config.in_evaluation = True
     config.validate()
-    config.group_size = 1
-    config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
+    config.group_size = group_size
+    if episodes is not None:
+        config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
     runner = LanguageEnvRunner(config=config)
     try:
         runner.set_weights(named_weights(config), version=1)

@@ -33,6 +33,7 @@ class LanguageEnvSpec:
         obs_role: The role of its observations after the first, ``"user"`` or ``"tool"``; its attribute ``obs_role``,
             else what goes with its tools. Each step may say otherwise.
         max_turns: Most turns of an episode; its attribute ``max_turns``, None where it has none.
+        num_tasks: How many tasks it counts, named ``"0"``, ``"1"``, …; None where it has no ``num_tasks()``.
     """
 
     make: EnvMaker
@@ -43,6 +44,7 @@ class LanguageEnvSpec:
     chat: ChatSpec | None
     obs_role: str = "user"
     max_turns: int | None = None
+    num_tasks: int | None = None
 
 
 def env_maker(
@@ -152,6 +154,7 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         chat=chat,
         obs_role=_obs_role(instance, chat),
         max_turns=_max_turns(instance),
+        num_tasks=_num_tasks(name, instance),
     )
 
 
@@ -176,6 +179,19 @@ def _attribute(instance: gym.Env, name: str) -> Any:
         return instance.get_wrapper_attr(name) if instance.has_wrapper_attr(name) else None
     except Exception:  # noqa: BLE001, whatever it raises
         return None
+
+
+def _num_tasks(name: str, instance: gym.Env) -> int | None:
+    if not instance.has_wrapper_attr("num_tasks"):
+        return None
+    count = instance.get_wrapper_attr("num_tasks")()
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise EnvError(
+            f"environment {name!r}: num_tasks() returned {shown(count)}; it must return how many tasks there are, an "
+            "int >= 1, so that reset(options={'task_id': '0'}) plays the first. Leave num_tasks out where the tasks "
+            "cannot be counted."
+        )
+    return count
 
 
 def _unknown(name: str, error: Exception) -> str:

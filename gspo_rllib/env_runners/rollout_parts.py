@@ -18,6 +18,7 @@ from gspo_rllib.env_runners.engine_spec import engine_spec, load_renderer
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
+from gspo_rllib.env_runners.task_order import TaskOrder
 from gspo_rllib.env_runners.trajectory import EpisodeObserver
 from gspo_rllib.types import ChatSpec
 
@@ -65,7 +66,14 @@ class RolloutParts:
             role=role,
             trajectory_retries=self.settings.trajectory_retries,
             ragged_groups=self.settings.ragged_groups,
+            tasks=self.task_order(role),
         )
+
+    def task_order(self, role: Role) -> TaskOrder | None:
+        """In which order groups play the environment's tasks; None where it does not count them."""
+        if self._env.num_tasks is None:
+            return None
+        return TaskOrder(self._env.num_tasks, run_seed=self._run_seed, shuffled=role == "train")
 
     def make_rollout(self, engine: Engine, pool: EnvPool, *, explore: bool, observer: EpisodeObserver) -> Rollout:
         """A rollout on this engine and in this pool; greedy unless it explores."""

@@ -29,6 +29,7 @@ class Reset:
     """The trajectory waits for the environment's first observation."""
 
     task_seed: int
+    task_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Trajectory:
         Raises:
             TrajectoryFailed: An observation cannot be rendered, or the first prompt leaves no room for a reply.
         """
-        answer: EnvAnswer = yield Reset(self.assignment.task_seed)
+        answer: EnvAnswer = yield Reset(self.assignment.task_seed, self.assignment.task_id)
         prompt = self._first_prompt(answer)
         self._observe("on_episode_start", self.episode, self.slot)
         num_turns = 0

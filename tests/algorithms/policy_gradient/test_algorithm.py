@@ -229,7 +229,7 @@ def test_evaluation_shares_the_engine_and_repeats_its_tasks(tiny_dense, ray_loca
         result = algo.train()
         assert result["evaluation"]["env_runners"]["num_episodes"] == 6
         _assert_on_policy(result)
-        assert algo.env_runner._engine is algo.eval_env_runner._engine
+        assert algo.env_runner._engine is algo.env_runner._evaluator._engine
         _assert_on_policy(algo.train())
     finally:
         algo.stop()
