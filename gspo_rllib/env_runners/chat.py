@@ -30,7 +30,7 @@ from gspo_rllib.types import ChatSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REMEDY = "Use the model's own chat template, or another model."
+_REMEDY = "Use the template that the model was trained with, or one that copies `message.content`."
 
 
 class ChatRenderer:
