@@ -77,7 +77,7 @@ def find_turn_end(
     alike = within_ids[: common(within_ids, last_ids)]
     first = _first(alike, tokens.structural)
     if first is not None:
-        opening = set(tokens.whole(within[: within.index(QUESTION)])[0])
+        opening = set(tokens.whole(within[: max(within.find(QUESTION), 0)])[0])
         run = _run(alike, first, tokens.structural, opening)
         stop = next((n for n in run if alike[n] in declared), run[-1])
         text = within[within.rindex(REPLY) + len(REPLY) : within_starts[first]]
@@ -103,9 +103,11 @@ def _without_token(
 ) -> TurnEnd:
     """The end of a reply that the template marks by no token of its own."""
     closings = [text[text.rindex(REPLY) + len(REPLY) :] for text in (within, last)]
-    alike = closings[0][: common([*map(ord, closings[0])], [*map(ord, closings[1])])].strip()
-    if alike:
-        stop = alike.splitlines()[0].rstrip()
+    alike = closings[0][: common([*map(ord, closings[0])], [*map(ord, closings[1])])]
+    if alike != closings[1]:  # what stands behind the last line break may begin the header of either's next message
+        alike = alike.rpartition("\n")[0]
+    if alike.strip():
+        stop = alike.strip().splitlines()[0].rstrip()
         text = closings[1][: closings[1].index(stop) + len(stop)]
         return TurnEnd("text", tuple(declared), stop, ids=tokens.written(text, "text"), held_text=len(text))
     headers, between, held = [], [], 0

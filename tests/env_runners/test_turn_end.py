@@ -162,3 +162,30 @@ def test_a_template_without_any_conversation_is_refused() -> None:
     tokenizer = make_tokenizer("bytes", "{{ raise_exception('nothing goes') }}", eos="</s>")
     with pytest.raises(ModelError, match="the roles user, assistant: nothing goes"):
         _ = ChatRenderer(tokenizer).stop_token_ids
+
+
+@pytest.mark.parametrize(
+    ("end", "header", "stop"),
+    [
+        ("<|im_end|>\n", "<|im_start|>", ("<|im_end|>",)),
+        ("\nEND\n", "### ", ("END",)),
+        ("\n", "### ", ()),  # not "###", which a reply may well hold
+    ],
+)
+def test_the_beginning_of_the_next_header_is_no_end(end: str, header: str, stop: tuple[str, ...]) -> None:
+    """A template in plain text that always opens a reply: a header follows the last reply, too."""
+    opened = (
+        "{%- for m in messages -%}{{ HEADER ~ m.role ~ ':\n' ~ m.content ~ END }}{%- endfor -%}"
+        "{{ HEADER ~ 'assistant:\n' }}"
+    ).replace("HEADER", repr(header))
+    renderer = ChatRenderer(make_tokenizer("bytes", opened.replace("END", repr(end)), eos="</s>"))
+    assert renderer.stop == stop
+    assert renderer.format.end.kind == ("text" if stop else "nothing")
+
+
+def test_a_template_that_rewrites_questions_is_still_asked_for_its_end() -> None:
+    template = (
+        "{% for m in messages %}{{ m.content if m.role == 'assistant' else m.content | upper }}<|im_end|>{% endfor %}"
+    )
+    renderer = ChatRenderer(make_tokenizer("bytes", template, special=("<|im_end|>",), eos="</s>"))
+    assert [shown(renderer, [i]) for i in renderer.stop_token_ids] == ["<|im_end|>", "</s>"]
