@@ -50,6 +50,7 @@ class Frame:
     _left: Left
     _strips: tuple[str, str] | None
     _write: Callable[[str], str] = field(repr=False)
+    _whole: Callable[[str], list[int]] | None = field(repr=False)
 
     def ids(self, content: str, last_id: int | None = None) -> list[int]:
         """The ids that a content adds, with those around it.
@@ -58,10 +59,12 @@ class Frame:
             content: What the environment said.
             last_id: The last id of the reply before it; None where there is none.
         """
+        head = self.head if last_id is None else self.after.get(last_id, self.head)
+        if self._whole is not None and not content.strip():
+            return self._whole(content)[len(self.head) - len(head) :]
         text = f"{self._tail}{self._write(content)}{self._lead}"
         if self._strips is not None:
             text = text.lstrip(self._strips[0]).rstrip(self._strips[1])
-        head = self.head if last_id is None else self.after.get(last_id, self.head)
         return [*head, *self._tokens.plain(text, self._left), *self.rest]
 
 
@@ -100,7 +103,15 @@ def make_frame(tokens: ChatTokens, render: Callable[[str], str], *, after: str |
     strips = (strips_left, strips_right) if strips_left or strips_right else None
     writes, write = _writer(render, text[start:here], text[end:], after)
     kept = {i: head[n + 1 :] for n, i in reversed(list(enumerate(head[:held]))) if i in tokens.structural}
-    return Frame(head, rest, writes, kept, tokens, tail, lead, left, strips, write)
+
+    def whole(content: str) -> list[int]:
+        text = render(content)
+        return _spans(tokens, text, text.rindex(after) + len(after) if after else 0)[0]
+
+    # Where spaces are taken off, a blank content may take some of the text before it with it; it cannot forge anything.
+    return Frame(
+        head, rest, writes, kept, tokens, tail, lead, left, strips, write, whole if "without" in writes else None
+    )
 
 
 def ids_after(tokens: ChatTokens, text: str, mark: str) -> tuple[list[int], list[int]]:

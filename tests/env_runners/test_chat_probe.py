@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import ByT5Tokenizer
 
@@ -269,3 +271,41 @@ def test_a_declared_tool_that_spells_a_special_token_is_told() -> None:
     assert probe(renderer).notes == (
         "a declared tool's name, description or parameters hold '<|im_end|>', which becomes that token.",
     )
+
+
+@pytest.mark.parametrize("name", ["Llama 2", "Gemma, Gemma 2", "Gemma 3", "Llama 3.1 to 3.3", "Command R (Cohere)"])
+@pytest.mark.parametrize("blank", ["", " ", "\n\n", "\t\u00a0"])
+def test_a_blank_content_is_trimmed_with_what_precedes_it(name: str, blank: str) -> None:
+    renderer = BY_NAME[name].renderer(ChatSpec(system_prompt="Be kind."))
+    ids = renderer.first_prompt(blank)
+    messages = renderer.opening_messages(blank)
+    assert ids == renderer.format.template.token_ids(messages)
+    sampled = renderer.reply("\u2983a\u2984")
+    told = [*messages, {"role": "assistant", "content": "\u2983a\u2984"}, {"role": "user", "content": blank}]
+    assert [*ids, *sampled, *renderer.prompt_after(sampled, blank)] == renderer.format.template.token_ids(told)
+
+
+NAMES = [
+    *("Qwen2.5", "Yi", "Llama 2", "Llama 3.1 to 3.3", "Mistral 7B v0.1, v0.2", "Gemma, Gemma 2", "Phi-3, Phi-3.5"),
+    "Zephyr",
+]
+RENDERERS = {name: BY_NAME[name].renderer(ChatSpec(system_prompt="Be kind.")) for name in NAMES}
+SNAGS = st.sampled_from([*" \n\t.a\u00e9\u4e2d<|]3\u00a0", "  ", "hello", "'s", "\r\n", "</b>"])
+
+
+@settings(max_examples=150)
+@given(
+    name=st.sampled_from(NAMES),
+    texts=st.lists(st.lists(SNAGS, max_size=6).map("".join), min_size=3, max_size=3),
+    role=st.sampled_from(["user", "tool"]),
+)
+def test_any_texts_have_transformers_own_ids(name: str, texts: list[str], role: str) -> None:
+    renderer = RENDERERS[name]
+    shown, _ = renderer.format.shown_role(role)
+    ids = renderer.first_prompt(texts[0])
+    messages = renderer.opening_messages(texts[0])
+    for reply, text in zip(REPLIES, texts[1:], strict=True):
+        sampled = renderer.reply(reply)
+        ids += [*sampled, *renderer.prompt_after(sampled, text, role=role)]
+        messages += [{"role": "assistant", "content": reply}, {"role": shown, "content": text}]
+    assert ids == renderer.format.template.token_ids(messages)
