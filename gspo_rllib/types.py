@@ -160,7 +160,8 @@ class ChatSpec:
 
     Attributes:
         system_prompt: Content of the system message before the first observation, if any.
-        template_kwargs: Passed to the tokenizer's chat template, e.g. ``{"enable_thinking": False}``.
+        template_kwargs: Passed to the tokenizer's chat template, e.g. ``{"enable_thinking": False}``; what the run sets
+            with ``generation(template_kwargs=...)`` holds where both name one.
         tools: Functions the policy may call, each ``{"type": "function", "function": {"name", "description",
             "parameters"}}`` with ``parameters`` a JSON schema of type object. The chat template shows them; where it
             does not, the system message does.

@@ -33,7 +33,6 @@ from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import Settings, default_of, takes
-from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.causal_lm import check_model_config
 from gspo_rllib.ops import REDUCTIONS
@@ -166,7 +165,7 @@ class PolicyGradientConfig(_FlatSettings):
         if self.evaluation_interval and not self.in_evaluation:
             self._check_evaluation(env_spec)
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
-        load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
+        validation.check_chat(generation, model_config, env_spec)
         check_engine(generation.engine or default_engine())
         # Marks RLlib's notice about its new API stack as given: these algorithms have no other.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")

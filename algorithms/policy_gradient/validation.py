@@ -8,6 +8,9 @@ from typing import Any
 
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.env_pool.factory import LanguageEnvSpec
+from gspo_rllib.env_runners.chat_probe import check_conversation
+from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError
 
@@ -78,6 +81,27 @@ def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: i
             f"env_runners.num_envs_per_env_runner is {num_envs_per_env_runner}; it is the number of "
             "trajectories a runner plays at a time and must be >= 1"
         )
+
+
+def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], env: LanguageEnvSpec) -> None:
+    """Refuses a model whose chat template cannot frame the environment's conversations; tells what else to know.
+
+    Args:
+        generation: The generation settings.
+        model_config: What ``rl_module`` was given.
+        env: What is known about the environment.
+
+    Raises:
+        ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
+            writes tokens that the model does not have.
+        SettingError: ``template_kwargs`` holds a name that is not the run's to set.
+    """
+    renderer = load_renderer(generation, model_config, env.chat)
+    limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
+    # A summary is asked for by the user, whatever role the observations have.
+    roles = {env.obs_role, *(["user"] if generation.context_overflow == "summarize" else [])}
+    check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
+    check_vocabulary(renderer, model_config)
 
 
 def check_context(max_tokens_per_turn: int, *, room: int) -> None:
