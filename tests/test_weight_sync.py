@@ -40,7 +40,7 @@ class Runners:
         return self.remote
 
     def foreach_env_runner(self, load: Callable[[Any], int], local_env_runner: bool) -> list[int]:
-        return [load(SimpleNamespace(set_weights=self._set_weights))]
+        return [load(SimpleNamespace(set_weights=self._set_weights, converse=lambda conversation: None))]
 
     def _set_weights(self, named: Any, version: int, force: bool) -> int:
         self.sent = named

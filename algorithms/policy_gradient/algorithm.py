@@ -28,6 +28,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.driver.failures import raise_engine_failures
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import sample_until_informative
@@ -103,11 +104,17 @@ class PolicyGradient(Algorithm):
             self._source.advance(self._weights)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights; training groups on an engine that it shares wait meanwhile."""
+        """RLlib's evaluation, with the current weights; training groups on an engine that it shares wait meanwhile.
+
+        Raises:
+            EngineError: An engine failed; RLlib itself would pass over it.
+        """
         runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
         share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
         with self._source.paused() if share else contextlib.nullcontext():
-            return super().evaluate(*args, **kwargs)
+            results = super().evaluate(*args, **kwargs)
+        raise_engine_failures(runners[1])
+        return results
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""

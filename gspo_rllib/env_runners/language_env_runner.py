@@ -30,6 +30,7 @@ from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
+from gspo_rllib.env_runners.engine_user import EngineUser, acquire, load
 from gspo_rllib.env_runners.group_scheduler import Role
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
@@ -43,7 +44,7 @@ from gspo_rllib.weight_sync import unwrap_module_state
 _MAX_ERRORS_KEPT = 5
 
 
-class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
+class LanguageEnvRunner(BackgroundSampling, EngineUser, EnvRunner, Checkpointable):
     """Samples complete groups of trajectories from text environments with one generation engine.
 
     ``sample`` is called by RLlib and ``sample_groups`` by the driver: both play groups to their end. The methods of
@@ -166,7 +167,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             The version the engine acknowledges; compare it with ``version``.
 
         Raises:
-            EngineError: A thread is sampling on this engine; use ``offer_weights``.
+            EngineError: The engine cannot be built, or a thread is sampling on it; then use ``offer_weights``.
             WeightSyncError: A name or shape is unknown, or a cache could not be dropped.
         """
         self._num_evaluation_groups = 0
@@ -176,7 +177,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             check_free(engine)
             if isinstance(named_weights, ray.ObjectRef):
                 named_weights = ray.get(named_weights)
-            engine.load_weights(named_weights, version)
+            load(engine, named_weights, version)
         return engine.weights_version
 
     @override(Checkpointable)
@@ -345,9 +346,10 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         observer = self._callbacks.observer(pool)
         return self._parts.make_rollout(self._acquire_engine(), pool, explore=explore, observer=observer)
 
+    @override(EngineUser)
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
-            self._engine = registry.acquire(self._parts.engine_spec(self.worker_index or 0))
+            self._engine = acquire(self._parts.engine_spec(self.worker_index or 0))
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
                 self._set_module_state(*pending)

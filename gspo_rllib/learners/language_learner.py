@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -20,6 +21,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.connectors.scoring import score
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
@@ -119,6 +121,23 @@ class LanguageLearner(TorchLearner):
             self._recompute_old_logp(minibatches)
         for _ in range(num_epochs):
             yield from minibatches
+
+    def score(self, trajectories: list[TokenTrajectory]) -> list[np.ndarray]:
+        """Log-probabilities of sampled tokens under the policy as it is, the way updates compute them.
+
+        Args:
+            trajectories: Trajectories with at least one sampled token each.
+
+        Returns:
+            float32 [L] (nats) per trajectory, at the temperature of sampling.
+        """
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        return score(
+            trajectories,
+            lambda row: module.forward_train(row)[columns.LOGP],
+            max_tokens=self.settings.max_tokens_per_micro_batch,
+            device=self.device,
+        )
 
     def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
         members = [t for t in trajectories if t.group_id in plan.group_ids]
