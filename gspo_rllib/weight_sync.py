@@ -113,8 +113,10 @@ class Weights:
         sample = receipt.sample
         if sample is None:
             return False
-        trajectories = sample.trajectories()
-        version, scored = self._first_learner(lambda learner: (learner._weights_seq_no, learner.score(trajectories)))
+        trajectories, temperatures = sample.trajectories(), sample.temperatures
+        version, scored = self._first_learner(
+            lambda learner: (learner._weights_seq_no, learner.score(trajectories, temperatures))
+        )
         if version != self.version:
             raise WeightSyncError(
                 f"an engine was built and sent weights version {self.version}, but the learners are at {version}, so "

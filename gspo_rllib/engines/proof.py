@@ -1,9 +1,10 @@
 """Whether an engine samples from the weights it was sent: a short conversation, which the learner scores as well.
 
 That a load reported success says little: a loader may know other names, write past the place it should, or leave out a
-step that packs the weights for a kernel. What an engine samples says it all. So each engine answers three requests
-after its first weights, before its first trajectory: a short one beside a long one, then the long one's next turn on
-its cached context. The learner's log-probabilities of the same ids may differ by rounding alone.
+step that packs the weights for a kernel. What an engine samples says it all. So each engine answers a few requests
+after its first weights, before its first trajectory: short ones beside a long one, then the long one's next turn on its
+cached context. The learner's log-probabilities of the same ids may differ by rounding alone. Half of the short ones are
+sampled hotter than the run, since a model that is sure of every token gives all of them a log-probability of 0.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec, Generation, Generati
 from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.types import TokenTrajectory
 
-_SHORT, _LONG, _LONGEST, _OBSERVED = 5, 48, 256, 4  # tokens of the prompts, and of what comes between two turns
+_SHORT = (2, 3, 5, 8)  # tokens of the short prompts
+_LONG, _LONGEST, _OBSERVED = 48, 256, 4  # tokens of the long prompt, and of what comes between its turns
 _SAMPLED = 6  # tokens of every answer
+_HOTTEST = 2.0  # temperature; vLLM takes no higher one
 _NAMES_SHOWN = 8
 
 # Largest and mean |difference| per token, in nats, that rounding explains. Of float32, the largest seen with a correct
@@ -34,14 +37,14 @@ class Conversation:
     """What every engine of a run is asked, and how.
 
     Attributes:
-        short: Prompt of a request that runs beside the first.
+        short: Prompts of requests that run beside the first.
         first: Prompt of the first turn; longer than a sliding window, where the model has a short one.
         observed: Ids that follow the first turn's answer and end the second turn's prompt.
-        temperature: The temperature at which the learner scores.
+        temperature: The run's temperature.
         learner_dtype: Precision of the learner's forward pass, ``"float32"`` or ``"bfloat16"``.
     """
 
-    short: list[int]
+    short: list[list[int]]
     first: list[int]
     observed: list[int]
     temperature: float
@@ -54,23 +57,19 @@ class Conversation:
         Args:
             config: The model's Hugging Face config.
             vocab_size: Ids run from 0 to ``vocab_size - 1``.
-            temperature: The temperature at which the learner scores.
+            temperature: The run's temperature.
             learner_dtype: Precision of the learner's forward pass.
         """
         settings = dict(_settings(config.to_dict()))
         reserved = {value for name, value in settings.items() if name.endswith(("token_id", "token_index"))}
         # From the middle: special tokens, images and padding are at either end of a vocabulary.
         ordinary = [i for i in range(vocab_size // 4, max(vocab_size // 2, 1)) if i not in reserved]
-        ids = np.random.default_rng(0).choice(ordinary or range(vocab_size), _SHORT + _LONGEST + _OBSERVED).tolist()
+        draw = np.random.default_rng(0)
         edges = [value for name, value in settings.items() if "window" in name or "chunk" in name or "original" in name]
         length = max([_LONG, *(edge + _SAMPLED for edge in edges if edge + _SAMPLED <= _LONGEST)])
-        return cls(
-            ids[:_SHORT],
-            ids[_SHORT + _OBSERVED :][:length],
-            ids[_SHORT:][:_OBSERVED],
-            temperature,
-            learner_dtype,
-        )
+        short = [draw.choice(ordinary or range(vocab_size), count).tolist() for count in _SHORT]
+        first, observed = (draw.choice(ordinary or range(vocab_size), count).tolist() for count in (length, _OBSERVED))
+        return cls(short, first, observed, temperature, learner_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,7 @@ class EngineSample:
         version: Weights version it sampled with.
         prompts: Prompts of the requests.
         answers: The generation of each.
+        temperatures: The temperature of each.
         unchanged: Names of the engine's tensors that loading all weights did not change, as far as it can tell.
     """
 
@@ -89,6 +89,7 @@ class EngineSample:
     version: int | None
     prompts: list[list[int]] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)
+    temperatures: list[float] = field(default_factory=list)
     unchanged: tuple[str, ...] = ()
 
     def trajectories(self) -> list[TokenTrajectory]:
@@ -110,22 +111,24 @@ def converse(engine: Engine, spec: EngineSpec, conversation: Conversation) -> En
     unchanged = tuple(getattr(engine, "unchanged_tensors", ()))
     sample = EngineSample(spec, engine.weights_version, unchanged=unchanged)
     sampled = max(1, min(_SAMPLED, engine.max_model_len // 8))
-    room = engine.max_model_len - 2 * sampled - len(conversation.observed)
-    first = conversation.first[: max(room, 1)]
-    _ask(engine, sample, conversation, [conversation.short[: max(room, 1)], first], sampled)
-    following = first + list(sample.answers[1].token_ids) + conversation.observed
+    room = max(engine.max_model_len - 2 * sampled - len(conversation.observed), 1)
+    first, own = conversation.first[:room], conversation.temperature
+    heats = [own if number % 2 else max(own, min(2 * own, _HOTTEST)) for number in range(len(conversation.short))]
+    _ask(engine, sample, [first, *(prompt[:room] for prompt in conversation.short)], [own, *heats], sampled)
+    following = first + list(sample.answers[0].token_ids) + conversation.observed
     if len(following) + sampled <= engine.max_model_len:
-        _ask(engine, sample, conversation, [following], sampled)
+        _ask(engine, sample, [following], [own], sampled)
     return sample
 
 
 def _ask(
-    engine: Engine, sample: EngineSample, conversation: Conversation, prompts: list[list[int]], max_tokens: int
+    engine: Engine, sample: EngineSample, prompts: list[list[int]], temperatures: list[float], max_tokens: int
 ) -> None:
     start = len(sample.prompts)
     sample.prompts.extend(prompts)
-    for number, prompt in enumerate(prompts, start):
-        engine.submit(GenerationRequest(f"proof/{number}", prompt, max_tokens, conversation.temperature, number))
+    sample.temperatures.extend(temperatures)
+    for number, (prompt, temperature) in enumerate(zip(prompts, temperatures, strict=True), start):
+        engine.submit(GenerationRequest(f"proof/{number}", prompt, max_tokens, temperature, number))
     done: dict[str, Generation] = {}
     while engine.has_work():
         done.update((generation.request_id, generation) for generation in engine.step())
@@ -228,18 +231,17 @@ def _trajectory(prompt: Sequence[int], answer: Generation, index: int) -> TokenT
     )
 
 
-def model_log_probs(model: Any, sample: EngineSample, temperature: float) -> list[np.ndarray]:
+def model_log_probs(model: Any, sample: EngineSample) -> list[np.ndarray]:
     """What a transformers model makes of an engine's answers, one by one and from its full logits.
 
     Args:
         model: A causal language model in evaluation mode.
         sample: The engine's answers.
-        temperature: The temperature they were sampled at.
     """
     import torch
 
     scored = []
-    for prompt, answer in zip(sample.prompts, sample.answers, strict=True):
+    for prompt, answer, temperature in zip(sample.prompts, sample.answers, sample.temperatures, strict=True):
         ids = torch.tensor([prompt + list(answer.token_ids)], device=model.device)
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()

@@ -105,7 +105,7 @@ def run(spec: EngineSpec) -> str | None:
             vocab_size = model.get_input_embeddings().num_embeddings
             asked = Conversation.of(model.config, vocab_size, temperature=1.0, learner_dtype="float32")
             sample = converse(engine, spec, asked)
-        check_gap(sample, Gap.between(sample, model_log_probs(model, sample, 1.0), "float32"))
+        check_gap(sample, Gap.between(sample, model_log_probs(model, sample), "float32"))
     except GSPOError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001, whatever a foreign model's code raises is the answer

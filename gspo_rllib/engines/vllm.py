@@ -33,6 +33,7 @@ import torch
 
 from gspo_rllib.engines import checks
 from gspo_rllib.engines.process_state import process_state_kept, torch_random_state_kept
+from gspo_rllib.engines.proof import names_in_order
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
@@ -49,6 +50,7 @@ except ImportError as _error:
         f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
         "or use engine='transformers'."
     ) from _error
+from gspo_rllib.engines.vllm_classes import classes_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,6 +103,7 @@ class VLLMEngine:
             )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
+        self.unchanged_tensors: tuple[str, ...] = ()
         # A core of its own runs on between two of our calls, and would mix new weights with old keys and values.
         self.can_update_while_running = not self._separate_core
         self._spec = spec
@@ -252,11 +255,14 @@ class VLLMEngine:
         # The environment variable, not the argument, decides whether vLLM's CPU backend starts workers of its own.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            with self._eager(), process_state_kept("VLLM_"), warnings.catch_warnings():
+            with self._eager(), process_state_kept("VLLM_"), classes_kept() as claim, warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch.distributed
                 if self._on_cpu:
                     _inspect_here(type(self._layout).__name__)
-                return LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
+                engine = LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
+                if not self._weights_travel_by_file(engine):
+                    engine.apply_model(claim)
+                return engine
         except _VLLM_ERRORS as error:
             from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -291,14 +297,17 @@ class VLLMEngine:
 
     def _send(self, engine: LLMEngine, tensors: dict[str, torch.Tensor]) -> None:
         if not self._weights_travel_by_file(engine):
-            engine.collective_rpc("gspo_load_tensors", args=(tensors,))
+            self._note(engine.collective_rpc("gspo_load_tensors", args=(tensors,)))
             return
         from safetensors.torch import save_file
 
         with tempfile.TemporaryDirectory(prefix="gspo_rllib_weights_") as folder:
             path = Path(folder) / "model.safetensors"
             save_file({name: tensor.to(self._dtype).contiguous() for name, tensor in tensors.items()}, path)
-            engine.collective_rpc("gspo_load_file", args=(str(path),))
+            self._note(engine.collective_rpc("gspo_load_file", args=(str(path),)))
+
+    def _note(self, unchanged: list[list[str]]) -> None:
+        self.unchanged_tensors = names_in_order(name for worker in unchanged for name in worker)
 
 
 def _checked_options(spec: EngineSpec) -> dict[str, Any]:

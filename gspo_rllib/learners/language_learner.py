@@ -122,22 +122,33 @@ class LanguageLearner(TorchLearner):
         for _ in range(num_epochs):
             yield from minibatches
 
-    def score(self, trajectories: list[TokenTrajectory]) -> list[np.ndarray]:
+    def score(self, trajectories: list[TokenTrajectory], temperatures: list[float]) -> list[np.ndarray]:
         """Log-probabilities of sampled tokens under the policy as it is, the way updates compute them.
 
         Args:
             trajectories: Trajectories with at least one sampled token each.
+            temperatures: The temperature that each was sampled at, > 0.
 
         Returns:
-            float32 [L] (nats) per trajectory, at the temperature of sampling.
+            float32 [L] (nats) per trajectory.
         """
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        return score(
-            trajectories,
-            lambda row: module.forward_train(row)[columns.LOGP],
-            max_tokens=self.settings.max_tokens_per_micro_batch,
-            device=self.device,
-        )
+        scored: dict[int, np.ndarray] = {}
+        own = module.temperature
+        try:
+            for temperature in set(temperatures):
+                module.temperature = temperature
+                members = [i for i, other in enumerate(temperatures) if other == temperature]
+                values = score(
+                    [trajectories[i] for i in members],
+                    lambda row: module.forward_train(row)[columns.LOGP],
+                    max_tokens=self.settings.max_tokens_per_micro_batch,
+                    device=self.device,
+                )
+                scored.update(zip(members, values, strict=True))
+        finally:
+            module.temperature = own
+        return [scored[i] for i in range(len(trajectories))]
 
     def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
         members = [t for t in trajectories if t.group_id in plan.group_ids]
