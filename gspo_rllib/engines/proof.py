@@ -60,12 +60,12 @@ class Conversation:
             temperature: The run's temperature.
             learner_dtype: Precision of the learner's forward pass.
         """
-        settings = dict(_settings(config.to_dict()))
-        reserved = {value for name, value in settings.items() if name.endswith(("token_id", "token_index"))}
+        settings = list(_settings(config.to_dict()))
+        reserved = {value for name, value in settings if name.endswith(("token_id", "token_index"))}
         # From the middle: special tokens, images and padding are at either end of a vocabulary.
         ordinary = [i for i in range(vocab_size // 4, max(vocab_size // 2, 1)) if i not in reserved]
         draw = np.random.default_rng(0)
-        edges = [value for name, value in settings.items() if "window" in name or "chunk" in name or "original" in name]
+        edges = [value for name, value in settings if "window" in name or "chunk" in name or "original" in name]
         length = max([_LONG, *(edge + _SAMPLED for edge in edges if edge + _SAMPLED <= _LONGEST)])
         short = [draw.choice(ordinary or range(vocab_size), count).tolist() for count in _SHORT]
         first, observed = (draw.choice(ordinary or range(vocab_size), count).tolist() for count in (length, _OBSERVED))

@@ -95,6 +95,7 @@ def run(spec: EngineSpec) -> str | None:
 
     from gspo_rllib.engines.proof import Conversation, Gap, check_gap, converse, model_log_probs
 
+    engine = None
     try:
         engine = registry.acquire(spec)
         model = AutoModelForCausalLM.from_pretrained(
@@ -110,6 +111,9 @@ def run(spec: EngineSpec) -> str | None:
         return str(error)
     except Exception as error:  # noqa: BLE001, whatever a foreign model's code raises is the answer
         return described(error)
+    finally:
+        if engine is not None:
+            registry.release(engine)
     return None
 
 
