@@ -111,10 +111,11 @@ class PolicyGradient(Algorithm):
         """
         runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
         share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
-        with self._source.paused() if share else contextlib.nullcontext():
-            results = super().evaluate(*args, **kwargs)
-        raise_engine_failures(runners[1])
-        return results
+        try:
+            with self._source.paused() if share else contextlib.nullcontext():
+                return super().evaluate(*args, **kwargs)
+        finally:
+            raise_engine_failures(runners[1])
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""

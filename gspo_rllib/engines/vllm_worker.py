@@ -110,7 +110,7 @@ class WeightSyncExtension:
 
 def _restore_head_bias(model: Any, bias: torch.Tensor) -> None:
     """Puts the bias of the head in its place: vLLM registers it while it loads, and its reload removes it again."""
-    head = getattr(model, "lm_head", None)
+    head: Any = getattr(model, "lm_head", None)
     if hasattr(head, "_register_bias"):
         head._register_bias()
         head.bias.weight_loader(head.bias, bias)
@@ -128,7 +128,7 @@ class _DirectWrites(TorchDispatchMode):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._model = model
         self._counting = False  # a weight_loader tries on nothing how much it would load
         self._places: dict[int, tuple[torch.nn.Module, str]] = {}
@@ -139,13 +139,13 @@ class _DirectWrites(TorchDispatchMode):
 
         self._count = layerwise.get_numel_loaded
         layerwise.get_numel_loaded = self._counted
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         from vllm.model_executor.model_loader.reload import layerwise
 
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         layerwise.get_numel_loaded = self._count
 
     def _counted(self, *args: Any) -> Any:

@@ -346,7 +346,6 @@ class LanguageEnvRunner(BackgroundSampling, EngineUser, EnvRunner, Checkpointabl
         observer = self._callbacks.observer(pool)
         return self._parts.make_rollout(self._acquire_engine(), pool, explore=explore, observer=observer)
 
-    @override(EngineUser)
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
             self._engine = acquire(self._parts.engine_spec(self.worker_index or 0))

@@ -61,25 +61,32 @@ def test_a_new_engine_shows_what_it_samples_until_it_is_proven(
     assert runner.converse(ASKED) is not None, "another engine"
 
 
+def _take_all(runner: LanguageEnvRunner) -> None:
+    while runner.take_finished(5.0).num_in_flight:
+        pass
+
+
 @pytest.mark.parametrize("when", ["sample", "background"])
 @pytest.mark.parametrize(
     ("engine", "message"), [("FailsToStep", "the kernel is gone"), ("RefusesRequests", "stop is not supported")]
 )
 def test_a_proven_engine_that_fails_ends_sampling_and_is_named(
-    runner_with: Callable[..., LanguageEnvRunner], weights: Weights, engine: str, message: str, when: str, tiny_dense: str
+    runner_with: Callable[..., LanguageEnvRunner],
+    weights: Weights,
+    engine: str,
+    message: str,
+    when: str,
+    tiny_dense: str,
 ) -> None:
     runner = runner_with(engine)
     runner.set_weights(weights, 1)
     assert runner.converse(ASKED) is not None
     runner.mark_proven()
+    groups = [str(n) for n in range(20)]
+    if when == "background":
+        runner.sample_in_background(groups)
     with pytest.raises(EngineError) as caught:
-        if when == "sample":
-            for n in range(20):
-                runner.sample_groups([str(n)], weights_version=1)
-        else:
-            runner.sample_in_background([str(n) for n in range(20)])
-            while runner.take_finished(5.0).num_in_flight:
-                pass
+        runner.sample_groups(groups, weights_version=1) if when == "sample" else _take_all(runner)
     said = str(caught.value)
     assert message in said and f"engine {engine!r}" in said and tiny_dense in said
     assert "serve" not in said, "an engine that worked is no reason to try others"
