@@ -49,7 +49,8 @@ class Rule:
     def __init__(self, name: str) -> None:
         config = GSPOConfig().training(**RULES.get(name, RULES["deviations"]))
         self._name, self._settings = name, config.settings(GSPOConfig.training_settings)
-        self._scale, self._last = 1.0, None
+        self._scale = 1.0
+        self._last: float | None = None
         self._measured = MeasuredClipRange(self._settings)
         self._statistics = UpdateStatistics()
 

@@ -103,6 +103,7 @@ TESTED_IN = {
     "columns.py": "test_packing.py",
     "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",
     "connectors/scoring.py": "modules/test_prefix_attention.py",
+    "driver/failures.py": "test_weight_sync.py",
     "driver/lockstep.py": "algorithms/policy_gradient/test_algorithm.py",
     "driver/protocol.py": "driver/test_stream.py",
     "engines/": "contracts/test_engines.py",

@@ -33,6 +33,7 @@ from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
+from gspo_rllib.driver.failures import raise_engine_failures
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
@@ -124,9 +125,15 @@ class PolicyGradient(Algorithm):
 
         With ``evaluation_num_env_runners=0`` the training runners play it on the engines they have, and training groups
         that are in flight wait meanwhile.
+
+        Raises:
+            EngineError: An engine failed; RLlib itself would pass over it.
         """
-        with self._source.paused() if self.eval_env_runner_group is None else contextlib.nullcontext():
-            return super().evaluate(*args, **kwargs)
+        try:
+            with self._source.paused() if self.eval_env_runner_group is None else contextlib.nullcontext():
+                return super().evaluate(*args, **kwargs)
+        finally:
+            raise_engine_failures(self.eval_env_runner_group or self.env_runner_group)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""

@@ -14,6 +14,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
+from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
@@ -119,7 +120,8 @@ class Lockstep:
 
         if not workers:
             return []
-        return [r for r in self._runners.foreach_env_runner(sample, local_env_runner=not remote) if r is not None]
+        answers = self._runners.foreach_env_runner(RunnerCall(sample), local_env_runner=not remote)
+        return [answer for answer in returned(answers) if answer is not None]
 
 
 def no_progress_message(asked: int, runners: EnvRunnerGroup, errors: Sequence[str]) -> str:

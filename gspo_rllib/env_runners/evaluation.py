@@ -11,11 +11,13 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.engines import registry
+from gspo_rllib.engines.proof import Conversation, EngineSample
+from gspo_rllib.env_runners.engine_user import EngineUser
 from gspo_rllib.env_runners.sample_report import SampleReport
 
 
-class LendsItsEngine:
+class LendsItsEngine(EngineUser):
     """The part of an env runner that plays evaluations for the algorithm between two iterations of training."""
 
     _evaluator: Any = None
@@ -39,13 +41,31 @@ class LendsItsEngine:
         report: SampleReport = self._evaluator.sample_groups(group_ids, weights_version=weights_version)
         return report
 
+    def converse(self, conversation: Conversation) -> EngineSample | None:
+        """See ``EngineUser.converse``; once this engine is proven, of the one that evaluation has of its own, if any."""
+        sample = super().converse(conversation)
+        if sample is None and self._evaluates_elsewhere:
+            return self._evaluator.converse(conversation)  # type: ignore[no-any-return]  # a runner like this one
+        return sample
+
+    def mark_proven(self) -> None:
+        """Notes that what ``converse`` returned was found to be the learner's policy."""
+        if registry.is_proven(self._acquire_engine()) and self._evaluates_elsewhere:
+            self._evaluator.mark_proven()
+        else:
+            super().mark_proven()
+
+    @property
+    def _evaluates_elsewhere(self) -> bool:
+        return self._evaluator is not None and self._evaluator._acquire_engine() is not self._acquire_engine()
+
     def _make_evaluator(self, config: AlgorithmConfig) -> Any:
         """A runner like this one, with another config."""
         raise NotImplementedError
 
-    def _load_for_evaluation(self, named_weights: Mapping[str, Any], version: int, *, engine: Engine) -> None:
-        """Loads weights where evaluation has an engine of its own, other than the given one, which holds them."""
-        if self._evaluator is not None and self._evaluator._acquire_engine() is not engine:
+    def _load_for_evaluation(self, named_weights: Mapping[str, Any], version: int) -> None:
+        """Loads weights into the engine that evaluation has of its own, if it has."""
+        if self._evaluates_elsewhere:
             self._evaluator.set_weights(named_weights, version)
 
     def _stop_evaluator(self) -> None:

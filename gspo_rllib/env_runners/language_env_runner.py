@@ -30,6 +30,7 @@ from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
+from gspo_rllib.env_runners.engine_user import acquire, load
 from gspo_rllib.env_runners.evaluation import LendsItsEngine
 from gspo_rllib.env_runners.group_scheduler import Role, evaluation_group
 from gspo_rllib.env_runners.rollout import Rollout
@@ -172,7 +173,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
             The version the engine acknowledges; compare it with ``version``.
 
         Raises:
-            EngineError: A thread is sampling on this engine; use ``offer_weights``.
+            EngineError: The engine cannot be built, or a thread is sampling on it; then use ``offer_weights``.
             WeightSyncError: A name or shape is unknown, or a cache could not be dropped.
         """
         self._num_evaluation_groups = 0
@@ -182,8 +183,8 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
             check_free(engine)
             if isinstance(named_weights, ray.ObjectRef):
                 named_weights = ray.get(named_weights)
-            engine.load_weights(named_weights, version)
-        self._load_for_evaluation(named_weights, version, engine=engine)
+            load(engine, named_weights, version)
+        self._load_for_evaluation(named_weights, version)
         return engine.weights_version
 
     @override(Checkpointable)
@@ -367,7 +368,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
-            self._engine = registry.acquire(self._parts.engine_spec(self.worker_index or 0))
+            self._engine = acquire(self._parts.engine_spec(self.worker_index or 0))
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
                 self._set_module_state(*pending)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -21,6 +22,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.connectors.scoring import score
 from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.statistics import (
@@ -184,6 +186,34 @@ class LanguageLearner(TorchLearner):
     @property
     def _all_optimizers(self) -> list[torch.optim.Optimizer]:
         return [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+
+    def score(self, trajectories: list[TokenTrajectory], temperatures: list[float]) -> list[np.ndarray]:
+        """Log-probabilities of sampled tokens under the policy as it is, the way updates compute them.
+
+        Args:
+            trajectories: Trajectories with at least one sampled token each.
+            temperatures: The temperature that each was sampled at, > 0.
+
+        Returns:
+            float32 [L] (nats) per trajectory.
+        """
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        scored: dict[int, np.ndarray] = {}
+        own = module.temperature
+        try:
+            for temperature in set(temperatures):
+                module.temperature = temperature
+                members = [i for i, other in enumerate(temperatures) if other == temperature]
+                values = score(
+                    [trajectories[i] for i in members],
+                    lambda row: module.forward_train(row)[columns.LOGP],
+                    max_tokens=self.settings.max_tokens_per_micro_batch,
+                    device=self.device,
+                )
+                scored.update(zip(members, values, strict=True))
+        finally:
+            module.temperature = own
+        return [scored[i] for i in range(len(trajectories))]
 
     def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
         members = [t for t in trajectories if t.group_id in plan.group_ids]
