@@ -48,7 +48,7 @@ def freeze_unreached(
     expert, a layer for images only, a part that is skipped for short inputs. What is frozen is logged.
 
     Args:
-        module: Its parameters are looked at, and frozen in place.
+        module: The module whose parameters are looked at, and frozen in place.
         models: The Hugging Face models in it; the first is named in the log.
         score: The module's forward pass on a packed row; what it returns is all that a loss can be made of.
         attention: transformers' name of the attention that was chosen for them, if it is not this project's.
