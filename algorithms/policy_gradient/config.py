@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
+from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient import validation
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
@@ -27,6 +28,7 @@ from gspo_rllib.connectors import (
 )
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -42,7 +44,7 @@ _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 
 if TYPE_CHECKING:
 
-    class _FlatSettings(TrainingSettings, GenerationSettings, AlgorithmConfig):
+    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, AlgorithmConfig):
         """A config as type checkers see it: every knob is an attribute of the type that its settings class declares."""
 
         def __init__(self, algo_class: type | None = None) -> None: ...
@@ -60,8 +62,8 @@ else:
 class PolicyGradientConfig(_FlatSettings):
     """Configures policy-gradient training of a language-model agent; each algorithm is a subclass with its defaults.
 
-    A user of RLlib's PPO finds every builder where it is; ``generation`` is the only new one. Settings are checked when
-    the algorithm is built (``build_algo``), all of them before the first actor starts.
+    A user of RLlib's PPO finds every builder where it is; ``generation`` and ``agent`` are the only new ones. Settings
+    are checked when the algorithm is built (``build_algo``), all of them before the first actor starts.
     """
 
     training_settings: ClassVar[type[TrainingSettings]] = TrainingSettings
@@ -81,7 +83,7 @@ class PolicyGradientConfig(_FlatSettings):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        groups: tuple[type[Settings], ...] = (self.training_settings, GenerationSettings)
+        groups: tuple[type[Settings], ...] = (self.training_settings, GenerationSettings, AgentSettings)
         for settings in groups:
             for field in dataclasses.fields(settings):
                 setattr(self, field.name, default_of(field))
@@ -117,6 +119,15 @@ class PolicyGradientConfig(_FlatSettings):
         del kwargs  # every accepted name is a setting
         return self
 
+    @takes(AgentSettings)
+    def agent(self: _Self, **kwargs: Any) -> _Self:
+        """Has a function of your own play the trajectories, in place of an environment."""
+        del kwargs  # every accepted name is a setting
+        if isinstance(self.tasks, str) and os.path.isfile(self.tasks):
+            self.tasks = os.path.abspath(self.tasks)  # Tune moves trials elsewhere
+        self.env_runner_cls = LanguageEnvRunner if self.play is None else AgentEnvRunner
+        return self
+
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
         if isinstance(model_config, dict) and os.path.isdir(model_config.get("path") or ""):
@@ -133,10 +144,11 @@ class PolicyGradientConfig(_FlatSettings):
         return kind.of(self)
 
     def validate(self) -> None:
-        """Checks every setting, the environment and the model; called when the algorithm is built.
+        """Checks every setting, the environment or agent, and the model; called when the algorithm is built.
 
         Raises:
-            SettingError: A setting is unknown or illegal, or settings together would not do what they are called.
+            SettingError: A setting is unknown or illegal, settings together would not do what they are called, or the
+                agent or its tasks cannot be found.
             EnvError: The environment does not exist, or does not speak text.
             ModelError: The model folder cannot be used.
             EngineError: The chosen engine is not installed.
@@ -158,7 +170,10 @@ class PolicyGradientConfig(_FlatSettings):
             training=not self.in_evaluation,
         )
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
-        check_language_env_spec(self.env, self.env_config)
+        agent = self.settings(AgentSettings)
+        validation.check_agent(agent, generation, env=self.env)
+        if agent.play is None:
+            check_language_env_spec(self.env, self.env_config)
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
         check_engine(generation.engine or default_engine())

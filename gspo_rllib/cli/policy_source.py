@@ -81,7 +81,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     if arguments.env:
         # Another environment's settings would not fit this one.
         config.env_config = {}
-        config.environment(arguments.env)
+        config.agent(None, tasks=None).environment(arguments.env)
     config.environment(env_config=env_config)
     for name in ("engine", "temperature", "max_tokens_per_turn"):
         if getattr(arguments, name) is not None:
@@ -99,14 +99,13 @@ def opened_runner(config: GSPOConfig, *, episodes: int) -> Iterator[LanguageEnvR
         episodes: Trajectories that will be asked for; at most the config's number plays at once.
     """
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 
     hush(config)
     config.in_evaluation = True
     config.validate()
     config.group_size = 1
     config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
-    runner = LanguageEnvRunner(config=config)
+    runner: LanguageEnvRunner = config.env_runner_cls(config=config)
     try:
         runner.set_weights(named_weights(config), version=1)
         yield runner
