@@ -92,6 +92,13 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "agents/agent_session.py": "agents/test_server.py",
+    "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
+    "agents/chat_completions.py": "agents/test_server.py",
+    "agents/door.py": "agents/test_server.py",
+    "agents/endpoint.py": "agents/test_server.py",
+    "agents/env_agent.py": "env_runners/test_agent_env_runner.py",
+    "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
     "algorithms/": "algorithms/policy_gradient/",
     "checkpoints.py": "algorithms/policy_gradient/test_algorithm.py",
     "cli/cluster.py": "cli/test_train.py",

@@ -1,17 +1,19 @@
-"""What an agent's function is given to talk to the policy."""
+"""What an agent's function is given to talk to the policy: a call of its own, or an address for any client."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.agents.door import Door
-from gspo_rllib.agents.messages import RequestRefused, checked_messages, checked_tools
+from gspo_rllib.agents.endpoint import Endpoint
+from gspo_rllib.agents.messages import checked_max_tokens, checked_messages, checked_stop, checked_tools
 from gspo_rllib.agents.replies import Reply
 from gspo_rllib.agents.session import ChatRequest
-from gspo_rllib.errors import shown
+from gspo_rllib.errors import SettingError
 
-MAX_STOP_STRINGS = 16
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 
 class AgentSession:
@@ -19,17 +21,45 @@ class AgentSession:
 
     Args:
         door: How calls reach the engine.
+        endpoint: Serves them over HTTP where an address is asked for.
+        key: What the endpoint knows this session by.
         seed: Seed of the task, the same for all trajectories of a group.
 
     Attributes:
+        api_key: The key of this trajectory, for a client of ``base_url``.
         seed: Seed of the task, for an agent that draws something of its own.
         name: Unique among all trajectories of a run.
     """
 
-    def __init__(self, door: Door, *, seed: int) -> None:
+    def __init__(self, door: Door, endpoint: Endpoint, *, key: str, seed: int) -> None:
+        self.api_key = key
         self.seed = seed
         self.name = door.name
         self._door = door
+        self._endpoint = endpoint
+
+    @property
+    def base_url(self) -> str:
+        """Address of an OpenAI-compatible server on this machine's loopback interface; started when first asked for.
+
+        Raises:
+            SettingError: The packages of the server are not installed.
+        """
+        return self._endpoint.url()
+
+    def client(self) -> AsyncOpenAI:
+        """OpenAI's own asynchronous client of this session; with any other client, use ``base_url`` and ``api_key``.
+
+        Raises:
+            SettingError: The package ``openai``, or one of the server's, is not installed.
+        """
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise SettingError("session.client() needs the package openai: pip install openai.") from error
+        # The address is plain HTTP: making a TLS context for each trajectory would cost 24 ms of CPU.
+        http_client = openai.DefaultAsyncHttpxClient(verify=False)
+        return openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, http_client=http_client)
 
     async def chat(
         self,
@@ -62,34 +92,3 @@ class AgentSession:
         (call,) = await self._door.answer(request)
         call.delivered = True
         return call.reply
-
-
-def checked_max_tokens(value: Any, name: str) -> int | None:
-    """A client's limit on the tokens of a reply.
-
-    Raises:
-        RequestRefused: It is no whole number of at least 1.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestRefused(f"{name} is {shown(value)}; it must be a whole number of at least 1.", name)
-    return value
-
-
-def checked_stop(value: Any, name: str) -> tuple[str, ...]:
-    """A client's stop strings.
-
-    Raises:
-        RequestRefused: They are neither a string nor a list of a few strings, or one is empty.
-    """
-    if value is None:
-        return ()
-    strings = (value,) if isinstance(value, str) else value
-    fits = isinstance(strings, Sequence) and all(isinstance(one, str) and one for one in strings)
-    if not fits or len(strings) > MAX_STOP_STRINGS:
-        raise RequestRefused(
-            f"{name} is {shown(value)}; it must be a string or a list of at most {MAX_STOP_STRINGS}, none empty.",
-            name,
-        )
-    return tuple(strings)

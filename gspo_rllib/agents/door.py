@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from gspo_rllib.agents.session import Call, ChatRequest, Prepared, Sampled, Session
 from gspo_rllib.engines.protocol import GenerationRequest
@@ -62,3 +64,21 @@ class Door:
             seed=self.sampling_seed(number),
             stop=prepared.request.stop,
         )
+
+
+class OpenSession:
+    """A session as the server has it.
+
+    Args:
+        door: How its calls reach the engine.
+
+    Attributes:
+        door: How its calls reach the engine.
+        answers: The latest calls, by the digest of their bodies; the server's own.
+        num_open: Calls under way; the server's own.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.answers: OrderedDict[bytes, Any] = OrderedDict()
+        self.num_open = 0

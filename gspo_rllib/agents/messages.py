@@ -1,4 +1,4 @@
-"""Chat messages as clients send them: checked, brought into one form, and compared.
+"""What clients send: messages and what goes with them, checked, brought into one form, and compared.
 
 A client sends the whole history with every call, as text. A reply of the policy must be recognised in it, because its
 sampled ids are reused; so two assistant messages are the same one if they differ only in what clients are known to
@@ -21,6 +21,8 @@ Message = dict[str, Any]
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles that a message may have, and the role it is shown in."""
+
+MAX_STOP_STRINGS = 16
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -116,6 +118,37 @@ def checked_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestRefused(f"tools cannot be written as JSON: {str(error)[:200]}.", "tools") from error
     return tuple(declared)
+
+
+def checked_max_tokens(value: Any, name: str) -> int | None:
+    """A client's limit on the tokens of a reply.
+
+    Raises:
+        RequestRefused: It is no whole number of at least 1.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestRefused(f"{name} is {shown(value)}; it must be a whole number of at least 1.", name)
+    return value
+
+
+def checked_stop(value: Any, name: str) -> tuple[str, ...]:
+    """A client's stop strings.
+
+    Raises:
+        RequestRefused: They are neither a string nor a list of a few strings, or one is empty.
+    """
+    if value is None:
+        return ()
+    strings = (value,) if isinstance(value, str) else value
+    fits = isinstance(strings, Sequence) and all(isinstance(one, str) and one for one in strings)
+    if not fits or len(strings) > MAX_STOP_STRINGS:
+        raise RequestRefused(
+            f"{name} is {shown(value)}; it must be a string or a list of at most {MAX_STOP_STRINGS}, none empty.",
+            name,
+        )
+    return tuple(strings)
 
 
 def start_key(tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> bytes:

@@ -141,6 +141,7 @@ class Session:
         history: ``"as_sent"`` writes every prompt from scratch.
 
     Attributes:
+        renderer: Writes messages as ids.
         calls: Recorded calls, in the order in which their replies were recorded.
         new_contexts: How often a context was begun beside the first, by cause.
         is_out_of_calls: Whether a call was refused because of ``max_calls``.
@@ -158,7 +159,7 @@ class Session:
         self.calls: list[Call] = []
         self.new_contexts: Counter[NewContext] = Counter()
         self.is_out_of_calls = False
-        self._renderer = renderer
+        self.renderer = renderer
         self._max_model_len = max_model_len
         self._max_tokens = max_tokens
         self._max_calls = max_calls
@@ -226,7 +227,7 @@ class Session:
             SessionEnded: The session was sealed meanwhile.
         """
         request, generation = prepared.request, sampled.generation
-        text = self._renderer.decode(generation.token_ids)
+        text = self.renderer.decode(generation.token_ids)
         reply = read_reply(
             text, number=number, tools=request.tools, stop=request.stop, finish_reason=generation.finish_reason
         )
@@ -286,15 +287,15 @@ class Session:
         """The prompt, what of it is new, the call it goes on from, and whether its template has bridges."""
         if parent is not None:
             context = np.concatenate([parent.prompt(), parent.token_ids]).tolist()
-            bridge = self._renderer.bridge(
+            bridge = self.renderer.bridge(
                 request.messages[known:],
                 request.tools,
                 request.template_kwargs,
-                reply_ended=context[-1] in self._renderer.stop_token_ids,
+                reply_ended=context[-1] in self.renderer.stop_token_ids,
             )
             if bridge is not None:
                 return [*context, *bridge], bridge, parent, True
-        prompt = self._renderer.full(request.messages, request.tools, request.template_kwargs)
+        prompt = self.renderer.full(request.messages, request.tools, request.template_kwargs)
         return prompt, prompt, None, parent is None
 
     def _note_new_context(

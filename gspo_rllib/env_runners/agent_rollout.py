@@ -48,6 +48,7 @@ class _Playing:
     assignment: Assignment
     slot: int
     session: Session
+    key: str
     started: float
     last_reply: float
     thread: AgentThread | None = None
@@ -182,22 +183,26 @@ class AgentRollout:
             if assignment is None:
                 self._slots.release(slot)
                 return
-            now = self._now
-            playing = _Playing(assignment, slot, self._make_session(), started=now, last_reply=now)
-            self._running[assignment] = playing
-            door = Door(
-                playing.session,
-                name=assignment.name,
-                temperature=self._temperature,
-                sampling_seed=functools.partial(assignment.sampling_seed, self._run_seed),
-                submit=functools.partial(self._submit_from_anywhere, playing),
-            )
-            session = AgentSession(door, seed=assignment.task_seed)
-            playing.thread = AgentThread(
-                functools.partial(self._play, self._tasks.task(assignment.task_seed), session),
-                functools.partial(self._end_from_anywhere, playing),
-                name=f"gspo-agent-{slot}",
-            )
+            self._running[assignment] = self._start(assignment, slot)
+
+    def _start(self, assignment: Assignment, slot: int) -> _Playing:
+        now, endpoint = self._now, self._slots.endpoint
+        playing = _Playing(assignment, slot, self._make_session(), key="", started=now, last_reply=now)
+        door = Door(
+            playing.session,
+            name=assignment.name,
+            temperature=self._temperature,
+            sampling_seed=functools.partial(assignment.sampling_seed, self._run_seed),
+            submit=functools.partial(self._submit_from_anywhere, playing),
+        )
+        playing.key = endpoint.open(door)
+        session = AgentSession(door, endpoint, key=playing.key, seed=assignment.task_seed)
+        playing.thread = AgentThread(
+            functools.partial(self._play, self._tasks.task(assignment.task_seed), session),
+            functools.partial(self._end_from_anywhere, playing),
+            name=f"gspo-agent-{slot}",
+        )
+        return playing
 
     def _submit_from_anywhere(self, playing: _Playing, request: GenerationRequest) -> Future[Sampled]:
         future: Future[Sampled] = Future()
@@ -321,6 +326,7 @@ class AgentRollout:
 
     def _stop(self, playing: _Playing) -> None:
         playing.session.seal()
+        self._slots.endpoint.end(playing.key)
         del self._running[playing.assignment]
         for request_id, future in list(playing.waiting.items()):
             self._forget(playing, request_id)

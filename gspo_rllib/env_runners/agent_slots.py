@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import gymnasium as gym
 
+from gspo_rllib.agents.endpoint import Endpoint
+
 Posted = Callable[[], object]
 
 
@@ -19,9 +21,13 @@ class AgentSlots:
 
     Args:
         size: Trajectories that are played at a time.
+
+    Attributes:
+        endpoint: Serves the sessions of agents that ask for an address.
     """
 
     def __init__(self, size: int) -> None:
+        self.endpoint = Endpoint()
         self._posted: queue.SimpleQueue[Posted] = queue.SimpleQueue()
         self._free = list(range(size - 1, -1, -1))
 
@@ -60,4 +66,5 @@ class AgentSlots:
         return None
 
     def close(self) -> None:
-        """Nothing is kept: a rollout that ends abandons its agents itself."""
+        """Stops the server; a rollout that ends abandons its agents itself."""
+        self.endpoint.stop()

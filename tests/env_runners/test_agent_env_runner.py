@@ -55,16 +55,21 @@ def _counts(runner: AgentEnvRunner) -> Callable[[Any], float]:
     return count
 
 
-@pytest.mark.parametrize(("max_model_len", "cut_by"), [(350, "context"), (400, "turns")])
+@pytest.mark.parametrize(
+    ("play", "max_model_len", "cut_by"),
+    [(env_agent.play, 350, "context"), (env_agent.play, 400, "turns"), (env_agent.play_over_http, 350, "context")],
+)
 def test_an_environment_played_as_an_agent_is_sampled_token_for_token_alike(
-    make_runner: Callable, tiny_dense: str, weights: Weights, max_model_len: int, cut_by: str
+    make_runner: Callable, tiny_dense: str, weights: Weights, play: Any, max_model_len: int, cut_by: str
 ) -> None:
-    config = runner_config(tiny_dense, CALCULATOR["env"], env_config=CALCULATOR["env_config"], max_model_len=max_model_len)
+    config = runner_config(
+        tiny_dense, CALCULATOR["env"], env_config=CALCULATOR["env_config"], max_model_len=max_model_len
+    )
     env_runner = LanguageEnvRunner(config=config, worker_index=0, num_workers=0)
     env_runner.set_weights(weights, 1)
     expected = env_runner.sample(group_ids=["0/0", "0/1", "0/2"])
     env_runner.stop()
-    agent = make_runner(env_agent.play, tasks=[CALCULATOR], max_model_len=max_model_len)
+    agent = make_runner(play, tasks=[CALCULATOR], max_model_len=max_model_len)
     episodes = agent.sample(group_ids=["0/0", "0/1", "0/2"])
     assert same_samples(episodes, expected)
     assert sum(len(episode) for episode in episodes) > 20
