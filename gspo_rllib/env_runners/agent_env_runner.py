@@ -14,6 +14,7 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.annotations import override
 
+from gspo_rllib.agents.context_watch import ContextWatch
 from gspo_rllib.agents.function import find_play
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Session
@@ -62,6 +63,7 @@ class AgentParts(RolloutParts):
         assert self._agent.play is not None
         self._play = find_play(self._agent.play)
         self._tasks = Tasks(self._agent.tasks)
+        self._contexts = ContextWatch()
 
     def make_pool(self) -> AgentSlots:
         """Places for as many agents as trajectories are played at a time."""
@@ -89,6 +91,7 @@ class AgentParts(RolloutParts):
             make_session=make_session,
             settings=settings,
             agent=self._agent,
+            contexts=self._contexts,
             run_seed=self._run_seed,
             observer=observer,
         )

@@ -20,6 +20,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.agent_thread import AgentThread, Outcome
+from gspo_rllib.agents.context_watch import ContextWatch
 from gspo_rllib.agents.door import Door
 from gspo_rllib.agents.function import Play
 from gspo_rllib.agents.messages import SessionEnded
@@ -51,6 +52,7 @@ class _Playing:
     key: str
     started: float
     last_reply: float
+    own_s: float = 0.0
     thread: AgentThread | None = None
     waiting: dict[str, Future[Sampled]] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class AgentRollout:
         make_session: Makes an empty session.
         settings: Temperature.
         agent: How long an agent may take.
+        contexts: Warns of conversations that do not stay one context.
         run_seed: Root of the sampling seeds.
         observer: Called with every event of every episode once it is finished; None for no calls.
 
@@ -88,6 +91,7 @@ class AgentRollout:
         make_session: MakeSession,
         settings: GenerationSettings,
         agent: AgentSettings,
+        contexts: ContextWatch,
         run_seed: int,
         observer: EpisodeObserver | None = None,
     ) -> None:
@@ -100,6 +104,7 @@ class AgentRollout:
         self._make_session = make_session
         self._temperature = settings.temperature
         self._agent = agent
+        self._contexts = contexts
         self._run_seed = run_seed
         self._observe = observer
         self.holds_turns = False
@@ -222,6 +227,7 @@ class AgentRollout:
         if self._running.get(playing.assignment) is not playing:
             _settle(future, SessionEnded())
         elif not future.cancelled():
+            playing.own_s += self._own_time(playing)
             playing.waiting[request.request_id] = future
             self._by_request[request.request_id] = playing
             if self.holds_turns:
@@ -267,6 +273,7 @@ class AgentRollout:
         if self._running.get(playing.assignment) is not playing:
             return
         playing.session.seal()
+        playing.own_s += self._own_time(playing)
         if outcome.failure is not None:
             self._fail(playing, outcome.failure)
             return
@@ -282,9 +289,14 @@ class AgentRollout:
         member = GroupMember(assignment.group_id, assignment.index, assignment.task_seed)
         episode = episode_of(calls, result, member, observe=self._observer_of(playing))
         self._stats.num_segments += sum(turn.starts_segment for turn in turns(episode))
-        self._stats.env_s += self._now - playing.started
+        self._stats.env_s += playing.own_s
+        self._contexts.note(playing.session)
         self._stop(playing)
         self._scheduler.finish(assignment, episode)
+
+    def _own_time(self, playing: _Playing) -> float:
+        """Seconds since the agent last waited for a reply."""
+        return 0.0 if playing.waiting else self._now - playing.last_reply
 
     def _observer_of(self, playing: _Playing) -> Callable[[str, SingleAgentEpisode], None] | None:
         observe = self._observe
