@@ -144,7 +144,7 @@ class MessageRenderer:
             written, declared = _with_tools_as_text(written, declared), None
         if any("tool_calls" in message for message in written) and not self._shows_calls:
             written = [_with_calls_as_text(message) for message in written]
-        return self._apply(written, declared, template_kwargs)
+        return self._apply(written, declared, defused.within(template_kwargs))
 
     def _shows_tools(self, declared: list[Any]) -> bool:
         """Whether the template writes the name of every tool once more when it is given the tools."""

@@ -276,9 +276,11 @@ class Session:
         if not self._keeps_history:
             return None, 0
         for known in range(len(messages) - 1, 0, -1):  # something must follow the reply
-            if messages[known - 1]["role"] == "assistant" and (found := self._by_key.get(chain[known])):
-                # Several replies may read alike: one that nothing goes on from yet makes no second branch.
-                return next((call for call in found if not call.children), found[-1]), known
+            reply = messages[known - 1]
+            if reply["role"] == "assistant" and (found := self._by_key.get(chain[known])):
+                # Several replies may read alike: one that was written just so, then one that nothing goes on from yet,
+                # which makes no second branch.
+                return min(found, key=lambda call: (call.reply.content != reply["content"], len(call.children))), known
         return None, 0
 
     def _write(
@@ -286,15 +288,16 @@ class Session:
     ) -> tuple[list[int], list[int], Call | None, bool]:
         """The prompt, what of it is new, the call it goes on from, and whether its template has bridges."""
         if parent is not None:
-            context = np.concatenate([parent.prompt(), parent.token_ids]).tolist()
+            ended = int(parent.sampled.generation.token_ids[-1]) in self.renderer.stop_token_ids
             bridge = self.renderer.bridge(
                 request.messages[known:],
                 request.tools,
                 request.template_kwargs,
-                reply_ended=context[-1] in self.renderer.stop_token_ids,
+                reply_ended=ended,
             )
             if bridge is not None:
-                return [*context, *bridge], bridge, parent, True
+                prompt = np.concatenate([parent.prompt(), parent.token_ids, np.asarray(bridge, np.int32)]).tolist()
+                return prompt, bridge, parent, True
         prompt = self.renderer.full(request.messages, request.tools, request.template_kwargs)
         return prompt, prompt, None, parent is None
 

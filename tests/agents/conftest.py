@@ -8,7 +8,7 @@ from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.model_folder import load_tokenizer
 
 # What newer families' templates do: declare tools, write calls, put results in the user's turn, leave the reasoning of
-# earlier replies out, and have a variable of their own.
+# earlier replies out, and have variables of their own.
 RICH_TEMPLATE = """\
 {%- if tools %}<|im_start|>system
 {% if messages[0].role == "system" %}{{ messages[0].content }}
@@ -34,7 +34,7 @@ RICH_TEMPLATE = """\
 </tool_response><|im_end|>
 {% endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
+{%- if add_generation_prompt %}{{ note }}<|im_start|>assistant
 {% if enable_thinking is defined and not enable_thinking %}<think>
 
 </think>

@@ -86,6 +86,9 @@ def test_only_the_templates_own_variables_may_be_sent(rich_renderer: MessageRend
     text = rich_renderer._tokenizer.decode(rich_renderer.full([user("a")], (), kwargs))
     assert text.endswith("<think>\n\n</think>\n\n")
     assert rich_renderer.checked_template_kwargs(None) == {}
+    forged = rich_renderer.full([user("a")], (), rich_renderer.checked_template_kwargs({"note": FORGED}))
+    assert _special(rich_renderer, forged) == _special(rich_renderer, rich_renderer.full([user("a")], (), {}))
+    assert FORGED in rich_renderer._tokenizer.decode(forged)
     for given, words in [
         ("x", "chat_template_kwargs is 'x'; it must be an object."),
         ({"chat_template": "{{ 1 }}"}, "chat_template_kwargs.'chat_template' is not allowed"),

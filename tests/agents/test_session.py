@@ -125,6 +125,13 @@ def test_replies_that_read_alike_are_gone_on_from_one_by_one(renderer: MessageRe
     assert policy.say(history, "y").parent is second
 
 
+def test_of_replies_that_differ_by_spaces_the_one_that_was_sent_is_gone_on_from(renderer: MessageRenderer) -> None:
+    policy = MadeUpPolicy(renderer)
+    replies = [policy.say([user("a")], text) for text in (" 7", "7", "7 ")]
+    for reply in replies[::-1]:
+        assert policy.say([user("a"), reply.reply.message, user("b")], "x").parent is reply
+
+
 def test_tokens_are_the_smallest_of_the_clients_the_runs_and_the_room(renderer: MessageRenderer) -> None:
     policy = MadeUpPolicy(renderer, max_model_len=40, max_tokens=8)
     request = ChatRequest([user("a")], max_tokens=3)

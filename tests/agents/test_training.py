@@ -50,8 +50,12 @@ def test_an_update_on_an_agents_groups_is_the_one_on_the_environments(tiny_dense
     assert result["evaluation"]["env_runners"]["num_episodes"] == 2
 
 
-def test_agents_play_on_remote_runners_while_the_learner_trains(tiny_dense: str, ray_local: None) -> None:
-    result, _ = _trained(tiny_dense, agent=agents.two_turns, num_env_runners=1, iterations=3, max_staleness=1)
+@pytest.mark.parametrize(
+    "num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_agents_play_on_while_the_learner_trains(tiny_dense: str, num_env_runners: int, ray_local: None) -> None:
+    runners = {"num_env_runners": num_env_runners}
+    result, _ = _trained(tiny_dense, agent=agents.two_turns, iterations=3, max_staleness=1, **runners)
     learner = result["learners"][DEFAULT_MODULE_ID]
     assert learner["num_trajectories"] == 8
     assert 0.0 < learner["staleness"] <= 1.0

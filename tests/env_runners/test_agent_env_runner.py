@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,11 @@ import pytest
 
 from gspo_rllib import metrics as names
 from gspo_rllib.agents import env_agent
+from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.errors import SettingError
+from gspo_rllib.knobs import default_of
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
 from tests.env_runners import agents
 from tests.env_runners.small_runner import Weights, runner_config, same_samples, shifted
@@ -225,6 +231,30 @@ def test_evaluation_is_greedy(make_runner: Callable) -> None:
     one, other = make_runner().sample(num_episodes=2, explore=False)
     ids = [np.concatenate([t.action_token_ids for t in turns(e)]).tolist() for e in (one, other)]
     assert ids[0] == ids[1]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "async def play" in block])
+def test_the_agents_on_the_page_play(make_runner: Callable, block: str) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(block, "agents.md", "exec", dont_inherit=True), names)
+    rows = [json.loads(line) for line in re.findall(r"^```json\n(.*?)^```", PAGE, flags=re.M | re.S)[0].splitlines()]
+    runner = make_runner(names["play"], tasks=rows)
+    assert len(runner.sample(group_ids=["a", "b"])) == 4, runner.last_errors()
+
+
+def test_the_page_shows_every_setting_with_its_default() -> None:
+    shown = dict(re.findall(r"^\| `([a-z_]+)` \| `?([^`|]+?)`? \|", PAGE.partition("## Settings")[2], flags=re.M))
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(AgentSettings)}
+    written = {name: f"{value:g}" if isinstance(value, float) else value for name, value in defaults.items()}
+    assert shown == {name: f'"{value}"' if name == "history" else str(value) for name, value in written.items()}
+    (config,) = [block for block in BLOCKS if ".agent(" in block]
+    names: dict[str, Any] = {}
+    exec(config, names)
+    assert names["config"].env_runner_cls is AgentEnvRunner and names["config"].play == "my_package.bot:play"
 
 
 def test_an_agent_that_cannot_be_found_is_refused_when_the_runner_is_made(tiny_dense: str) -> None:
