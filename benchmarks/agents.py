@@ -4,7 +4,7 @@
 
 Four parts. Sameness: Calculator played as an agent, in process and over HTTP, against the env runner, token for token.
 Throughput: sessions with long replies over HTTP against the same prompts given to the engine directly, in turn.
-Bridge: the prompt of a call in a long conversation. Server: its start, and calls that are meant to break it.
+Bridge: the prompt of a call in a long conversation. Server: its start.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from measure import alternate, ratios
 
-from benchmarks.measure import alternate, ratios
 from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.endpoint import Endpoint
 from gspo_rllib.agents.rendering import MessageRenderer

@@ -76,6 +76,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 # Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
 SPANNING = {
+    "agents/test_on_vllm.py": "agents on the other engine",
     "agents/test_training.py": "agents, from the function to the weights",
     "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",

@@ -18,6 +18,7 @@ from gspo_rllib.agents.messages import (
     checked_messages,
     checked_stop,
     checked_tools,
+    sound_text,
 )
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Call, ChatRequest
@@ -99,7 +100,7 @@ def read_request(raw: bytes, renderer: MessageRenderer) -> CompletionRequest:
             choices=_choices(body.get("n")),
             template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
         ),
-        model=model,
+        model=sound_text(model),
         stream=_flag(body, "stream"),
         with_usage=_flag(options or {}, "include_usage"),
         logprobs=_flag(body, "logprobs"),
@@ -128,7 +129,7 @@ def completion(request: CompletionRequest, calls: Sequence[Call], renderer: Mess
 
     Args:
         request: What was asked.
-        calls: Its replies, one for each choice.
+        calls: The replies, one for each choice.
         renderer: Writes token ids as text.
     """
     choices: list[dict[str, Any]] = []

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from gspo_rllib.agents.chat_completions import CompletionRequest, chunks, completion, read_request
 from gspo_rllib.agents.door import OpenSession
-from gspo_rllib.agents.messages import RequestRefused
+from gspo_rllib.agents.messages import RequestRefused, sound_text
 from gspo_rllib.agents.session import Call
 
 logger = logging.getLogger("gspo_rllib")
@@ -39,7 +39,7 @@ KEEP_ALIVE_S = 300
 """How long an idle connection is kept: longer than most agents take between two calls."""
 COMMENT_S = 10.0
 """Between two comments on a stream whose reply is not there yet."""
-MOST_ANSWERS = 16
+MOST_ANSWERS = 2 * MAX_OPEN_CALLS
 """Answers of a session that are kept for a client that asks again."""
 START_TIMEOUT_S = 30.0
 _THREADS = 4
@@ -253,12 +253,11 @@ def _closed(opened: OpenSession, task: asyncio.Task[Any]) -> None:
 
 async def _body(request: Request) -> bytes:
     """The body, within its limits."""
-    announced = request.headers.get("content-length", "0")
-    parts, size = [], int(announced) if announced.isdecimal() and len(announced) < 20 else 0
     too_large = RequestRefused(f"the body is larger than {MAX_BODY_BYTES} bytes.", code="body_too_large", status=413)
-    if size > MAX_BODY_BYTES:
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and (len(announced) > 20 or int(announced) > MAX_BODY_BYTES):
         raise too_large
-    size = 0
+    parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
@@ -290,8 +289,11 @@ def _model(name: str) -> dict[str, Any]:
 
 def _error(refused: RequestRefused) -> dict[str, Any]:
     return {
-        "message": str(refused), "type": "invalid_request_error", "param": refused.param, "code": refused.code,
-    }  # fmt: skip
+        "message": sound_text(str(refused)),
+        "type": "invalid_request_error",
+        "param": refused.param,
+        "code": refused.code,
+    }
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -239,7 +239,9 @@ class AgentRollout:
         try:
             self._engine.submit(request)
         except EngineError as error:
-            self._fail(self._by_request[request.request_id], EnvFailure("engine", str(error)), retry=False)
+            playing = self._by_request.pop(request.request_id)
+            _settle(playing.waiting.pop(request.request_id), SessionEnded())
+            self._fail(playing, EnvFailure("engine", str(error)), retry=False)
 
     def _release_turns(self) -> None:
         while self._held and not self.holds_turns:

@@ -361,11 +361,12 @@ def _fuzzed(random: random.Random) -> bytes:
     return raw
 
 
-def test_no_request_is_the_servers_own_fault(one: Served) -> None:
-    draw = random.Random(0)
+@pytest.mark.parametrize(("count", "seed"), [(600, 0), pytest.param(10_000, 1, marks=pytest.mark.slow)])
+def test_no_request_is_the_servers_own_fault(one: Served, count: int, seed: int) -> None:
+    draw = random.Random(seed)
     connection = http.client.HTTPConnection(urlsplit(one.endpoint.url()).netloc, timeout=30)
     seen = set()
-    for _ in range(600):
+    for _ in range(count):
         raw = _fuzzed(draw)
         connection.request("POST", "/v1/chat/completions", raw, {"authorization": f"Bearer {one.key}"})
         answer = connection.getresponse()
