@@ -19,7 +19,7 @@ from gspo_rllib.agents import env_agent
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import EngineError, SettingError
 from gspo_rllib.knobs import default_of
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
 from tests.env_runners import agents
@@ -166,6 +166,27 @@ def test_an_agent_that_hangs_is_left_behind(make_runner: Callable, play: Any, li
     assert time.monotonic() - started < 30
     assert runner.last_errors() == [words]
     agents.blocked.set()
+
+
+def test_an_engine_that_refuses_or_breaks_fails_trajectories_and_no_thread(make_runner: Callable) -> None:
+    def refuse(request: Any) -> None:
+        raise EngineError("no room")
+
+    runner = make_runner()
+    engine = runner._acquire_engine()
+    submit, step = engine.submit, engine.step
+    vars(engine)["submit"] = refuse
+    assert runner.sample(group_ids=["a"]) == []
+    assert runner.last_errors() == ["no room"]
+    vars(engine)["submit"] = submit
+    vars(engine)["step"] = lambda: [
+        dataclasses.replace(done, logp=np.full(len(done.token_ids), np.nan, np.float32)) for done in step()
+    ]
+    assert runner.sample(group_ids=["a"]) == []
+    assert "every one must be finite" in runner.last_errors()[0]
+    vars(engine)["step"] = step
+    assert not engine.has_work()
+    assert len(runner.sample(group_ids=["a"])) == 2
 
 
 def test_a_failed_attempt_is_played_again_with_other_samples(make_runner: Callable) -> None:
