@@ -6,6 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from gspo_rllib.agents.function import find_play
+from gspo_rllib.agents.settings import AgentSettings
+from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
@@ -102,6 +105,35 @@ def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], 
     roles = {env.obs_role, *(["user"] if generation.context_overflow == "summarize" else [])}
     check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
     check_vocabulary(renderer, model_config)
+
+
+def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: Any) -> None:
+    """Refuses an agent that could not play, and settings that would have no effect on it.
+
+    Args:
+        agent: The agent's settings.
+        generation: How text is sampled.
+        env: The environment that is set, if any.
+
+    Raises:
+        SettingError: The agent or its tasks cannot be found or are not what they must be, or a setting is refused.
+    """
+    if agent.play is None:
+        if agent.tasks is not None:
+            raise SettingError("agent.tasks is set, but agent.play is not: name the function that plays them.")
+        return
+    if env is not None:
+        raise SettingError(
+            f"agent.play={agent.play!r} and environment.env={env!r} are both set; an agent plays in place of an "
+            "environment. Remove one of the two."
+        )
+    if generation.context_overflow != "truncate":
+        raise SettingError(
+            f"generation.context_overflow is {generation.context_overflow!r}, which has no effect on an agent: it is "
+            "told that its messages do not fit, and shortens them itself. Use 'truncate'."
+        )
+    find_play(agent.play)
+    Tasks(agent.tasks)
 
 
 def check_context(max_tokens_per_turn: int, *, room: int) -> None:

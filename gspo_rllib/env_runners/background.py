@@ -21,9 +21,8 @@ from ray.util import log_once
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
-from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler
-from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError
@@ -69,8 +68,8 @@ class BackgroundSampler:
     def __init__(
         self,
         engine: Engine,
-        pool: EnvPool,
-        make_rollout: Callable[[], Rollout],
+        pool: Slots,
+        make_rollout: Callable[[], GroupPlayer],
         scheduler: GroupScheduler[SingleAgentEpisode],
         *,
         weight_update: WeightUpdate,
@@ -91,7 +90,7 @@ class BackgroundSampler:
         self.engine = engine
         self._pool = pool
         self._make_rollout = make_rollout
-        self._rollout: Rollout | None = None
+        self._rollout: GroupPlayer | None = None
         self._scheduler = scheduler
         self._weight_update = weight_update
         self._on_groups = on_groups

@@ -93,6 +93,48 @@ def test_an_unknown_environment_names_the_nearest_one(tiny_dense):
     _refused(_config(tiny_dense, None), EnvError, "config.environment")
 
 
+PLAY = "gspo_rllib.agents.env_agent:play"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "parts"),
+    [
+        ({"play": "my_package.bot.play"}, ["agent.play='my_package.bot.play': must be 'module:name'"]),
+        ({"play": "lambda task, session: 0"}, ["must be 'module:name'"]),
+        ({"play": "no_such_package:play"}, ["no_such_package cannot be imported"]),
+        ({"play": "gspo_rllib.agents.env_agent:plan"}, ["Did you mean 'play'?"]),
+        ({"play": lambda task, session: 0.0}, ["is not asynchronous"]),
+        ({"play": 7}, ["agent.play is 7; allowed: str or Callable or None"]),
+        ({"play": None, "tasks": [{}]}, ["agent.tasks is set, but agent.play is not"]),
+        ({"tasks": "nowhere.jsonl"}, ["agent.tasks='nowhere.jsonl': no such file"]),
+        ({"tasks": []}, ["agent.tasks is an empty list"]),
+        ({"history": "sent"}, ["agent.history is 'sent'; allowed: 'sampled', 'as_sent'"]),
+        ({"trajectory_timeout_s": 0}, ["agent.trajectory_timeout_s is 0", "> 0"]),
+        ({"idle_timeout_s": "5"}, ["agent.idle_timeout_s is '5'", "given as text"]),
+    ],
+)
+def test_an_agent_that_cannot_play_is_refused_at_build_time(tiny_dense, knobs, parts):
+    _refused(_config(tiny_dense, None).agent(**{"play": PLAY, **knobs}), SettingError, *parts)
+
+
+def test_an_agent_plays_in_place_of_an_environment(tiny_dense):
+    _refused(_config(tiny_dense).agent(PLAY), SettingError, "are both set; an agent plays in place of an environment")
+    summarising = _config(tiny_dense, None).agent(PLAY).generation(context_overflow="summarize")
+    _refused(summarising, SettingError, "context_overflow is 'summarize', which has no effect on an agent")
+    with pytest.raises(SettingError, match="Did you mean 'tasks'"):
+        GSPOConfig().agent(PLAY, task=[])
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        GSPOConfig().agent(PLAY, [])
+    with pytest.raises(TypeError, match="multiple values for argument 'play'"):
+        GSPOConfig().agent(PLAY, play=PLAY)
+
+
+def test_a_file_of_tasks_is_found_wherever_the_run_moves(tmp_path, monkeypatch):
+    (tmp_path / "tasks.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    assert GSPOConfig().agent(PLAY, tasks="tasks.jsonl").tasks == str(tmp_path / "tasks.jsonl")
+
+
 def test_an_environment_that_does_not_speak_text_is_refused(tiny_dense):
     _refused(_config(tiny_dense, "CartPole-v1", {}), EnvError, "observation_space", "UnicodeText")
 
