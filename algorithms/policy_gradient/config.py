@@ -139,6 +139,20 @@ class PolicyGradientConfig(_FlatSettings):
         super().rl_module(model_config=model_config, **kwargs)
         return self
 
+    def get_state(self) -> dict[str, Any]:
+        """RLlib's state, whole: RLlib leaves out whatever is -1, its mark of a deprecated setting.
+
+        What a user set to -1 would silently become the default when the algorithm is built.
+        """
+        state: dict[str, Any] = super().get_state()
+        marked = vars(AlgorithmConfig())
+        given = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float)) and value == -1 and marked.get(name) != -1
+        }
+        return {**state, **given}
+
     def settings(self, kind: type[_S]) -> _S:
         """The current values of one group of settings, checked.
 

@@ -79,6 +79,19 @@ def test_an_illegal_generation_setting_is_refused_at_build_time(tiny_dense, knob
     _refused(_config(tiny_dense).generation(**knobs), error, *parts)
 
 
+@pytest.mark.parametrize("name", ["group_size", "min_informative_trajectories", "lr", "max_staleness", "kl_coeff"])
+def test_minus_one_is_a_value_like_any_other(name, tiny_dense):
+    """RLlib takes it for the mark of a deprecated setting, and would go on with the default."""
+    _refused(_config(tiny_dense).training(**{name: -1}), SettingError, f"training.{name} is -1; allowed: ")
+
+
+def test_a_state_keeps_what_rllib_leaves_out_and_nothing_that_is_its_own_mark(tiny_dense):
+    config = _config(tiny_dense).env_runners(num_env_runners=-1)
+    state = config.get_state()
+    assert state["num_env_runners"] == -1
+    assert [name for name, value in state.items() if isinstance(value, int) and value == -1] == ["num_env_runners"]
+
+
 def test_a_misspelt_setting_is_refused_with_a_suggestion(tiny_dense):
     with pytest.raises(SettingError, match="Did you mean 'group_size'"):
         _config(tiny_dense).training(group_sise=4)
