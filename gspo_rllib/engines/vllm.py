@@ -3,7 +3,7 @@
 The only module that imports vllm. It drives vLLM's synchronous ``LLMEngine`` directly: nothing runs unless ``step`` is
 called, so a weight update needs no pause protocol, and tokens are ids from end to end.
 
-Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32).
+Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32, on a GPU with 0.26).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" pins every engine of the machine to the same first core
+    # Attention and experts of a float32 engine are Triton kernels, which round their inputs to TF32 unless told not to.
+    "TRITON_F32_DEFAULT": "ieee",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -44,7 +46,7 @@ try:
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
-except ImportError as _error:
+except Exception as _error:  # a broken installation raises anything
     raise EngineError(
         f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
         "or use engine='transformers'."
@@ -72,7 +74,12 @@ _VLLM_ERRORS = (ValueError, RuntimeError, AssertionError, TypeError, AttributeEr
 _EXTRA_OPTIONS = {"enable_multiprocessing"}
 _CPU_BLOCK_SIZE = 32  # tokens; the smallest the CPU kernel takes. Prefixes are reused in whole blocks.
 _CPU_BATCH_TOKENS = 2048
+_GPU_BLOCK_SIZE = 16  # tokens; vLLM's own there
 _CPU_CACHE_BOUNDS = (64 << 20, 4 << 30)  # the CPU backend touches all of it at start
+_GPU_CACHE_SHARE = 0.3  # of the memory that is free when the engine starts; a learner may share the device
+# vLLM wants this share of the device free at start even where it is told how large its cache is. It need not be: what
+# the engine takes is its weights, its cache and one step.
+_GPU_DEMANDED_SHARE = 0.01
 _MIN_TEMPERATURE = 0.01  # vLLM raises a smaller one to this, and the log-probabilities would be of another distribution
 
 
@@ -99,6 +106,12 @@ class VLLMEngine:
                 f"engine_device is {spec.device!r}, but the installed vllm is built for CPU. Install vllm's build for "
                 "that device, or use engine_device='cpu'."
             )
+        if not self._on_cpu and spec.device.startswith("cpu"):
+            raise EngineError(
+                "this process sees no GPU, and the installed vllm is built for one. Env runners get one with "
+                ".env_runners(num_gpus_per_env_runner=1), or a part of one that they share with a learner (0.5). Without "
+                "a GPU, install vllm's build for CPU or use engine='transformers'."
+            )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
         # A core of its own runs on between two of our calls, and would mix new weights with old keys and values.
@@ -112,7 +125,7 @@ class VLLMEngine:
             **{name: getattr(spec, name) for name in _FROM_SPEC},
             **_FIXED,
             **_DEFAULTS,
-            **(_cpu_defaults(spec, config) if self._on_cpu else {}),
+            **(_cpu_defaults(spec, config) if self._on_cpu else _gpu_defaults(spec, config)),
             **options,
         }
         arguments["seed"] = spec.seed % 2**32  # numpy's generators take no more
@@ -358,12 +371,7 @@ def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.n
 
 
 def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    itemsize = getattr(torch, spec.dtype).itemsize
-    blocks = -(-spec.max_model_len // _CPU_BLOCK_SIZE) + 1
-    one = 2 * config.num_hidden_layers * key_heads * head_dim * itemsize * blocks * _CPU_BLOCK_SIZE
+    one = _context_bytes(spec, config, _CPU_BLOCK_SIZE)
     low, high = _CPU_CACHE_BOUNDS
     return {
         "enforce_eager": True,
@@ -373,3 +381,24 @@ def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
         "block_size": _CPU_BLOCK_SIZE,
         "kv_cache_memory_bytes": max(one, min(max(one * spec.max_num_seqs, low), high)),
     }
+
+
+def _gpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
+    if "gpu_memory_utilization" in spec.options:  # vLLM's own way to size its cache
+        return {}
+    one = _context_bytes(spec, config, _GPU_BLOCK_SIZE)
+    free = torch.cuda.mem_get_info()[0]
+    return {
+        "gpu_memory_utilization": _GPU_DEMANDED_SHARE,
+        "kv_cache_memory_bytes": max(one, min(one * spec.max_num_seqs, int(free * _GPU_CACHE_SHARE))),
+    }
+
+
+def _context_bytes(spec: EngineSpec, config: Any, block_size: int) -> int:
+    """Bytes of keys and values of one context of full length, in whole blocks and one more."""
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    itemsize: int = getattr(torch, spec.dtype).itemsize
+    blocks = -(-spec.max_model_len // block_size) + 1
+    return int(2 * config.num_hidden_layers * key_heads * head_dim * itemsize * blocks * block_size)
