@@ -14,10 +14,12 @@ without seeds and log-probs (*plain*). *Sync*: the learner's weights to host mem
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -73,9 +75,9 @@ def sample(engine: Engine, prompts: list[list[int]], num_tokens: int, name: str)
     return [done[f"{name} {i}"] for i in range(len(prompts))], steps
 
 
-def prompts_of(count: int, length: int, vocabulary: int) -> list[list[int]]:
-    """Random ids, no two alike."""
-    rng = np.random.default_rng(0)
+def prompts_of(count: int, length: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
+    """Random ids, no two alike; another seed's are others, so that nothing of them is in a prefix cache."""
+    rng = np.random.default_rng(seed)
     return [rng.integers(3, vocabulary, length).tolist() for _ in range(count)]
 
 
@@ -139,25 +141,28 @@ def speed(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     del module
     gpu.free()
     for slots in args.slots:
-        prompts = prompts_of(slots, args.prompt, args.vocabulary)
-        sample(engine, prompts, 4, f"warm {slots}")
-        gpu.synchronise()
-        start = time.perf_counter()
-        generations, steps = sample(engine, prompts, args.tokens, f"timed {slots}")
-        gpu.synchronise()
-        took = time.perf_counter() - start
-        count = sum(len(g.token_ids) for g in generations)
+        steps, seeds = 0, itertools.count()
+
+        def fresh(count: int = slots, seeds: Iterator[int] = seeds) -> list[list[int]]:
+            return prompts_of(count, args.prompt, args.vocabulary, 1 + next(seeds))
+
+        def run(fresh: Any = fresh, seeds: Any = seeds) -> None:
+            nonlocal steps
+            _, steps = sample(engine, fresh(), args.tokens, f"timed {next(seeds)}")
+
+        took = gpu.median(gpu.seconds(run, args.repetitions))
+        count = slots * args.tokens
         rows.append({
             "dtype": args.dtype, "slots": slots, "tokens": count, "s": took, "tokens_per_s": count / took,
             "steps": steps, "ms_per_step": 1e3 * took / steps,
         })  # fmt: skip
         if args.engine == "vllm":
             for way, options in (("raw", {}), ("plain", {"seed": None, "logprobs": None, "flat_logprobs": False})):
-                raw = gpu.seconds(lambda p=prompts, o=options: raw_vllm(engine, p, args.tokens, o), 2)
+                raw = gpu.seconds(lambda o=options, f=fresh: raw_vllm(engine, f(), args.tokens, o), args.repetitions)
                 rows[-1][f"{way}_tokens_per_s"] = count / gpu.median(raw)
         print("speed", rows[-1], flush=True)
         if args.profile:
-            busy = gpu.kernels(lambda p=prompts, s=slots: sample(engine, p, 8, f"profiled {s}"), rows=8)
+            busy = gpu.kernels(lambda f=fresh, s=slots: sample(engine, f(), 8, f"profiled {s}"), rows=8)
             print(f"{slots} requests, 8 tokens each: {busy}", flush=True)
     release(engine)
     return rows
@@ -168,7 +173,6 @@ def raw_vllm(engine: Any, prompts: list[list[int]], num_tokens: int, changes: di
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    engine._engine.reset_prefix_cache()
     for i, prompt in enumerate(prompts):
         options = {
             "max_tokens": num_tokens, "temperature": 1.0, "seed": i, "ignore_eos": True, "logprobs": 0,
@@ -193,6 +197,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=gpu.VOCABULARY)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128, help="sampled per request")
+    parser.add_argument("--repetitions", type=int, default=3, help="of every timing, after one that does not count")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--folder", type=pathlib.Path, help="where random models are kept; a temporary one without it")
     parser.add_argument("--profile", action="store_true", help="also print the kernels of decoding")

@@ -36,7 +36,6 @@ from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.packing import packed_rows
 
 GROUP_SIZE = 8
-ROW_TOKENS = 16384
 
 
 class RandomReward(TalkEnv):
@@ -70,7 +69,7 @@ def build(path: str, args: argparse.Namespace, played: list[Any]) -> Any:
         .learners(num_learners=0, num_gpus_per_learner=int(args.device == "cuda"))
         .training(
             group_size=GROUP_SIZE, groups_per_iteration=args.groups, num_minibatches=1, lr=1e-6,
-            max_tokens_per_micro_batch=ROW_TOKENS,
+            max_tokens_per_micro_batch=args.row_tokens,
         )
         .callbacks(on_sample_end=keep)
         .debugging(seed=0)
@@ -86,7 +85,8 @@ def measure_loop(size: str, path: str, args: argparse.Namespace) -> list[dict[st
     module = algo.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     engine._stop_token_ids = []
     rows: list[dict[str, Any]] = []
-    for iteration in range(args.repetitions + 2):
+    autocast = None if args.dtype == "float32" else args.dtype
+    for _ in range(args.repetitions + 2):
         result: dict[str, Any] = {}
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -96,8 +96,8 @@ def measure_loop(size: str, path: str, args: argparse.Namespace) -> list[dict[st
         algo._weights.push(algo.env_runner_group, force=True)  # an empty prefix cache, as before sampling
         (raw,) = gpu.seconds(lambda r=requests: raw_vllm(engine, r, args.groups * GROUP_SIZE), 1, warm_up=0)
         trajectories = [token_trajectory(episode, advantage=1.0) for episode in played]
-        packed = [row for _, row in packed_rows(trajectories, max_tokens=ROW_TOKENS, sharing=None, device=args.device)]
-        autocast = None if args.dtype == "float32" else args.dtype
+        rows_of = packed_rows(trajectories, max_tokens=args.row_tokens, sharing=None, device=args.device)
+        packed = [row for _, row in rows_of]
         (trained,) = gpu.seconds(lambda p=packed: bare(module, p, autocast, head=True), 1, warm_up=0)
         module.zero_grad(set_to_none=True)
         sampled = sum(t.num_loss_tokens for t in trajectories)
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--tokens-per-turn", type=int, default=128)
     parser.add_argument("--observation-chars", type=int, default=64)
+    parser.add_argument("--row-tokens", type=int, default=16384, help="max_tokens_per_micro_batch")
     parser.add_argument("--runners", type=int, default=0)
     parser.add_argument("--options", default={}, type=json.loads, help="the engine's options, as JSON")
     parser.add_argument("--repetitions", type=int, default=3, help="iterations that are measured")
@@ -143,8 +144,8 @@ def main() -> None:
     args = parser.parse_args()
     print(gpu.where(args.device))
     print(
-        f"{'model':>5} {'tokens':>7} {'sampled':>7} {'loop s':>7} {'sample':>7} {'learn':>7} {'sync':>7} {'raw vLLM':>8} "
-        f"{'bare':>6} {'ideal ÷ loop':>12} {'rollout÷raw':>12} {'peak GB':>7}"
+        f"{'model':>5} {'tokens':>7} {'sampled':>7} {'loop s':>7} {'sample':>7} {'learn':>7} {'sync':>7} "
+        f"{'raw vLLM':>8} {'bare':>6} {'ideal ÷ loop':>12} {'rollout÷raw':>12} {'peak GB':>7}"
     )
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     rows: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,15 @@ import torch
 from gspo_rllib.engines import checks
 from gspo_rllib.engines.process_state import process_state_kept, torch_random_state_kept
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
-from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
+from gspo_rllib.engines.vllm_defaults import cpu_defaults, gpu_defaults
+from gspo_rllib.engines.weights import (
+    NamedWeights,
+    TokenVersions,
+    as_tensor,
+    check_idle,
+    check_weights,
+    without_tied,
+)
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 
@@ -72,14 +80,6 @@ _DEFAULTS: dict[str, Any] = {
 }
 _VLLM_ERRORS = (ValueError, RuntimeError, AssertionError, TypeError, AttributeError, LookupError, OSError, ImportError)
 _EXTRA_OPTIONS = {"enable_multiprocessing"}
-_CPU_BLOCK_SIZE = 32  # tokens; the smallest the CPU kernel takes. Prefixes are reused in whole blocks.
-_CPU_BATCH_TOKENS = 2048
-_GPU_BLOCK_SIZE = 16  # tokens; vLLM's own there
-_CPU_CACHE_BOUNDS = (64 << 20, 4 << 30)  # the CPU backend touches all of it at start
-_GPU_CACHE_SHARE = 0.3  # of the memory that is free when the engine starts; a learner may share the device
-# vLLM wants this share of the device free at start even where it is told how large its cache is. It need not be: what
-# the engine takes is its weights, its cache and one step.
-_GPU_DEMANDED_SHARE = 0.01
 _MIN_TEMPERATURE = 0.01  # vLLM raises a smaller one to this, and the log-probabilities would be of another distribution
 
 
@@ -96,6 +96,8 @@ class VLLMEngine:
         SettingError: A setting or option is illegal.
     """
 
+    loads_tensors = True
+
     def __init__(self, spec: EngineSpec) -> None:
         config = checks.load_config(spec)
         options = _checked_options(spec)
@@ -109,8 +111,8 @@ class VLLMEngine:
         if not self._on_cpu and spec.device.startswith("cpu"):
             raise EngineError(
                 "this process sees no GPU, and the installed vllm is built for one. Env runners get one with "
-                ".env_runners(num_gpus_per_env_runner=1), or a part of one that they share with a learner (0.5). Without "
-                "a GPU, install vllm's build for CPU or use engine='transformers'."
+                ".env_runners(num_gpus_per_env_runner=1), or a part of one that they share with a learner (0.5). "
+                "Without a GPU, install vllm's build for CPU or use engine='transformers'."
             )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
@@ -125,7 +127,7 @@ class VLLMEngine:
             **{name: getattr(spec, name) for name in _FROM_SPEC},
             **_FIXED,
             **_DEFAULTS,
-            **(_cpu_defaults(spec, config) if self._on_cpu else _gpu_defaults(spec, config)),
+            **(cpu_defaults(spec, config) if self._on_cpu else gpu_defaults(spec, config)),
             **options,
         }
         arguments["seed"] = spec.seed % 2**32  # numpy's generators take no more
@@ -200,9 +202,7 @@ class VLLMEngine:
             for request_id in gone:
                 self._versions.forget(request_id)
 
-    def load_weights(
-        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
-    ) -> None:
+    def load_weights(self, named_weights: NamedWeights, version: int, *, keep_running: bool = False) -> None:
         """Replaces all weights and drops every cached key and value; see ``Engine.load_weights``."""
         engine = self._open()
         if not (keep_running and self.can_update_while_running):
@@ -356,7 +356,7 @@ def _num_sampled(engine: LLMEngine) -> dict[str, int]:
     return {s.external_req_id: len(s.detokenizer.output_token_ids) for s in states if s.detokenizer is not None}
 
 
-def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def _checkpoint_format(layout: PreTrainedModel, named_weights: NamedWeights) -> dict[str, torch.Tensor]:
     """What ``save_pretrained`` would write: the names and shapes vLLM's loaders are made for.
 
     In memory, transformers fuses experts and renames modules of some architectures, which not every loader knows.
@@ -368,37 +368,3 @@ def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.n
         layout, {name: as_tensor(array) for name, array in single.items()}
     )
     return saved
-
-
-def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
-    one = _context_bytes(spec, config, _CPU_BLOCK_SIZE)
-    low, high = _CPU_CACHE_BOUNDS
-    return {
-        "enforce_eager": True,
-        # After a partial prompt vLLM rewinds the request's generator, which fails for CPU generators (seen in 0.32).
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(spec.max_model_len, spec.max_num_seqs, _CPU_BATCH_TOKENS),
-        "block_size": _CPU_BLOCK_SIZE,
-        "kv_cache_memory_bytes": max(one, min(max(one * spec.max_num_seqs, low), high)),
-    }
-
-
-def _gpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
-    if "gpu_memory_utilization" in spec.options:  # vLLM's own way to size its cache
-        return {}
-    one = _context_bytes(spec, config, _GPU_BLOCK_SIZE)
-    free = torch.cuda.mem_get_info()[0]
-    return {
-        "gpu_memory_utilization": _GPU_DEMANDED_SHARE,
-        "kv_cache_memory_bytes": max(one, min(one * spec.max_num_seqs, int(free * _GPU_CACHE_SHARE))),
-    }
-
-
-def _context_bytes(spec: EngineSpec, config: Any, block_size: int) -> int:
-    """Bytes of keys and values of one context of full length, in whole blocks and one more."""
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    itemsize: int = getattr(torch, spec.dtype).itemsize
-    blocks = -(-spec.max_model_len // block_size) + 1
-    return int(2 * config.num_hidden_layers * key_heads * head_dim * itemsize * blocks * block_size)
