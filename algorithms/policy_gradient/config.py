@@ -162,6 +162,12 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
         check_engine(generation.engine or default_engine())
+        if not self.in_evaluation:
+            validation.check_devices(
+                num_gpus_per_learner=self.num_gpus_per_learner,
+                num_env_runners=self.num_env_runners,
+                num_gpus_per_env_runner=self.num_gpus_per_env_runner,
+            )
         # Marks RLlib's notice about its new API stack as given: these algorithms have no other.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         super().validate()
