@@ -198,6 +198,12 @@ class PolicyGradientConfig(_FlatSettings):
             self._check_evaluation()
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         check_engine(generation.engine or default_engine())
+        if not self.in_evaluation:
+            validation.check_devices(
+                num_gpus_per_learner=self.num_gpus_per_learner,
+                num_env_runners=self.num_env_runners,
+                num_gpus_per_env_runner=self.num_gpus_per_env_runner,
+            )
         # Marks RLlib's notice about its new API stack as given: these algorithms have no other.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         with self._duration_as_rllib_knows_it():

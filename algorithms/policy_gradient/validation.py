@@ -136,6 +136,30 @@ def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: An
     Tasks(agent.tasks)
 
 
+def check_devices(*, num_gpus_per_learner: float, num_env_runners: int, num_gpus_per_env_runner: float) -> None:
+    """Warns where a GPU of this machine would not be used: RLlib gives nobody one who does not ask for it.
+
+    Args:
+        num_gpus_per_learner: GPUs of each learner; a part of one where it shares it.
+        num_env_runners: Env runners in actors; with 0 the driver's sees whatever the driver sees.
+        num_gpus_per_env_runner: GPUs of each of them.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    if not num_gpus_per_learner:
+        logger.warning(
+            "learners.num_gpus_per_learner is 0: learners train on the CPU, although this machine has a GPU. Set it to "
+            "1, or to a part where learners and env runners in actors share one (0.5 each)."
+        )
+    if num_env_runners and not num_gpus_per_env_runner:
+        logger.warning(
+            "env_runners.num_gpus_per_env_runner is 0: env runners sample on the CPU, although this machine has a GPU "
+            "(a vllm that is built for GPUs cannot). Set it to 1, or to a part of one that they share (0.5)."
+        )
+
+
 def check_context(max_tokens_per_turn: int, *, room: int) -> None:
     """Refuses a context that one reply would fill.
 

@@ -11,10 +11,9 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -27,6 +26,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.engines.weights import NamedWeights
 from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
@@ -160,7 +160,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         return self._engine.weights_version if self._engine is not None else None
 
     def set_weights(
-        self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int, *, force: bool = False
+        self, named_weights: NamedWeights | ray.ObjectRef, version: int, *, force: bool = False
     ) -> int | None:
         """Loads weights into the engine; any version that differs from the one it holds, older ones included.
 

@@ -271,3 +271,34 @@ def test_the_tune_registry_knows_gspo():
 
     assert get_trainable_cls("GSPO") is GSPO
     assert isinstance(gym.spec("gspo_rllib/Calculator-v0"), gym.envs.registration.EnvSpec)
+
+
+@pytest.mark.parametrize(
+    ("learner_gpus", "runners", "runner_gpus", "named"),
+    [
+        (0, 0, 0, ["num_gpus_per_learner"]),
+        (1, 0, 0, []),
+        (0.5, 2, 0, ["num_gpus_per_env_runner"]),
+        (0, 2, 0, ["num_gpus_per_learner", "num_gpus_per_env_runner"]),
+        (0.5, 1, 0.5, []),
+    ],
+)
+def test_a_gpu_that_nobody_asked_for_is_said_to_stay_idle(
+    tiny_dense, caplog, monkeypatch, learner_gpus, runners, runner_gpus, named
+):
+    config = _config(tiny_dense).learners(num_gpus_per_learner=learner_gpus)
+    config.env_runners(num_env_runners=runners, num_gpus_per_env_runner=runner_gpus)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    config.validate()
+
+    found = [name for name in ("num_gpus_per_learner", "num_gpus_per_env_runner") if f"{name} is 0" in caplog.text]
+    assert found == named
+
+
+def test_where_there_is_no_gpu_none_is_missed(tiny_dense, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    _config(tiny_dense).validate()
+
+    assert "num_gpus" not in caplog.text
