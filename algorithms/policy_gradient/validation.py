@@ -102,7 +102,7 @@ def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], 
     renderer = load_renderer(generation, model_config, env.chat)
     limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
     # A summary is asked for by the user, whatever role the observations have.
-    roles = {env.obs_role, *(["user"] if generation.context_overflow == "summarize" else [])}
+    roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
     check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
     check_vocabulary(renderer, model_config)
 
@@ -127,7 +127,7 @@ def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: An
             f"agent.play={agent.play!r} and environment.env={env!r} are both set; an agent plays in place of an "
             "environment. Remove one of the two."
         )
-    if generation.context_overflow != "truncate":
+    if generation.edits_history:
         raise SettingError(
             f"generation.context_overflow is {generation.context_overflow!r}, which has no effect on an agent: it is "
             "told that its messages do not fit, and shortens them itself. Use 'truncate'."
