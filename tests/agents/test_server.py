@@ -376,6 +376,7 @@ def test_no_request_is_the_servers_own_fault(one: Served, count: int, seed: int)
     assert seen == {200, 400}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_server_is_loaded_before_it_is_needed() -> None:
     code = (
         "import sys, gspo_rllib, gspo_rllib.env_runners.agent_env_runner;"

@@ -21,8 +21,8 @@ SMALLEST = {
     "gpu_head.py": "--device cpu --widths 32 --tokens 64 --vocabulary 320 --repetitions 1",
     "gpu_learner.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 1 --prompt 8 --completion 8 "
     "--repetitions 1 --ways learner step segments shared checkpointed",
-    "gpu_loop.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 2 --turns 2 --tokens-per-turn 4 "
-    "--row-tokens 2048 --repetitions 1",
+    "gpu_loop.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 2 --turns 2 "
+    "--tokens-per-turn 4 --row-tokens 2048 --repetitions 1",
     "growth.py": "--repetitions 1 --only vocabulary",
     "learner.py": "--vocabularies 1024 --repetitions 1 --folder {folder}",
     "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "
