@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
@@ -43,10 +44,14 @@ def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any],
         SettingError: No model path is set, or the chat template may not be given something.
         ModelError: There is no tokenizer that can render a chat, or the model's config cannot be read.
     """
-    tokenizer = load_runner_tokenizer(model_config)
-    trusted = _trusts_remote_code(model_config)
-    declared = declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
+    tokenizer, declared = _tokenizer_and_ends(model_config)
     return ChatRenderer(tokenizer, chat, end_token_ids=declared, template_kwargs=settings.template_kwargs)
+
+
+def load_message_renderer(settings: GenerationSettings, model_config: Mapping[str, Any]) -> MessageRenderer:
+    """The renderer of what agents say to the configured model, with a tokenizer of its own; see ``load_renderer``."""
+    tokenizer, declared = _tokenizer_and_ends(model_config)
+    return MessageRenderer(tokenizer, declared, settings.template_kwargs)
 
 
 def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) -> None:
@@ -137,6 +142,12 @@ def resolve_max_model_len(max_model_len: int | None, model_config: Mapping[str, 
             f"{longest} tokens (max_position_embeddings). Use at most that, or leave it out."
         )
     return max_model_len
+
+
+def _tokenizer_and_ends(model_config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, Sequence[int]]:
+    tokenizer = load_runner_tokenizer(model_config)
+    trusted = _trusts_remote_code(model_config)
+    return tokenizer, declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
 
 
 def _model_path(model_config: Mapping[str, Any]) -> str:
