@@ -64,9 +64,7 @@ def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) ->
     Raises:
         ModelError: Such a token is in a prompt, or ends a reply.
     """
-    path = _model_path(model_config)
-    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
-    size: int | None = getattr(text_config, "vocab_size", None)
+    path, size = _model_path(model_config), vocabulary_size(model_config)
     needed = max([*renderer.first_prompt("."), *renderer.format.end.ids])
     if size is not None and needed >= size:
         spelt = renderer.format.tokens.shown([needed])
@@ -75,6 +73,18 @@ def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) ->
             f"{size} embeddings: the token was added to the tokenizer alone. Resize the model's embeddings "
             "(model.resize_token_embeddings) and save both together, or use the tokenizer that belongs to the model."
         )
+
+
+def vocabulary_size(model_config: Mapping[str, Any]) -> int | None:
+    """How many ids the configured model has embeddings for; None where its config does not say.
+
+    Raises:
+        SettingError: No model path is set.
+        ModelError: The model's config cannot be read.
+    """
+    path = _model_path(model_config)
+    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
+    return getattr(text_config, "vocab_size", None)
 
 
 def engine_spec(
