@@ -37,6 +37,7 @@ class Script:
     def __init__(self, form: ChatFormat) -> None:
         self.form = form
         self._shown_tools: dict[tuple[str, ...], bool] = {}
+        self._contexts: dict[tuple[tuple[str, ...], ...], tuple[bool, bool]] = {}
 
     def whole(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], defused: Defused) -> str:
         """The text of a conversation, up to where the reply begins.
@@ -76,7 +77,15 @@ class Script:
         is_told = written[0]["role"] != "system"
         told, first = (written, []) if is_told else (written[1:], [] if before else written[:1])
         told = [*before, *told]
-        kept, declared = self.form.context_after(told, first, declared, mark)
+        names = tuple(tool["function"]["name"] for tool in declared)
+        key = (tuple(message["role"] for message in told), tuple(message["content"] for message in first), names)
+        if key not in self._contexts:
+            if len(self._contexts) > _MOST_REMEMBERED:
+                self._contexts.clear()
+            stays = self.form.context_after(told, first, declared, mark)
+            self._contexts[key] = bool(stays[0]), bool(stays[1])
+        has_system, has_tools = self._contexts[key]
+        kept, declared = first if has_system else [], declared if has_tools else ()
         return self.form.template.render([*kept, *told], declared) + self.form.opening.missing
 
     def _written(
