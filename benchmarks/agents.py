@@ -146,7 +146,7 @@ def _directly(engine: Any, asked: list[GenerationRequest]) -> None:
 def bridge(arguments: argparse.Namespace) -> dict[str, float]:
     """CPU milliseconds to write the prompt of the last call of a conversation, from its text and from its ids."""
     tokenizer = load_tokenizer(arguments.model)
-    renderer = MessageRenderer(tokenizer, (tokenizer.eos_token_id,))
+    renderer = MessageRenderer(tokenizer)
     measured: dict[str, float] = {}
     for history in ("sampled", "as_sent"):
         session = Session(renderer, max_model_len=10**6, max_tokens=64, history=history)

@@ -47,6 +47,10 @@ class CheckpointError(GSPOError, ValueError):
     """A checkpoint is incomplete, corrupt, or was not written by this project."""
 
 
+class RecordError(GSPOError, ValueError):
+    """A recorded group cannot be trained on."""
+
+
 class NoProgressError(GSPOError, RuntimeError):
     """An iteration could not produce a single complete trajectory group."""
 

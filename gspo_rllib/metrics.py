@@ -131,5 +131,8 @@ NUM_GROUPS_IN_FLIGHT = "num_groups_in_flight"
 GROUP_WAIT_S = "group_wait_s"
 """Seconds the learners had nothing to do because too few groups were finished."""
 
+NUM_TRAJECTORIES_BEHAVIOR_UNKNOWN = "num_trajectories_behavior_unknown"
+"""Recorded trajectories without log-probabilities: their ratio starts at 1 whatever wrote the text; of ``train_on``."""
+
 GROUP_STREAM = "group_stream"
-"""Top-level key of a training result with ``max_staleness`` above 0: the three above."""
+"""Top-level key of a training result with ``max_staleness`` above 0: the three before the last; and of ``train_on``."""

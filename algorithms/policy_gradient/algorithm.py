@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -36,13 +37,16 @@ from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
+from gspo_rllib.driver.recorded import Behavior, RecordedGroups, check_recorded, with_own_behavior
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
+from gspo_rllib.env_runners.engine_spec import vocabulary_size
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM, NUM_GROUPS_STALE_DROPPED, NUM_ITERATIONS_IDLE
 from gspo_rllib.seeds import derive_seed
-from gspo_rllib.types import TrajectoryGroup
+from gspo_rllib.types import TokenTrajectory, TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
@@ -72,6 +76,43 @@ class PolicyGradient(Algorithm):
         self._source = self._make_source()
         self._sync_weights()
 
+    def train_on(self, groups: Sequence[TrajectoryGroup], *, behavior: Behavior = "recorded") -> dict[str, Any]:
+        """One ordinary iteration, on groups that were made elsewhere instead of sampled ones.
+
+        Selection, update, weights, metrics, evaluation and checkpoints are those of ``train``. What env runners are
+        sampling meanwhile stays in flight.
+
+        Args:
+            groups: Any number of groups, of any size from 2; taken whole or not at all.
+            behavior: ``"unknown"`` takes trajectories without log-probabilities too, with the learner's own in their
+                place: their ratio starts at 1, whatever wrote the text.
+
+        Returns:
+            What ``train`` returns.
+
+        Raises:
+            RecordError: A group cannot be trained on; nothing was changed.
+        """
+        version, vocab_size = self._weights.version, vocabulary_size(self.config.model_config)
+        check_recorded(groups, version=version, vocab_size=vocab_size, behavior=behavior)
+        temperature = float(self.config.settings(GenerationSettings).temperature)
+
+        def score(trajectories: list[TokenTrajectory]) -> list[np.ndarray]:
+            (scored,) = self._first_learner(
+                lambda learner: learner.score(trajectories, [temperature] * len(trajectories))
+            )
+            return list(scored)
+
+        filled, num_unknown = with_own_behavior(groups, version=version, score=score)
+        sampling = self._source
+        self._source = RecordedGroups(filled, sampling, num_unknown=num_unknown)
+        self._next_group += len(filled)
+        try:
+            result: dict[str, Any] = self.train()
+        finally:
+            self._source = sampling
+        return result
+
     def training_step(self) -> None:
         """One iteration: sample groups, update on them in minibatches, sync the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
@@ -79,7 +120,7 @@ class PolicyGradient(Algorithm):
                 self._take,
                 self._selection.select,
                 wanted=self._settings.groups_per_iteration,
-                budget=self._settings.resampling_budget,
+                budget=0 if isinstance(self._source, RecordedGroups) else self._settings.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
             self._log_counts(GROUP_SELECTION, counts)

@@ -62,7 +62,7 @@ class Door:
             max_tokens=prepared.max_tokens,
             temperature=self.temperature,
             seed=self.sampling_seed(number),
-            stop=prepared.request.stop,
+            stop=(*prepared.request.stop, *self.session.renderer.stop),
         )
 
 

@@ -288,12 +288,12 @@ class Session:
     ) -> tuple[list[int], list[int], Call | None, bool]:
         """The prompt, what of it is new, the call it goes on from, and whether its template has bridges."""
         if parent is not None:
-            ended = int(parent.sampled.generation.token_ids[-1]) in self.renderer.stop_token_ids
             bridge = self.renderer.bridge(
                 request.messages[known:],
                 request.tools,
                 request.template_kwargs,
-                reply_ended=ended,
+                reply=parent.sampled.generation.token_ids,
+                system=[message for message in request.messages[:1] if message["role"] == "system"],
             )
             if bridge is not None:
                 prompt = np.concatenate([parent.prompt(), parent.token_ids, np.asarray(bridge, np.int32)]).tolist()

@@ -66,6 +66,10 @@ class Lockstep:
         """See ``GroupSource.advance``."""
         self.start(weights)
 
+    def overtake(self, weights: Weights) -> None:
+        """See ``GroupSource.overtake``: nothing is in flight."""
+        self.start(weights)
+
     def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         """See ``GroupSource.take``: samples in parallel, whatever happens to single runners."""
         group_ids = list(self._draw(count))

@@ -12,7 +12,8 @@ from gspo_rllib.weight_sync import Weights
 class GroupSource(Protocol):
     """Samples groups with the training env runners, each with weights of a known version.
 
-    ``start`` comes first, and again after ``stop``; then ``take`` and ``advance`` alternate.
+    ``start`` comes first, and again after ``stop``; then ``take`` and ``advance`` alternate, with any number of
+    ``overtake`` between them.
     """
 
     @property
@@ -41,6 +42,9 @@ class GroupSource(Protocol):
 
     def advance(self, weights: Weights) -> None:
         """From now on samples with the weights of the latest update."""
+
+    def overtake(self, weights: Weights) -> None:
+        """Like ``advance``, after an update on groups from elsewhere; those made too old by it are sampled again."""
 
     def readmit(self) -> None:
         """Takes notice that training runners were restarted and hold no weights yet."""

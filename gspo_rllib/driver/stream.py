@@ -4,7 +4,8 @@ A version is the learners' count of updates, and a group is stale when more than
 and its training. Every iteration takes G groups, and at most (η + 1) · G are ever drawn and not yet taken, so none need
 become stale. An iteration takes finished groups, oldest first, and keeps as many of its G places free as older groups
 that are still being sampled need to be trained in time. It waits for those, so that long trajectories are trained as
-surely as short ones. A group that is stale all the same (after a failure) is dropped and counted.
+surely as short ones. A group that is stale all the same (after a failure) is dropped and counted; one that an update on
+other groups has made stale is sampled again.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class _Group:
         worker: RLlib's number of the runner that samples or sampled it; None before it is dispatched.
         deaths: Runners that died while sampling it.
         trajectories: What was sampled; None until it is finished.
+        overtaken: Whether there was an update on groups from elsewhere since it was drawn.
     """
 
     group_id: str
@@ -71,6 +73,7 @@ class _Group:
     worker: int | None = None
     deaths: int = 0
     trajectories: TrajectoryGroup | None = None
+    overtaken: bool = False
 
     def is_in_flight_on(self, worker: int) -> bool:
         return self.state is GroupState.IN_FLIGHT and self.worker == worker
@@ -134,6 +137,12 @@ class GroupStream:
         self._weights = weights
         weights.offer(self._runners, sorted(self._admission.admitted.intersection(self._healthy())))
         self._dispatch(self._per_iteration)
+
+    def overtake(self, weights: Weights) -> None:
+        """See ``GroupSource.overtake``."""
+        for group in self._groups.values():
+            group.overtaken = True
+        self.advance(weights)
 
     def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         """See ``GroupSource.take``; none of the groups is older than the bound.
@@ -208,6 +217,9 @@ class GroupStream:
             if not stale and not self._may_take(group.version, waiting, places - len(chosen)):
                 continue
             waiting[group.version] -= 1
+            if stale and group.overtaken:
+                self._groups[group.group_id] = _Group(group.group_id, group.order, self._weights.version)
+                continue
             del self._groups[group.group_id]
             if stale:
                 self._num_stale += 1

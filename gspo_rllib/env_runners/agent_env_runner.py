@@ -24,7 +24,7 @@ from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.agent_rollout import AgentRollout
 from gspo_rllib.env_runners.agent_slots import AgentSlots
-from gspo_rllib.env_runners.engine_spec import load_runner_tokenizer
+from gspo_rllib.env_runners.engine_spec import load_message_renderer
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.player import Slots
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
@@ -100,8 +100,7 @@ class AgentParts(RolloutParts):
     @cached_property
     def _message_renderer(self) -> MessageRenderer:
         # A tokenizer of its own: agents' threads use it, and the renderer's lock guards no other.
-        tokenizer = load_runner_tokenizer(self._config.model_config)
-        return MessageRenderer(tokenizer, self.renderer_for(None).stop_token_ids)
+        return load_message_renderer(self.settings, self._config.model_config)
 
 
 def _make_nothing(**kwargs: Any) -> NoReturn:

@@ -2,8 +2,8 @@
 
 The yardstick is what transformers makes of the whole conversation (``apply_chat_template``). The chat template is
 asked what it writes *around* a message; those frames are tokenised once, and each observation with the text that
-touches it (see ``chat_frames``), as foreign text, so that text which spells an added token (an end-of-turn marker,
-``<tool_call>``) can never forge one. A turn's ids are ``frame + observation + frame``.
+touches it (see ``gspo_rllib.chat.frames``), as foreign text, so that text which spells an added token (an end-of-turn
+marker, ``<tool_call>``) can never forge one. A turn's ids are ``frame + observation + frame``.
 
 Some consequences are on purpose, because the ratio of the trained to the sampling policy only exists for ids that were
 really in the context: what a template rewrites in earlier turns (it drops their reasoning, or the space before a
@@ -21,10 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.env_runners.chat_format import ChatFormat
-from gspo_rllib.env_runners.chat_frames import OBSERVATION, REPLY, Frame, NotWritten, make_frame
-from gspo_rllib.env_runners.chat_template import Message, Refused
-from gspo_rllib.env_runners.chat_tokens import Left
+from gspo_rllib.chat.format import ChatFormat
+from gspo_rllib.chat.frames import OBSERVATION, REPLY, Frame, NotWritten, make_frame
+from gspo_rllib.chat.template import Message, Refused
+from gspo_rllib.chat.tokens import Left
 from gspo_rllib.types import ChatSpec
 
 if TYPE_CHECKING:
@@ -141,26 +141,14 @@ class ChatRenderer:
             text: What it says.
             ended: Whether it has its end.
         """
-        opening, end, tokens = self._own_opening, self.format.end, self.format.tokens
+        opening, end, tokens = self.format.own_opening, self.format.end, self.format.tokens
         follows: Left = "token" if opening[0] or self._asked_by_token else "text"
         said = f"{opening[1]}{text}{end.text if ended else ''}"
         return [*opening[0], *tokens.written(said, follows), *(end.ids if ended else ())]
 
     def decode(self, action_token_ids: Sequence[int]) -> str:
-        """The text of a sampled reply, exactly; what the environment receives as its action.
-
-        Its end is left out, and so are special tokens. Where the template opens replies with a special token that the
-        policy writes itself (a channel, say), the reply is what follows the last of these, if there is one.
-        """
-        ids = list(action_token_ids)
-        while ids and ids[-1] in self._ending:
-            ids.pop()
-        marker = self._own_opening[0]
-        if marker and not self.format.tokens.special.isdisjoint(marker):
-            ids = ids[_after_last(ids, marker) :]
-        text = self.format.tokens.decode(ids)
-        stop = self.format.end.stop_string
-        return text if stop is None else text.partition(stop)[0]
+        """The text of a sampled reply; what the environment receives as its action. See ``ChatFormat.decode``."""
+        return self.format.decode(action_token_ids)
 
     def opening_messages(self, content: str) -> list[Message]:
         """The messages of a conversation that begins with this observation."""
@@ -180,9 +168,9 @@ class ChatRenderer:
     def moved(self) -> tuple[str, ...]:
         """What the template shows with the latest user message alone, and is kept with the first here."""
         found = []
-        if self._system_prompt is not None and self._is_moved(self.opening_messages(".")[:-1], ()):
+        if self._system_prompt is not None and self.format.is_moved(self.opening_messages(".")[:-1], ()):
             found.append("system prompt")
-        if self.tools and self._is_moved([], self.tools):
+        if self.tools and self.format.is_moved([], self.tools):
             found.append("tools")
         return tuple(found)
 
@@ -229,36 +217,14 @@ class ChatRenderer:
         if role not in self._contexts:
             system = [] if self._system_prompt is None else self.opening_messages(".")[:-1]
             tools = self.tools
-            if not (system or tools) or self._closing(role, system, tools)[1] == self._closing(role, [], ())[1]:
-                system, tools = [], ()
-            self._contexts[role] = (
-                [] if "system prompt" in self.moved else system,
-                () if "tools" in self.moved else tools,
-            )
+            self._contexts[role] = self.format.context_after(self.format.told(role, OBSERVATION), system, tools)
         return self._contexts[role]
-
-    def _closing(self, role: str, system: list[Message], tools: tuple[dict[str, Any], ...]) -> tuple[str, str]:
-        """What stands before a reply, and what follows it up to the next."""
-        told = self.format.told(role, OBSERVATION)
-        before, _, closing = self.format.template.render([*system, *told], tools).rpartition(REPLY)
-        return before, closing
-
-    def _is_moved(self, system: list[Message], tools: tuple[dict[str, Any], ...]) -> bool:
-        before, closing = self._closing("user", system, tools)
-        bare_before, bare_closing = self._closing("user", [], ())
-        return before == bare_before and closing != bare_closing
 
     def _after_text(self, reply: Sequence[int], role: str) -> Frame:
         """The frame after a reply that text ends: what the policy wrote of that text is not written again."""
-        end = self.format.end
-        assert end.stop_string is not None
-        reach = len(end.stop_string.encode()) + 8  # an id has one byte at least, and some have more after the end
-        _, ended, more = self.format.tokens.decode(reply[-reach:]).partition(end.stop_string)
-        if not ended:
-            return self.frame(role)
-        _, closing = self._closing(role, [], ())
-        held = end.held_text
-        return self._cut_frame(role, held + (len(more) if closing[held:].startswith(more) else 0))
+        form = self.format
+        held = form.text_held(reply, lambda: form.closing(form.told(role, OBSERVATION), (), ())[1])
+        return self._cut_frame(role, held) if held else self.frame(role)
 
     def _cut_frame(self, role: str, held: int) -> Frame:
         """The frame of an observation after a reply that holds this many characters of its end."""
@@ -294,32 +260,10 @@ class ChatRenderer:
         return all(given.count(name) > withheld.count(name) for name in names)
 
     @cached_property
-    def _own_opening(self) -> tuple[list[int], str]:
-        """What the policy writes before a reply: ids up to the last token, and the text after that."""
-        own = self.format.opening.own
-        ids, _ = self.format.tokens.whole(own)
-        structural = [n for n, i in enumerate(ids) if i in self.format.tokens.structural]
-        if not structural:
-            return [], own
-        last = structural[-1]
-        spelling = self.format.tokens.shown([ids[last]])
-        return ids[: last + 1], own[own.rindex(spelling) + len(spelling) :]
-
-    @cached_property
     def _asked_by_token(self) -> bool:
         """Whether the header of a reply ends with a token, not with text."""
         prompt = self._first
         return bool(prompt.rest) and prompt.rest[-1] in self.format.tokens.structural
-
-    @cached_property
-    def _ending(self) -> frozenset[int]:
-        return frozenset([*self.stop_token_ids, *self.format.end.ids]) & self.format.tokens.structural
-
-
-def _after_last(ids: list[int], marker: list[int]) -> int:
-    """Where the last occurrence of a run of ids ends; 0 without one."""
-    size = len(marker)
-    return next((n + size for n in range(len(ids) - size, -1, -1) if ids[n : n + size] == marker), 0)
 
 
 def _with_tools(system_prompt: str | None, chat: ChatSpec) -> str:

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gspo_rllib.chat.frames import REPLY, Frame, common, make_frame
+from gspo_rllib.chat.template import Refused
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.chat_frames import REPLY, Frame, common, make_frame
-from gspo_rllib.env_runners.chat_template import Refused
 from gspo_rllib.errors import ModelError
 from gspo_rllib.types import ChatSpec
 

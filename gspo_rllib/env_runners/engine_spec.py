@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
@@ -43,10 +44,14 @@ def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any],
         SettingError: No model path is set, or the chat template may not be given something.
         ModelError: There is no tokenizer that can render a chat, or the model's config cannot be read.
     """
-    tokenizer = load_runner_tokenizer(model_config)
-    trusted = _trusts_remote_code(model_config)
-    declared = declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
+    tokenizer, declared = _tokenizer_and_ends(model_config)
     return ChatRenderer(tokenizer, chat, end_token_ids=declared, template_kwargs=settings.template_kwargs)
+
+
+def load_message_renderer(settings: GenerationSettings, model_config: Mapping[str, Any]) -> MessageRenderer:
+    """The renderer of what agents say to the configured model, with a tokenizer of its own; see ``load_renderer``."""
+    tokenizer, declared = _tokenizer_and_ends(model_config)
+    return MessageRenderer(tokenizer, declared, settings.template_kwargs)
 
 
 def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) -> None:
@@ -59,9 +64,7 @@ def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) ->
     Raises:
         ModelError: Such a token is in a prompt, or ends a reply.
     """
-    path = _model_path(model_config)
-    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
-    size: int | None = getattr(text_config, "vocab_size", None)
+    path, size = _model_path(model_config), vocabulary_size(model_config)
     needed = max([*renderer.first_prompt("."), *renderer.format.end.ids])
     if size is not None and needed >= size:
         spelt = renderer.format.tokens.shown([needed])
@@ -70,6 +73,18 @@ def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) ->
             f"{size} embeddings: the token was added to the tokenizer alone. Resize the model's embeddings "
             "(model.resize_token_embeddings) and save both together, or use the tokenizer that belongs to the model."
         )
+
+
+def vocabulary_size(model_config: Mapping[str, Any]) -> int | None:
+    """How many ids the configured model has embeddings for; None where its config does not say.
+
+    Raises:
+        SettingError: No model path is set.
+        ModelError: The model's config cannot be read.
+    """
+    path = _model_path(model_config)
+    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
+    return getattr(text_config, "vocab_size", None)
 
 
 def engine_spec(
@@ -137,6 +152,12 @@ def resolve_max_model_len(max_model_len: int | None, model_config: Mapping[str, 
             f"{longest} tokens (max_position_embeddings). Use at most that, or leave it out."
         )
     return max_model_len
+
+
+def _tokenizer_and_ends(model_config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, Sequence[int]]:
+    tokenizer = load_runner_tokenizer(model_config)
+    trusted = _trusts_remote_code(model_config)
+    return tokenizer, declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
 
 
 def _model_path(model_config: Mapping[str, Any]) -> str:

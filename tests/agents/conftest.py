@@ -46,11 +46,11 @@ RICH_TEMPLATE = """\
 @pytest.fixture(scope="session")
 def renderer(tiny_dense: str) -> MessageRenderer:
     tokenizer = load_tokenizer(tiny_dense)
-    return MessageRenderer(tokenizer, (tokenizer.eos_token_id,))
+    return MessageRenderer(tokenizer)
 
 
 @pytest.fixture(scope="session")
 def rich_renderer(tiny_dense: str) -> MessageRenderer:
     tokenizer = load_tokenizer(tiny_dense)
     tokenizer.chat_template = RICH_TEMPLATE
-    return MessageRenderer(tokenizer, (tokenizer.eos_token_id,))
+    return MessageRenderer(tokenizer)

@@ -174,6 +174,21 @@ def test_a_group_older_than_the_bound_is_dropped_counted_and_replaced():
     assert not {group.group_id for group in groups} & set(runner.played[:dealt])
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+@pytest.mark.parametrize("pick", PICKS.values(), ids=PICKS)
+def test_updates_on_other_groups_lose_none_and_none_is_too_old(pick, max_staleness):
+    stream, _ = _stream(pick, max_staleness)
+    taken = []
+    for version in range(0, 12, 2):
+        groups, _ = stream.take(G)
+        assert len(groups) == G and max(_ages(groups, version)) <= max_staleness
+        taken += [group.group_id for group in groups]
+        stream.advance(Version(version + 1))
+        stream.overtake(Version(version + 2))
+    assert stream.measure()[names.NUM_GROUPS_STALE_DROPPED] == 0
+    assert sorted([*taken, *stream.unfinished], key=int) == [str(n) for n in range(len(taken) + len(stream.unfinished))]
+
+
 def test_groups_given_up_leave_an_iteration_with_fewer_or_none():
     stream, runner = _stream(lambda ids: ids[0], max_staleness=1)
     runner.given_up = {"1", "2"}

@@ -16,9 +16,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gspo_rllib.env_runners.chat_frames import OBSERVATION, QUESTION, REPLY, common, ids_after
-from gspo_rllib.env_runners.chat_template import ChatTemplate, Message, Refused
-from gspo_rllib.env_runners.chat_tokens import ChatTokens
+from gspo_rllib.chat.frames import OBSERVATION, QUESTION, REPLY, common, ids_after
+from gspo_rllib.chat.template import ChatTemplate, Message, Refused
+from gspo_rllib.chat.tokens import ChatTokens
 
 EndKind = Literal["token", "other", "header", "text", "nothing"]
 

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from gspo_rllib.chat.tokens import ChatTokens
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.chat_tokens import ChatTokens
 from gspo_rllib.errors import ModelError
 from tests.env_runners.chat_tokenizers import make_tokenizer
 

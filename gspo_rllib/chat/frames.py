@@ -1,7 +1,7 @@
 """What a chat template writes around one message, as ids that do not change and text that may join the message's own.
 
 The template is asked with a mark for the content. What stands between the mark and the nearest structural tokens
-(``<|im_start|>`` and the like, see ``chat_tokens``) is encoded anew with each content, because a tokenizer may join
+(``<|im_start|>`` and the like, see ``tokens``) is encoded anew with each content, because a tokenizer may join
 them: ``.`` and ``\\n</tool_response>`` meet in a token ``.\\n``. What lies beyond has the same ids every time.
 """
 
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gspo_rllib.env_runners.chat_tokens import WHITE_SPACE, ChatTokens, Left
+from gspo_rllib.chat.tokens import WHITE_SPACE, ChatTokens, Left
 from gspo_rllib.errors import ModelError
 
 QUESTION = "\u2983question\u2984"
@@ -90,7 +90,7 @@ def make_frame(tokens: ChatTokens, render: Callable[[str], str], *, after: str |
     if here < 0:
         raise NotWritten("the chat template does not write a message's content as it is, so it cannot be framed.")
     end = here + len(OBSERVATION)
-    ids, starts, ends = _spans(tokens, text, start)
+    ids, starts, ends = spans(tokens, text, start)
     before = [n for n, i in enumerate(ids) if i in tokens.structural and ends[n] <= here]
     behind = [n for n, i in enumerate(ids) if i in tokens.structural and starts[n] >= end]
     head = ids[: before[-1] + 1] if before else []
@@ -102,11 +102,11 @@ def make_frame(tokens: ChatTokens, render: Callable[[str], str], *, after: str |
     strips_right = WHITE_SPACE if behind and tokens.strips(ids[behind[0]])[0] else ""
     strips = (strips_left, strips_right) if strips_left or strips_right else None
     writes, write = _writer(render, text[start:here], text[end:], after)
-    kept = {i: head[n + 1 :] for n, i in reversed(list(enumerate(head[:held]))) if i in tokens.structural}
+    kept = {last_id: head[count:] for last_id, count in ids_held(tokens, head, held).items()}
 
     def whole(content: str) -> list[int]:
         text = render(content)
-        return _spans(tokens, text, text.rindex(after) + len(after) if after else 0)[0]
+        return spans(tokens, text, text.rindex(after) + len(after) if after else 0)[0]
 
     # Where spaces are taken off, a blank content may take some of the text before it with it; it cannot forge anything.
     return Frame(
@@ -116,11 +116,22 @@ def make_frame(tokens: ChatTokens, render: Callable[[str], str], *, after: str |
 
 def ids_after(tokens: ChatTokens, text: str, mark: str) -> tuple[list[int], list[int]]:
     """The ids of what follows a mark, and where in the text each begins."""
-    ids, starts, _ = _spans(tokens, text, text.rindex(mark) + len(mark))
+    ids, starts, _ = spans(tokens, text, text.rindex(mark) + len(mark))
     return ids, starts
 
 
-def _spans(tokens: ChatTokens, text: str, start: int) -> tuple[list[int], list[int], list[int]]:
+def ids_held(tokens: ChatTokens, following: Sequence[int], held: int) -> dict[int, int]:
+    """By the last id of a reply, how many of the ids that follow one within a conversation it holds already.
+
+    Args:
+        tokens: The tokenizer.
+        following: The ids that follow a reply.
+        held: How many of them belong to its end.
+    """
+    return {i: n + 1 for n, i in reversed(list(enumerate(following[:held]))) if i in tokens.structural}
+
+
+def spans(tokens: ChatTokens, text: str, start: int) -> tuple[list[int], list[int], list[int]]:
     """The ids of a text from ``start`` on, as they are in the whole text, and the characters each one covers."""
     ids, offsets = tokens.whole(text)
     if offsets is None:

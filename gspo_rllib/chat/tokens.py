@@ -14,7 +14,7 @@ of the vocabulary such as ``<table>`` that the chat template does not use.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from gspo_rllib.errors import ModelError
@@ -49,6 +49,7 @@ class ChatTokens:
         structural: Ids that foreign text must not become: all added tokens but those that are mere text.
         special: Those of them that ``decode`` leaves out.
         beginning: Those that begin a text.
+        normalizes: Whether a text may become one of them although it spells it otherwise.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class ChatTokens:
         # What stands for unknown characters may stand in any text.
         self.structural = frozenset((set(self.added) - mere | self.special) - {self._unknown})
         self.beginning = frozenset({tokenizer.bos_token_id} - set(end_token_ids))
+        loose = any(i in self.added and self.added[i].normalized for i in self.structural)
+        self.normalizes = loose and self._backend is not None and self._backend.normalizer is not None
         self._text = self._some_text()
         self._plain = self._encoder(mere, self.structural)
         self._written = self._encoder({i for i in self.added if i not in self.special}, self.special)
@@ -78,6 +81,11 @@ class ChatTokens:
             return list(self._tokenizer(text, **options)["input_ids"]), None
         encoded = self._tokenizer(text, return_offsets_mapping=True, **options)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+    def places(self, text: str, ids: Collection[int]) -> list[tuple[int, int]]:
+        """Where in a text the tokenizer finds one of these ids; nowhere, where it cannot say."""
+        found, offsets = self.whole(text)
+        return [place for i, place in zip(found, offsets or (), strict=False) if i in ids and place[0] < place[1]]
 
     def plain(self, text: str, left: Left = "token") -> tuple[int, ...]:
         """Ids of foreign text; none of them is structural, whatever the text spells."""

@@ -6,15 +6,15 @@ around them says how a reply is opened and ended, which roles there are, and how
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.env_runners.chat_frames import OBSERVATION, QUESTION, REPLY, Frame, NotWritten, make_frame
-from gspo_rllib.env_runners.chat_template import ChatTemplate, Message, Refused
-from gspo_rllib.env_runners.chat_tokens import ChatTokens
-from gspo_rllib.env_runners.turn_end import TurnEnd, find_turn_end
+from gspo_rllib.chat.frames import OBSERVATION, QUESTION, REPLY, Frame, NotWritten, make_frame
+from gspo_rllib.chat.template import ChatTemplate, Message, Refused
+from gspo_rllib.chat.tokens import ChatTokens
+from gspo_rllib.chat.turn_end import TurnEnd, find_turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,7 @@ class ChatFormat:
         tokenizer: Has a chat template and an ``eos_token``.
         end_token_ids: Ids that the model declares to end a text.
         template_kwargs: Passed to the template.
+        tokens: The tokenizer's text and ids, where they are known already; see ``given``.
 
     Attributes:
         template: Renders text.
@@ -67,12 +68,20 @@ class ChatFormat:
         *,
         end_token_ids: Iterable[int] = (),
         template_kwargs: Mapping[str, Any] | None = None,
+        tokens: ChatTokens | None = None,
     ) -> None:
         self.template = ChatTemplate(tokenizer, template_kwargs)
+        self._tokenizer = tokenizer
         self._declared = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *end_token_ids]))
-        self.tokens = ChatTokens(tokenizer, self.template.source, self._declared)
+        self.tokens = tokens or ChatTokens(tokenizer, self.template.source, self._declared)
         self._frames: dict[str, Frame] = {}
         self._roles: dict[str, tuple[str, str | None]] = {}
+
+    def given(self, template_kwargs: Mapping[str, Any]) -> ChatFormat:
+        """How the same model writes a conversation with other arguments for its template."""
+        return ChatFormat(
+            self._tokenizer, end_token_ids=self._declared, template_kwargs=template_kwargs, tokens=self.tokens
+        )
 
     @cached_property
     def end(self) -> TurnEnd:
@@ -81,7 +90,7 @@ class ChatFormat:
         Raises:
             Refused: The template takes no conversation with a reply.
         """
-        return find_turn_end(self.template, self.tokens, self._declared, self._before)
+        return find_turn_end(self.template, self.tokens, self._declared, self.before)
 
     @cached_property
     def opening(self) -> Opening:
@@ -152,8 +161,90 @@ class ChatFormat:
 
         return make_frame(self.tokens, whole, after=REPLY, held=self.end.held)
 
+    def closing(
+        self, told: Sequence[Message], system: Sequence[Message], tools: Sequence[dict[str, Any]], mark: str = REPLY
+    ) -> tuple[str, str]:
+        """What stands before a marked reply, and what follows it up to the next.
+
+        Args:
+            told: The conversation that holds the reply, without its system message.
+            system: The system message, or none.
+            tools: Tools that are declared.
+            mark: Stands for the reply.
+        """
+        before, _, closing = self.template.render([*system, *told], tools).rpartition(mark)
+        return before, closing
+
+    def context_after(
+        self, told: Sequence[Message], system: list[Message], tools: tuple[dict[str, Any], ...], mark: str = REPLY
+    ) -> tuple[list[Message], tuple[dict[str, Any], ...]]:
+        """The system message and the tools, where they change what follows a reply and are to stay there.
+
+        Args: as of ``closing``.
+        """
+        if not (system or tools) or self.closing(told, system, tools, mark)[1] == self.closing(told, (), (), mark)[1]:
+            return [], ()
+        return [] if self.is_moved(system, ()) else system, () if self.is_moved((), tools) else tools
+
+    def is_moved(self, system: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bool:
+        """Whether the template shows these with the latest user message alone; here they stay with the first."""
+        if not (system or tools):
+            return False
+        told = self.told("user", OBSERVATION)
+        before, closing = self.closing(told, system, tools)
+        bare_before, bare_closing = self.closing(told, (), ())
+        return before == bare_before and closing != bare_closing
+
+    def text_held(self, reply: Sequence[int], closing: Callable[[], str]) -> int:
+        """How many characters of what follows a reply it holds already; 0 for one that does not spell its end.
+
+        Args:
+            reply: The ids of a reply that text ends.
+            closing: What follows a reply.
+        """
+        stop = self.end.stop_string
+        assert stop is not None
+        reach = len(stop.encode()) + 8  # an id has one byte at least, and some have more after the end
+        _, ended, more = self.tokens.decode(reply[-reach:]).partition(stop)
+        if not ended:
+            return 0
+        held = self.end.held_text
+        return held + (len(more) if closing()[held:].startswith(more) else 0)
+
+    def decode(self, reply: Sequence[int]) -> str:
+        """The text of a sampled reply, exactly.
+
+        Its end is left out, and so are special tokens. Where the template opens replies with a special token that the
+        policy writes itself (a channel, say), the reply is what follows the last of these, if there is one.
+        """
+        ids = list(reply)
+        while ids and ids[-1] in self._ending:
+            ids.pop()
+        marker = self.own_opening[0]
+        if marker and not self.tokens.special.isdisjoint(marker):
+            ids = ids[_after_last(ids, marker) :]
+        text = self.tokens.decode(ids)
+        stop = self.end.stop_string
+        return text if stop is None else text.partition(stop)[0]
+
     @cached_property
-    def _before(self) -> list[Message]:
+    def own_opening(self) -> tuple[list[int], str]:
+        """What the policy writes before a reply: ids up to the last token, and the text after that."""
+        own = self.opening.own
+        ids, _ = self.tokens.whole(own)
+        structural = [n for n, i in enumerate(ids) if i in self.tokens.structural]
+        if not structural:
+            return [], own
+        last = structural[-1]
+        spelling = self.tokens.shown([ids[last]])
+        return ids[: last + 1], own[own.rindex(spelling) + len(spelling) :]
+
+    @cached_property
+    def _ending(self) -> frozenset[int]:
+        return frozenset([*self.end.stop_token_ids, *self.end.ids]) & self.tokens.structural
+
+    @cached_property
+    def before(self) -> list[Message]:
         """What a conversation must begin with; some templates take none without a system message."""
         for before in ([], [{"role": "system", "content": "."}]):
             try:
@@ -164,7 +255,7 @@ class ChatFormat:
         return []
 
     def _question(self, content: str) -> list[Message]:
-        return [*self._before, {"role": "user", "content": content}]
+        return [*self.before, {"role": "user", "content": content}]
 
     def _asked(self, *, generation: bool) -> str | None:
         """What follows a question where the next reply is asked for."""
@@ -197,3 +288,9 @@ class ChatFormat:
         # In JSON, say, the marks are as they are; a template that changes them has not written them.
         written = OBSERVATION in text.rpartition(REPLY)[2] and REPLY in text
         return None if written else f"it leaves {role} messages out"
+
+
+def _after_last(ids: list[int], marker: list[int]) -> int:
+    """Where the last occurrence of a run of ids ends; 0 without one."""
+    size = len(marker)
+    return next((n + size for n in range(len(ids) - size, -1, -1) if ids[n : n + size] == marker), 0)

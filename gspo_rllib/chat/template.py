@@ -12,7 +12,8 @@ from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""Role and content, and what belongs to tools."""
 
 # What a template is handed in any case, or ``apply_chat_template`` takes for itself.
 _TAKEN = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gspo_rllib.chat.template import ChatTemplate, Refused
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.chat_probe import probe
-from gspo_rllib.env_runners.chat_template import ChatTemplate, Refused
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import ChatSpec
 from tests.env_runners.chat_families import FAMILIES

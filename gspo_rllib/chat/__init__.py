@@ -1,0 +1,1 @@
+"""How a model writes conversations, found by asking its chat template."""
