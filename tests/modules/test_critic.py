@@ -256,12 +256,16 @@ def test_what_engines_are_sent_is_the_policy_and_nothing_else(tiny_dense: str, s
         for parameter in module.parameters():
             parameter.mul_(1.1)
 
-    learner = SimpleNamespace(module=modules, config=SimpleNamespace(num_learners=0), _weights_seq_no=3)
+    learner = SimpleNamespace(
+        module=modules, config=SimpleNamespace(num_learners=0, num_env_runners=0), _weights_seq_no=3
+    )
     learners = SimpleNamespace(
         is_local=True, foreach_learner=lambda take, remote_actor_ids: [ResultOrError(result=take(learner))]
     )
     received: list[dict[str, np.ndarray]] = []
-    runner = SimpleNamespace(set_weights=lambda named, version, force: received.append(named) or version)
+    runner = SimpleNamespace(
+        set_weights=lambda named, version, force: received.append(named) or version, converse=lambda conversation: None
+    )
     runners = SimpleNamespace(
         num_remote_env_runners=lambda: 0, foreach_env_runner=lambda load, local_env_runner: [load(runner)]
     )
