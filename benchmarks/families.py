@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from family_models import families
 
     names, versions = families(), installed()
-    wanted = [name.strip() for name in args.only.split(";")] if args.only else names
+    wanted = [name.strip() for name in args.only.split(",")] if args.only else names
     if unknown := set(wanted) - set(names):
         parser.error(f"unknown families: {', '.join(sorted(unknown))}")
     results = [] if args.only else read(args.cache, versions)
@@ -99,19 +99,25 @@ def read(cache: pathlib.Path, versions: dict[str, str]) -> list[Result]:
 
 def play(asked: Iterable[tuple[str, str]]) -> Iterable[Result]:
     """Plays one after the other in a process that is replaced when it dies, hangs, or a family left it in disorder."""
+    import ray
+
+    # Its workers connect to this session: each would start one of its own otherwise.
+    session = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    os.environ["RAY_ADDRESS"] = session.address_info["gcs_address"]
     worker: Worker | None = None
     with tempfile.TemporaryDirectory() as folder:
         for part, family in asked:
             worker = worker or Worker()
             started = time.monotonic()
-            result = worker.play(part, family, str(pathlib.Path(folder, family)))
+            result = worker.play(part, family, str(pathlib.Path(folder, family.replace("/", "-"))))
             seconds = round(time.monotonic() - started, 1)
             yield {"family": family, "part": part, **result, "seconds": seconds}
-            if result["outcome"] == "fails" or (part == "vllm" and result["outcome"] == "refused"):
+            if result.get("dead") or (part == "vllm" and result["outcome"] != "exact"):
                 worker.stop()
                 worker = None
         if worker:
             worker.stop()
+    ray.shutdown()
 
 
 class Worker:
@@ -129,12 +135,12 @@ class Worker:
         try:
             self._pipe.send((part, family, folder))
             if not self._pipe.poll(LIMIT_S):
-                return {"outcome": "fails", "message": f"nothing after {LIMIT_S:.0f} s"}
+                return {"outcome": "fails", "dead": True, "message": f"nothing after {LIMIT_S:.0f} s"}
             result: Result = self._pipe.recv()
             return result
         except (EOFError, OSError):
             self._process.join()
-            return {"outcome": "fails", "message": f"its process died (exit code {self._process.exitcode})"}
+            return {"outcome": "fails", "dead": True, "message": f"its process died (exit code {self._process.exitcode})"}
 
     def stop(self) -> None:
         """Ends the process."""
@@ -155,6 +161,7 @@ def serve(pipe: Any) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     while True:
         try:
             pipe.send(one(*pipe.recv()))

@@ -17,7 +17,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -28,15 +27,14 @@ from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
+from gspo_rllib.model_folder import load_model_config
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
 
 TEXT = UnicodeText(10_000)
-RAY = {
-    "address": "local", "num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR",
-}  # fmt: skip
-PROMPT, CONTEXT, REPLY = 40, 256, 16
+PROMPT, LONG, CONTEXT, REPLY = 32, 160, 256, 16
+TOKENS = 300  # ids of text, in every model
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +42,16 @@ class Played:
     """What was found.
 
     Attributes:
-        gap: Largest difference between two log-probabilities (nats) of a sampled token.
+        gap: Largest difference (nats) between two log-probabilities of a sampled token: of the learner and the model, or
+            of the engine and the learner.
+        model_gap: Likewise of the engine and the model; None without an engine.
         gradient: Largest difference of a parameter's gradient, relative to its norm; None where none was compared.
         moved: How far the update moved a log-probability (nats); None without an update.
         scoring: What the module fell back to; empty where nothing had to be changed.
     """
 
     gap: float
+    model_gap: float | None = None
     gradient: float | None = None
     moved: float | None = None
     scoring: str = ""
@@ -93,9 +94,8 @@ def play_learner(folder: str) -> Played:
     module = spec.build()
     module.train()
     model = reference(folder)
-    vocabulary = len(module.tokenizer)
-    trajectories = [_made_up("a", i, vocabulary, [9, 5 + 7 * i, 3, 11 - i]) for i in range(3)]
-    trajectories.append(_made_up("b", 0, vocabulary, [20, 30, 5, 60]))
+    trajectories = [_made_up("a", i, [4, 4 + 4 * i, 3, 8 - i]) for i in range(3)]
+    trajectories.append(_made_up("b", 0, [20, 30, 5, _longest(model) - 87]))
     ours, ours_g = _learner_scores(module, trajectories), _gradient(module.model)
     theirs, theirs_g = _model_scores(model, trajectories), _gradient(model)
     return Played(_gap(ours, theirs), gradient=_gradient_gap(ours_g, theirs_g), scoring=_scoring(module))
@@ -109,20 +109,20 @@ def play_engine(folder: str, engine: str, *, num_env_runners: int = 0) -> Played
         engine: Name of the engine.
         num_env_runners: 0 for one in this process.
     """
+    longest = getattr(load_model_config(folder).get_text_config(), "max_position_embeddings", None) or CONTEXT
     config = (
         GSPOConfig()
         .environment(TwoTurns)
         .rl_module(model_config={"path": folder})
-        .generation(engine=engine, max_tokens_per_turn=REPLY, max_model_len=CONTEXT)
+        .generation(engine=engine, max_tokens_per_turn=REPLY, max_model_len=min(CONTEXT, longest))
         .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=4)
         .training(group_size=4, groups_per_iteration=2, num_minibatches=1, lr=1e-4)
         .debugging(seed=0)
     )
-    ray.is_initialized() or ray.init(**RAY)
     algo = config.build_algo()
     module = algo.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     model = reference(folder)
-    gaps: list[float] = []
+    gaps: list[tuple[float, float]] = []
     before: list[Tensor] = []
     played: list[TokenTrajectory] = []
     update = algo.learner_group.update
@@ -134,7 +134,7 @@ def play_engine(folder: str, engine: str, *, num_env_runners: int = 0) -> Played
             before[:] = _model_scores(model, played, backward=False)
             ours = _learner_scores(module, played, backward=False)
         sampled = [torch.as_tensor(t.behavior_logp) for t in played]
-        gaps.append(max(_gap(sampled, ours), _gap(ours, before)))
+        gaps.append((_gap(sampled, ours), _gap(sampled, before)))
         return update(training_data=training_data, **kwargs)
 
     algo.learner_group.update = compared
@@ -146,7 +146,8 @@ def play_engine(folder: str, engine: str, *, num_env_runners: int = 0) -> Played
         algo.stop()
     with torch.no_grad():
         moved = _gap(_model_scores(model, first, backward=False), first_logp)
-    return Played(max(gaps), moved=moved, scoring=_scoring(module))
+    gap, model_gap = (max(column) for column in zip(*gaps, strict=True))
+    return Played(gap, model_gap=model_gap, moved=moved, scoring=_scoring(module))
 
 
 def reference(folder: str) -> Any:
@@ -159,22 +160,27 @@ def reference(folder: str) -> Any:
 
 def transformers_gap(folder: str) -> float:
     """How far the attention that transformers takes when told nothing is from the model's own."""
-    trajectories = [_made_up("a", 0, 300, [20, 30, 5, 60])]
     default = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    trajectories = [_made_up("b", 0, [20, 30, 5, _longest(default) - 87])]
     with torch.no_grad():
         scores = [_model_scores(model, trajectories, backward=False) for model in (default, reference(folder))]
     return _gap(*scores)
 
 
-def _made_up(group: str, index: int, vocabulary: int, parts: Sequence[int]) -> TokenTrajectory:
+def _longest(model: Any) -> int:
+    """Tokens of the longest trajectory: longer than windows and unscaled positions, no longer than the model allows."""
+    return min(LONG, getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG)
+
+
+def _made_up(group: str, index: int, parts: Sequence[int]) -> TokenTrajectory:
     """A prompt, the same for the whole group, then as many shown and sampled tokens in turn as ``parts`` says."""
     rng, of_group = np.random.default_rng([index, *group.encode()]), np.random.default_rng([*group.encode()])
-    prompt = of_group.integers(3, vocabulary, PROMPT)
+    prompt = of_group.integers(3, TOKENS, PROMPT)
     sampled = np.concatenate([np.zeros(PROMPT, bool), *(np.full(n, i % 2 == 1) for i, n in enumerate(parts))])
     return TokenTrajectory(
         group_id=group,
         index=index,
-        segments=(np.concatenate([prompt, rng.integers(3, vocabulary, sum(parts))]).astype(np.int32),),
+        segments=(np.concatenate([prompt, rng.integers(3, TOKENS, sum(parts))]).astype(np.int32),),
         loss_masks=(sampled,),
         turn_index=np.repeat(np.arange(len(parts) // 2, dtype=np.int32), parts[1::2]),
         behavior_logp=np.zeros(int(sampled.sum()), np.float32),
