@@ -37,6 +37,7 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache
 
 test: lint  ## Everything that is checked: lint, doctests, README snippets, unit, contract and learning tests

@@ -119,7 +119,8 @@ def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
     stream = [result.get(names.GROUP_STREAM, {}) for result in results]
 
     def timer(name: str) -> float:
-        return statistics.mean(result["timers"][name] for result in results)
+        seconds: list[float] = [result["timers"][name] for result in results]
+        return statistics.mean(seconds)
 
     return {
         "loop": "async" if max_staleness else "sync",

@@ -99,7 +99,8 @@ def played(data: str, num_groups: int, *, prompt: int, completion: int, vocabula
                 shape[0] = (48, shape[0][1])
         first = rng.integers(3, vocabulary, shapes[0][0][0]).astype(np.int32)
         for member, shape in enumerate(shapes):
-            ids = [tuple(rng.integers(3, vocabulary, n).astype(np.int32) for n in pair) for pair in shape]
+            drawn = [[rng.integers(3, vocabulary, n).astype(np.int32) for n in pair] for pair in shape]
+            ids = [(shown, said) for shown, said in drawn]
             ids[0] = (first, ids[0][1])
             num_sampled = sum(n for _, n in shape)
             found.append(Conversation(ids, np.zeros(num_sampled, np.float32), reward=float(member % 3 == 0)))

@@ -17,6 +17,7 @@ import pathlib
 import tempfile
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import gpu
@@ -41,7 +42,7 @@ def learner_module(path: str, device: str, autocast: str | None) -> CausalLMModu
     text = gym.spaces.Text(1)
     settings = {"path": path, "autocast_dtype": autocast, "shared_prefixes": False}
     spec = RLModuleSpec(CausalLMModule, observation_space=text, action_space=text, model_config=settings)
-    module = spec.build().to(device)
+    module: CausalLMModule = spec.build().to(device)
     module.train()
     return module
 
@@ -59,7 +60,8 @@ def sample(engine: TransformersEngine, prompts: list[list[int]], num_tokens: int
     """Generations in the order of the prompts, and how many steps they took."""
     for i, prompt in enumerate(prompts):
         engine.submit(GenerationRequest(f"{name} {i}", prompt, num_tokens, 1.0, i, ()))
-    done, steps = {}, 0
+    done: dict[str, Any] = {}
+    steps = 0
     while engine.has_work():
         done |= {g.request_id: g for g in engine.step()}
         steps += 1
@@ -146,7 +148,7 @@ def speed(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         })  # fmt: skip
         print("speed", rows[-1], flush=True)
         if args.profile:
-            busy = gpu.kernels(lambda p=prompts, s=slots: sample(engine, p, 8, f"profiled {s}"), rows=8)
+            busy = gpu.kernels(partial(sample, engine, prompts, 8, f"profiled {slots}"), rows=8)
             print(f"{slots} requests, 8 tokens each: {busy}", flush=True)
     engine.close()
     return rows

@@ -30,17 +30,17 @@ from typing import Any
 
 import gpu
 import torch
+from bare import bare, forget_gradients
 from ray.rllib.core import DEFAULT_MODULE_ID
-from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface
 
-from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.modules import attention
 from gspo_rllib.modules.prefix_attention import PrefixSharing
+from gspo_rllib.modules.sampling_mode import recompute_activations
 from gspo_rllib.packing import pack, packed_rows
 
 WAYS = (
@@ -95,36 +95,10 @@ def ways(learner: Any, groups: list[Any], args: argparse.Namespace) -> dict[str,
         "compiled all": within(lambda: compiled_all(module)),
         "shared": within(lambda: gpu.replaced(module, "prefix_sharing", lambda: PrefixSharing(1.1))),
         "checkpointed": within(lambda: checkpointed(module.model)),
-        "bare packed": lambda: bare(module, packed, args.dtype, head=True),
-        "bare single": lambda: bare(module, single, args.dtype, head=True),
-        "layers": lambda: bare(module, packed, args.dtype, head=False),
+        "bare packed": lambda: bare(module, packed, autocast_dtype=args.dtype, head=True),
+        "bare single": lambda: bare(module, single, autocast_dtype=args.dtype, head=True),
+        "layers": lambda: bare(module, packed, autocast_dtype=args.dtype, head=False),
     }
-
-
-def bare(module: Any, rows: list[dict[str, Any]], dtype: str | None, *, head: bool) -> None:
-    """Forward and backward of the layers and, if wanted, of a head with ``cross_entropy``."""
-    forget_gradients(module)
-    model, single = module.model, len(rows[0][columns.SEGMENT_LENGTHS]) == 1
-    own = model.config._attn_implementation
-    if single:
-        model.set_attn_implementation("sdpa")
-    for row in rows:
-        lengths = {} if single else {"segment_lengths": row[columns.SEGMENT_LENGTHS]}
-        device = row[columns.TOKEN_IDS].device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is not None):
-            hidden = model.base_model(
-                input_ids=row[columns.TOKEN_IDS][None],
-                position_ids=row[columns.POSITION_IDS][None],
-                use_cache=False,
-                **lengths,
-            ).last_hidden_state[0]
-            if head:
-                logits = model.lm_head(hidden[row[columns.LOSS_POSITIONS]])
-                loss = cross_entropy(logits, row[columns.LOSS_TOKEN_IDS])
-            else:
-                loss = hidden.float().square().mean()
-        loss.backward()
-    model.set_attn_implementation(own)
 
 
 @contextmanager
@@ -153,7 +127,8 @@ class Segments:
 @torch.compiler.disable
 def attention_of_a_row(*tensors: Any, segments: Segments, **settings: Any) -> Any:
     """This project's attention, left out of what is compiled."""
-    return attention.packed_attention(*tensors, **segments.arguments, **settings)
+    attend: Any = attention.packed_attention
+    return attend(*tensors, **segments.arguments, **settings)
 
 
 @contextmanager
@@ -185,17 +160,12 @@ def compiled_all(module: Any) -> Iterator[None]:
 @contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
     """Activations computed again, within the block."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
-
-
-def forget_gradients(module: Any) -> None:
-    """As if there never had been any."""
-    for parameter in module.parameters():
-        parameter.grad = None
+        for layer in model.base_model.layers:
+            del layer.forward
 
 
 def measure(path: str, size: str, data: str, args: argparse.Namespace) -> list[dict[str, Any]]:

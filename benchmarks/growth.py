@@ -43,7 +43,9 @@ from gspo_rllib.weight_sync import Weights
 
 GOAL = 1.1
 SPACES = {DEFAULT_MODULE_ID: (UnicodeText(100), UnicodeText(100))}
-MODEL = {"hidden_size": 64, "num_layers": 2, "head_dim": 32, "intermediate_size": 128, "max_position_embeddings": 8192}
+MODEL: dict[str, Any] = {
+    "hidden_size": 64, "num_layers": 2, "head_dim": 32, "intermediate_size": 128, "max_position_embeddings": 8192,
+}  # fmt: skip
 
 Costs = Callable[[int], float]
 """CPU seconds at a size."""
@@ -68,7 +70,7 @@ def groups(trajectories: int, turns: int = 4, shown: int = 12, sampled: int = 20
 
 def config(model: str, *, num_env_runners: int = 0, num_learners: int = 0) -> GSPOConfig:
     """A job whose learner sees each trajectory once."""
-    return (
+    job: GSPOConfig = (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
         .rl_module(model_config={"path": model})
@@ -78,6 +80,7 @@ def config(model: str, *, num_env_runners: int = 0, num_learners: int = 0) -> GS
         .training(max_tokens_per_micro_batch=4096)
         .debugging(seed=0)
     )
+    return job
 
 
 class Bench:

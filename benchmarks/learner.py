@@ -24,19 +24,17 @@ import os
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from bare import bare, forget_gradients, stock_attention
 from measure import alternate, median, peak_over_mb, ratios, record, timed
 from ray.rllib.core import DEFAULT_MODULE_ID
-from torch.nn.functional import cross_entropy
 from workload import conversations, groups_of, random_model
 
-from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
@@ -70,7 +68,7 @@ def sides(model: str, data: str) -> tuple[dict[str, Callable[[], Any]], dict[str
     assert all(len({episode.get_return() for episode in group.episodes}) > 1 for group in groups)
 
     def update() -> None:
-        _forget_gradients(module.model)
+        forget_gradients(module.model)
         learner.update(training_data=GroupTrainingData.from_groups(groups, num_minibatches=1, seed=0), num_epochs=1)
 
     trajectories = [token_trajectory(e, advantage=1.0) for group in groups for e in group.episodes]
@@ -98,48 +96,10 @@ def packed_rows(trajectories: list[Any]) -> list[dict[str, Any]]:
     return [pack([trajectories[i] for i in row]) for row in plan]
 
 
-def bare(module: Any, rows: list[dict[str, Any]], *, head: bool) -> None:
-    """Forward and backward of the layers and, if wanted, of a head with ``cross_entropy``."""
-    model = module.model
-    _forget_gradients(model)
-    single = len(rows[0][columns.SEGMENT_LENGTHS]) == 1
-    with stock_attention(model) if single else nullcontext():
-        for row in rows:
-            lengths = {} if single else {"segment_lengths": row[columns.SEGMENT_LENGTHS]}
-            hidden = model.base_model(
-                input_ids=row[columns.TOKEN_IDS][None],
-                position_ids=row[columns.POSITION_IDS][None],
-                use_cache=False,
-                **lengths,
-            ).last_hidden_state[0]
-            if head:
-                logits = model.lm_head(hidden[row[columns.LOSS_POSITIONS]])
-                loss = cross_entropy(logits, row[columns.LOSS_TOKEN_IDS])
-            else:
-                loss = hidden.square().mean()
-            loss.backward()
-
-
-@contextmanager
-def stock_attention(model: Any) -> Iterator[None]:
-    """transformers' own attention, for as long as the block lasts."""
-    own = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
-
-
 def _peak(function: Callable[[], Any]) -> float:
     """MB of a pass over what the model and its gradients take."""
     function()
     return peak_over_mb(function)
-
-
-def _forget_gradients(model: Any) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 def measure(folder: pathlib.Path, size: str, vocabulary: int, data: str, repetitions: int) -> dict[str, Any]:

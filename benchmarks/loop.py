@@ -17,13 +17,15 @@ import os
 import pathlib
 import statistics
 import tempfile
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ray
 import torch
-from learner import bare, packed_rows
+from bare import bare
+from learner import packed_rows
 from measure import record, timed
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_UPDATE_TIMER, SYNCH_WORKER_WEIGHTS_TIMER, TIMERS
@@ -98,19 +100,19 @@ def measure_loop(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     # Every turn samples as many tokens as it may, so that iterations are alike.
     engine._stop_token_ids = []
     rows: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     _print_head()
     for iteration in range(args.repetitions + 1):
         with noted_requests(engine) as requests:
-            result: dict[str, Any] = {}
-            loop = timed(lambda result=result: result.update(algo.train()))
+            loop = timed(lambda: results.append(algo.train()))
         trajectories = [token_trajectory(episode, advantage=1.0) for episode in played]
         algo._weights.push(algo.env_runner_group, force=True)  # an empty prefix cache, as before sampling
-        raw = timed(lambda requests=requests: raw_vllm(engine, requests, args.groups * args.group_size))
+        raw = timed(partial(raw_vllm, engine, requests, args.groups * args.group_size))
         minibatches = packed_rows(trajectories)
-        trained = timed(lambda minibatches=minibatches: bare(module, minibatches, head=True))
+        trained = timed(partial(bare, module, minibatches, head=True))
         if not iteration:  # the first one warms up
             continue
-        phases = result[TIMERS]
+        phases = results[-1][TIMERS]
         rows.append(
             {
                 "tokens": sum(t.num_tokens for t in trajectories),

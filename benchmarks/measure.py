@@ -78,7 +78,8 @@ def ratios(above: list[Timing], below: list[Timing], clock: str = "cpu_s") -> li
 
 def median(timings: list[Timing], clock: str = "cpu_s") -> float:
     """The median on one clock, in seconds."""
-    return statistics.median(getattr(timing, clock) for timing in timings)
+    seconds: list[float] = [getattr(timing, clock) for timing in timings]
+    return statistics.median(seconds)
 
 
 def peak_rss_mb() -> float:

@@ -214,7 +214,7 @@ def compare(model: str, data: str, repetitions: int) -> list[dict[str, Any]]:
     sides = {name: side(name, model, played) for name in MEASURED[data]}
     losses = {name: runner.step() for name, runner in sides.items()}
     gradient = sides[OURS].gradient()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "side": name,
             "tokens": sum(len(c.token_ids) for c in played),

@@ -221,7 +221,8 @@ class Child:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended early; its last lines:\n{self._log.read_text()[-3000:]}")
-        return json.loads(line)
+        cost: dict[str, float] = json.loads(line)
+        return cost
 
     def stop(self) -> None:
         """Ends the process."""

@@ -53,7 +53,8 @@ class InstantEngine:
     """
 
     max_model_len = 1 << 20
-    weights_version = 1
+    weights_version: int | None = 1
+    can_update_while_running = False
 
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = token_ids
@@ -82,7 +83,9 @@ class InstantEngine:
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forgets requests; nothing is ever unfinished here."""
 
-    def load_weights(self, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+    def load_weights(
+        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
+    ) -> None:
         """There are none."""
 
     def close(self) -> None:
@@ -104,7 +107,7 @@ class LedgerEnv(gym.Env):
     def __init__(self, turns: int, spent_s: list[float]) -> None:
         self.turns, self._spent_s, self.turn = turns, spent_s, 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts over; the seed decides the amount."""
         started = time.process_time()
         super().reset(seed=seed)
@@ -114,7 +117,7 @@ class LedgerEnv(gym.Env):
         self._spent_s[0] += time.process_time() - started
         return answer
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Answers anything."""
         started = time.process_time()
         self.turn += 1

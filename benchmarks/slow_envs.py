@@ -119,7 +119,7 @@ class TalkEnv(gym.Env):
         sleep: Sleeps; returns True once there is no need to go on.
     """
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}
     observation_space = TEXT
     action_space = TEXT
 
@@ -127,13 +127,13 @@ class TalkEnv(gym.Env):
         self.turns, self._slow_seeds, self._sleep = turns, slow_seeds, sleep
         self.turn, self.is_slow = 0, False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts over; the seed decides whether this episode is slow."""
         super().reset(seed=seed)
         self.turn, self.is_slow = 0, seed in self._slow_seeds
         return "Say something.", {}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Answers anything, at once or after a while."""
         enough = self.is_slow and self._sleep()
         self.turn += 1

@@ -97,7 +97,8 @@ def child(model: str, cache: pathlib.Path, num_env_runners: int, *, profile: boo
     if profile:
         print("\n".join(printed))
     files = [path for path in compiled.rglob("*") if path.suffix in (".cpp", ".so")]
-    return json.loads(result) | {"runners": num_env_runners, "compiled_files": len(files)}
+    told: dict[str, Any] = json.loads(result)
+    return told | {"runners": num_env_runners, "compiled_files": len(files)}
 
 
 def main() -> None:

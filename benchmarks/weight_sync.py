@@ -63,7 +63,7 @@ def build(folder: pathlib.Path, sizes: dict[str, Any]) -> str:
 
 def algorithm(model: str, num_env_runners: int) -> GSPO:
     """An algorithm whose engines wait for their first weights update."""
-    return (
+    algo: GSPO = (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
         .rl_module(model_config={"path": model})
@@ -74,6 +74,7 @@ def algorithm(model: str, num_env_runners: int) -> GSPO:
         .debugging(seed=0)
         .build_algo()
     )
+    return algo
 
 
 def sync(algo: GSPO) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from gspo_rllib.types import GROUP, TURN, GroupMember, Turn, group_episodes
 from gspo_rllib.warmstart.models import build_model
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "num_layers": 6, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32},
     "larger": {"hidden_size": 640, "num_layers": 10, "num_heads": 10, "num_kv_heads": 5, "head_dim": 64},
 }
@@ -185,14 +185,14 @@ class TalkEnv(gym.Env):
         self.mean_turns, self.observation_chars, self.spread = turns, observation_chars, spread
         self.turns = self.turn = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts over; the seed decides the length and the text."""
         super().reset(seed=seed)
         most = round(self.spread * self.mean_turns)
         self.turn, self.turns = 0, self.mean_turns + int(self.np_random.integers(-most, most + 1))
         return self._text(), {}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Answers anything with text."""
         self.turn += 1
         return self._text(), reward_of(action), self.turn == self.turns, False, {}
@@ -211,11 +211,11 @@ class PromptEnv(gym.Env):
     def __init__(self, num_digits: int) -> None:
         self.num_digits = num_digits
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts over; the seed decides the digits."""
         super().reset(seed=seed)
         return prompt_of(int(self.np_random.integers(2**31)), self.num_digits), {}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Ends whatever the action."""
         return "", reward_of(action), True, False, {}

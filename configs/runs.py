@@ -38,6 +38,9 @@ BUILDERS = (
 _UNIONS = (typing.Union, types.UnionType)
 _NOT_TEXT = (int, float, bool, type(None), dict, list, tuple)
 
+ON_COLLAPSE = ("stop", "restore")
+"""What ``run.on_collapse`` may ask for."""
+
 Sections = dict[str, dict[str, Any]]
 
 
@@ -51,7 +54,16 @@ class RunSettings:
         storage: Folder that results are written under.
         iterations: Stop after this many; None: no limit.
         minutes: Stop when this much wall time has passed since the first iteration began; None: no limit.
-        success: Stop when this share of an iteration's trajectories (0 … 1) succeeded; None: never.
+        success: Stop when this share (0 … 1) of the trajectories succeeded: of an evaluation's where the run evaluates,
+            of an iteration's own otherwise; None: never.
+        evaluate_every: Iterations between evaluations on a fixed set of tasks, none of them drawn for training. Where
+            set, they and not the iterations' own tasks, which differ from one to the next, are what progress, early
+            stopping and the best checkpoint go by. None: no evaluation, unless the ``evaluation:`` section asks for it.
+        evaluate_tasks: How many tasks that set has; each is played once. ``"all"`` where the environment counts them.
+        on_collapse: What happens when an evaluation is below half of the best one, and that is no matter of luck: None
+            says so, ``"stop"`` ends the run, ``"restore"`` goes back to the best checkpoint, with half the learning
+            rate.
+        give_up_after: Stop after this many consecutive iterations that had nothing to learn from; None: go on.
         checkpoint_every: Iterations between checkpoints; one is always written at the end. None: only that one.
     """
 
@@ -61,18 +73,31 @@ class RunSettings:
     iterations: int | None = None
     minutes: float | None = None
     success: float | None = None
+    evaluate_every: int | None = None
+    evaluate_tasks: int | str = 128
+    on_collapse: str | None = None
+    give_up_after: int | None = None
     checkpoint_every: int | None = 10
 
     def __post_init__(self) -> None:
-        for key in ("iterations", "checkpoint_every"):
+        for key in ("iterations", "checkpoint_every", "evaluate_every", "evaluate_tasks", "give_up_after"):
             value = getattr(self, key)
-            if value is not None and (type(value) is not int or value < 1):
+            other = "all" if key == "evaluate_tasks" else None
+            if value != other and (type(value) is not int or value < 1):
                 raise SettingError(f"run.{key}: expected a whole number >= 1, got {value!r}.")
         for key, most in (("minutes", float("inf")), ("success", 1.0)):
             value = getattr(self, key)
             if value is not None and not (type(value) in (int, float) and 0 < value <= most):
                 allowed = "a number > 0" if most > 1 else "a share in (0, 1]"
                 raise SettingError(f"run.{key}: expected {allowed}, got {value!r}.")
+        if self.on_collapse not in (None, *ON_COLLAPSE):
+            hint = did_you_mean(str(self.on_collapse), ON_COLLAPSE)
+            raise SettingError(f"run.on_collapse: got {self.on_collapse!r}. {hint}")
+        if self.on_collapse is not None and self.evaluate_every is None:
+            raise SettingError(
+                f"run.on_collapse: {self.on_collapse!r} needs evaluations to see a collapse, and the checkpoint of the "
+                "best one; set run.evaluate_every, e.g. 5."
+            )
         for key in ("algorithm", "name", "storage"):
             value = getattr(self, key)
             if value is not None and not (isinstance(value, str) and value.strip()):
@@ -144,6 +169,17 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
         algorithm=settings.algorithm,
         source=path.name,
     )
+    if settings.evaluate_every is not None:
+        if config.evaluation_interval:
+            raise SettingError(
+                f"{path.name}: both run.evaluate_every and evaluation.evaluation_interval say how often to evaluate; "
+                "keep run.evaluate_every, and leave evaluation_interval out."
+            )
+        config.evaluation(
+            evaluation_interval=settings.evaluate_every,
+            evaluation_duration=settings.evaluate_tasks,
+            evaluation_duration_unit="episodes",
+        )
     return Run(settings.name or path.stem, config, settings, sections)
 
 

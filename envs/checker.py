@@ -100,6 +100,7 @@ class _Checker:
             (f"a seed fixes the task{'' if self._subject.is_instance else ', in every instance'}", self._check_seed),
             ("different seeds give different tasks", self._check_variety),
             ("a task can be asked for by its id", self._check_task_id),
+            ("its tasks can be counted, and asked for by number", self._check_num_tasks),
             ("text no one expects costs a turn and nothing else", self._check_hostile),
             ("observations hold only what is new", self._check_deltas),
             ("it survives being copied to another process, or is replayed there", self._check_pickle),
@@ -230,6 +231,23 @@ class _Checker:
                 f"reset(options={{'task_id': {info['task_id']!r}}}) gave {_difference(expected, got)}",
                 "let options['task_id'] decide the task, whatever the seed",
             )
+        return True
+
+    def _check_num_tasks(self) -> bool:
+        env = self._subject.take()
+        count = env.attribute("num_tasks")
+        if count is None:
+            return False
+        number = count()
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            self.fail(f"num_tasks() is {number!r}", "return how many tasks there are, an int >= 1")
+        for task_id in ("0", str(number - 1)):
+            _, info = env.reset(seed=0, options={"task_id": task_id})
+            if info.get("task_id", task_id) != task_id:
+                self.fail(
+                    f"reset(options={{'task_id': {task_id!r}}}) plays the task {info['task_id']!r}",
+                    "name the tasks '0', '1', … where there is a num_tasks()",
+                )
         return True
 
     def _check_hostile(self) -> bool:

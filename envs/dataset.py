@@ -5,11 +5,12 @@ Action       str, the reply; see ``verifiers`` for what of it counts as the answ
 Reward       what the verifier gives the reply that ends the episode, 0 to 1
 Ends         terminated by a reply with the full score, or after the last attempt
 Info         {"task_id": str, "answer": str} from reset; from step {"valid_action": True, "obs_role": "user"}, and at
-             the end {"success": bool}; {"reason": str} where the verifier found nothing to judge, or could not
+             the end {"success": bool}; {"stated_answer": str} where the reply states one, in a form in which equal
+             answers are equal texts; {"reason": str} where the verifier found nothing to judge, or could not
 Settings     path: a .jsonl, .json, .csv or .parquet file, a folder saved by the package `datasets`, or
-             "hub:NAME", with split; question, answer: columns; verifier: "exact", "numeric", "math_verify",
-             "module:function" or a function; prompt: text around the question, with {question}; system_prompt;
-             attempts: 1 to 100
+             "hub:NAME", with split; limit: only the first so many rows; question, answer: columns; verifier: "exact",
+             "numeric", "math_verify", "module:function" or a function; prompt: text around the question, with
+             {question}; system_prompt; attempts: 1 to 100
 Versions     v0
 
 GSM8K's own file is a dataset as it is: its answers end in "#### 42", which "numeric" reads.
@@ -26,9 +27,17 @@ from gspo_rllib.envs.dataset_rows import Row, check_rows, load_checked_rows
 from gspo_rllib.envs.dataset_rows import load_rows as load_rows
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
 from gspo_rllib.envs.text_task import TextTaskEnv
-from gspo_rllib.envs.verifiers import VERIFIERS, Verifier, final_answer, find_verifier, judge, math_verify
+from gspo_rllib.envs.verifiers import (
+    VERIFIERS,
+    Verifier,
+    answer_key,
+    final_answer,
+    find_verifier,
+    judge,
+    math_verify,
+)
 from gspo_rllib.errors import SettingError
-from gspo_rllib.types import ChatSpec
+from gspo_rllib.types import STATED_ANSWER, ChatSpec
 
 
 class DatasetEnv(TextTaskEnv):
@@ -38,6 +47,7 @@ class DatasetEnv(TextTaskEnv):
         path: Where the rows are; or give ``rows``.
         rows: The rows themselves, each a mapping.
         split: Which split to read where the dataset has several.
+        limit: Only the first so many rows, or all if there are fewer; None for all.
         question: Column of the question: text, a number, or a list of messages, whose system message takes the place
             of ``system_prompt``, and whose last one must not be the assistant's. Several messages of user and assistant
             are shown as one text, each behind its role.
@@ -65,6 +75,7 @@ class DatasetEnv(TextTaskEnv):
         *,
         rows: Sequence[Row] | None = None,
         split: str | None = None,
+        limit: int | None = None,
         question: str = "question",
         answer: str = "answer",
         verifier: str | Verifier = "exact",
@@ -83,6 +94,9 @@ class DatasetEnv(TextTaskEnv):
             check_rows(self._rows, "rows", question, answer, structured=self._structured)
         else:
             self._rows = load_checked_rows(str(path), split, question, answer, structured=self._structured)
+        self._num_rows = len(self._rows)
+        if limit is not None:
+            self._num_rows = min(self._num_rows, checked_integer("limit", limit, 1, 2**31))
         if "{question}" not in prompt:
             raise SettingError(f"prompt={prompt!r}: must contain {{question}}, which stands for the question.")
         self._question, self._answer, self._prompt = question, answer, prompt
@@ -94,13 +108,13 @@ class DatasetEnv(TextTaskEnv):
         self._begin(self._rows[0])
 
     def num_tasks(self) -> int:
-        """How many rows there are."""
-        return len(self._rows)
+        """How many rows are asked about."""
+        return self._num_rows
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Asks the question of a row: the one whose number is the task's id, else a random one."""
         super().reset(seed=seed)
-        number = numbered_task(options, self.np_random, len(self._rows))
+        number = numbered_task(options, self.np_random, self._num_rows)
         asked = self._begin(self._rows[number])
         self.chat = ChatSpec(system_prompt=asked.system_prompt or self._system_prompt)
         question = self._prompt.replace("{question}", asked.text)
@@ -114,7 +128,8 @@ class DatasetEnv(TextTaskEnv):
         """
         verdict = judge(self._verifier, action, self._gold, self._row)
         success = verdict.score == 1.0
-        facts = {"reason": verdict.reason} if verdict.reason else None
+        facts = {STATED_ANSWER: answer_key(self._verifier, action), "reason": verdict.reason}
+        facts = {name: fact for name, fact in facts.items() if fact is not None}
         if not success and self._turns + 1 < self.max_turns:
             return self._go_on("wrong; try again", facts=facts)
         return self._finish("right" if success else "wrong", verdict.score, success, facts=facts)

@@ -180,6 +180,31 @@ def score(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -
     return judge(verifier, reply, answer, row).score
 
 
+def answer_key(verifier: Verifier, reply: str) -> str | None:
+    """What a reply states as its answer, such that replies which a verifier takes for one answer have one key.
+
+    Args:
+        verifier: What answers are judged by; one that is no named one is taken to compare texts.
+        reply: Any text.
+
+    Returns:
+        Under ``numeric`` the number, exactly, else the plain text; None where nothing is stated.
+
+    Example:
+        >>> answer_key(numeric, "so #### 1,234.50"), answer_key(numeric, "2469/2"), answer_key(exact, "**Rome**.")
+        ('2469/2', '2469/2', 'rome')
+        >>> answer_key(exact, "<think>5") is None
+        True
+    """
+    stated = stated_answer(reply)
+    if stated.missing:
+        return None
+    if verifier is not numeric:
+        return _plain(stated.text)
+    number = read_number(stated.text, formula=stated.is_boxed)
+    return None if number is None else str(number.value)
+
+
 def _plain(text: str) -> str:
     """What two texts have in common that differ by case, white space, typography and the markup around them."""
     text = unicodedata.normalize("NFC", text).translate(_MINUSES)

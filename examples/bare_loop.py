@@ -59,8 +59,8 @@ def play(engine: Engine, renderer: ChatRenderer, seeds: list[int], options: argp
             observation, reward, terminated, truncated, info = step
             trajectory.total += float(reward)
             if not (terminated or truncated):
-                ended, role = generation.finish_reason == "stop", info.get("obs_role", "user")
-                trajectory.extend(renderer.next_prompt(observation, reply_ended=ended, role=role))
+                role = info.get("obs_role", "user")
+                trajectory.extend(renderer.prompt_after(generation.token_ids, observation, role=role))
                 submit(engine, trajectory, int(generation.request_id), options)
     return trajectories
 

@@ -62,11 +62,11 @@ def write_reference(checkpoint: str | pathlib.Path, files: Mapping[str, bytes]) 
 
     Args:
         checkpoint: The checkpoint's folder.
-        files: The files of a Hugging Face folder, name to content.
+        files: The files of a Hugging Face folder, name relative to the folder to content.
     """
     folder = pathlib.Path(checkpoint) / REFERENCE
-    folder.mkdir(exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
 
 

@@ -82,12 +82,13 @@ class Settings:
         """The settings as they are now in a config, checked.
 
         Args:
-            config: An ``AlgorithmConfig``, which keeps each of them as an attribute of its own.
+            config: An ``AlgorithmConfig``, which keeps each of them as an attribute of its own. One that was saved
+                before a setting existed has its default.
 
         Raises:
             SettingError: A value is illegal.
         """
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+        return cls(**{field.name: getattr(config, field.name, default_of(field)) for field in dataclasses.fields(cls)})
 
 
 @typing.dataclass_transform(kw_only_default=True)

@@ -13,6 +13,18 @@ SUCCESS_MEAN = "success_mean"
 """Fraction of trajectories whose last ``info["success"]`` was true. One cut short without saying so has failed; one
 that ended by itself without saying so does not count."""
 
+SUCCESS_GROUP_SQUARE_MEAN = "success_group_square_mean"
+"""Mean over groups of the square of their share of successes. Trajectories of a group are of one task, so a mean over
+groups is what ``success_mean`` is as sure as: its standard error is sqrt((this - success_mean²) / (num_groups - 1))."""
+
+ESTIMATES = "estimates"
+"""``accuracy``, ``pass@k`` and ``maj@k`` over tasks, each with ``value`` and the ends ``low`` and ``high`` of its 95 %
+bootstrap interval; evaluation only, and only where the environment reports success."""
+
+EPOCH = "epoch"
+"""How many times every task of the environment had been drawn before the latest group's; training only, and only where
+the environment counts its tasks."""
+
 NUM_GROUPS = "num_groups"
 """Complete groups sampled."""
 
@@ -102,6 +114,9 @@ NUM_TRAJECTORIES_TRUNCATED_MASKED = "num_trajectories_truncated_masked"
 
 NUM_TRAJECTORIES_TRUNCATED_FAILED = "num_trajectories_truncated_failed"
 """Truncated trajectories trained as failures, whatever the environment rewarded them with; training only."""
+
+NUM_ITERATIONS_IDLE = "num_iterations_idle"
+"""Consecutive iterations, up to this one, without a trajectory that has an advantage; training only."""
 
 GROUP_SELECTION = "group_selection"
 """Top-level key of a training result: the counts above that say ``training only``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,47 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
             f"name ({str(error)[:200]}). Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` "
             "makes a small one."
         ) from error
+
+
+def declared_end_ids(
+    path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False
+) -> tuple[int, ...]:
+    """Ids that a model declares to end a text: in its generation config, its tokenizer and its config.
+
+    An id beyond the vocabulary is no declaration, and neither is a default of the config's class, which is saved with
+    every model, where it is an ordinary word of this tokenizer.
+
+    Args:
+        path: Local Hugging Face folder or hub name.
+        tokenizer: The tokenizer of that folder.
+        trust_remote_code: Whether the folder may run its own code.
+
+    Raises:
+        ModelError: The folder or hub name holds no model configuration.
+    """
+    from transformers import GenerationConfig
+
+    config = load_model_config(path, trust_remote_code=trust_remote_code)
+    declared = [tokenizer.eos_token_id]
+    with contextlib.suppress(OSError, ValueError, TypeError):  # most folders have one, none needs it
+        declared += _ids(GenerationConfig.from_pretrained(path).eos_token_id)
+    known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    for part in (config, config.get_text_config()):
+        ids = _ids(getattr(part, "eos_token_id", None))
+        declared += ids if known.issuperset(ids) or ids != _default_ids(type(part)) else []
+    return tuple(dict.fromkeys(i for i in declared if 0 <= i < len(tokenizer)))
+
+
+def _default_ids(config_class: type) -> list[int]:
+    try:
+        return _ids(getattr(config_class(), "eos_token_id", None))
+    except (TypeError, ValueError, AttributeError):  # a class without defaults
+        return []
+
+
+def _ids(declared: Any) -> list[int]:
+    ids = declared if isinstance(declared, (list, tuple)) else [declared]
+    return [i for i in ids if isinstance(i, int) and not isinstance(i, bool)]
 
 
 @contextmanager

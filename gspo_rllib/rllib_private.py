@@ -40,6 +40,21 @@ PRIVATE_NAMES = (
         "Overridden: the last hook before evaluation samples, where every runner must have acknowledged the weights.",
     ),
     PrivateName(
+        _ALGORITHM,
+        "_evaluate_on_local_env_runner",
+        "Overridden: without remote evaluation runners the training runners play, each on the engine it has.",
+    ),
+    PrivateName(
+        _ALGORITHM,
+        "_evaluate_with_fixed_duration",
+        "Overridden: which tasks are played must not depend on how many runners there are, nor on one that is lost.",
+    ),
+    PrivateName(
+        _ALGORITHM,
+        "_should_create_evaluation_env_runners",
+        "Overridden: a local evaluation runner would load an engine in the driver beside the training runners'.",
+    ),
+    PrivateName(
         _CONFIG,
         "_dont_auto_sync_env_runner_states",
         "Set to True: RLlib's own sync of weights does not wait for an acknowledgement, so the algorithm sends them.",
@@ -88,6 +103,11 @@ PRIVATE_NAMES = (
         "_weights_seq_no",
         "The count of updates that names a version of the weights. Set to 0 before a state is restored, since RLlib "
         "ignores a state that is older than what it holds.",
+    ),
+    PrivateName(
+        _TORCH_LEARNER,
+        "_make_modules_ddp_if_necessary",
+        "Overridden: where a pass may leave parameters without a gradient, DistributedDataParallel is told so.",
     ),
     PrivateName(
         _TORCH_LEARNER,

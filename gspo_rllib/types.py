@@ -75,6 +75,9 @@ GROUP = "group"
 TRUNCATED_BY = "truncated_by"
 """Key in an episode's ``custom_data``: a ``TruncatedBy``, or absent when the trajectory ended by itself."""
 
+STATED_ANSWER = "stated_answer"
+"""Key of the last ``info``: the answer a reply states, in a form in which equal answers are equal texts."""
+
 TURN_REWARDS = "turn_rewards"
 """Key in an episode's ``custom_data``: rewards to learn from instead of the environment's; see ``turn_rewards``."""
 
@@ -157,7 +160,8 @@ class ChatSpec:
 
     Attributes:
         system_prompt: Content of the system message before the first observation, if any.
-        template_kwargs: Passed to the tokenizer's chat template, e.g. ``{"enable_thinking": False}``.
+        template_kwargs: Passed to the tokenizer's chat template, e.g. ``{"enable_thinking": False}``; what the run sets
+            with ``generation(template_kwargs=...)`` holds where both name one.
         tools: Functions the policy may call, each ``{"type": "function", "function": {"name", "description",
             "parameters"}}`` with ``parameters`` a JSON schema of type object. The chat template shows them; where it
             does not, the system message does.
@@ -293,6 +297,15 @@ def group_episodes(episodes: list[SingleAgentEpisode]) -> list[TrajectoryGroup]:
         TrajectoryGroup(group_id, sorted(group, key=lambda e: e.custom_data[GROUP].index))
         for group_id, group in members.items()
     ]
+
+
+def succeeded(episode: SingleAgentEpisode) -> bool | None:
+    """Whether a trajectory solved its task; None where it ended by itself and the environment did not say.
+
+    One that was cut short before the environment said so has not.
+    """
+    said = episode.get_infos(-1).get("success", False if TRUNCATED_BY in episode.custom_data else None)
+    return None if said is None else bool(said)
 
 
 @dataclass(frozen=True, slots=True)

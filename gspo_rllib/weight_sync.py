@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
+from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.errors import WeightSyncError
+from gspo_rllib.runner_calls import RunnerCall, returned
 
 _PREFIX = "model."
 
@@ -30,11 +34,15 @@ class Weights:
     """
 
     def __init__(self, learner_group: LearnerGroup) -> None:
-        first = None if learner_group.is_local else learner_group._worker_manager.healthy_actor_ids()[:1]
-        (answer,) = learner_group.foreach_learner(_take_weights, remote_actor_ids=first)
+        self._learners = learner_group
+        self.version, self._taken, self._conversation = self._first_learner(_take_weights)
+
+    def _first_learner(self, function: Any) -> Any:
+        first = None if self._learners.is_local else self._learners._worker_manager.healthy_actor_ids()[:1]
+        (answer,) = self._learners.foreach_learner(function, remote_actor_ids=first)
         if not answer.ok:
             raise answer.get()
-        self.version, self._taken = answer.get()
+        return answer.get()
 
     @property
     def _here(self) -> dict[str, np.ndarray]:
@@ -52,28 +60,80 @@ class Weights:
     def push(self, runners: EnvRunnerGroup, *, force: bool = False) -> None:
         """Loads the weights into every healthy runner's engine and waits until each has acknowledged them.
 
+        An engine that never had any is proven: what it samples is compared with the learner's policy.
+
         Args:
             runners: Training or evaluation env runners.
             force: Load them also where the version is the same: after a restore it may be another run's.
 
         Raises:
-            WeightSyncError: A runner acknowledged another version.
+            EngineError: An engine could not be built, or failed.
+            WeightSyncError: A runner acknowledged another version, or its engine samples from another policy.
         """
         remote = runners.num_remote_env_runners() > 0
-        named: Any = self._anywhere if remote else self._here
-        version = self.version
-
-        def load(runner: Any) -> int | None:
-            held: int | None = runner.set_weights(named, version, force=force)
-            return held
-
-        acknowledged = runners.foreach_env_runner(load, local_env_runner=not remote)
-        wrong = sorted({str(got) for got in acknowledged if got != version})
+        load = RunnerCall(self.loading(here=not remote, force=force))
+        receipts = returned(runners.foreach_env_runner(load, local_env_runner=not remote))
+        wrong = sorted({str(receipt.version) for receipt in receipts if receipt.version != self.version})
         if wrong:
             raise WeightSyncError(
-                f"weights version {version} was sent, but env runners hold version {', '.join(wrong)}; no trajectory "
-                "was sampled with them. Restart the run from its last checkpoint."
+                f"weights version {self.version} was sent, but env runners hold version {', '.join(wrong)}; no "
+                "trajectory was sampled with them. Restart the run from its last checkpoint."
             )
+        if any([self.prove(receipt) for receipt in receipts]):
+            runners.foreach_env_runner(_mark_proven, local_env_runner=not remote)
+
+    def loading(self, *, here: bool, force: bool = False) -> Callable[[Any], Receipt]:
+        """What an env runner is to do with the weights; see ``Receipt`` for what it answers.
+
+        Args:
+            here: Whether the runner is in this process.
+            force: See ``push``.
+        """
+        named: Any = self._here if here else self._anywhere
+        version, conversation = self.version, self._conversation
+
+        def load(runner: Any) -> Receipt:
+            held = runner.set_weights(named, version, force=force)
+            return Receipt(held, runner.converse(conversation) if held == version else None)
+
+        return load
+
+    def prove(self, receipt: Receipt) -> bool:
+        """Compares what an engine sampled after its first weights with the learner's policy.
+
+        Args:
+            receipt: A runner's answer.
+
+        Returns:
+            Whether there was anything to compare; the runner is then to be told (``marking_proven``).
+
+        Raises:
+            WeightSyncError: The engine samples from another policy, or the learners have moved on since.
+        """
+        sample = receipt.sample
+        if sample is None:
+            return False
+        trajectories, temperatures = sample.trajectories(), sample.temperatures
+        version, scored = self._first_learner(
+            lambda learner: (learner._weights_seq_no, learner.score(trajectories, temperatures))
+        )
+        if version != self.version:
+            raise WeightSyncError(
+                f"an engine was built and sent weights version {self.version}, but the learners are at {version}, so "
+                "what it samples cannot be compared with them. Send the learners' present weights, or restore the last "
+                "checkpoint."
+            )
+        gap = Gap.between(sample, scored, self._conversation.learner_dtype)
+        try:
+            check_gap(sample, gap)
+        except WeightSyncError as error:
+            raise WeightSyncError(with_alternatives(str(error), sample.spec)) from None
+        return True
+
+    @staticmethod
+    def marking_proven() -> RunnerCall[None]:
+        """Tells an env runner that its engine is proven."""
+        return RunnerCall(_mark_proven)
 
     def offer(self, runners: EnvRunnerGroup, workers: Sequence[int]) -> None:
         """Sends the weights to runners that are sampling; each loads them as soon as it can. Waits for none of them.
@@ -96,12 +156,36 @@ class Weights:
             runners._worker_manager.actors()[worker].apply.remote(offer)
 
 
-def _take_weights(learner: Learner) -> tuple[int, dict[str, np.ndarray] | ray.ObjectRef]:
-    """The version and a copy of the weights, made where the learner is."""
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an env runner answers to weights.
+
+    Attributes:
+        version: The version its engine holds.
+        sample: What the engine samples with them, where nobody has looked yet.
+    """
+
+    version: int | None
+    sample: EngineSample | None = None
+
+
+def _mark_proven(runner: Any) -> None:
+    runner.mark_proven()
+
+
+def _take_weights(learner: Learner) -> tuple[int, dict[str, np.ndarray] | ray.ObjectRef, Conversation]:
+    """The version and a copy of the weights, made where the learner is; and what engines that get them are asked."""
     in_driver = learner.config.num_learners == 0
-    state = inference_state(learner.module[DEFAULT_MODULE_ID].unwrapped(), copy=in_driver)
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    conversation = Conversation.of(
+        module.model.config,
+        module.model.get_input_embeddings().num_embeddings,
+        temperature=module.temperature,
+        learner_dtype=module.settings["autocast_dtype"] or "float32",
+    )
+    state = inference_state(module, copy=in_driver)
     # The object store makes a copy of its own.
-    return learner._weights_seq_no, state if in_driver else ray.put(state)
+    return learner._weights_seq_no, state if in_driver else ray.put(state), conversation
 
 
 def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:

@@ -77,6 +77,7 @@ def test_every_module_says_what_it_is_for() -> None:
 # Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
 SPANNING = {
     "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
+    "benchmarks/test_smoke.py": "every benchmark runs to its end",
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
     "envs/test_exports.py": "public names",
     "ops/test_masked_trajectories.py": "every objective: what is masked weighs nothing",
@@ -102,6 +103,7 @@ TESTED_IN = {
     "columns.py": "test_packing.py",
     "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",
     "connectors/scoring.py": "modules/test_prefix_attention.py",
+    "driver/failures.py": "test_weight_sync.py",
     "driver/lockstep.py": "algorithms/policy_gradient/test_algorithm.py",
     "driver/protocol.py": "driver/test_stream.py",
     "engines/": "contracts/test_engines.py",
@@ -132,6 +134,8 @@ TESTED_IN = {
     "model_folder.py": "algorithms/policy_gradient/test_validation.py",
     "modules/attention.py": "modules/test_prefix_attention.py",
     "modules/hidden_states.py": "modules/test_critic.py",
+    "modules/probe.py": "modules/test_exactness.py",
+    "modules/scoring.py": "modules/test_exactness.py",
     "ops/spans.py": "algorithms/policy_gradient/test_choices.py",
     "types.py": "env_runners/test_rollout.py",
     "warmstart/student.py": "warmstart/test_imitation.py",

@@ -1,4 +1,4 @@
-"""The weights that leave the learners: a version of them stays what it was, and one tensor travels once."""
+"""The weights that leave the learners: a version stays what it was, one tensor travels once, and engines have it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from transformers import AutoModelForCausalLM
 
 from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.engines import registry, trial
 from gspo_rllib.envs import UnicodeText
+from gspo_rllib.errors import EngineError, WeightSyncError
 from gspo_rllib.weight_sync import Weights, unwrap_module_state
+from tests import toy_engines
 
 
 def _learners(path: str, num_learners: int = 0) -> Any:
@@ -40,7 +43,7 @@ class Runners:
         return self.remote
 
     def foreach_env_runner(self, load: Callable[[Any], int], local_env_runner: bool) -> list[int]:
-        return [load(SimpleNamespace(set_weights=self._set_weights))]
+        return [load(SimpleNamespace(set_weights=self._set_weights, converse=lambda conversation: None))]
 
     def _set_weights(self, named: Any, version: int, force: bool) -> int:
         self.sent = named
@@ -101,3 +104,95 @@ def test_a_value_head_beside_the_model_is_left_out_of_the_engines_weights() -> N
         "lm_head.weight",
         "model.norm.weight",
     }
+
+
+def _run(path: str, engine: str, *, num_env_runners: int = 0, num_learners: int = 0, **training: Any) -> GSPOConfig:
+    config = (
+        GSPOConfig()
+        .environment(toy_engines.Coin)
+        .rl_module(model_config={"path": path})
+        .generation(engine=engine, max_tokens_per_turn=6)
+        .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=4)
+        .learners(num_learners=num_learners)
+        .training(group_size=2, groups_per_iteration=2, num_minibatches=2, **training)
+    )
+    if training.get("max_staleness"):
+        config.training(rollout_correction="truncate", rollout_correction_level="sequence_mean")
+    return config
+
+
+@pytest.fixture
+def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_try", lambda spec, engine: None)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_an_engine_that_keeps_a_tensor_ends_the_run_before_its_first_trajectory(
+    tiny_dense: str, ray_local: None, no_trials: None, max_staleness: int
+) -> None:
+    with pytest.raises(WeightSyncError) as caught:
+        _run(tiny_dense, "OneTensorStays", max_staleness=max_staleness).build_algo()
+    said = str(caught.value)
+    for part in ("'OneTensorStays'", tiny_dense, "nats per token", "layers.0.self_attn.sinks", "was tried with this"):
+        assert part in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_learners", "max_staleness"), [(0, 1), (1, 0)])
+def test_so_does_one_in_another_process_whose_learner_is_in_a_third(
+    tiny_dense: str, ray_local: None, no_trials: None, num_learners: int, max_staleness: int
+) -> None:
+    config = _run(
+        tiny_dense, "OneTensorStays", num_env_runners=1, num_learners=num_learners, max_staleness=max_staleness
+    )
+    with pytest.raises(WeightSyncError, match=r"layers\.0\.self_attn\.sinks"):
+        config.build_algo()
+
+
+def _train(algo: Any, iterations: int) -> None:
+    for _ in range(iterations):
+        algo.train()
+
+
+@pytest.mark.parametrize("max_staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_engine_that_fails_in_another_process_is_named_and_no_environment_is(
+    tiny_dense: str, ray_local: None, max_staleness: int
+) -> None:
+    algo = _run(tiny_dense, "FailsToStep", num_env_runners=1, max_staleness=max_staleness).build_algo()
+    try:
+        with pytest.raises(EngineError, match="the kernel is gone") as caught:
+            _train(algo, 20)
+    finally:
+        algo.stop()
+    said = str(caught.value)
+    assert "engine 'FailsToStep'" in said and tiny_dense in said and "environment" not in said
+
+
+@pytest.mark.slow
+def test_an_engine_that_fails_while_rllib_evaluates_elsewhere_is_named(tiny_dense: str, ray_local: None) -> None:
+    config = _run(tiny_dense, "transformers")
+    config.evaluation(
+        evaluation_num_env_runners=1,
+        evaluation_duration=2,
+        evaluation_config=GSPOConfig.overrides(engine="RefusesRequests"),
+    )
+    algo = config.build_algo()
+    try:
+        with pytest.raises(EngineError, match=r"engine 'RefusesRequests'.*stop is not supported"):
+            algo.evaluate()
+    finally:
+        algo.stop()
+
+
+def test_an_engine_is_compared_with_the_weights_it_was_sent_and_no_later_ones(tiny_dense: str, ray_local: None) -> None:
+    algo = _run(tiny_dense, "transformers").build_algo()
+    try:
+        weights = algo._weights
+        algo.env_runner.stop()
+        algo.learner_group._learner._weights_seq_no += 1
+        with pytest.raises(WeightSyncError, match="cannot be compared"):
+            weights.push(algo.env_runner_group)
+        algo._sync_weights()
+        assert registry.is_proven(algo.env_runner._engine)
+    finally:
+        algo.stop()

@@ -7,6 +7,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -16,6 +17,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -27,14 +29,21 @@ from ray.util import log_once
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.driver.evaluation import evaluate
+from gspo_rllib.driver.evaluation_scores import estimate_metrics
+from gspo_rllib.driver.failures import raise_engine_failures
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
-from gspo_rllib.driver.selection import sample_until_informative
+from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
+from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
-from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM
+from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM, NUM_GROUPS_STALE_DROPPED, NUM_ITERATIONS_IDLE
 from gspo_rllib.seeds import derive_seed
+from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
@@ -58,6 +67,7 @@ class PolicyGradient(Algorithm):
         self._source: GroupSource
         self._settings: TrainingSettings = config.settings(config.training_settings)
         self._clip_monitor = ClipMonitor(self._settings)
+        self._idle_monitor = IdleMonitor()
         self._selection = self._settings.group_selection
         super().setup(config)
         self._source = self._make_source()
@@ -67,22 +77,25 @@ class PolicyGradient(Algorithm):
         """One iteration: sample groups, update on them in minibatches, sync the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
-                self._source.take,
+                self._take,
                 self._selection.select,
                 wanted=self._settings.groups_per_iteration,
                 budget=self._settings.resampling_budget,
             )
             self.metrics.aggregate(env_runner_results, key=ENV_RUNNER_RESULTS)
             self._log_counts(GROUP_SELECTION, counts)
-            self._log_counts(GROUP_STREAM, self._source.measure())
+            stream = self._source.measure()
+            self._log_counts(GROUP_STREAM, stream)
         if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
             logger.warning(
                 "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
                 'info["success"] and differ by shaped reward only; a policy trained on those learns the shaping, not '
                 "the task. Use zero_variance_metric='success'."
             )
+        num_stale = int(stream.get(NUM_GROUPS_STALE_DROPPED, 0))
         if not groups:
             logger.warning("No group of this iteration has anything to learn from (%s): no update.", counts)
+            self._warn_if_idle(0, num_stale)
             return
 
         with self._log_time(LEARNER_UPDATE_TIMER):
@@ -91,23 +104,36 @@ class PolicyGradient(Algorithm):
                     groups,
                     num_minibatches=self._settings.num_minibatches,
                     seed=derive_seed(self.config.seed, "minibatches", self._next_group, bits=31),
+                    min_informative=self._settings.min_informative_trajectories,
+                    num_informative=self._num_informative,
                 ),
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._lifetime_env_steps()},
                 num_epochs=self._settings.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
-            self._warn_about_clipping()
+            measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
+            for warning in self._clip_monitor.check(measured):
+                logger.warning(warning)
+            self._warn_if_idle(measured[NUM_TRAJECTORIES] - measured[NUM_ZERO_ADVANTAGE], num_stale)
 
         with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
             self._weights = Weights(self.learner_group)
             self._source.advance(self._weights)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights; training groups on an engine that it shares wait meanwhile."""
-        runners = self.env_runner_group, self.eval_env_runner_group or self.env_runner_group
-        share = runners[0] is runners[1] or not any(group.num_remote_env_runners() for group in runners)
-        with self._source.paused() if share else contextlib.nullcontext():
-            return super().evaluate(*args, **kwargs)
+        """RLlib's evaluation, with the current weights: the same tasks every time, however many runners there are.
+
+        With ``evaluation_num_env_runners=0`` the training runners play it on the engines they have, and training groups
+        that are in flight wait meanwhile.
+
+        Raises:
+            EngineError: An engine failed; RLlib itself would pass over it.
+        """
+        try:
+            with self._source.paused() if self.eval_env_runner_group is None else contextlib.nullcontext():
+                return super().evaluate(*args, **kwargs)
+        finally:
+            raise_engine_failures(self.eval_env_runner_group or self.env_runner_group)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""
@@ -174,9 +200,39 @@ class PolicyGradient(Algorithm):
         algorithm: PolicyGradient = super().from_checkpoint(str(folder), *args, **kwargs)
         return algorithm
 
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
+        # Without remote ones RLlib would make one in this process, which loads a second engine beside the runners'.
+        return bool(eval_config.evaluation_num_env_runners)
+
     def _before_evaluate(self) -> None:
         # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
         self._weights.push(self.eval_env_runner_group or self.env_runner_group)
+
+    def _evaluate_on_local_env_runner(self, env_runner: Any) -> tuple[None, int, int, list[Any]]:
+        return self._evaluate_with_fixed_duration()
+
+    @cached_property
+    def _evaluation_duration(self) -> int:
+        if not self.config.plays_all_tasks:
+            return int(self.config.evaluation_duration)
+        config = self.evaluation_config
+        count = check_language_env_spec(config.env, config.env_config).num_tasks
+        assert count is not None, "checked by the config"
+        return count * int(config.group_size)
+
+    def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
+        groups, metrics = evaluate(
+            self.eval_env_runner_group or self.env_runner_group,
+            self._weights,
+            self.evaluation_config,
+            duration=self._evaluation_duration,
+            unit=self.config.evaluation_duration_unit,
+        )
+        measured = [*metrics, estimate_metrics(groups)]
+        self.metrics.aggregate(measured, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+        num_turns = sum(len(episode) for group in groups for episode in group.episodes)
+        return None, num_turns, num_turns, []
 
     def _log_time(self, phase: str) -> AbstractContextManager[None]:
         # RLlib smooths timers by default; these are this iteration's own.
@@ -193,6 +249,11 @@ class PolicyGradient(Algorithm):
         first = self._next_group
         self._next_group += count - len(drawn)
         return drawn + [str(index) for index in range(first, self._next_group)]
+
+    def _num_informative(self, group: TrajectoryGroup) -> int:
+        """Trajectories with an advantage, as far as it can be told before the learners work it out."""
+        teaches = not self._settings.returns_decide_advantages or returns_differ(group.episodes)
+        return len(group.episodes) if teaches else 0
 
     def _make_source(self) -> GroupSource:
         if not self._settings.max_staleness:
@@ -211,10 +272,16 @@ class PolicyGradient(Algorithm):
         first = None if self.learner_group.is_local else self.learner_group._worker_manager.healthy_actor_ids()[:1]
         return [result.get() for result in self.learner_group.foreach_learner(function, remote_actor_ids=first)]
 
-    def _warn_about_clipping(self) -> None:
-        measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
-        for warning in self._clip_monitor.check(measured):
+    def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+        groups, metrics = self._source.take(count)
+        self._idle_monitor.draw(groups)
+        return groups, metrics
+
+    def _warn_if_idle(self, num_informative: float, num_stale: int) -> None:
+        warning = self._idle_monitor.check(num_informative, num_stale=num_stale)
+        if warning is not None:
             logger.warning(warning)
+        self._log_counts(GROUP_SELECTION, {NUM_ITERATIONS_IDLE: self._idle_monitor.num_idle})
 
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)

@@ -27,21 +27,25 @@ class ClipScalingTraits:
     Attributes:
         by_length: Whether each trajectory has a range of its own.
         towards_target: Whether the range moves after every update.
+        measures: Whether the range is what the run measures, ``clip_low`` and ``clip_high`` are not used, and every
+            trajectory or turn has its own.
     """
 
     by_length: bool = False
     towards_target: bool = False
+    measures: bool = False
 
     @property
     def scales(self) -> bool:
         """Whether the range ever differs from ``clip_low`` … ``clip_high``."""
-        return self.by_length or self.towards_target
+        return self.by_length or self.towards_target or self.measures
 
 
 CLIP_SCALINGS: dict[str, ClipScalingTraits] = {
     "none": ClipScalingTraits(),
     "length": ClipScalingTraits(by_length=True),
     "target": ClipScalingTraits(towards_target=True),
+    "deviations": ClipScalingTraits(measures=True),
 }
 """Every ``clip_scaling`` and what follows from it."""
 

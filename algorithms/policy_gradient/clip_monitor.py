@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gspo_rllib.algorithms.policy_gradient.choices import LEARNER_RECOMPUTES
+from gspo_rllib.algorithms.policy_gradient.choices import CLIP_SCALINGS, LEARNER_RECOMPUTES
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.learners import statistics
 from gspo_rllib.ops import SURROGATES, Span, clip_span
@@ -78,7 +78,14 @@ class ClipMonitor:
     def _usual(self) -> str:
         return " (the paper reports about 15 %)" if self._span is Span.TRAJECTORY else ""
 
+    @property
+    def _knob(self) -> str:
+        measures = CLIP_SCALINGS[self._settings.clip_scaling].measures
+        return "training.clip_deviations" if measures else "training.clip_low and clip_high"
+
     def _range(self, values: Mapping[str, float]) -> float:
+        if statistics.CLIP_RANGE_MEAN in values:
+            return values[statistics.CLIP_RANGE_MEAN]
         scale = values.get(statistics.CLIP_SCALE, 1.0)
         return scale * min(self._settings.clip_low, self._settings.clip_high)
 
@@ -101,8 +108,7 @@ class ClipMonitor:
         moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
         return (
             f"the range is far wider than what one update moves (mean |log s| {moved:.1e} against "
-            f"{self._range(values):.1e}); narrow training.clip_low and clip_high, or raise training.lr if learning is "
-            "slow too."
+            f"{self._range(values):.1e}); narrow {self._knob}, or raise training.lr if learning is slow too."
         )
 
     def _describe_saturated(self, values: Mapping[str, float]) -> str:
@@ -130,5 +136,5 @@ class ClipMonitor:
         moved = values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)
         return (
             f"the learning rate: one update moves |log s| by {moved:.1e} on average, the range is "
-            f"{self._range(values):.1e}; lower training.lr, or widen training.clip_low and clip_high."
+            f"{self._range(values):.1e}; lower training.lr, or widen {self._knob}."
         )

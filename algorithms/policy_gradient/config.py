@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import gymnasium as gym
@@ -26,12 +28,11 @@ from gspo_rllib.connectors import (
     group_estimator,
 )
 from gspo_rllib.engines.registry import check_engine, default_engine
-from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import Settings, default_of, takes
-from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.causal_lm import check_model_config
 from gspo_rllib.ops import REDUCTIONS
@@ -63,6 +64,8 @@ class PolicyGradientConfig(_FlatSettings):
     A user of RLlib's PPO finds every builder where it is; ``generation`` is the only new one. Settings are checked when
     the algorithm is built (``build_algo``), all of them before the first actor starts.
     """
+
+    evaluation_duration: int | str
 
     training_settings: ClassVar[type[TrainingSettings]] = TrainingSettings
     """What ``training`` takes; a related algorithm has other defaults here.
@@ -158,20 +161,55 @@ class PolicyGradientConfig(_FlatSettings):
             training=not self.in_evaluation,
         )
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
-        check_language_env_spec(self.env, self.env_config)
+        env_spec = check_language_env_spec(self.env, self.env_config)
+        if self.evaluation_interval and not self.in_evaluation:
+            self._check_evaluation(env_spec)
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
-        load_tokenizer(str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"])
+        validation.check_chat(generation, model_config, env_spec)
         check_engine(generation.engine or default_engine())
         # Marks RLlib's notice about its new API stack as given: these algorithms have no other.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
-        super().validate()
+        with self._duration_as_rllib_knows_it():
+            super().validate()
+
+    def _check_evaluation(self, env_spec: LanguageEnvSpec) -> None:
+        with self._duration_as_rllib_knows_it():
+            evaluation = self.get_evaluation_config_object() or self
+        same = (evaluation.env, evaluation.env_config) == (self.env, self.env_config)
+        if same:
+            validation.say_if_evaluation_repeats_training(env_spec.num_tasks)
+        elif self.plays_all_tasks:
+            env_spec = check_language_env_spec(evaluation.env, evaluation.env_config)
+        if self.plays_all_tasks:
+            validation.check_all_tasks(env_spec.num_tasks, evaluation.env, self.evaluation_duration_unit)
+
+    @property
+    def plays_all_tasks(self) -> bool:
+        """Whether an evaluation plays every task that its environment counts, each once per member of a group."""
+        return self.evaluation_duration == "all"
+
+    @contextlib.contextmanager
+    def _duration_as_rllib_knows_it(self) -> Iterator[None]:
+        # RLlib takes a number or "auto" only.
+        duration = self.evaluation_duration
+        self.evaluation_duration = 1 if duration == "all" else duration
+        try:
+            yield
+        finally:
+            self.evaluation_duration = duration
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """RLlib's evaluation config, with one trajectory per task unless the overrides say otherwise."""
+        """RLlib's evaluation config, with one trajectory per task unless the overrides say otherwise.
+
+        Another environment starts from no settings: those of training's would not fit it.
+        """
         config = super().get_evaluation_config_object()
         overrides = self.evaluation_config or {}
-        if config is not None and "group_size" not in overrides:
-            config.group_size = 1
+        if config is not None and isinstance(overrides, dict):
+            if "group_size" not in overrides:
+                config.group_size = 1
+            if "env" in overrides:
+                config.env_config = dict(overrides.get("env_config") or {})
         return config
 
     @property
@@ -194,7 +232,7 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
         # RLlib's own entries describe its default networks and would be unknown keys here.
-        return {"temperature": self.temperature, "use_critic": self.uses_critic}
+        return {"use_critic": self.uses_critic, **self._sampling}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """A causal language model."""
@@ -240,4 +278,9 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _reference_config(self) -> dict[str, Any]:
         path = self.reference_path or self._model_config["path"]
-        return {**self._model_config, "path": path, "temperature": self.temperature}
+        return {**self._model_config, "path": path, **self._sampling}
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """How the policy is sampled, as far as a module that scores must know."""
+        return {"temperature": self.temperature, "max_model_len": self.max_model_len}

@@ -48,6 +48,7 @@ def refusals(settings: TrainingSettings, *, recomputes_old_log_probs: bool) -> I
         _clip_refusals(settings),
         _penalty_refusals(settings),
         _correction_refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs),
+        _update_refusals(settings),
     )
 
 
@@ -99,17 +100,31 @@ def _group_refusals(s: TrainingSettings) -> Iterator[str]:
 
 def _clip_refusals(s: TrainingSettings) -> Iterator[str]:
     surrogate, scaling = SURROGATES[s.surrogate], CLIP_SCALINGS[s.clip_scaling]
+    span = clip_span(s.importance_sampling_level, s.surrogate)
     if surrogate.has_ceiling and s.dual_clip <= 1.0 + s.clip_high:
         yield (
             f"dual_clip is {s.dual_clip:g}, inside the clip range that ends at {1 + s.clip_high:g}; allowed: above it"
         )
     if scaling.scales and not surrogate.clips_gradient:
         yield f"clip_scaling={s.clip_scaling!r} has no effect on surrogate={s.surrogate!r}; use 'none'."
-    if scaling.by_length and clip_span(s.importance_sampling_level, s.surrogate) is not Span.TRAJECTORY:
+    if scaling.by_length and span is not Span.TRAJECTORY:
         yield (
             f"clip_scaling={s.clip_scaling!r} with importance_sampling_level={s.importance_sampling_level!r} and "
             f"surrogate={s.surrogate!r}: only the noise of a ratio that is clipped over the whole trajectory shrinks "
             "with its length. Use a sequence level with surrogate='clip', or clip_scaling='none'."
+        )
+    if scaling.measures and surrogate.clips_gradient and span is Span.TOKEN:
+        yield (
+            f"clip_scaling={s.clip_scaling!r} with importance_sampling_level={s.importance_sampling_level!r} and "
+            f"surrogate={s.surrogate!r}: a range of single tokens does not depend on length, so there is nothing to "
+            f"measure; {surrogate.token_range}. Use a sequence or turn level with surrogate='clip', or "
+            "clip_scaling='none'."
+        )
+    if scaling.measures and s.max_staleness and LEARNER_RECOMPUTES[s.old_log_probs] is False:
+        yield (
+            f"clip_scaling={s.clip_scaling!r} with max_staleness={s.max_staleness} and "
+            f"old_log_probs={s.old_log_probs!r}: what would be measured is the age of the data, and a wide range would "
+            "make itself wider. Use old_log_probs='learner' (or 'auto')."
         )
     if s.token_sum_length is not None and not REDUCTIONS[s.reduction].needs_length:
         yield f"token_sum_length has no effect on reduction={s.reduction!r}; use 'token_sum', or leave it out."
@@ -148,6 +163,22 @@ def _correction_refusals(s: TrainingSettings, *, recomputes_old_log_probs: bool)
         yield (
             f"rollout_correction_low is {s.rollout_correction_low:g}, above rollout_correction_high "
             f"{s.rollout_correction_high:g}; allowed: low <= high"
+        )
+
+
+def _update_refusals(s: TrainingSettings) -> Iterator[str]:
+    sampled = s.groups_per_iteration * s.group_size
+    if s.undo_overshoot and s.target_kl is None:
+        yield "undo_overshoot has no effect without target_kl; set target_kl, e.g. 0.01, or leave it out."
+    if s.target_kl is not None and not s.undo_overshoot and s.num_minibatches * s.num_epochs == 1:
+        yield (
+            f"target_kl={s.target_kl:g} with num_minibatches=1 and num_epochs=1: the first step is always taken and "
+            "there is no other. Use num_minibatches=4, or undo_overshoot=True."
+        )
+    if s.min_informative_trajectories > sampled:
+        yield (
+            f"min_informative_trajectories is {s.min_informative_trajectories}, but an iteration has only {sampled} "
+            "trajectories (groups_per_iteration x group_size); allowed: at most that"
         )
 
 
@@ -195,7 +226,7 @@ def _objective_cautions(s: TrainingSettings) -> Iterator[str]:
             f"surrogate={s.surrogate!r} takes {steps} steps per iteration without any clip: nothing bounds how far "
             "the policy moves from the one that sampled. Use num_minibatches=1, or surrogate='clip'."
         )
-    if surrogate.clips_gradient:
+    if surrogate.clips_gradient and not CLIP_SCALINGS[s.clip_scaling].measures:
         yield from _range_cautions(s)
     if (
         ROLLOUT_CORRECTIONS[s.rollout_correction] is not None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gspo_rllib import columns
 from gspo_rllib.algorithms.policy_gradient.choices import ADVANTAGE_AGGREGATIONS, CLIP_SCALINGS, ROLLOUT_CORRECTIONS
+from gspo_rllib.algorithms.policy_gradient.clip_range import NOISE, STEP, MeasuredClipRange
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ReferenceLogProbs
 from gspo_rllib.learners import statistics
@@ -30,6 +31,9 @@ from gspo_rllib.packing import TokenTable
 
 CLIP_SCALE = "clip_scale"
 """Key in the learner's state: what the clip range is multiplied with."""
+
+CLIP_RANGE = "clip_range"
+"""Key in the learner's state: what a measured clip range is computed from."""
 
 ENGINE_NOISE = "engine_noise"
 """Key in the learner's state: ``PolicyGradientLearner.engine_noise``."""
@@ -52,14 +56,23 @@ class PolicyGradientLearner(LanguageLearner):
         settings: TrainingSettings = self.config.settings(self.config.training_settings)
         return settings
 
+    @functools.cached_property
+    def clip_range(self) -> MeasuredClipRange | None:
+        """The range that this run measures, where the settings ask for one."""
+        return MeasuredClipRange(self.settings) if CLIP_SCALINGS[self.settings.clip_scaling].measures else None
+
     @property
     def recomputes_old_log_probs(self) -> bool:
         """With ``old_log_probs="auto"``: whether the measured noise is too near the clip range for the engine's."""
         settings = self.settings
         if settings.old_log_probs_are_fixed or self.engine_noise is None:
             return super().recomputes_old_log_probs
+        fixed = self.clip_scale * min(settings.clip_low, settings.clip_high)
+        narrowest = fixed if self.clip_range is None else self.clip_range.typical()
+        if narrowest is None:
+            return super().recomputes_old_log_probs
         # True also where the noise is NaN, which must not count as small.
-        return not self.engine_noise <= NEGLIGIBLE_NOISE * self.clip_scale * min(settings.clip_low, settings.clip_high)
+        return not self.engine_noise <= NEGLIGIBLE_NOISE * narrowest
 
     # mypy wants an attribute where the base class has one; this one follows from the settings, and is only read.
     @property
@@ -107,15 +120,15 @@ class PolicyGradientLearner(LanguageLearner):
                 high=settings.rollout_correction_high,
             )
         reduction = self._reduction(batch, table)
-        scale = self._clip_scale(mask_BT.sum(dim=1))
+        clip_low, clip_high = self._clip_bounds(batch, table)
         loss, stats = policy_loss(
             logp_BT,
             old_BT,
             advantage_BT,
             mask_BT,
             importance_sampling_level=settings.importance_sampling_level,
-            clip_low=scale * settings.clip_low,
-            clip_high=scale * settings.clip_high,
+            clip_low=clip_low,
+            clip_high=clip_high,
             surrogate=settings.surrogate,
             dual_clip=settings.dual_clip,
             sapo_temperature_positive=settings.sapo_temperature_positive,
@@ -136,6 +149,7 @@ class PolicyGradientLearner(LanguageLearner):
                 self._log_critic(batch, fwd_out, vf_loss)
         if not batch.get(columns.EMPTY):
             self._log(batch, fwd_out, stats, loss, table, weights_BT)
+            self._log_range(clip_low, mask_BT)
         return loss
 
     def _reduction(self, batch: dict[str, Any], table: TokenTable) -> dict[str, Any]:
@@ -151,13 +165,20 @@ class PolicyGradientLearner(LanguageLearner):
     def _token_sum_length(self) -> int:
         return int(self.config.resolved_token_sum_length)
 
-    def _clip_scale(self, length_B: Tensor) -> Any:
-        if CLIP_SCALINGS[self.settings.clip_scaling].by_length:
-            return length_clip_scale(length_B, reference_length=self.settings.clip_reference_length)
-        return self.clip_scale
+    def _clip_bounds(self, batch: dict[str, Any], table: TokenTable) -> tuple[Any, Any]:
+        """``clip_low`` and ``clip_high`` of ``policy_loss``."""
+        settings = self.settings
+        if self.clip_range is not None:
+            has_noise = not self.recomputes_old_log_probs
+            return self.clip_range.bounds(table.mask_BT, table(batch[columns.TURN_INDEX]), has_noise=has_noise)
+        scale: Any = self.clip_scale
+        if CLIP_SCALINGS[settings.clip_scaling].by_length:
+            length_B = table.mask_BT.sum(dim=1)
+            scale = length_clip_scale(length_B, reference_length=settings.clip_reference_length)
+        return scale * settings.clip_low, scale * settings.clip_high
 
     def on_statistics(self, values: dict[str, float]) -> None:
-        """Logs the update, moves the clip range towards its target and keeps the noise; the same on every rank."""
+        """Logs the update, moves the clip range and keeps the noise; the same on every rank."""
         if CLIP_SCALINGS[self.settings.clip_scaling].towards_target:
             values[statistics.CLIP_SCALE] = self.clip_scale
             self.clip_scale = next_clip_scale(
@@ -168,6 +189,8 @@ class PolicyGradientLearner(LanguageLearner):
             self.engine_noise = values[
                 statistics.SEQUENCE_GAP_MEAN if span is Span.TRAJECTORY else statistics.LOGP_GAP_MAX
             ]
+        if self.clip_range is not None:
+            self.clip_range.follow(values)
         super().on_statistics(values)
 
     def reference_files(self) -> dict[str, bytes]:
@@ -177,15 +200,19 @@ class PolicyGradientLearner(LanguageLearner):
         return reference.files()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state, the scale of the clip range, and the noise between engine and learner."""
-        own = {CLIP_SCALE: self.clip_scale, ENGINE_NOISE: self.engine_noise}
+        """RLlib's state, the clip range, and the noise between engine and learner."""
+        own: dict[str, Any] = {CLIP_SCALE: self.clip_scale, ENGINE_NOISE: self.engine_noise}
+        if self.clip_range is not None:
+            own[CLIP_RANGE] = self.clip_range.get_state()
         return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what ``get_state`` returned; the scale of a clip range only where the settings let it move."""
+        """Restores what ``get_state`` returned; a clip range only where the settings let it move."""
         super().set_state(state)
         if CLIP_SCALINGS[self.settings.clip_scaling].towards_target:
             self.clip_scale = state.get(CLIP_SCALE, self.clip_scale)
+        if self.clip_range is not None:
+            self.clip_range.set_state(state.get(CLIP_RANGE, {}))
         self.engine_noise = state.get(ENGINE_NOISE, self.engine_noise)
 
     @torch.no_grad()
@@ -233,3 +260,18 @@ class PolicyGradientLearner(LanguageLearner):
             update.add_max(statistics.LOGP_GAP_MAX, (logp_L - behavior_L).abs().max())
             add(statistics.SEQUENCE_GAP_MEAN, gap_B.sum(), num_trajectories)
             update.add_by_length(statistics.SEQUENCE_GAP_BY_LENGTH, gap_B, length_B)
+            self._measure(NOISE, logp_L, behavior_L, batch, table)
+        if update.num_steps == update.num_steps_taken == 1:
+            self._measure(STEP, logp_L, batch[columns.OLD_LOGP], batch, table)
+
+    def _measure(self, kind: str, logp_L: Tensor, old_logp_L: Tensor, batch: dict[str, Any], table: TokenTable) -> None:
+        if self.clip_range is not None:
+            turn_ids_BT = table(batch[columns.TURN_INDEX])
+            self.clip_range.measure(kind, table(logp_L), table(old_logp_L), table.mask_BT, turn_ids_BT, self.statistics)
+
+    def _log_range(self, clip_low: Tensor | float, mask_BT: Tensor) -> None:
+        if not isinstance(clip_low, Tensor):
+            return
+        low_BT = clip_low if clip_low.dim() == 2 else clip_low.unsqueeze(1).expand_as(mask_BT)
+        mean_B = torch.where(mask_BT, low_BT, torch.zeros_like(low_BT)).sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
+        self.statistics.add_mean(statistics.CLIP_RANGE_MEAN, mean_B.sum(), len(mean_B))

@@ -56,6 +56,14 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         4, "Optimiser steps an iteration's groups are split into; with 1 the ratio is always 1.", low=1, source="verl"
     )
     num_epochs: int = knob(1, "Passes over an iteration's groups.", low=1, source="verl, TRL")
+    min_informative_trajectories: int = knob(
+        0,
+        "Fewest trajectories with an advantage in a minibatch: minibatches are cut by these, and as many are joined as "
+        "it takes. 0 cuts by groups, whatever they can teach.",
+        unit="trajectories",
+        low=0,
+        source="ours",
+    )
     # The objective: advantage x ratio scope x surrogate x reduction + regularisers; see docs/objectives.md.
     advantage_estimator: str = knob(
         "group_z_score",
@@ -118,7 +126,9 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     clip_scaling: str = knob(
         "none",
         "length multiplies the clip range by sqrt(clip_reference_length / sampled tokens) of each trajectory; target "
-        "moves it after every update towards clip_target_fraction.",
+        "moves it after every update towards clip_target_fraction; deviations takes, instead of clip_low and "
+        "clip_high, clip_deviations standard deviations of what one optimiser step does to log s, as the run measures "
+        "it for every length.",
         choices=tuple(CLIP_SCALINGS),
         source="ours; length after arXiv:2509.09177",
     )
@@ -132,6 +142,13 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         high=0.9,
         low_open=True,
         source="arXiv:2507.18071v2 §5.1",
+    )
+    clip_deviations: float = knob(
+        2.0,
+        "Half the width of clip_scaling=deviations, in standard deviations of one optimiser step.",
+        low=0.0,
+        low_open=True,
+        source="ours: docs/objectives.md",
     )
     dual_clip: float = knob(
         3.0,
@@ -296,6 +313,12 @@ class TrainingSettings(UpdateSettings, GroupSettings):
             truncated_trajectories=self.truncated_trajectories,
             truncated_return=self.truncated_return,
         )
+
+    @property
+    def returns_decide_advantages(self) -> bool:
+        """Whether a group whose returns are equal, as the environment gave them, has no advantage."""
+        shaped = self.overlong_tokens is not None or (self.kl_coeff > 0.0 and not self.penalises_in_loss)
+        return ADVANTAGE_ESTIMATORS[self.advantage_estimator].follows_returns and not shaped
 
     @property
     def resampling_budget(self) -> int:

@@ -8,6 +8,9 @@ from typing import Any
 
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.env_pool.factory import LanguageEnvSpec
+from gspo_rllib.env_runners.chat_probe import check_conversation
+from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError
 
@@ -80,6 +83,27 @@ def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: i
         )
 
 
+def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], env: LanguageEnvSpec) -> None:
+    """Refuses a model whose chat template cannot frame the environment's conversations; tells what else to know.
+
+    Args:
+        generation: The generation settings.
+        model_config: What ``rl_module`` was given.
+        env: What is known about the environment.
+
+    Raises:
+        ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
+            writes tokens that the model does not have.
+        SettingError: ``template_kwargs`` holds a name that is not the run's to set.
+    """
+    renderer = load_renderer(generation, model_config, env.chat)
+    limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
+    # A summary is asked for by the user, whatever role the observations have.
+    roles = {env.obs_role, *(["user"] if generation.context_overflow == "summarize" else [])}
+    check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
+    check_vocabulary(renderer, model_config)
+
+
 def check_context(max_tokens_per_turn: int, *, room: int) -> None:
     """Refuses a context that one reply would fill.
 
@@ -94,4 +118,42 @@ def check_context(max_tokens_per_turn: int, *, room: int) -> None:
         raise SettingError(
             f"generation.max_tokens_per_turn is {max_tokens_per_turn}, which leaves no room for a prompt in a "
             f"context of {room} tokens. Lower it or raise generation.max_model_len."
+        )
+
+
+def say_if_evaluation_repeats_training(num_tasks: int | None) -> None:
+    """Warns where the tasks that are evaluated are the ones that are trained.
+
+    Args:
+        num_tasks: How many tasks both have in common; None where they cannot run out, or are others.
+    """
+    if num_tasks is not None:
+        logger.warning(
+            "evaluation plays the same %d tasks that are trained on: its success says how well they are known by now, "
+            "not how well others would be solved. Give it others: "
+            ".evaluation(evaluation_config={'env_config': {...}}).",
+            num_tasks,
+        )
+
+
+def check_all_tasks(num_tasks: int | None, env: Any, unit: str) -> None:
+    """Refuses ``evaluation_duration="all"`` where there is no such thing.
+
+    Args:
+        num_tasks: How many tasks the evaluation's environment counts; None where it does not.
+        env: The environment, as messages call it.
+        unit: What the duration is counted in.
+
+    Raises:
+        SettingError: Tasks are not counted, or the unit is another.
+    """
+    if num_tasks is None:
+        raise SettingError(
+            f"evaluation.evaluation_duration is 'all', but the environment {env} does not count its tasks (it has no "
+            "num_tasks()), so there is no 'every' one. Give a number of episodes."
+        )
+    if unit != "episodes":
+        raise SettingError(
+            f"evaluation.evaluation_duration_unit is {unit!r}, but an evaluation_duration of 'all' means every task; "
+            "set it to 'episodes'."
         )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gspo_rllib.cli.best import EVALUATED, Score
+
 _RUNNERS = {"env_runners": "sampled", "evaluation/env_runners": "evaluated"}
 
 PANELS = (
@@ -44,7 +46,14 @@ def write_curve(history: Sequence[Mapping[str, Any]], path: Path, *, title: str)
         for metric, name in metrics.items():
             points = [(row["training_iteration"], row[metric]) for row in history if row.get(metric) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)
+                # An evaluation's tasks are the same every time; what an iteration samples is only as good as its tasks.
+                faint = name == _RUNNERS["env_runners"] and any(row.get(f"evaluation/{metric}") for row in history)
+                marker = "." if len(points) < 60 else None
+                axes.plot(*zip(*points, strict=True), marker=marker, label=name, alpha=0.35 if faint else 1.0)
+        scores = [score for row in history if (score := Score.of(row, EVALUATED)) is not None and score.is_success]
+        if label == "success" and scores:
+            iterations, values, errors = zip(*((s.iteration, s.value, s.error) for s in scores), strict=True)
+            axes.errorbar(iterations, values, yerr=errors, fmt="none", ecolor="C1", capsize=2)
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
         if label == "success":

@@ -1,37 +1,101 @@
-"""``gspo-rllib evaluate``: plays many tasks, one trajectory each, and prints success and return with their error."""
+"""``gspo-rllib evaluate``: plays many tasks, or all of a data set, and prints success and return with their error."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import math
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
-from gspo_rllib.types import TRUNCATED_BY, turns
+from gspo_rllib.errors import SettingError
+from gspo_rllib.types import TRUNCATED_BY, group_episodes, turns
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    from gspo_rllib.driver.evaluation_scores import Task
 
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("evaluate", help="success and return of a policy", description=__doc__)
     policy_source.add_arguments(parser)
-    parser.add_argument("--episodes", type=int, default=256, metavar="N", help="tasks to play; default 256")
+    parser.add_argument("--episodes", type=int, metavar="N", help="tasks to play; default 256")
+    parser.add_argument("--all", action="store_true", help="every task of an environment that counts them, each once")
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="trajectories per task; default 1")
+    parser.add_argument("--json", metavar="FILE", help="also write one row per task: .jsonl, or .parquet")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints the means."""
+    from gspo_rllib.driver.evaluation_scores import estimates, tasks_of
+
+    for option in ("episodes", "samples"):
+        given = getattr(arguments, option)
+        if given is not None and given < 1:
+            raise SettingError(f"--{option}: expected a whole number >= 1, got {given}.")
+    if arguments.all and arguments.episodes is not None:
+        raise SettingError("--all plays every task, --episodes so many of them: give one of the two.")
+    file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
-    with policy_source.opened_runner(config, episodes=arguments.episodes) as runner:
+    wanted = None if arguments.all else (arguments.episodes or 256) * arguments.samples
+    with policy_source.opened_runner(config, episodes=wanted, group_size=arguments.samples) as runner:
+        wanted = wanted or _all_tasks(runner.num_tasks, config.env) * arguments.samples
         started = time.perf_counter()
-        episodes = runner.sample(num_episodes=arguments.episodes)
+        episodes = runner.sample(num_episodes=wanted)
         seconds = time.perf_counter() - started
-    for name, text in summary(episodes, seconds).items():
+    tasks = tasks_of(group_episodes(episodes))
+    shown = {"tasks": str(len(tasks))} if arguments.samples > 1 else {}
+    shown |= summary(episodes, seconds)
+    if arguments.all or arguments.samples > 1:
+        shown |= {name: str(estimate) for name, estimate in estimates(tasks, seed=arguments.seed).items()}
+    for name, text in shown.items():
         print(f"{name:<12} {text}")
+    if file is not None:
+        write_rows(tasks, file)
+        print(f"{'rows':<12} {file}")
     return 0
+
+
+def _all_tasks(num_tasks: int | None, env: Any) -> int:
+    if num_tasks is None:
+        raise SettingError(
+            f"--all: the environment {env} does not count its tasks (it has no num_tasks()), so there is no 'every' "
+            "one. Use --episodes N."
+        )
+    return num_tasks
+
+
+def rows_file(path: str) -> Path:
+    """The file to write rows to, checked before anything is played.
+
+    Raises:
+        SettingError: Its ending says no known format, or its folder does not exist.
+    """
+    file = Path(path).expanduser()
+    if file.suffix not in (".jsonl", ".parquet"):
+        raise SettingError(f"--json: {path!r} must end in .jsonl or .parquet, which says how rows are written.")
+    if not file.parent.is_dir():
+        raise SettingError(f"--json: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
+    return file
+
+
+def write_rows(tasks: Sequence[Task], file: Path) -> None:
+    """Writes one row per task: its id, question and samples."""
+    rows = [dataclasses.asdict(task) for task in tasks]
+    if file.suffix == ".jsonl":
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
 
 
 def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,6 +17,8 @@ COMMANDS = (train, evaluate, rollout, sweep, export, warmstart, check_env, listi
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_NOBODY_READS = 141
+"""128 + SIGPIPE, as shells report a program that wrote to a pipe nobody reads any more."""
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -61,8 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for the process's own.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 2 bad input, 130 interrupted, 141 when whoever read the output (``| head``) has left.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # Now, while it can be answered for: what is left in the buffer is otherwise written when Python ends.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NOBODY_READS
+
+
+def _nobody_reads() -> bool:
+    """Whether it is our output that cannot be written; what an environment writes to may break, too."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout, 0)
+    except OSError:  # no file
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     # Before anything imports ray: no usage report, no dashboard question, no warning about hidden accelerators.
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")

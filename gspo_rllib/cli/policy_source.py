@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from gspo_rllib.algorithms import GSPOConfig
     from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 
@@ -91,12 +89,17 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
 
 @contextlib.contextmanager
-def opened_runner(config: GSPOConfig, *, episodes: int) -> Iterator[LanguageEnvRunner]:
-    """An env runner in this process, one trajectory per task, ready to sample; needs no Ray.
+def opened_runner(config: GSPOConfig, *, episodes: int | None, group_size: int = 1) -> Iterator[LanguageEnvRunner]:
+    """An env runner in this process, ready to sample; needs no Ray.
 
     Args:
         config: What ``policy_config`` returned.
-        episodes: Trajectories that will be asked for; at most the config's number plays at once.
+        episodes: Trajectories that will be asked for, if that is known; at most the config's number plays at once.
+        group_size: Trajectories per task.
+
+    Raises:
+        EngineError: The engine cannot serve the model.
+        WeightSyncError: It samples from another distribution than the model's.
     """
     from gspo_rllib.cli.quiet import hush
     from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
@@ -104,23 +107,36 @@ def opened_runner(config: GSPOConfig, *, episodes: int) -> Iterator[LanguageEnvR
     hush(config)
     config.in_evaluation = True
     config.validate()
-    config.group_size = 1
-    config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
+    config.group_size = group_size
+    if episodes is not None:
+        config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
     runner = LanguageEnvRunner(config=config)
     try:
-        runner.set_weights(named_weights(config), version=1)
+        _give_weights(runner, config)
         yield runner
     finally:
         runner.stop()
 
 
-def named_weights(config: GSPOConfig) -> dict[str, np.ndarray]:
-    """The weights of the configured model under Hugging Face names, a tied head under both of its names; float32."""
+def _give_weights(runner: LanguageEnvRunner, config: GSPOConfig) -> None:
+    """Loads the configured model into the runner's engine, and compares what that samples with the model.
+
+    Raises:
+        WeightSyncError: The engine samples from another distribution.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from gspo_rllib.engines.proof import Conversation, Gap, check_gap, model_log_probs
 
     settings = config.model_config
     model = AutoModelForCausalLM.from_pretrained(
         settings["path"], dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
-    )
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    ).eval()
+    # A tied head is there under both of its names.
+    runner.set_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, version=1)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    sample = runner.converse(Conversation.of(model.config, vocab_size, temperature=1.0, learner_dtype="float32"))
+    if sample is not None:
+        check_gap(sample, Gap.between(sample, model_log_probs(model, sample), "float32"))
+        runner.mark_proven()

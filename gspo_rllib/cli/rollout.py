@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
+from gspo_rllib.errors import SettingError
 from gspo_rllib.types import GROUP, TRUNCATED_BY, turns
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints."""
+    if arguments.episodes < 1:
+        raise SettingError(f"--episodes: expected a whole number >= 1, got {arguments.episodes}.")
     config = policy_source.policy_config(arguments)
     with policy_source.opened_runner(config, episodes=arguments.episodes) as runner:
         episodes = runner.sample(num_episodes=arguments.episodes)

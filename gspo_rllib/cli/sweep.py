@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli.train import add_config_arguments, overrides_of
+from gspo_rllib.cli.train import add_config_arguments, check_limits, overrides_of
+from gspo_rllib.cli.training_loop import stop_reason
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     fixed, axes = split_axes(overrides_of(arguments))
     base = load_run(arguments.config, fixed)
-    stop = stop_criteria(base.settings)
+    stop = stopper(base.settings)
     hush(base.config, verbose=arguments.verbose)
     base.config.validate()
     space = base.config.to_dict()
@@ -129,21 +131,18 @@ def swept_attribute(key: str, base: Run, points: list[Run]) -> str:
     return changed.pop()
 
 
-def stop_criteria(limits: RunSettings) -> dict[str, float]:
-    """The ``run:`` section as Ray Tune's stop criteria.
+def stopper(limits: RunSettings) -> Callable[[str, dict[str, Any]], bool]:
+    """The ``run:`` section as Ray Tune's stop criterion: what would end ``gspo-rllib train`` ends a trial.
 
     Raises:
         SettingError: Nothing would end a trial.
     """
-    stop = {
-        "training_iteration": limits.iterations,
-        "time_total_s": limits.minutes and limits.minutes * 60,
-        "env_runners/success_mean": limits.success,
-    }
-    kept = {metric: float(value) for metric, value in stop.items() if value is not None}
-    if not kept:
-        raise SettingError("run: nothing would end a trial; set run.iterations, run.minutes or run.success.")
-    return kept
+    check_limits(limits, "a trial")
+
+    def stop(trial_id: str, result: dict[str, Any]) -> bool:
+        return stop_reason(result, limits, minutes=result["time_total_s"] / 60) is not None
+
+    return stop
 
 
 def report(results: tune.ResultGrid) -> int:

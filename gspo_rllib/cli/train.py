@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli import progress
 from gspo_rllib.cli.interrupts import StopRequest
-from gspo_rllib.cli.recorder import Result, RunRecorder, flatten, new_run_folder
+from gspo_rllib.cli.recorder import RunRecorder, new_run_folder
+from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
@@ -19,15 +18,15 @@ if TYPE_CHECKING:
 
     from gspo_rllib.configs import Run, RunSettings
 
-HEADER_EVERY = 25
-
 _RUN_OPTIONS = {
     "algorithm": ("NAME", "GSPO (default), GRPO, …; see `gspo-rllib list`"),
     "name": ("TEXT", "name of the run; results go to STORAGE/NAME-TIME"),
     "storage": ("DIR", "folder that results are written under"),
     "iterations": ("N", "stop after this many iterations"),
     "minutes": ("N", "stop after this much wall time"),
-    "success": ("SHARE", "stop when this share of an iteration's trajectories succeeded, e.g. 0.9"),
+    "success": ("SHARE", "stop when this share of the trajectories succeeded, e.g. 0.9"),
+    "evaluate_every": ("N", "iterations between evaluations on a fixed set of tasks; default: none"),
+    "evaluate_tasks": ("N", "tasks of that set; default 128"),
     "checkpoint_every": ("N", "iterations between checkpoints"),
 }
 
@@ -55,6 +54,16 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.overrides, *options]
 
 
+def check_limits(limits: RunSettings, what: str) -> None:
+    """Refuses what would never end.
+
+    Raises:
+        SettingError: The ``run:`` section has no limit.
+    """
+    if limits.iterations is None and limits.minutes is None and limits.success is None:
+        raise SettingError(f"run: nothing would end {what}; set run.iterations, run.minutes or run.success.")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Trains until a limit of the ``run:`` section, Ctrl-C or SIGTERM; always leaves a checkpoint."""
     from gspo_rllib import checkpoints
@@ -63,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gspo_rllib.configs import load_run
 
     loaded = load_run(arguments.config, overrides_of(arguments))
-    limits = loaded.settings
-    if limits.iterations is None and limits.minutes is None and limits.success is None:
-        raise SettingError("run: nothing would end this run; set run.iterations, run.minutes or run.success.")
+    check_limits(loaded.settings, "this run")
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()
     resume = checkpoints.verify(arguments.resume) if arguments.resume else None
@@ -75,82 +82,29 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             if resume is not None:
                 algorithm.restore_from_path(str(resume))
-            return _train(algorithm, loaded)
-        finally:
+        except BaseException:
             algorithm.stop()
-            # RLlib makes a folder of its own for results, which this command writes elsewhere.
-            with contextlib.suppress(OSError):
-                os.rmdir(algorithm.logdir)
+            raise
+        return _train(algorithm, loaded)
 
 
 def _train(algorithm: Algorithm, loaded: Run) -> int:
     folder = new_run_folder(loaded.settings.storage, loaded.name)
     recorder = RunRecorder(folder, loaded.sections)
     print(f"results: {_short(folder)}", flush=True)
-    try:
-        with StopRequest() as request:
-            checkpoint, reason = _loop(algorithm, recorder, loaded.settings, request)
-    finally:
-        recorder.close()
-        _draw(recorder, loaded.name)
-    print(f"stopped: {reason}\ncheckpoint: {_short(checkpoint)}\ncurve: {_short(folder / 'learning_curve.png')}")
+    with StopRequest() as request:
+        loop = TrainingLoop(loaded, algorithm, recorder, interrupted=lambda: request.signal is not None)
+        try:
+            checkpoint, reason = loop.run()
+        finally:
+            recorder.close()
+            loop.close()
+            _draw(recorder, loaded.name)
+    print(f"stopped: {reason}\ncheckpoint: {_short(checkpoint)}")
+    if loop.best is not None:
+        print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {_short(loop.best_checkpoint)}")
+    print(f"curve: {_short(folder / 'learning_curve.png')}")
     return request.exit_code
-
-
-def _loop(algorithm: Algorithm, recorder: RunRecorder, limits: RunSettings, request: StopRequest) -> tuple[Path, str]:
-    seconds = 0.0
-    shown = 0
-    while True:
-        result = algorithm.train()
-        recorder.record(result)
-        if shown % HEADER_EVERY == 0:
-            print(progress.header())
-        shown += 1
-        print(progress.line(result), flush=True)
-        seconds += result["time_this_iter_s"]
-        reason = stop_reason(result, limits, minutes=seconds / 60)
-        if request.signal is not None:
-            reason = "interrupted"
-        iteration = result["training_iteration"]
-        if reason or (limits.checkpoint_every and iteration % limits.checkpoint_every == 0):
-            checkpoint = save_checkpoint(algorithm, recorder.folder / "checkpoints", iteration)
-        if reason:
-            return checkpoint, reason
-
-
-def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str | None:
-    """Which limit a result has reached, in words; None to go on.
-
-    Args:
-        result: What ``Algorithm.train`` returned.
-        limits: The ``run:`` section.
-        minutes: Wall time spent training in this process.
-    """
-    flat = flatten(result)
-    success = flat.get("env_runners/success_mean")
-    if limits.success is not None and success is not None and success >= limits.success:
-        return f"success {success:.1%} reached {limits.success:.1%}"
-    if limits.iterations is not None and flat["training_iteration"] >= limits.iterations:
-        return f"{limits.iterations} iterations done"
-    if limits.minutes is not None and minutes >= limits.minutes:
-        return f"{limits.minutes:g} minutes are over"
-    return None
-
-
-def save_checkpoint(algorithm: Algorithm, folder: Path, iteration: int) -> Path:
-    """Writes a checkpoint that appears under its final name only when it is whole.
-
-    Args:
-        algorithm: The algorithm to save.
-        folder: Holds the run's checkpoints; made if missing.
-        iteration: Number of the last finished iteration; names the checkpoint.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"iteration_{iteration:06d}"
-    partial = folder / f".writing_{iteration:06d}"
-    algorithm.save_to_path(str(partial))
-    partial.rename(final)
-    return final
 
 
 def _draw(recorder: RunRecorder, name: str) -> None:

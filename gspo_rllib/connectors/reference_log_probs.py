@@ -68,11 +68,10 @@ class ReferenceLogProbs(ConnectorV2):
 
     def files(self) -> dict[str, bytes]:
         """The reference as the files of a Hugging Face folder, for a checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
-            reference = self._load()
-            reference.model.save_pretrained(folder)
-            reference.tokenizer.save_pretrained(folder)
-            return {file.name: file.read_bytes() for file in pathlib.Path(folder).iterdir() if file.is_file()}
+        with tempfile.TemporaryDirectory() as temporary:
+            self._load().write_folder(temporary)
+            folder = pathlib.Path(temporary)
+            return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
     def _load(self) -> CausalLMModule:
         if self._reference is None:

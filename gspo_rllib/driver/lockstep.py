@@ -14,11 +14,17 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
+from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 MAX_ROUNDS = 3
 """Times the groups of lost or out-of-date runners are sampled again before the iteration goes on with what there is."""
+
+
+def _sample_groups(runner: Any, group_ids: list[str], version: int) -> SampleReport:
+    report: SampleReport = runner.sample_groups(group_ids, weights_version=version)
+    return report
 
 
 class Lockstep:
@@ -27,12 +33,24 @@ class Lockstep:
     Args:
         runners: RLlib's group of ``LanguageEnvRunner``: remote ones, or the one in this process.
         draw: Number of groups -> names of that many groups to sample next.
+        weights: What every runner holds already; None where ``start`` comes first.
+        play: Called with a runner, names of groups, and the version of the weights to play them with.
     """
 
-    def __init__(self, runners: EnvRunnerGroup, *, draw: Callable[[int], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        runners: EnvRunnerGroup,
+        *,
+        draw: Callable[[int], Sequence[str]],
+        weights: Weights | None = None,
+        play: Callable[[Any, list[str], int], SampleReport] = _sample_groups,
+    ) -> None:
         self._runners = runners
         self._draw = draw
+        self._play = play
         self._weights: Weights
+        if weights is not None:
+            self._weights = weights
 
     @property
     def unfinished(self) -> list[str]:
@@ -93,15 +111,17 @@ class Lockstep:
     def _sample_once(self, group_ids: Sequence[str]) -> list[tuple[list[str], SampleReport]]:
         remote, version = self._runners.num_remote_env_runners() > 0, self._weights.version
         workers = self._runners.healthy_worker_ids() if remote else [0]
+        play = self._play
         shares = {worker: list(group_ids[i :: len(workers)]) for i, worker in enumerate(workers)}
 
         def sample(runner: Any) -> tuple[list[str], SampleReport] | None:
             asked = shares.get(runner.worker_index)
-            return (asked, runner.sample_groups(asked, weights_version=version)) if asked else None
+            return (asked, play(runner, asked, version)) if asked else None
 
         if not workers:
             return []
-        return [r for r in self._runners.foreach_env_runner(sample, local_env_runner=not remote) if r is not None]
+        answers = self._runners.foreach_env_runner(RunnerCall(sample), local_env_runner=not remote)
+        return [answer for answer in returned(answers) if answer is not None]
 
 
 def no_progress_message(asked: int, runners: EnvRunnerGroup, errors: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib import metrics as names
 from gspo_rllib.errors import NoProgressError, SettingError, did_you_mean
-from gspo_rllib.types import TRUNCATED_BY, TURN_REWARDS, TrajectoryGroup, turn_rewards
+from gspo_rllib.types import TRUNCATED_BY, TURN_REWARDS, TrajectoryGroup, succeeded, turn_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,17 @@ class GroupSelection:
             outcomes = {self._success(episode) for episode in episodes}
             if None not in outcomes:
                 return len(outcomes) < 2
-        return len({float(turn_rewards(episode).sum()) for episode in episodes}) < 2
+        return not returns_differ(episodes)
 
     def _success(self, episode: SingleAgentEpisode) -> bool | None:
-        truncated = _is_truncated(episode)
-        if truncated and self.truncated_trajectories == "fail":
+        if _is_truncated(episode) and self.truncated_trajectories == "fail":
             return False
-        said = episode.get_infos(-1).get("success", False if truncated else None)
-        return None if said is None else bool(said)
+        return succeeded(episode)
+
+
+def returns_differ(episodes: Sequence[SingleAgentEpisode]) -> bool:
+    """Whether the episodes, of one group, are to be trained with different returns; compared exactly."""
+    return len({float(turn_rewards(episode).sum()) for episode in episodes}) > 1
 
 
 def sample_until_informative(

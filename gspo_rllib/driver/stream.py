@@ -23,9 +23,11 @@ from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib import metrics as names
+from gspo_rllib.driver.admission import Admission
 from gspo_rllib.driver.lockstep import MAX_ROUNDS, no_progress_message
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
+from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.types import TrajectoryGroup, turns
 from gspo_rllib.weight_sync import Weights
 
@@ -108,8 +110,7 @@ class GroupStream:
         self._groups: dict[str, _Group] = {}
         self._num_drawn = 0
         self._weights: Weights
-        self._with_weights: set[int] = set()
-        """Numbers of the runners that hold weights, or will before they sample the groups they are sent next."""
+        self._admission = Admission(self._send)
         self._polls: dict[ray.ObjectRef, int] = {}
         self._processes: dict[int, int] = {}
         self._errors: list[str] = []
@@ -126,12 +127,12 @@ class GroupStream:
         assert not self._groups, "stop what is in flight before starting again"
         self._weights = weights
         weights.push(self._runners, force=True)
-        self._with_weights = set(self._healthy())
+        self._admission.restart(self._healthy())
 
     def advance(self, weights: Weights) -> None:
         """See ``GroupSource.advance``: sends the weights and dispatches groups, without waiting for a runner."""
         self._weights = weights
-        weights.offer(self._runners, sorted(self._with_weights.intersection(self._healthy())))
+        weights.offer(self._runners, sorted(self._admission.admitted.intersection(self._healthy())))
         self._dispatch(self._per_iteration)
 
     def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
@@ -139,6 +140,8 @@ class GroupStream:
 
         Raises:
             NoProgressError: ``count`` groups were given up and none finished, or no runner is left.
+            EngineError: A runner's engine failed.
+            WeightSyncError: The engine of a runner that was restarted samples from another policy.
         """
         started = time.perf_counter()
         taken: list[_Group] = []
@@ -174,7 +177,7 @@ class GroupStream:
         return abandoned
 
     def readmit(self) -> None:
-        """See ``GroupSource.readmit``: weights are offered with what is dispatched next."""
+        """See ``GroupSource.readmit``: runners are sent weights, and admitted, with what is dispatched next."""
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -247,9 +250,6 @@ class GroupStream:
             group.version = self._weights.version
             load[group.worker] += 1
             shares[group.worker].append(group.group_id)
-        new = sorted(shares.keys() - self._with_weights)
-        self._weights.offer(self._runners, new)
-        self._with_weights.update(new)
         for worker, group_ids in shares.items():
             self._send(worker, _Sample(group_ids))
 
@@ -261,17 +261,20 @@ class GroupStream:
         sampling = {group.worker for group in self._in_state(GroupState.IN_FLIGHT) if group.worker is not None}
         for worker in sampling.difference(self._polls.values()):
             self._polls[self._send(worker, _poll)] = worker
-        ray.wait(list(self._polls), num_returns=1)
-        ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
+        admissions = self._admission.pending
+        waiting = [*self._polls, *admissions]
+        ray.wait(waiting, num_returns=1)
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         reports = []
         for ref in ready:
-            worker = self._polls.pop(ref)
-            try:
-                process, report = ray.get(ref)
-            except RayError as error:
-                self._manager.set_actor_state(worker, healthy=False)
-                self._lose(worker, f"env runner {worker} died: {str(error)[:500]}")
+            if ref in admissions:
+                self._admission.settle(ref, self._answer(admissions[ref], ref), self._weights)
                 continue
+            worker = self._polls.pop(ref)
+            answer = self._answer(worker, ref)
+            if answer is None:
+                continue
+            process, report = answer
             if self._processes.setdefault(worker, process) != process:
                 # Ray has restarted it: its unreported samples are lost, and groups sent to it since are sent again too.
                 self._send(worker, _stop_sampling)
@@ -279,6 +282,15 @@ class GroupStream:
                 continue
             reports.append((worker, report))
         return reports
+
+    def _answer(self, worker: int, ref: ray.ObjectRef) -> Any:
+        """What a runner answered; None where it died."""
+        try:
+            return returned([ray.get(ref)])[0]
+        except RayError as error:
+            self._manager.set_actor_state(worker, healthy=False)
+            self._lose(worker, f"env runner {worker} died: {str(error)[:500]}")
+            return None
 
     def _keep(self, worker: int, report: SampleReport) -> None:
         self._errors += [message for message in report.errors if message not in self._errors]
@@ -299,7 +311,7 @@ class GroupStream:
         return len(given_up)
 
     def _lose(self, worker: int, message: str) -> None:
-        self._with_weights.discard(worker)
+        self._admission.expel(worker)
         self._processes.pop(worker, None)
         self._errors.append(message)
         for group in self._groups.values():
@@ -316,14 +328,22 @@ class GroupStream:
             NoProgressError: No runner is left, and none is restarted in time.
         """
         deadline = time.monotonic() + RESTART_S
-        while not (workers := self._healthy()):
+        while True:
+            healthy = self._healthy()
+            if not self._is_local:
+                self._admission.ask(healthy, self._weights)
+            if workers := [worker for worker in healthy if worker in self._admission.admitted]:
+                return workers
+            if pending := self._admission.pending:
+                (ref,), _ = ray.wait(list(pending), num_returns=1)
+                self._admission.settle(ref, self._answer(pending[ref], ref), self._weights)
+                continue
             # One that is being restarted answers at once that it is not there yet.
             if self._runners.probe_unhealthy_env_runners():
                 continue
             if not self._runners._remote_config.restart_failed_env_runners or time.monotonic() > deadline:
                 raise NoProgressError(no_progress_message(len(self._groups), self._runners, self._errors))
             time.sleep(1.0)
-        return workers
 
     def _healthy(self) -> list[int]:
         return [LOCAL] if self._is_local else list(self._manager.healthy_actor_ids())
@@ -359,5 +379,9 @@ def _stop_sampling(runner: Any) -> None:
     runner.stop_sampling()
 
 
-def _poll(runner: Any) -> tuple[int, SampleReport]:
+def _take_finished(runner: Any) -> tuple[int, SampleReport]:
+    runner.raise_engine_failure()  # of a call that nobody waits for
     return os.getpid(), runner.take_finished(POLL_S)
+
+
+_poll = RunnerCall(_take_finished)

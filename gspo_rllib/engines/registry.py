@@ -10,12 +10,13 @@ import dataclasses
 import importlib
 import importlib.util
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gspo_rllib.engines.protocol import Engine, EngineSpec
-from gspo_rllib.errors import EngineError, did_you_mean
+from gspo_rllib.errors import EngineError, GSPOError, WeightSyncError, described, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class _Held:
     kind: str
     spec: EngineSpec
     users: int = 1
+    proven: bool = False
 
 
 _entries: dict[str, EngineEntry] = {
@@ -100,17 +102,18 @@ def check_engine(name: str) -> EngineEntry:
     return entry
 
 
-def acquire(spec: EngineSpec) -> Engine:
+def acquire(spec: EngineSpec, *, explain: Callable[[str, EngineSpec], str] = lambda message, spec: message) -> Engine:
     """The process's engine for a spec, built if this is the first request for it.
 
     Every ``acquire`` needs one ``release``.
 
     Args:
         spec: How the engine is built; equal specs share one engine.
+        explain: Completes the message of an engine that cannot be built.
 
     Raises:
-        EngineError: The name is unknown, its package is missing, or the process holds another engine that cannot
-            coexist with it.
+        EngineError: The name is unknown, its package is missing, the process holds another engine that cannot coexist
+            with it, or it cannot be built for this model.
     """
     entry = check_engine(spec.engine)
     with _lock:
@@ -120,7 +123,12 @@ def acquire(spec: EngineSpec) -> Engine:
             return _held[key].engine
         if entry.one_per_process:
             _refuse_second(spec)
-        engine = _factory(spec.engine, entry)(spec)
+        factory = _factory(spec.engine, entry)
+        try:
+            with _failing_as(spec):
+                engine = factory(spec)
+        except EngineError as error:
+            raise EngineError(explain(str(error), spec)) from error
         _held[key] = _Held(engine, spec.engine, spec)
         return engine
 
@@ -134,6 +142,61 @@ def release(engine: Engine) -> None:
                 if held.users == 0:
                     del _held[key]
                     engine.close()
+
+
+def spec_of(engine: Engine) -> EngineSpec | None:
+    """How an engine was built; None for one that the registry does not hold."""
+    held = _holding(engine)
+    return held.spec if held is not None else None
+
+
+def is_proven(engine: Engine) -> bool:
+    """Whether ``mark_proven`` was called for this engine, or the registry does not hold it."""
+    held = _holding(engine)
+    return held is None or held.proven
+
+
+def mark_proven(engine: Engine) -> None:
+    """Notes that what the engine samples was compared with the learner's policy since it was built."""
+    held = _holding(engine)
+    if held is not None:
+        held.proven = True
+
+
+@contextmanager
+def failing_as_itself(engine: Engine) -> Iterator[None]:
+    """Inside the block, whatever the engine raises becomes an error that names it and its model.
+
+    Raises:
+        EngineError: It failed, or refused.
+        WeightSyncError: It does not hold the weights it was sent.
+    """
+    held = _holding(engine)
+    if held is None:
+        yield
+        return
+    with _failing_as(held.spec):
+        yield
+
+
+@contextmanager
+def _failing_as(spec: EngineSpec) -> Iterator[None]:
+    name = f"engine {spec.engine!r} with model {spec.model!r}"
+    try:
+        yield
+    except (EngineError, WeightSyncError) as error:
+        if repr(spec.model) in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+    except GSPOError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{name} failed: {described(error, 600)}") from error
+
+
+def _holding(engine: Engine) -> _Held | None:
+    with _lock:
+        return next((held for held in _held.values() if held.engine is engine), None)
 
 
 def _key(spec: EngineSpec) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from gspo_rllib.engines.trial import untried
 from gspo_rllib.errors import EngineError
 
 ATTENTION_NAME = "gspo_rllib_slots"
@@ -236,13 +237,14 @@ def slot_attention(
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if attention_plan is None or unsupported:
         reason = f"its attention needs {unsupported}" if unsupported else "it does not pass arguments to its attention"
-        raise EngineError(f"the transformers engine cannot serve this model: {reason}. Use engine='vllm'.")
+        raise EngineError(f"the transformers engine cannot serve this model: {reason}. {untried('vllm')}")
     plan = attention_plan
     layer = module.layer_idx
     assert isinstance(layer, int)
     keys, values = plan.cache.write(layer, key, value, (plan.slot_T, plan.position_T))
     out = [_attend(block, query[0], keys, values, scaling, sliding_window) for block in plan.blocks]
-    return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0), None
+    # Contiguous, as transformers' own are: some models view it in another shape.
+    return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0).contiguous(), None
 
 
 def kernels_for_new_shapes(device: torch.device) -> AbstractContextManager[None]:

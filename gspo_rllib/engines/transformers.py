@@ -32,8 +32,9 @@ from gspo_rllib.engines.slot_attention import (
 )
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
 from gspo_rllib.engines.stop_strings import StopStrings
+from gspo_rllib.engines.trial import untried
 from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
-from gspo_rllib.errors import EngineError, ModelError, SettingError, did_you_mean
+from gspo_rllib.errors import EngineError, GSPOError, ModelError, SettingError, described, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import FinishReason
 
@@ -45,7 +46,7 @@ _CPU_CACHE_BYTES = 8 << 30  # an upper bound: the cache only grows to what the c
 _CUDA_CACHE_FRACTION = 0.3  # of the memory that is free once the model is loaded; a learner may share the device
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-_REMEDY = "Use engine='vllm' (pip install -e \".[vllm]\"), or a model with ordinary causal attention."
+_REMEDY = untried("vllm")
 
 
 @dataclass(slots=True)
@@ -290,15 +291,23 @@ class TransformersEngine:
         assert self._model is not None
         length = min(24, self.max_model_len)
         ids = torch.randint(self._vocab_size, (length,), generator=torch.Generator().manual_seed(0)).tolist()
-        reference = self._model(torch.tensor([ids], device=self._device), use_cache=False).logits[0]
-        self._model.set_attn_implementation(ATTENTION_NAME)
         cache = SlotCache(self._device, self._model.dtype, max_slots=2, max_length=length)
         cache.reserve(2, length)
         edges = [0, length // 2, length - 1, length]
         rows = []
-        for start, stop in pairwise(edges):
-            if stop > start:
-                rows.append(self._logits(cache, ids[start:stop], list(range(stop - start)), [(1, start, stop)]))
+        try:
+            reference = self._model(torch.tensor([ids], device=self._device), use_cache=False).logits[0]
+            self._model.set_attn_implementation(ATTENTION_NAME)
+            for start, stop in pairwise(edges):
+                if stop > start:
+                    rows.append(self._logits(cache, ids[start:stop], list(range(stop - start)), [(1, start, stop)]))
+        except GSPOError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"the transformers engine cannot serve this model: with the engine's attention, its forward pass fails "
+                f"({described(error)}). {_REMEDY}"
+            ) from error
         difference = torch.log_softmax(torch.cat(rows).float(), -1) - torch.log_softmax(reference.float(), -1)
         bound = 1e-4 if self._model.dtype == torch.float32 else 0.3
         if not difference.abs().mean() < bound:

@@ -33,7 +33,9 @@ import torch
 
 from gspo_rllib.engines import checks
 from gspo_rllib.engines.process_state import process_state_kept, torch_random_state_kept
+from gspo_rllib.engines.proof import names_in_order
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
+from gspo_rllib.engines.trial import untried
 from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
@@ -41,14 +43,16 @@ from gspo_rllib.model_folder import load_tokenizer
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
 try:
     from vllm import EngineArgs, ModelRegistry, SamplingParams
+    from vllm.model_executor.models.interfaces import has_inner_state
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 except ImportError as _error:
     raise EngineError(
         f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
-        "or use engine='transformers'."
+        "or use another engine."
     ) from _error
+from gspo_rllib.engines.vllm_classes import classes_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,6 +105,7 @@ class VLLMEngine:
             )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
+        self.unchanged_tensors: tuple[str, ...] = ()
         # A core of its own runs on between two of our calls, and would mix new weights with old keys and values.
         self.can_update_while_running = not self._separate_core
         self._spec = spec
@@ -169,8 +174,7 @@ class VLLMEngine:
                 outputs = self._open().step()
         except _VLLM_ERRORS as error:
             raise EngineError(
-                f"vLLM failed while it generated: {str(error)[:600]}. Close this engine; if a new one fails the same "
-                "way, use engine='transformers'."
+                f"vLLM failed while it generated: {str(error)[:600]}. Close this engine before another is made."
             ) from error
         return [self._generation(output) for output in outputs if output.finished]
 
@@ -205,7 +209,7 @@ class VLLMEngine:
         except _VLLM_ERRORS as error:
             raise WeightSyncError(
                 f"vLLM could not load the weight update: {str(error)[:600]}. The engine answers no request until an "
-                "update succeeds; if none does, use engine='transformers' for this model."
+                "update succeeds."
             ) from error
         # Whatever is running is put back among the waiting, its samples kept, and computed again from its first token.
         if not engine.reset_prefix_cache(reset_running_requests=bool(self._unfinished)):
@@ -252,18 +256,24 @@ class VLLMEngine:
         # The environment variable, not the argument, decides whether vLLM's CPU backend starts workers of its own.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            with self._eager(), process_state_kept("VLLM_"), warnings.catch_warnings():
+            with self._eager(), process_state_kept("VLLM_"), classes_kept() as claim, warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch.distributed
                 if self._on_cpu:
-                    _inspect_here(type(self._layout).__name__)
-                return LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
+                    model_class = _inspect_here(type(self._layout).__name__)
+                    if model_class is not None and has_inner_state(model_class):
+                        # A cache of prefixes would also hold states, and vLLM then insists on partial prompts.
+                        arguments["enable_prefix_caching"] = spec.options.get("enable_prefix_caching", False)
+                engine = LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
+                if not self._weights_travel_by_file(engine):
+                    engine.apply_model(claim)
+                return engine
         except _VLLM_ERRORS as error:
             from vllm.distributed import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
             raise EngineError(
                 f"vLLM could not start with model {spec.model!r}, dtype {spec.dtype!r} and options "
-                f"{dict(spec.options)!r}: {str(error)[:600]}. Correct the options, or use engine='transformers'."
+                f"{dict(spec.options)!r}: {str(error)[:600]}. Correct the options. {untried('transformers')}"
             ) from error
 
     def _generation(self, output: Any) -> Generation:
@@ -291,14 +301,17 @@ class VLLMEngine:
 
     def _send(self, engine: LLMEngine, tensors: dict[str, torch.Tensor]) -> None:
         if not self._weights_travel_by_file(engine):
-            engine.collective_rpc("gspo_load_tensors", args=(tensors,))
+            self._note(engine.collective_rpc("gspo_load_tensors", args=(tensors,)))
             return
         from safetensors.torch import save_file
 
         with tempfile.TemporaryDirectory(prefix="gspo_rllib_weights_") as folder:
             path = Path(folder) / "model.safetensors"
             save_file({name: tensor.to(self._dtype).contiguous() for name, tensor in tensors.items()}, path)
-            engine.collective_rpc("gspo_load_file", args=(str(path),))
+            self._note(engine.collective_rpc("gspo_load_file", args=(str(path),)))
+
+    def _note(self, unchanged: list[list[str]]) -> None:
+        self.unchanged_tensors = names_in_order(name for worker in unchanged for name in worker)
 
 
 def _checked_options(spec: EngineSpec) -> dict[str, Any]:
@@ -317,15 +330,21 @@ def _checked_options(spec: EngineSpec) -> dict[str, Any]:
     return dict(spec.options)
 
 
-def _inspect_here(architecture: str) -> None:
+def _inspect_here(architecture: str) -> type | None:
     """Lets vLLM inspect the model's class in this process, which imports it anyway.
 
     Where its file cache does not know the class yet, vLLM starts another Python for that, to keep CUDA out of this one;
     on a CPU that only imports all of vLLM a second time, 10 s of a machine's first start.
+
+    Returns:
+        The class; None where vLLM has none of its own.
     """
     lazy = ModelRegistry.models.get(architecture)
-    if lazy is not None:
-        ModelRegistry.register_model(architecture, lazy.load_model_cls())
+    if lazy is None:
+        return None
+    model_class: type = lazy.load_model_cls()
+    ModelRegistry.register_model(architecture, model_class)
+    return model_class
 
 
 def _empty_model(spec: EngineSpec) -> PreTrainedModel:

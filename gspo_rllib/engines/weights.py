@@ -86,7 +86,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes a scalar a vector
 
 
 class TokenVersions:

@@ -63,4 +63,5 @@ class EnvCall:
 
     ticket: int
     seed: int | None = None
+    task_id: str | None = None
     action: str | None = None

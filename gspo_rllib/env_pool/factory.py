@@ -30,6 +30,10 @@ class LanguageEnvSpec:
         blocking: Whether a call may take long, and so needs a thread; ``metadata["blocking"]``, True by default.
         process: Whether each instance needs a process of its own; ``metadata["process"]``, False by default.
         chat: How it wants its conversation framed, if it says so.
+        obs_role: The role of its observations after the first, ``"user"`` or ``"tool"``; its attribute ``obs_role``,
+            else what goes with its tools. Each step may say otherwise.
+        max_turns: Most turns of an episode; its attribute ``max_turns``, None where it has none.
+        num_tasks: How many tasks it counts, named ``"0"``, ``"1"``, …; None where it has no ``num_tasks()``.
     """
 
     make: EnvMaker
@@ -38,6 +42,9 @@ class LanguageEnvSpec:
     blocking: bool
     process: bool
     chat: ChatSpec | None
+    obs_role: str = "user"
+    max_turns: int | None = None
+    num_tasks: int | None = None
 
 
 def env_maker(
@@ -145,7 +152,46 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         blocking=bool(metadata.get("blocking", True)),
         process=process,
         chat=chat,
+        obs_role=_obs_role(instance, chat),
+        max_turns=_max_turns(instance),
+        num_tasks=_num_tasks(name, instance),
     )
+
+
+def _obs_role(instance: gym.Env, chat: ChatSpec | None) -> str:
+    role = _attribute(instance, "obs_role")
+    if role in ("user", "tool"):
+        return str(role)
+    return "tool" if chat is not None and chat.tools else "user"
+
+
+def _max_turns(instance: gym.Env) -> int | None:
+    turns = _attribute(instance, "max_turns")
+    return turns if isinstance(turns, int) and not isinstance(turns, bool) else None
+
+
+def _attribute(instance: gym.Env, name: str) -> Any:
+    """An attribute that an environment may have, and may have for its own ends: what it raises says no more than None.
+
+    Other environments answer for these names only once they are reset.
+    """
+    try:
+        return instance.get_wrapper_attr(name) if instance.has_wrapper_attr(name) else None
+    except Exception:  # noqa: BLE001, whatever it raises
+        return None
+
+
+def _num_tasks(name: str, instance: gym.Env) -> int | None:
+    if not instance.has_wrapper_attr("num_tasks"):
+        return None
+    count = instance.get_wrapper_attr("num_tasks")()
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise EnvError(
+            f"environment {name!r}: num_tasks() returned {shown(count)}; it must return how many tasks there are, an "
+            "int >= 1, so that reset(options={'task_id': '0'}) plays the first. Leave num_tasks out where the tasks "
+            "cannot be counted."
+        )
+    return count
 
 
 def _unknown(name: str, error: Exception) -> str:

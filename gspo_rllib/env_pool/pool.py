@@ -123,9 +123,15 @@ class EnvPool:
             del self._outstanding[owed[0]]
         self._free.append(slot)
 
-    def reset(self, slot: int, seed: int) -> int:
-        """Asks a slot for a new episode of the task ``seed``; returns the ticket of the answer."""
-        return self._ask(slot, seed=seed)
+    def reset(self, slot: int, seed: int, task_id: str | None = None) -> int:
+        """Asks a slot for a new episode; returns the ticket of the answer.
+
+        Args:
+            slot: The environment's slot.
+            seed: Fixes the task, and what is random in it.
+            task_id: Fixes the task whatever the seed; None where the environment does not count its tasks.
+        """
+        return self._ask(slot, seed=seed, task_id=task_id)
 
     def step(self, slot: int, action: str) -> int:
         """Sends an action to a slot; returns the ticket of the answer."""
@@ -164,7 +170,7 @@ class EnvPool:
             self._abandon(slot)
         self._outstanding.clear()
 
-    def _ask(self, slot: int, *, seed: int | None = None, action: str | None = None) -> int:
+    def _ask(self, slot: int, *, seed: int | None = None, task_id: str | None = None, action: str | None = None) -> int:
         if slot not in self._slots:
             make_session = functools.partial(EnvSession, slot, self._make)
             session: EnvSession | RemoteSession = RemoteSession(make_session) if self._process else make_session()
@@ -172,7 +178,7 @@ class EnvPool:
         self._tickets += 1
         allowed = self._timeout + self._slots[slot].session.start_s
         self._outstanding[self._tickets] = (slot, time.monotonic() + allowed)
-        self._slots[slot].ask(EnvCall(self._tickets, seed=seed, action=action))
+        self._slots[slot].ask(EnvCall(self._tickets, seed=seed, task_id=task_id, action=action))
         return self._tickets
 
     def _abandon(self, slot: int) -> None:

@@ -48,7 +48,7 @@ class EnvSession:
         """Makes the call; whatever goes wrong is in the answer."""
         started = time.perf_counter()
         try:
-            fields = self._reset(call.seed) if call.action is None else self._step(call.action)
+            fields = self._reset(call) if call.action is None else self._step(call.action)
         except _ContractError as error:
             fields = {"failure": EnvFailure("invalid", str(error))}
         except KeyboardInterrupt:
@@ -72,10 +72,12 @@ class EnvSession:
             except BaseException:  # noqa: BLE001, a broken environment may well fail to close; it is out of use anyway
                 pass
 
-    def _reset(self, seed: int | None) -> dict[str, Any]:
+    def _reset(self, call: EnvCall) -> dict[str, Any]:
         if self.env is None:
             self.env = self._make()
-        returned = self.env.reset(seed=seed)
+        # Many environments do without options; a task is asked for only where the environment counts its tasks.
+        options = {} if call.task_id is None else {"options": {"task_id": call.task_id}}
+        returned = self.env.reset(seed=call.seed, **options)
         if not (isinstance(returned, tuple) and len(returned) == 2):
             raise _ContractError(f"reset() returned {_short(returned)}; it must return (observation str, info dict).")
         observation, info = returned

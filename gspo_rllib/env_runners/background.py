@@ -19,6 +19,7 @@ import ray
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.util import log_once
 
+from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler
@@ -284,7 +285,8 @@ class BackgroundSampler:
         if version != self.engine.weights_version:
             if isinstance(named_weights, ray.ObjectRef):
                 named_weights = ray.get(named_weights)
-            self.engine.load_weights(named_weights, version, keep_running=self.engine.has_work())
+            with registry.failing_as_itself(self.engine):
+                self.engine.load_weights(named_weights, version, keep_running=self.engine.has_work())
             with self._changed:
                 self._finished.num_weight_updates += 1
                 self._finished.weight_update_s += time.perf_counter() - self._waits_since

@@ -1,167 +1,325 @@
 """Renders a conversation as token ids, append-only: nothing already in the context is ever tokenised again.
 
-The chat template is asked once per role what it writes *around* a message. Those frames are tokenised once, with their
-special tokens; each observation is then tokenised alone, as plain text, so text that spells a special token (say, an
-end-of-turn marker inside a tool's output) can never forge a turn. A turn's ids are ``frame + observation + frame``.
+The yardstick is what transformers makes of the whole conversation (``apply_chat_template``). The chat template is
+asked what it writes *around* a message; those frames are tokenised once, and each observation with the text that
+touches it (see ``chat_frames``), as foreign text, so that text which spells an added token (an end-of-turn marker,
+``<tool_call>``) can never forge one. A turn's ids are ``frame + observation + frame``.
 
-One consequence is on purpose: a template that rewrites earlier assistant turns (by dropping their reasoning, for
-example) does not do so here, because the ratio of the trained to the sampling policy only exists for ids that were
-really in the context.
+Some consequences are on purpose, because the ratio of the trained to the sampling policy only exists for ids that were
+really in the context: what a template rewrites in earlier turns (it drops their reasoning, or the space before a
+reply) stays as it was sampled, and what it moves to the latest turn (system prompt, tools) stays at the first.
 
 Tools are declared once, before the first observation. A template that does not show them gets them as plain text in
-the system message, so the policy knows of them in any case.
+the system message, so the policy knows of them in any case. A system prompt that the template does not take begins the
+first observation; what tools return is a user message where it has no such role.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.errors import ModelError
+from gspo_rllib.env_runners.chat_format import ChatFormat
+from gspo_rllib.env_runners.chat_frames import OBSERVATION, REPLY, Frame, NotWritten, make_frame
+from gspo_rllib.env_runners.chat_template import Message, Refused
+from gspo_rllib.env_runners.chat_tokens import Left
 from gspo_rllib.types import ChatSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OBSERVATION = "\u2983observation\u2984"
-_REPLY = "\u2983reply\u2984"
+_REMEDY = "Use the template that the model was trained with, or one that copies `message.content`."
 
 
 class ChatRenderer:
     """Turns observations into the token ids they add to the context.
 
     Args:
-        tokenizer: Has a chat template and an ``eos_token`` that closes an assistant message.
+        tokenizer: Has a chat template and an ``eos_token``.
         chat: The environment's framing; None for no system prompt.
+        end_token_ids: Ids that the model declares to end a text, beside the tokenizer's own.
+        template_kwargs: Passed to the chat template; where the environment's framing names one too, these hold.
+        known: How the model writes conversations, where that is known already; see ``reframed``.
 
     Attributes:
         chat: The environment's framing.
-        stop_token_ids: Ids that end an assistant message.
+        format: How the model writes a conversation; shared by renderers of other framings.
 
     Raises:
+        SettingError: The chat template may not be given one of ``template_kwargs``.
         ModelError: The chat template does not write observations or replies out as they are, or refuses a role;
             raised at the first prompt that needs it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatSpec | None = None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatSpec | None = None,
+        *,
+        end_token_ids: Iterable[int] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+        known: ChatFormat | None = None,
+    ) -> None:
         self.chat = chat or ChatSpec()
-        self._first: tuple[list[int], list[int]] | None = None
-        self._next: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}
-        self.stop_token_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
+        self._tokenizer = tokenizer
+        self._end_token_ids = tuple(end_token_ids)
+        self._run_kwargs = dict(template_kwargs or {})
+        kwargs = {**self.chat.template_kwargs, **self._run_kwargs}
+        if known is None or known.template.kwargs != kwargs:
+            known = ChatFormat(tokenizer, end_token_ids=self._end_token_ids, template_kwargs=kwargs)
+        self.format = known
+        self._next: dict[str, Frame] = {}
+        self._cut: dict[tuple[str, int], Frame] = {}
+        self._contexts: dict[str, tuple[list[Message], tuple[dict[str, Any], ...]]] = {}
+
+    def reframed(self, chat: ChatSpec | None) -> ChatRenderer:
+        """A renderer of the same model's conversations for another framing; what is known of the model is kept."""
+        return ChatRenderer(
+            self._tokenizer,
+            chat,
+            end_token_ids=self._end_token_ids,
+            template_kwargs=self._run_kwargs,
+            known=self.format,
+        )
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a reply: the chat template's own first, then those that model and tokenizer declare."""
+        return self.format.end.stop_token_ids
+
+    @cached_property
+    def own_stop(self) -> tuple[str, ...]:
+        """Strings that end a reply in the chat template, where no id does; mostly none."""
+        own = self.format.end.stop_string
+        return () if own is None else (own,)
+
+    @cached_property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a reply: the environment's, and the template's where no id does."""
+        return (*self.chat.stop, *self.own_stop)
 
     def first_prompt(self, observation: str) -> list[int]:
         """Ids of the system prompt, the first observation, and the header of the reply."""
-        if self._first is None:
-            text = self._template([*self._system(), {"role": "user", "content": _OBSERVATION}])
-            self._first = self._frames(text)
-        before, after = self._first
-        return before + self._encode_plain(observation) + after
+        return self._first.ids(observation)
 
     def next_prompt(self, observation: str, *, reply_ended: bool, role: str = "user") -> list[int]:
-        """Ids to append after a sampled reply: its closing (if the model did not sample it) and the next observation.
+        """Ids to append after a reply of which only this is known; see ``prompt_after``.
 
         Args:
             observation: What the environment answered.
-            reply_ended: Whether the sampled reply ended with one of ``stop_token_ids``.
+            reply_ended: Whether the reply holds the template's own end already.
             role: Role of the observation, ``"user"`` or ``"tool"``.
         """
-        key = (role, reply_ended)
-        if key not in self._next:
-            self._next[key] = self._frames(self._next_frame_text(role, reply_ended))
-        before, after = self._next[key]
-        return before + self._encode_plain(observation) + after
+        end = self.format.end
+        if reply_ended and end.stop_string is not None:
+            return self._cut_frame(role, end.held_text).ids(observation)
+        return self.frame(role).ids(observation, end.ids[-1] if reply_ended else None)
 
-    def reply(self, text: str) -> list[int]:
-        """Ids of a complete reply with its end token, as the model should sample it; for imitation."""
-        return [*self._encode_plain(text), self.stop_token_ids[0]]
+    def prompt_after(self, reply: Sequence[int], observation: str, *, role: str = "user") -> list[int]:
+        """Ids to append after a reply: what is left of its end, and the next observation.
 
-    def decode(self, action_token_ids: list[int]) -> str:
-        """The text of a sampled reply, without special tokens; what the environment receives as its action."""
-        text: str = self._tokenizer.decode(action_token_ids, skip_special_tokens=True)
-        return text
+        The template's end always follows a reply in full. A reply that stopped at another id (the end of the whole
+        text, say) has that id and then the template's end; one that ran out of tokens, or ended with one of the
+        environment's strings, has the template's end alone.
 
-    def _system(self) -> list[dict[str, str]]:
+        Args:
+            reply: The ids of the reply, as they were sampled.
+            observation: What the environment answered.
+            role: Role of the observation, ``"user"`` or ``"tool"``.
+        """
+        if self.format.end.stop_string is not None:
+            return self._after_text(reply, role).ids(observation)
+        frame = self._next.get(role) or self.frame(role)
+        return frame.ids(observation, reply[-1] if reply else None)
+
+    def reply(self, text: str, *, ended: bool = True) -> list[int]:
+        """Ids of a reply as the model should sample it; for imitation.
+
+        Args:
+            text: What it says.
+            ended: Whether it has its end.
+        """
+        opening, end, tokens = self._own_opening, self.format.end, self.format.tokens
+        follows: Left = "token" if opening[0] or self._asked_by_token else "text"
+        said = f"{opening[1]}{text}{end.text if ended else ''}"
+        return [*opening[0], *tokens.written(said, follows), *(end.ids if ended else ())]
+
+    def decode(self, action_token_ids: Sequence[int]) -> str:
+        """The text of a sampled reply, exactly; what the environment receives as its action.
+
+        Its end is left out, and so are special tokens. Where the template opens replies with a special token that the
+        policy writes itself (a channel, say), the reply is what follows the last of these, if there is one.
+        """
+        ids = list(action_token_ids)
+        while ids and ids[-1] in self._ending:
+            ids.pop()
+        marker = self._own_opening[0]
+        if marker and not self.format.tokens.special.isdisjoint(marker):
+            ids = ids[_after_last(ids, marker) :]
+        text = self.format.tokens.decode(ids)
+        stop = self.format.end.stop_string
+        return text if stop is None else text.partition(stop)[0]
+
+    def opening_messages(self, content: str) -> list[Message]:
+        """The messages of a conversation that begins with this observation."""
+        prompt = self._system_prompt
+        if prompt is None:
+            return [{"role": "user", "content": content}]
+        if self.format.system_role is not None:
+            return [{"role": "user", "content": f"{prompt}\n\n{content}"}]
+        return [{"role": "system", "content": prompt}, {"role": "user", "content": content}]
+
+    @property
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the chat template is given; none where it does not show them."""
+        return self.chat.tools if self.chat.tools and self._shows_tools else ()
+
+    @cached_property
+    def moved(self) -> tuple[str, ...]:
+        """What the template shows with the latest user message alone, and is kept with the first here."""
+        found = []
+        if self._system_prompt is not None and self._is_moved(self.opening_messages(".")[:-1], ()):
+            found.append("system prompt")
+        if self.tools and self._is_moved([], self.tools):
+            found.append("tools")
+        return tuple(found)
+
+    def text(self, content: str, role: str | None = None) -> str:
+        """A rendered conversation that ends with this observation and the header of the next reply.
+
+        Args:
+            content: The observation.
+            role: The role it has after a (marked) reply; None where the conversation begins with it.
+        """
+        if role is None:
+            messages, tools = self.opening_messages(content), self.tools
+        else:
+            system, tools = self._context(role)
+            messages = [*system, *self.format.told(role, content)]
+        return self.format.template.render(messages, tools) + self.format.opening.missing
+
+    @cached_property
+    def _first(self) -> Frame:
+        try:
+            return make_frame(self.format.tokens, self.text)
+        except (Refused, NotWritten) as error:
+            raise type(error)(f"{str(error).removesuffix('.')}. {_REMEDY}") from error
+
+    def frame(self, role: str) -> Frame:
+        """The frame of an observation that follows a reply."""
+        if role not in self._next:
+            self._next[role] = self._next_frame(role)
+        return self._next[role]
+
+    def _next_frame(self, role: str) -> Frame:
+        try:
+            if self._context(role) == ([], ()):
+                return self.format.next_frame(role)
+            return self.format.frame_after(lambda content: self.text(content, role))
+        except (Refused, NotWritten) as error:
+            raise type(error)(
+                f"{str(error).removesuffix('.')}. Only episodes of one turn can be played with this chat template: "
+                "set generation(max_turns=1), or use one that takes conversations."
+            ) from error
+
+    def _context(self, role: str) -> tuple[list[Message], tuple[dict[str, Any], ...]]:
+        """The system message and the tools, where they change what follows a reply and are to stay there."""
+        if role not in self._contexts:
+            system = [] if self._system_prompt is None else self.opening_messages(".")[:-1]
+            tools = self.tools
+            if not (system or tools) or self._closing(role, system, tools)[1] == self._closing(role, [], ())[1]:
+                system, tools = [], ()
+            self._contexts[role] = (
+                [] if "system prompt" in self.moved else system,
+                () if "tools" in self.moved else tools,
+            )
+        return self._contexts[role]
+
+    def _closing(self, role: str, system: list[Message], tools: tuple[dict[str, Any], ...]) -> tuple[str, str]:
+        """What stands before a reply, and what follows it up to the next."""
+        told = self.format.told(role, OBSERVATION)
+        before, _, closing = self.format.template.render([*system, *told], tools).rpartition(REPLY)
+        return before, closing
+
+    def _is_moved(self, system: list[Message], tools: tuple[dict[str, Any], ...]) -> bool:
+        before, closing = self._closing("user", system, tools)
+        bare_before, bare_closing = self._closing("user", [], ())
+        return before == bare_before and closing != bare_closing
+
+    def _after_text(self, reply: Sequence[int], role: str) -> Frame:
+        """The frame after a reply that text ends: what the policy wrote of that text is not written again."""
+        end = self.format.end
+        assert end.stop_string is not None
+        reach = len(end.stop_string.encode()) + 8  # an id has one byte at least, and some have more after the end
+        _, ended, more = self.format.tokens.decode(reply[-reach:]).partition(end.stop_string)
+        if not ended:
+            return self.frame(role)
+        _, closing = self._closing(role, [], ())
+        held = end.held_text
+        return self._cut_frame(role, held + (len(more) if closing[held:].startswith(more) else 0))
+
+    def _cut_frame(self, role: str, held: int) -> Frame:
+        """The frame of an observation after a reply that holds this many characters of its end."""
+        key = (role, held)
+        if key not in self._cut:
+            template, told = self.format.template, self.format.told
+
+            def render(content: str) -> str:
+                before, reply, closing = template.render(told(role, content)).rpartition(REPLY)
+                return before + reply + closing[held:] + self.format.opening.missing
+
+            self._cut[key] = self.format.frame_after(render)
+        return self._cut[key]
+
+    @cached_property
+    def _system_prompt(self) -> str | None:
         prompt = self.chat.system_prompt
-        if self.chat.tools and not self._shows_tools:
-            prompt = _with_tools(prompt, self.chat)
-        return [] if prompt is None else [{"role": "system", "content": prompt}]
+        return _with_tools(prompt, self.chat) if self.chat.tools and not self._shows_tools else prompt
 
     @cached_property
     def _shows_tools(self) -> bool:
         """Whether the template writes the name of every tool once more when it is given the tools."""
         prompt = self.chat.system_prompt
-        messages = [] if prompt is None else [{"role": "system", "content": prompt}]
-        messages.append({"role": "user", "content": _OBSERVATION})
-        given, withheld = self._template(messages, tools=True), self._template(messages, tools=False)
+        taken = prompt is not None and self.format.system_role is None
+        messages = [{"role": "system", "content": prompt or ""}] if taken else []
+        messages.append({"role": "user", "content": OBSERVATION})
+        withheld = self.format.template.render(messages)
+        try:
+            given = self.format.template.render(messages, self.chat.tools)
+        except Refused:
+            return False
         names = [tool["function"]["name"] for tool in self.chat.tools]
         return all(given.count(name) > withheld.count(name) for name in names)
 
-    def _template(self, messages: list[dict[str, str]], tools: bool | None = None) -> str:
-        from jinja2 import TemplateError
+    @cached_property
+    def _own_opening(self) -> tuple[list[int], str]:
+        """What the policy writes before a reply: ids up to the last token, and the text after that."""
+        own = self.format.opening.own
+        ids, _ = self.format.tokens.whole(own)
+        structural = [n for n, i in enumerate(ids) if i in self.format.tokens.structural]
+        if not structural:
+            return [], own
+        last = structural[-1]
+        spelling = self.format.tokens.shown([ids[last]])
+        return ids[: last + 1], own[own.rindex(spelling) + len(spelling) :]
 
-        if tools is None:
-            tools = bool(self.chat.tools) and self._shows_tools
-        declared: dict[str, Any] = {"tools": list(self.chat.tools)} if tools else {}
-        try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **(declared | self.chat.template_kwargs)
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ModelError(
-                f"the chat template refuses a conversation with the roles {roles}: {error}. Use a template that "
-                "knows them, or an environment without a system prompt and with obs_role 'user'."
-            ) from error
-        return rendered
+    @cached_property
+    def _asked_by_token(self) -> bool:
+        """Whether the header of a reply ends with a token, not with text."""
+        prompt = self._first
+        return bool(prompt.rest) and prompt.rest[-1] in self.format.tokens.structural
 
-    def _next_frame_text(self, role: str, reply_ended: bool) -> str:
-        text = self._template(
-            [
-                *self._system(),
-                {"role": "user", "content": "."},
-                {"role": "assistant", "content": _REPLY},
-                {"role": role, "content": _OBSERVATION},
-            ]
-        )
-        _, found, closing = text.rpartition(_REPLY)
-        eos = self._tokenizer.eos_token
-        if not found or not closing.startswith(eos):
-            raise ModelError(
-                f"the chat template does not close an assistant message with the tokenizer's eos_token {eos!r} (it "
-                f"writes {closing[:40]!r}). Set eos_token to the token that ends an assistant message."
-            )
-        return closing.removeprefix(eos) if reply_ended else closing
+    @cached_property
+    def _ending(self) -> frozenset[int]:
+        return frozenset([*self.stop_token_ids, *self.format.end.ids]) & self.format.tokens.structural
 
-    def _frames(self, text: str) -> tuple[list[int], list[int]]:
-        before, found, after = text.partition(_OBSERVATION)
-        if not found:
-            raise ModelError(
-                "the chat template does not write a message's content as it is, so observations cannot be framed; "
-                "use a template that copies `message.content`."
-            )
-        return self._encode_frame(before), self._encode_frame(after)
 
-    def _encode_frame(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def _encode_plain(self, text: str) -> list[int]:
-        # A lone surrogate (json.loads makes them) has no UTF-8 form, and tokenizers raise on it: "?" takes its place.
-        sound = text.encode("utf-8", errors="replace").decode("utf-8")
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        ids: list[int]
-        if backend is None:
-            ids = self._tokenizer.encode(sound, add_special_tokens=False, split_special_tokens=True)
-            return ids
-        # What transformers' encode does, without its per-call checks, which take as long as the encoding itself. It
-        # sets this flag anew on each of its own calls, as it does truncation and padding.
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        ids = backend.encode(sound, add_special_tokens=False).ids
-        return ids
+def _after_last(ids: list[int], marker: list[int]) -> int:
+    """Where the last occurrence of a run of ids ends; 0 without one."""
+    size = len(marker)
+    return next((n + size for n in range(len(ids) - size, -1, -1) if ids[n : n + size] == marker), 0)
 
 
 def _with_tools(system_prompt: str | None, chat: ChatSpec) -> str:

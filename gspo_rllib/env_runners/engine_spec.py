@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
+from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ModelError, SettingError
-from gspo_rllib.model_folder import load_model_config, load_tokenizer
+from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer
 from gspo_rllib.seeds import derive_seed
+from gspo_rllib.types import ChatSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +29,47 @@ def load_runner_tokenizer(model_config: Mapping[str, Any]) -> PreTrainedTokenize
         ModelError: There is no tokenizer that can render a chat.
     """
     return load_tokenizer(_model_path(model_config), trust_remote_code=_trusts_remote_code(model_config))
+
+
+def load_renderer(settings: GenerationSettings, model_config: Mapping[str, Any], chat: ChatSpec | None) -> ChatRenderer:
+    """The renderer of the configured model's conversations.
+
+    Args:
+        settings: Say what the chat template is given.
+        model_config: What ``rl_module`` was given.
+        chat: An environment's framing.
+
+    Raises:
+        SettingError: No model path is set, or the chat template may not be given something.
+        ModelError: There is no tokenizer that can render a chat, or the model's config cannot be read.
+    """
+    tokenizer = load_runner_tokenizer(model_config)
+    trusted = _trusts_remote_code(model_config)
+    declared = declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
+    return ChatRenderer(tokenizer, chat, end_token_ids=declared, template_kwargs=settings.template_kwargs)
+
+
+def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) -> None:
+    """Refuses a tokenizer whose conversations hold tokens that the model has no embedding for.
+
+    Args:
+        renderer: Renders conversations.
+        model_config: What ``rl_module`` was given.
+
+    Raises:
+        ModelError: Such a token is in a prompt, or ends a reply.
+    """
+    path = _model_path(model_config)
+    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
+    size: int | None = getattr(text_config, "vocab_size", None)
+    needed = max([*renderer.first_prompt("."), *renderer.format.end.ids])
+    if size is not None and needed >= size:
+        spelt = renderer.format.tokens.shown([needed])
+        raise ModelError(
+            f"model path {path!r}: its conversations hold the token {spelt!r} (id {needed}), but the model has only "
+            f"{size} embeddings: the token was added to the tokenizer alone. Resize the model's embeddings "
+            "(model.resize_token_embeddings) and save both together, or use the tokenizer that belongs to the model."
+        )
 
 
 def engine_spec(

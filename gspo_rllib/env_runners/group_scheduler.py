@@ -6,8 +6,9 @@ failed member would bias the baseline of the others. With ``ragged_groups`` the 
 as long as two remain to be compared: cheaper where trajectories are long, and harmless where failures are accidents.
 
 Everything random is a function of names, never of a process's random state: a task seed of (run seed, role, group,
-replacement), a sampling seed of (run seed, group, replacement, index, attempt, turn). So what is sampled depends
-neither on how many runners share the groups, nor on how many trajectories each of them plays at a time.
+replacement), as is the task where the environment counts its tasks (see ``task_order``), and a sampling seed of (run
+seed, group, replacement, index, attempt, turn). So what is sampled depends neither on how many runners share the
+groups, nor on how many trajectories each of them plays at a time.
 
 This module imports neither torch, ray nor gymnasium.
 """
@@ -16,9 +17,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
 
+from gspo_rllib.env_runners.task_order import TaskOrder
 from gspo_rllib.errors import SettingError
 from gspo_rllib.seeds import derive_seed
 
@@ -33,6 +35,11 @@ HOPELESS_GROUPS = 3
 """Groups given up before any trajectory finished, after which the remaining ones are not even tried."""
 
 
+def evaluation_group(number: int) -> str:
+    """Name of an evaluation's group: the same in every evaluation, and no training group's."""
+    return f"evaluation/{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """One trajectory to play.
@@ -43,6 +50,7 @@ class Assignment:
         attempt: 0 for the first try, 1 for the first retry, …
         replacement: 0 for the group's first task, 1 after the group was once replaced, …
         task_seed: 31-bit seed for ``reset``; the same for every member and attempt of one replacement.
+        task_id: The task to ask ``reset`` for, the same for them, too; None where the seed alone picks it.
     """
 
     group_id: str
@@ -50,6 +58,7 @@ class Assignment:
     attempt: int
     replacement: int
     task_seed: int
+    task_id: str | None = None
 
     @property
     def name(self) -> str:
@@ -109,6 +118,7 @@ class GroupScheduler(Generic[Trajectory]):
         max_replacements: How many new tasks a group may be given, >= 0.
         ragged_groups: Give up a member whose retries are spent alone, and complete its group with the members that
             finished, at least 2 of them; False discards the whole group for a new task.
+        tasks: Which of the environment's countable tasks each group plays; None leaves the choice to the seed.
 
     Raises:
         SettingError: A group id is given twice.
@@ -124,6 +134,7 @@ class GroupScheduler(Generic[Trajectory]):
         trajectory_retries: int = 1,
         max_replacements: int = MAX_REPLACEMENTS,
         ragged_groups: bool = False,
+        tasks: TaskOrder | None = None,
     ) -> None:
         self._group_size = group_size
         self._run_seed = run_seed
@@ -131,6 +142,7 @@ class GroupScheduler(Generic[Trajectory]):
         self._retries = trajectory_retries
         self._max_replacements = max_replacements
         self._ragged_groups = ragged_groups
+        self._tasks = tasks
         self._groups: dict[str, _Group[Trajectory]] = {}
         self._pending: deque[Assignment] = deque()
         self._num_added = 0
@@ -183,14 +195,7 @@ class GroupScheduler(Generic[Trajectory]):
         group = self._take_back(assignment)
         if retry and assignment.attempt < self._retries:
             self._num_retries += 1
-            again = Assignment(
-                assignment.group_id,
-                assignment.index,
-                assignment.attempt + 1,
-                assignment.replacement,
-                assignment.task_seed,
-            )
-            self._pending.appendleft(again)
+            self._pending.appendleft(replace(assignment, attempt=assignment.attempt + 1))
             return []
         if retry and self._can_lose_one(group):
             group.num_lost += 1
@@ -234,7 +239,10 @@ class GroupScheduler(Generic[Trajectory]):
 
     def _members(self, group: _Group[Trajectory]) -> list[Assignment]:
         seed = derive_seed(self._run_seed, self._role, group.group_id, group.replacement, bits=31)
-        return [Assignment(group.group_id, index, 0, group.replacement, seed) for index in range(self._group_size)]
+        task_id = None if self._tasks is None else self._tasks.task(group.group_id, group.replacement)
+        return [
+            Assignment(group.group_id, index, 0, group.replacement, seed, task_id) for index in range(self._group_size)
+        ]
 
     def _can_lose_one(self, group: _Group[Trajectory]) -> bool:
         # One trajectory has nothing to be compared with, unless groups of one are what was asked for.

@@ -30,20 +30,22 @@ from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
-from gspo_rllib.env_runners.group_scheduler import Role
+from gspo_rllib.env_runners.engine_user import acquire, load
+from gspo_rllib.env_runners.evaluation import LendsItsEngine
+from gspo_rllib.env_runners.group_scheduler import Role, evaluation_group
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
-from gspo_rllib.metrics import NUM_VERSION_REFUSALS
+from gspo_rllib.metrics import EPOCH, NUM_VERSION_REFUSALS
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import unwrap_module_state
 
 _MAX_ERRORS_KEPT = 5
 
 
-class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
+class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpointable):
     """Samples complete groups of trajectories from text environments with one generation engine.
 
     ``sample`` is called by RLlib and ``sample_groups`` by the driver: both play groups to their end. The methods of
@@ -97,8 +99,8 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             explore: False samples at temperature 0; None takes ``config.explore``.
             random_actions: Must be False.
             force_reset: Has no effect: every trajectory starts with a reset.
-            group_ids: Exactly these groups; how the driver samples for training. Without it, groups are numbered from
-                0 after every weights update, so every evaluation plays the same tasks, none of them a training task.
+            group_ids: Exactly these groups; how the driver samples. Without it, groups are numbered from 0 after every
+                weights update, so every evaluation plays the same tasks, shared out to however many runners there are.
             weights_version: Sample with these weights or not at all.
 
         Returns:
@@ -142,6 +144,11 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             stats.groups, stats.given_up, self.last_errors(), self.get_metrics(), self.get_weights_version()
         )
 
+    @property
+    def num_tasks(self) -> int | None:
+        """How many tasks the environment counts; None where it does not."""
+        return self._env_spec.num_tasks
+
     def last_errors(self) -> list[str]:
         """Distinct messages of the trajectories that failed in the last call of ``sample``, at most 5, oldest first."""
         return list(self._errors)
@@ -166,7 +173,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             The version the engine acknowledges; compare it with ``version``.
 
         Raises:
-            EngineError: A thread is sampling on this engine; use ``offer_weights``.
+            EngineError: The engine cannot be built, or a thread is sampling on it; then use ``offer_weights``.
             WeightSyncError: A name or shape is unknown, or a cache could not be dropped.
         """
         self._num_evaluation_groups = 0
@@ -176,7 +183,8 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             check_free(engine)
             if isinstance(named_weights, ray.ObjectRef):
                 named_weights = ray.get(named_weights)
-            engine.load_weights(named_weights, version)
+            load(engine, named_weights, version)
+        self._load_for_evaluation(named_weights, version)
         return engine.weights_version
 
     @override(Checkpointable)
@@ -227,6 +235,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     def make_env(self) -> None:
         """Checks the configured environment; its instances are made when they are first needed."""
         self.stop_sampling()
+        self._stop_evaluator()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -248,6 +257,7 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
     def stop(self) -> None:
         """Gives the engine back, abandons all environments and what is in flight; waits for no environment."""
         self.stop_sampling()
+        self._stop_evaluator()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -284,13 +294,15 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         wanted = num_episodes if num_episodes is not None else 1
         if num_timesteps is not None:
             wanted = min(self.config.num_envs_per_env_runner, num_timesteps)
+        # Runners that are asked for equal amounts play what one would that is asked for all of it.
+        stride, offset = (self.num_workers, self.worker_index - 1) if self.worker_index else (1, 0)
         groups: list[TrajectoryGroup] = []
         num_turns = 0
         while True:
             first = self._num_evaluation_groups
             self._num_evaluation_groups += math.ceil(wanted / size)
             numbers = range(first, self._num_evaluation_groups)
-            group_ids = [f"evaluation/{self.worker_index or 0}/{n}" for n in numbers]
+            group_ids = [evaluation_group(n * stride + offset) for n in numbers]
             stats = self._play(group_ids, "evaluation", explore)
             groups += stats.groups
             num_turns += stats.num_turns
@@ -314,6 +326,9 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
         with self._metrics_lock:
             stats.log(self.metrics)
             self.metrics.log_value(WEIGHTS_SEQ_NO, self.get_weights_version(), window=1)
+            tasks = self._parts.task_order(self._role)
+            if tasks is not None and self._role == "train" and stats.settled_ids:
+                self.metrics.log_value(EPOCH, max(map(tasks.epoch, stats.settled_ids)), reduce="max")
         self.num_env_steps_sampled_lifetime += stats.num_turns
         self._errors = stats.errors[-_MAX_ERRORS_KEPT:]
 
@@ -341,13 +356,19 @@ class LanguageEnvRunner(BackgroundSampling, EnvRunner, Checkpointable):
             )
         return self._sampler
 
+    @override(LendsItsEngine)
+    def _make_evaluator(self, config: AlgorithmConfig) -> LanguageEnvRunner:
+        whose = {"worker_index": self.worker_index, "num_workers": self.num_workers}
+        evaluator: LanguageEnvRunner = LanguageEnvRunner(config=config, tune_trial_id=self.tune_trial_id, **whose)
+        return evaluator
+
     def _make_rollout(self, pool: EnvPool, explore: bool) -> Rollout:
         observer = self._callbacks.observer(pool)
         return self._parts.make_rollout(self._acquire_engine(), pool, explore=explore, observer=observer)
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
-            self._engine = registry.acquire(self._parts.engine_spec(self.worker_index or 0))
+            self._engine = acquire(self._parts.engine_spec(self.worker_index or 0))
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
                 self._set_module_state(*pending)

@@ -8,6 +8,7 @@ Observations are tokenised again for a new segment; what the policy sampled neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -41,11 +42,11 @@ class Segments:
         if self._settings.context_overflow != "summarize":
             return 0
         # Closing a reply that did not end itself takes the longer request.
-        return len(self.summary_request(reply_ended=False)) + self._settings.max_summary_tokens
+        return len(self.summary_request(())) + self._settings.max_summary_tokens
 
-    def summary_request(self, reply_ended: bool) -> list[int]:
-        """The ids that ask the policy for a summary, to be appended to the context; they fit in what was reserved."""
-        return self._renderer.next_prompt(SUMMARY_REQUEST, reply_ended=reply_ended)
+    def summary_request(self, reply: Sequence[int]) -> list[int]:
+        """The ids that ask the policy for a summary after this reply; they fit in what was reserved."""
+        return self._renderer.prompt_after(reply, SUMMARY_REQUEST)
 
     def after_summary(self, episode: SingleAgentEpisode, summary: str, answer: EnvAnswer) -> list[int] | None:
         """A segment that holds the task, the summary just written and the observation to be answered next.
@@ -74,13 +75,12 @@ class Segments:
         renderer = self._renderer
         earlier = episode.get_extra_model_outputs(TURN) if len(episode) else []
         replies = [turn.action_token_ids.tolist() for turn in (*earlier, latest)]
-        ended = [reply[-1] in renderer.stop_token_ids for reply in replies]
         shown = [*episode.get_observations(), answer.observation]
         roles = [info.get("obs_role", "user") for info in episode.get_infos()] + [answer.role]
 
         def framed(number: int, after: int) -> list[int]:
             """Observation ``number`` with the frame that follows the reply of turn ``after``."""
-            return renderer.next_prompt(shown[number], reply_ended=ended[after], role=roles[number])
+            return renderer.prompt_after(replies[after], shown[number], role=roles[number])
 
         last = len(replies)
         head = renderer.first_prompt(shown[0]) + replies[0]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvFailure
 from gspo_rllib.env_pool.pool import EnvPool
@@ -35,7 +36,7 @@ from gspo_rllib.env_runners.trajectory import (
     TrajectoryFailed,
     Wait,
 )
-from gspo_rllib.errors import EngineError, WeightSyncError
+from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.types import ChatSpec
 
 
@@ -67,6 +68,7 @@ class Rollout:
 
     Raises:
         WeightSyncError: The engine holds no weights yet.
+        EngineError: From ``run`` and ``advance``: the engine failed, or refused a request.
     """
 
     def __init__(
@@ -130,7 +132,8 @@ class Rollout:
         self._start_trajectories()
         if self._engine.has_work():
             started = time.perf_counter()
-            generations = self._engine.step()
+            with registry.failing_as_itself(self._engine):
+                generations = self._engine.step()
             self._stats.engine_s += time.perf_counter() - started
             self._stats.engine_steps += 1
             for generation in generations:
@@ -218,7 +221,7 @@ class Rollout:
             if isinstance(wanted, GenerationRequest):
                 self._request(playing, wanted)
             elif isinstance(wanted, Reset):
-                self._await(playing, self._pool.reset(slot, wanted.task_seed))
+                self._await(playing, self._pool.reset(slot, wanted.task_seed, wanted.task_id))
             else:
                 self._await(playing, self._pool.step(slot, wanted.action))
         self._stats.num_segments += playing.trajectory.num_segments - segments
@@ -236,12 +239,9 @@ class Rollout:
             self._submit(request)
 
     def _submit(self, request: GenerationRequest) -> None:
-        try:
+        # What it refuses is no fault of the environment's, and no other task would help.
+        with registry.failing_as_itself(self._engine):
             self._engine.submit(request)
-        except EngineError as error:
-            playing = self._by_request.pop(request.request_id)
-            playing.request_id = None
-            self._fail(playing, EnvFailure("engine", str(error)), retry=False)
 
     def _release_turns(self) -> None:
         while self._held and not self.holds_turns:

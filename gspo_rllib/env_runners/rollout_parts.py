@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any
+from functools import cached_property
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -13,12 +14,16 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.engine_spec import engine_spec, load_runner_tokenizer
+from gspo_rllib.env_runners.engine_spec import engine_spec, load_renderer
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
+from gspo_rllib.env_runners.task_order import TaskOrder
 from gspo_rllib.env_runners.trajectory import EpisodeObserver
 from gspo_rllib.types import ChatSpec
+
+# Framings that are kept ready. Environments with a framing of their own for each episode would else fill the memory.
+_MAX_RENDERERS = 64
 
 
 class RolloutParts:
@@ -40,8 +45,7 @@ class RolloutParts:
         self._config = config
         self._env = env
         self._run_seed = run_seed
-        self._tokenizer: Any = None
-        self._renderers: dict[str, ChatRenderer] = {}
+        self._renderers: OrderedDict[str, ChatRenderer] = OrderedDict()
 
     def make_pool(self) -> EnvPool:
         """Slots for as many environments as trajectories are played at a time; none is made yet."""
@@ -62,7 +66,14 @@ class RolloutParts:
             role=role,
             trajectory_retries=self.settings.trajectory_retries,
             ragged_groups=self.settings.ragged_groups,
+            tasks=self.task_order(role),
         )
+
+    def task_order(self, role: Role) -> TaskOrder | None:
+        """In which order groups play the environment's tasks; None where it does not count them."""
+        if self._env.num_tasks is None:
+            return None
+        return TaskOrder(self._env.num_tasks, run_seed=self._run_seed, shuffled=role == "train")
 
     def make_rollout(self, engine: Engine, pool: EnvPool, *, explore: bool, observer: EpisodeObserver) -> Rollout:
         """A rollout on this engine and in this pool; greedy unless it explores."""
@@ -87,8 +98,15 @@ class RolloutParts:
     def renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:
         """The renderer of conversations that are framed like this; the same one for equal framings."""
         key = repr(chat)
-        if key not in self._renderers:
-            if self._tokenizer is None:
-                self._tokenizer = load_runner_tokenizer(self._config.model_config)
-            self._renderers[key] = ChatRenderer(self._tokenizer, chat)
-        return self._renderers[key]
+        if key in self._renderers:
+            self._renderers.move_to_end(key)
+            return self._renderers[key]
+        renderer = self._renderers[key] = self._renderer.reframed(chat)
+        if len(self._renderers) > _MAX_RENDERERS:
+            self._renderers.popitem(last=False)  # whoever plays with it keeps it
+        return renderer
+
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        """What all renderers share: the tokenizer, and what is known of its chat template."""
+        return load_renderer(self.settings, self._config.model_config, self._env.chat)

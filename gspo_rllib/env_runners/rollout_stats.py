@@ -30,7 +30,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from gspo_rllib import metrics as names
 from gspo_rllib.env_pool.calls import EnvFailure, FailureKind
 from gspo_rllib.env_runners.group_scheduler import Settled
-from gspo_rllib.types import TRUNCATED_BY, TrajectoryGroup, TruncatedBy, turns
+from gspo_rllib.types import TRUNCATED_BY, TrajectoryGroup, TruncatedBy, succeeded, turns
 
 
 @dataclass(slots=True)
@@ -122,6 +122,10 @@ class RolloutStats:
         self._log_rllib_counters(logger)
         for episode in self.episodes:
             _log_episode(episode, logger)
+        for group in self.groups:
+            said = [success for success in map(succeeded, group.episodes) if success is not None]
+            if said:
+                logger.log_value(names.SUCCESS_GROUP_SQUARE_MEAN, (sum(said) / len(said)) ** 2, reduce="mean")
         sampled = prompted = cut = 0
         for episode in self.episodes:
             for turn in turns(episode):
@@ -193,11 +197,9 @@ def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:
     logger.log_value(EPISODE_DURATION_SEC_MEAN, episode.get_duration_s(), reduce="mean")
     for name, value in _env_metrics(episode).items():
         logger.log_value((names.ENV_METRICS, name), value, reduce="mean")
-    # A trajectory that was cut short before the environment reported success counts as failed.
-    success = False if TRUNCATED_BY in episode.custom_data else None
-    success = episode.get_infos(-1).get("success", success)
+    success = succeeded(episode)
     if success is not None:
-        logger.log_value(names.SUCCESS_MEAN, float(bool(success)), reduce="mean")
+        logger.log_value(names.SUCCESS_MEAN, float(success), reduce="mean")
 
 
 def _env_metrics(episode: SingleAgentEpisode) -> dict[str, float]:

@@ -49,6 +49,12 @@ class GenerationSettings(Settings):
     temperature: float = knob(
         1.0, "Divides the logits while sampling; the learner scores at the same one.", low=0.0, source="verl, TRL"
     )
+    template_kwargs: dict[str, Any] = knob(
+        {},
+        "Handed to the model's chat template, e.g. {'enable_thinking': False}; where the environment's ChatSpec names "
+        "one too, these hold.",
+        source="ours",
+    )
     max_tokens_per_turn: int = knob(64, "Most tokens of one reply.", unit="tokens", low=1, source="ours")
     max_turns: int | None = knob(
         None, "Most turns of a trajectory; None leaves it to the environment.", unit="turns", low=1, source="ours"

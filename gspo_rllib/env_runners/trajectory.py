@@ -29,6 +29,7 @@ class Reset:
     """The trajectory waits for the environment's first observation."""
 
     task_seed: int
+    task_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class Trajectory:
         self._turn_tokens: int
         self._max_turns: int | None
         self._context: list[int] = []
+        self._reply: list[int] = []
         self._finished_context: list[int] = []
         self._num_requests = 0
         observe("on_episode_created", self.episode, slot)
@@ -112,7 +114,7 @@ class Trajectory:
         Raises:
             TrajectoryFailed: An observation cannot be rendered, or the first prompt leaves no room for a reply.
         """
-        answer: EnvAnswer = yield Reset(self.assignment.task_seed)
+        answer: EnvAnswer = yield Reset(self.assignment.task_seed, self.assignment.task_id)
         prompt = self._first_prompt(answer)
         self._observe("on_episode_start", self.episode, self.slot)
         num_turns = 0
@@ -132,7 +134,7 @@ class Trajectory:
                 continue
             if self._settings.context_overflow == "summarize":
                 self._record(turn, action, answer)
-                request = self._segments.summary_request(self._reply_ended)
+                request = self._segments.summary_request(self._reply)
                 turn, action = yield from self._sample(request, starts_segment=False, is_summary=True)
                 segment = self._segments.after_summary(self.episode, action, answer)
                 answer = dataclasses.replace(answer, reward=0.0, info={"obs_role": answer.role})
@@ -173,7 +175,7 @@ class Trajectory:
         return self._renderer.first_prompt(answer.observation)
 
     def _next_prompt(self, answer: EnvAnswer) -> list[int]:
-        return self._renderer.next_prompt(answer.observation, reply_ended=self._reply_ended, role=answer.role)
+        return self._renderer.prompt_after(self._reply, answer.observation, role=answer.role)
 
     def _rendered(self, render: Callable[[EnvAnswer], list[int]], answer: EnvAnswer) -> list[int]:
         # Foreign text, tokenizer and template meet here; what they cannot do together fails this task only.
@@ -195,10 +197,12 @@ class Trajectory:
             max_tokens=min(self._settings.max_summary_tokens if is_summary else self._turn_tokens, room),
             temperature=self._settings.temperature,
             seed=self.assignment.sampling_seed(self._run_seed, self._num_requests),
-            stop=() if is_summary else self._renderer.chat.stop,  # a summary may quote what ends a turn
+            # A summary may quote what the environment ends a turn with.
+            stop=self._renderer.own_stop if is_summary else self._renderer.stop,
         )
         self._num_requests += 1
-        self._context.extend(generation.token_ids)
+        self._reply = generation.token_ids
+        self._context.extend(self._reply)
         versions = generation.token_versions
         version = self._engine.weights_version if versions is None else int(versions.min())
         assert version is not None
@@ -249,8 +253,3 @@ class Trajectory:
     def _room(self) -> int:
         """Tokens the context may still grow by; what a summary would need is kept free."""
         return self._max_model_len - len(self._context) - self._segments.reserve
-
-    @property
-    def _reply_ended(self) -> bool:
-        """Whether the context ends with an end-of-turn id the policy sampled."""
-        return self._context[-1] in self._renderer.stop_token_ids

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -20,8 +22,19 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from gspo_rllib import columns
+from gspo_rllib.connectors.scoring import score
+from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
 from gspo_rllib.learners.settings import UpdateSettings
-from gspo_rllib.learners.statistics import OLD_LOGP_RECOMPUTED, UpdateStatistics
+from gspo_rllib.learners.statistics import (
+    ENDED_BY_KL,
+    KL_TO_OLD,
+    NUM_MINIBATCHES,
+    NUM_STEPS_UNDONE,
+    OLD_LOGP_RECOMPUTED,
+    SCORING_HEAD,
+    SCORING_ROWS,
+    UpdateStatistics,
+)
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
 from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
@@ -61,6 +74,12 @@ class LanguageLearner(TorchLearner):
     own_statistics: tuple[str, ...] = ()
     """Names of the means that a subclass adds to ``self.statistics`` (``add_mean``); reported beside the others."""
 
+    _limit: KLLimit | None = None
+    """Of the present update; None where nothing limits how far it moves."""
+
+    _memory: StepMemory | None = None
+    """Of the present update; None where no step is undone."""
+
     _lr_timestep: int = 0
     """Of the latest update; what a learning-rate schedule goes by."""
 
@@ -76,6 +95,12 @@ class LanguageLearner(TorchLearner):
     def recomputes_old_log_probs(self) -> bool:
         """Whether this update's old log-probs are the learner's own before its first step, not the engine's."""
         return bool(self.config.recompute_old_log_probs)
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """As RLlib does; where a pass may miss a parameter, ranks tell each other which of them had a gradient."""
+        if self.config.num_learners > 1 and self.module[DEFAULT_MODULE_ID].reach.may_miss:
+            self.config.torch_ddp_kwargs.setdefault("find_unused_parameters", True)
+        super()._make_modules_ddp_if_necessary()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW; biases, norms and other vectors are not decayed. ``config`` may be this module's own, by RLlib."""
@@ -100,7 +125,10 @@ class LanguageLearner(TorchLearner):
     def _create_iterator_if_necessary(
         self, *, training_data: TrainingData, num_epochs: int = 1, **kwargs: Any
     ) -> Iterator[Minibatch]:
-        """The minibatches of ``num_epochs`` passes over the groups; the same number on every rank."""
+        """The minibatches of ``num_epochs`` passes over the groups, until the policy has moved too far.
+
+        Every rank gets the same number.
+        """
         assert isinstance(training_data, GroupTrainingData)
         batch: dict[str, Any] = self._learner_connector(
             rl_module=self.module,
@@ -115,10 +143,77 @@ class LanguageLearner(TorchLearner):
         self.statistics = UpdateStatistics(self.own_statistics)
         self.statistics.add_trajectories(trajectories)
         self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
+        scoring = self.module[DEFAULT_MODULE_ID].unwrapped().scoring
+        self.statistics.add_max(SCORING_ROWS, scoring.rows_level)
+        self.statistics.add_max(SCORING_HEAD, scoring.head_level)
         if self.recomputes_old_log_probs:
             self._recompute_old_logp(minibatches)
-        for _ in range(num_epochs):
-            yield from minibatches
+        self._watch_movement()
+        for minibatch in itertools.chain.from_iterable(itertools.repeat(minibatches, num_epochs)):
+            yield minibatch
+            if self._limit is not None and self._limit.exceeded:
+                break
+        else:
+            self._check_last_step(minibatches[-1])
+        self._memory = None
+        if self._limit is not None:
+            self.statistics.add_mean(ENDED_BY_KL, float(self._limit.exceeded), 1)
+            if self._limit.latest is not None:
+                self.statistics.add_mean(KL_TO_OLD, self._limit.latest, 1)
+
+    def _watch_movement(self) -> None:
+        target_kl, undo = self.settings.target_kl, self.settings.undo_overshoot
+        self._limit = self._memory = None
+        if target_kl is not None:
+            self._limit = KLLimit(target_kl, distributed=self.distributed, device=self.device)
+            self._memory = StepMemory(self._all_optimizers) if undo else None
+
+    @torch.no_grad()
+    def _check_last_step(self, minibatch: Minibatch) -> None:
+        """No minibatch comes after the last step: where steps are undone, its own is scored once more."""
+        if self._limit is None or self._memory is None:
+            return
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
+            self._limit.add(micro_batch[columns.OLD_LOGP], module.forward_train(micro_batch)[columns.LOGP])
+        if self._limit.check():
+            self._undo()
+
+    def _undo(self) -> None:
+        if self._memory is not None and self._memory.undo():
+            self.statistics.add_count(NUM_STEPS_UNDONE)
+
+    @property
+    def _all_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+
+    def score(self, trajectories: list[TokenTrajectory], temperatures: list[float]) -> list[np.ndarray]:
+        """Log-probabilities of sampled tokens under the policy as it is, the way updates compute them.
+
+        Args:
+            trajectories: Trajectories with at least one sampled token each.
+            temperatures: The temperature that each was sampled at, > 0.
+
+        Returns:
+            float32 [L] (nats) per trajectory.
+        """
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        scored: dict[int, np.ndarray] = {}
+        own = module.temperature
+        try:
+            for temperature in set(temperatures):
+                module.temperature = temperature
+                members = [i for i, other in enumerate(temperatures) if other == temperature]
+                values = score(
+                    [trajectories[i] for i in members],
+                    lambda row: module.forward_train(row)[columns.LOGP],
+                    max_tokens=self.settings.max_tokens_per_micro_batch,
+                    device=self.device,
+                )
+                scored.update(zip(members, values, strict=True))
+        finally:
+            module.temperature = own
+        return [scored[i] for i in range(len(trajectories))]
 
     def _minibatch(self, plan: MinibatchPlan, trajectories: list[TokenTrajectory]) -> Minibatch:
         members = [t for t in trajectories if t.group_id in plan.group_ids]
@@ -146,10 +241,10 @@ class LanguageLearner(TorchLearner):
     def _uncompiled_update(
         self, batch: dict[str, Any], **_: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-        """Accumulates the gradient of one minibatch and steps the optimiser."""
+        """Accumulates the gradient of one minibatch and steps the optimiser, unless the policy has moved too far."""
         tokens = batch[DEFAULT_MODULE_ID]
         module = self.module[DEFAULT_MODULE_ID]
-        optimizers = [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+        optimizers = self._all_optimizers
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         # A rank without a trajectory in this minibatch still takes part in the gradient's all-reduce.
@@ -162,6 +257,8 @@ class LanguageLearner(TorchLearner):
             with contextlib.nullcontext() if exchange else module.no_sync():
                 fwd_out = module.forward_train(micro_batch)
                 micro_batch.setdefault(columns.OLD_LOGP, fwd_out[columns.LOGP].detach())
+                if self._limit is not None and not micro_batch.get(columns.EMPTY):
+                    self._limit.add(micro_batch[columns.OLD_LOGP], fwd_out[columns.LOGP])
                 loss = self.compute_loss_for_module(
                     module_id=DEFAULT_MODULE_ID, config=self.config, batch=micro_batch, fwd_out=fwd_out
                 )
@@ -173,7 +270,11 @@ class LanguageLearner(TorchLearner):
                 # The all-reduce averages over ranks; the loss is this rank's part of a sum.
                 (loss * ranks).backward()
             total += loss.detach()
-        self._step(optimizers)
+        self.statistics.add_count(NUM_MINIBATCHES)
+        if self._limit is not None and self._limit.check(has_moved=self.statistics.num_steps_taken > 0):
+            self._undo()
+        else:
+            self._step(optimizers)
         return {}, {DEFAULT_MODULE_ID: total}, {}
 
     def _step(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -184,6 +285,8 @@ class LanguageLearner(TorchLearner):
             for o in optimizers
         ]
         finite = all(math.isfinite(norm) for norm in norms)
+        if finite and self._memory is not None:
+            self._memory.remember()
         self.statistics.add_step(grad_norm=norms[0], taken=finite)
         # Every rank has the same gradient after the all-reduce, so all skip or none does.
         for optimizer in optimizers:
@@ -236,7 +339,7 @@ class LanguageLearner(TorchLearner):
         learner that saved the state another one's.
         """
         self._weights_seq_no = 0
-        optimizers = [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+        optimizers = self._all_optimizers
         own = [_settings_of(optimizer) for optimizer in optimizers]
         super().set_state(state)
         self._lr_timestep = state.get(LR_TIMESTEP, self._lr_timestep)

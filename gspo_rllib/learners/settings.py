@@ -35,3 +35,19 @@ class UpdateSettings(Settings):
         (0.9, 0.999), "AdamW's averaging of gradient and squared gradient.", source="torch"
     )
     adam_epsilon: float = knob(1e-8, "Added to AdamW's denominator.", low=0.0, low_open=True, source="torch")
+    target_kl: float | None = knob(
+        None,
+        "Largest KL between the policy before the update and the one being trained, mean over the sampled tokens of "
+        "the minibatch just seen (k3). Beyond it that minibatch's step is not taken and the update ends; None for no "
+        "limit. The first step is always taken.",
+        unit="nats per token",
+        low=0.0,
+        low_open=True,
+        source="Stable-Baselines3, CleanRL: none",
+    )
+    undo_overshoot: bool = knob(
+        False,
+        "Whether the step that went beyond target_kl is undone too, weights and optimiser; costs a copy of both, and a "
+        "forward pass after the last step.",
+        source="ours",
+    )

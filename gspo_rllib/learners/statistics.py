@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gspo_rllib.ops import SpreadMoments
 from gspo_rllib.types import TokenTrajectory
 
 # Means over trajectories or tokens leave out trajectories with a zero advantage: they need no forward pass.
@@ -44,6 +45,12 @@ SEQUENCE_GAP_BY_LENGTH = "sequence_gap_by_length"
 """``sequence_gap_mean`` by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
 OLD_LOGP_RECOMPUTED = "old_log_probs_recomputed"
 """1 where the ratio's denominator was the learner's own before its first step, 0 where it was the engine's."""
+SCORING_ROWS = "scoring_rows"
+"""What a forward pass of the learner holds: 0 packed rows in which groups may share prompts, 1 packed rows, 2 padded
+rows, 3 one segment; the first of these that is exact for the model and allowed by the settings."""
+SCORING_HEAD = "scoring_head"
+"""Where log-probs come from: 0 the head in blocks on sampled tokens, 1 the model's own logits of sampled tokens, 2 its
+own logits of all tokens; the first that is exact for the model."""
 KL_TO_REFERENCE = "kl_to_reference"
 """KL(policy being trained || reference) in nats per sampled token, by the configured estimator."""
 CORRECTION_WEIGHT_MEAN = "correction_weight_mean"
@@ -54,8 +61,13 @@ VF_LOSS = "vf_loss"
 """Squared error of the critic, mean over the update's minibatches (RLlib's name)."""
 VF_EXPLAINED_VAR = "vf_explained_var"
 """1 - Var(target - value) / Var(target) over sampled tokens (RLlib's name); 1 is perfect, 0 a constant."""
+CLIP_RANGE_MEAN = "clip_range_mean"
+"""How far below 1 the ratio could go, mean over trajectories; only where each one has a range of its own."""
 CLIP_SCALE = "clip_scale"
 """What ``clip_low`` and ``clip_high`` were multiplied with to reach the target clip fraction."""
+KL_TO_OLD = "kl_to_old"
+"""KL(policy before the update || policy) in nats per sampled token (k3) on the minibatch after which the update ended;
+only with a limit on it."""
 STALENESS = "staleness"
 """Weights versions between sampling and this update, mean over trajectories; 0 when on policy."""
 GRAD_NORM = "grad_norm"
@@ -64,6 +76,12 @@ NUM_STEPS = "num_optimizer_steps"
 """Optimiser steps taken."""
 NUM_STEPS_SKIPPED = "num_optimizer_steps_skipped"
 """Optimiser steps not taken because the gradient was not finite."""
+NUM_STEPS_UNDONE = "num_optimizer_steps_undone"
+"""Optimiser steps taken, and then undone because they went beyond ``target_kl``."""
+NUM_MINIBATCHES = "num_minibatches"
+"""Minibatches the update got to before it ended, those whose step was not taken too."""
+ENDED_BY_KL = "ended_by_target_kl"
+"""1 where ``target_kl`` ended the update, 0 where its minibatches did."""
 NUM_TRAJECTORIES = "num_trajectories"
 """Trajectories trained on."""
 NUM_ZERO_ADVANTAGE = "num_zero_advantage_trajectories"
@@ -79,20 +97,25 @@ BY_LENGTH = tuple(
     f"{name}/{edge}" for name in (ABS_LOG_RATIO_BY_LENGTH, SEQUENCE_GAP_BY_LENGTH) for edge in LENGTH_BUCKETS
 )
 
+LOG_RATIO_MOMENTS = {kind: tuple(f"{kind}_{name}" for name in SpreadMoments._fields) for kind in ("step", "noise")}
+"""Means that are not reported, ``SpreadMoments`` of log-ratios after one optimiser step, and at equal weights."""
+
 _RATIO_SQUARED = "ratio_squared"
 _VF_TARGET, _VF_TARGET_SQUARED, _VF_ERROR, _VF_ERROR_SQUARED = (
     "vf_target", "vf_target_squared", "vf_error", "vf_error_squared",
 )  # fmt: skip
-_INTERMEDIATE = (_RATIO_SQUARED, _VF_TARGET, _VF_TARGET_SQUARED, _VF_ERROR, _VF_ERROR_SQUARED)
+_DERIVED_FROM = (_RATIO_SQUARED, _VF_TARGET, _VF_TARGET_SQUARED, _VF_ERROR, _VF_ERROR_SQUARED)
+_INTERMEDIATE = (*_DERIVED_FROM, *LOG_RATIO_MOMENTS["step"], *LOG_RATIO_MOMENTS["noise"])
 
 UPDATE_MEANS = (
     LOSS, RATIO_MEAN, CLIP_FRACTION, CLIP_FRACTION_LOW, CLIP_FRACTION_HIGH, KL_TO_BEHAVIOR, ENTROPY,
     ADVANTAGE_ABS_MEAN, ABS_LOG_RATIO_MEAN, SEQUENCE_GAP_MEAN, STALENESS, GRAD_NORM, OLD_LOGP_RECOMPUTED,
-    KL_TO_REFERENCE, CORRECTION_WEIGHT_MEAN, CORRECTION_MASKED_FRACTION, VF_LOSS, *_INTERMEDIATE, *BY_LENGTH,
+    KL_TO_REFERENCE, CORRECTION_WEIGHT_MEAN, CORRECTION_MASKED_FRACTION, VF_LOSS, CLIP_RANGE_MEAN, KL_TO_OLD,
+    ENDED_BY_KL, *_INTERMEDIATE, *BY_LENGTH,
 )  # fmt: skip
 UPDATE_COUNTS = (NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE, NUM_TOKENS, NUM_SAMPLED_TOKENS)
-PER_RANK_COUNTS = (NUM_STEPS, NUM_STEPS_SKIPPED)
-UPDATE_MAXIMA = (LOGP_GAP_MAX,)
+PER_RANK_COUNTS = (NUM_STEPS, NUM_STEPS_SKIPPED, NUM_STEPS_UNDONE, NUM_MINIBATCHES)
+UPDATE_MAXIMA = (LOGP_GAP_MAX, SCORING_ROWS, SCORING_HEAD)
 
 
 class UpdateStatistics:
@@ -112,6 +135,11 @@ class UpdateStatistics:
     def num_steps(self) -> int:
         """Optimiser steps taken or skipped so far."""
         return int(self._sums[NUM_STEPS] + self._sums[NUM_STEPS_SKIPPED])
+
+    @property
+    def num_steps_taken(self) -> int:
+        """Optimiser steps taken so far."""
+        return int(self._sums[NUM_STEPS])
 
     def add_mean(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Adds ``count`` observations that sum to ``total`` to the mean called ``name``.
@@ -155,6 +183,11 @@ class UpdateStatistics:
             if count:
                 self.add_mean(f"{name}/{edge}", total, count)
 
+    def add_moments(self, kind: str, sums: SpreadMoments, count: float) -> None:
+        """Sums over ``count`` ratios, see ``spread_sums``; ``kind`` is one of ``LOG_RATIO_MOMENTS``."""
+        for name, total in zip(LOG_RATIO_MOMENTS[kind], sums, strict=True):
+            self.add_mean(name, total, count)
+
     def add_values(self, value_L: Tensor, target_L: Tensor) -> None:
         """What the critic predicted, and what it should have."""
         error_L = (target_L - value_L).double()
@@ -171,6 +204,10 @@ class UpdateStatistics:
         if taken:
             self.add_mean(GRAD_NORM, grad_norm, 1)
         self._sums[NUM_STEPS if taken else NUM_STEPS_SKIPPED] += 1
+
+    def add_count(self, name: str) -> None:
+        """One more of ``PER_RANK_COUNTS``; every rank counts alike."""
+        self._sums[name] += 1
 
     def compute(self, *, distributed: bool, device: torch.device | str) -> dict[str, float]:
         """The value of every statistic, the same on every rank."""
@@ -196,7 +233,7 @@ class UpdateStatistics:
 
 def _derive(values: dict[str, float]) -> dict[str, float]:
     """Replaces moments by the statistics that are computed from them."""
-    moments = {name: values.pop(name) for name in _INTERMEDIATE if name in values}
+    moments = {name: values.pop(name) for name in _DERIVED_FROM if name in values}
     if moments.get(_RATIO_SQUARED):
         values[EFFECTIVE_SAMPLE_SIZE] = values[RATIO_MEAN] ** 2 / moments[_RATIO_SQUARED]
     if _VF_TARGET in moments:

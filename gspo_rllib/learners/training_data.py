@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.rllib.core.learner.training_data import TrainingData
@@ -68,19 +68,32 @@ class GroupTrainingData(TrainingData):
         self.episodes = [episode for group in self.groups for episode in group.episodes]
 
     @classmethod
-    def from_groups(cls, groups: Sequence[TrajectoryGroup], *, num_minibatches: int, seed: int) -> GroupTrainingData:
-        """Shuffles the groups into minibatches of as equal a number of groups as possible.
+    def from_groups(
+        cls,
+        groups: Sequence[TrajectoryGroup],
+        *,
+        num_minibatches: int,
+        seed: int,
+        min_informative: int = 0,
+        num_informative: Callable[[TrajectoryGroup], int] = lambda group: len(group.episodes),
+    ) -> GroupTrainingData:
+        """Shuffles the groups into minibatches.
 
         Args:
             groups: Complete groups, at least one.
             num_minibatches: How many optimiser steps an epoch has; fewer when there are fewer groups.
             seed: Seed of the shuffle.
+            min_informative: Fewest informative trajectories of a minibatch; minibatches are joined until all have as
+                many. 0: minibatches are of as equal a number of groups as possible, whatever is in them.
+            num_informative: How many trajectories of a group have an advantage.
         """
         order = list(groups)
         random.Random(seed).shuffle(order)
         parts = min(num_minibatches, len(order))
-        plans = [MinibatchPlan.of(order[i::parts]) for i in range(parts)]
-        return cls(groups=list(groups), minibatches=plans)
+        minibatches = [order[i::parts] for i in range(parts)]
+        if min_informative:
+            minibatches = _informative_minibatches(order, parts, min_informative, num_informative)
+        return cls(groups=list(groups), minibatches=[MinibatchPlan.of(members) for members in minibatches])
 
     def shard(
         self, num_shards: int, len_lookback_buffer: int | None = None, **kwargs: Any
@@ -95,3 +108,23 @@ class GroupTrainingData(TrainingData):
                 load[rank] += group.num_tokens
                 shards[rank].append(group)
         return [(GroupTrainingData(groups=shard, minibatches=self.minibatches), {}) for shard in shards]
+
+
+def _informative_minibatches(
+    order: Sequence[TrajectoryGroup], most: int, least: int, num_informative: Callable[[TrajectoryGroup], int]
+) -> list[list[TrajectoryGroup]]:
+    """As many minibatches as have ``least`` informative trajectories each, at most ``most``, at least one."""
+    counts = [num_informative(group) for group in order]
+    for parts in range(most, 0, -1):
+        minibatches: list[list[TrajectoryGroup]] = [[] for _ in range(parts)]
+        informative, sizes = [0] * parts, [0] * parts
+        # Those that teach something first, to whom has fewest of these; the others then even out the sizes.
+        for group, count in sorted(zip(order, counts, strict=True), key=lambda pair: -pair[1]):
+            load = informative if count else sizes
+            part = load.index(min(load))
+            minibatches[part].append(group)
+            informative[part] += count
+            sizes[part] += len(group.episodes)
+        if min(informative) >= least:
+            break
+    return minibatches

@@ -8,8 +8,7 @@ Shapes: see ``columns``; D hidden, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import functools
 import pathlib
 import tempfile
 from typing import Any
@@ -22,14 +21,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
+from gspo_rllib.model_files import ModelFiles, copy_files
 from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
-from gspo_rllib.modules.attention import PACKED, prefix_sharing, supports_packing
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
-from gspo_rllib.modules.hidden_states import hidden_states, hidden_states_of_call
-from gspo_rllib.modules.prefix_attention import PrefixSharing
+from gspo_rllib.modules.exactness import Wanted, exact_scoring
+from gspo_rllib.modules.frozen import Reach, freeze_unreached
+from gspo_rllib.modules.hidden_states import trunk_of
+from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
+from gspo_rllib.modules.scoring import Scoring, check_length, score, trunk_states
 from gspo_rllib.modules.varlen_attention import serves_dtype
-from gspo_rllib.ops import token_logprobs
 
 MODEL_CONFIG: dict[str, Any] = {
     "path": None,
@@ -48,13 +49,13 @@ MODEL_CONFIG: dict[str, Any] = {
 mixed precision; weights, optimiser state, log-probabilities and loss stay float32. ``head_dtype``: None lets the head
 multiply in the precision of the layers; ``"float32"`` keeps it exact under mixed precision.
 ``activation_checkpointing``: recompute activations in the backward pass, about 1.3 times the time for a fraction of
-the memory. ``packing``: True for packed rows, False for padded ones, None to pack wherever the model allows it.
+the memory. ``packing``: True for packed rows, False for rows of their own, None to pack wherever that is exact.
 ``attn_implementation``: None for ours; ``"flash_attention_2"`` where it is installed. ``trust_remote_code``: whether
 the model folder may run its own code. ``vf_share_layers``: for algorithms with a critic only. False gives the critic
 layers of its own, loaded from ``path`` (twice the memory); True lets its value head read the policy's last hidden
 states. ``shared_prefixes``: whether trajectories of a group compute the prompt they share once per packed row, exact
 to float noise. None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True:
-wherever two share a token; False: never.
+wherever two share a token; False: never. What is set by hand and not exact for the model is refused (``exactness``).
 
 There is no setting for dropout or router noise, and those of the model's own config are passed over: the tokens were
 sampled without them, so a policy scored with them is another one, and its ratios to the one that sampled are noise.
@@ -99,8 +100,8 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
 class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     """A causal language model that scores the tokens it sampled, and values the states it sampled them in.
 
-    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature`` and ``use_critic`` are added by the algorithm. Without
-    ``use_critic`` there is no critic and not one parameter of it.
+    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature``, ``use_critic`` and ``max_model_len`` are added by the
+    algorithm. Without ``use_critic`` there is no critic and not one parameter of it.
     """
 
     def setup(self) -> None:
@@ -112,26 +113,31 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         given = dict(self.model_config)
         self.temperature = float(given.pop("temperature", 1.0))
         use_critic = bool(given.pop("use_critic", False))
+        runs, max_model_len = "max_model_len" in given, given.pop("max_model_len", None)
         settings = check_model_config(given)
         self.settings = settings
         path, trust = str(settings["path"]), settings["trust_remote_code"]
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
         self.model: PreTrainedModel = self._load(path, trust)
-        head = self.model.get_output_embeddings()
-        self._plain_head = isinstance(head, torch.nn.Linear) and not _head_is_transformed(self.model.config)
-        if settings["head_dtype"] and not self._plain_head:
-            raise SettingError(
-                f"rl_module.model_config['head_dtype'] is {settings['head_dtype']!r}, but the head of "
-                f"{type(self.model).__name__} is more than one matrix multiplication; set it to None."
-            )
         # Sampling needs no critic; never building it there saves its memory too.
         wanted = use_critic and not self.inference_only
         self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
         if settings["activation_checkpointing"]:
             for model in self._hugging_face_models():
                 recompute_activations(model)
+        text_config = self.model.config.get_text_config()
+        longest = max_model_len or getattr(text_config, "max_position_embeddings", None)
+        # The longest context of a run; a module that no run made has none.
+        self._longest_context = longest if runs else None
+        if not self.inference_only:
+            _ = self.scoring  # refused here, if at all
         # By whether gradients flow: the longest segment in a pass that was watched for what no policy may do.
         self._longest_checked = {True: 0, False: 0}
+        # What only scores has no gradient to wait for.
+        self.reach = Reach((), may_miss=False)
+        if not self.inference_only:
+            attention = settings["attn_implementation"]
+            self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -142,32 +148,33 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 )
         except (OSError, ValueError) as error:
             raise ModelError(f"model path {path!r}: no causal language model could be loaded ({error})") from error
-        can_pack = supports_packing(type(model), model.config)
-        packing, attention = self.settings["packing"], self.settings["attn_implementation"]
-        if packing and not can_pack:
-            raise SettingError(
-                f"rl_module.model_config['packing'] is True, but {type(model).__name__} mixes tokens in a way packed "
-                "rows would change; set it to None or False to train it padded."
-            )
-        self.packed = can_pack if packing is None else bool(packing)
-        if attention is not None:
-            model.set_attn_implementation(attention)
-        elif self.packed:
-            model.set_attn_implementation(PACKED)
+        self._files = ModelFiles.of(path, model, config_class=type(config))
         model.config.use_cache = False
-        ours = self.packed and attention is None
-        self._prefix_sharing = prefix_sharing(model) if ours and self.settings["shared_prefixes"] is not False else None
-        if self.settings["shared_prefixes"] and self._prefix_sharing is None:
-            raise SettingError(
-                f"rl_module.model_config['shared_prefixes'] is True, but {type(model).__name__} cannot share as it is "
-                "configured: that takes packed rows, our own attention (attn_implementation None), and values as "
-                "wide as keys. Set it to None or False."
-            )
         return model.eval()
 
     def _hugging_face_models(self) -> list[PreTrainedModel]:
         trunk = None if self.critic is None else self.critic.trunk
         return [self.model] if trunk is None else [self.model, trunk]
+
+    @functools.cached_property
+    def scoring(self) -> Scoring:
+        """How tokens are scored: the fastest way that is exact for this model. Where only sampling is, not needed.
+
+        Raises:
+            ModelError: No way is.
+            SettingError: None that the settings allow.
+        """
+        settings = self.settings
+        wanted = Wanted(
+            packing=settings["packing"],
+            attention=settings["attn_implementation"],
+            shared_prefixes=settings["shared_prefixes"],
+            exact_head=settings["head_dtype"] == "float32",
+            temperature=self.temperature,
+            max_tokens=self._longest_context,
+            recomputes=settings["activation_checkpointing"],
+        )
+        return exact_scoring(self._hugging_face_models(), self.tokenizer, wanted)
 
     def train(self, mode: bool = True) -> CausalLMModule:
         """Marks the module; what it scores with stays in evaluation mode, in which a policy is what it samples with."""
@@ -190,9 +197,9 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                     "on a CPU, and under 'bfloat16' on a CUDA GPU of compute capability 8.0. Set it to None or False."
                 )
             return None
-        if wanted and self._prefix_sharing is not None:
-            return dataclasses.replace(self._prefix_sharing, min_token_ratio=1.0)
-        return self._prefix_sharing
+        if not self.scoring.shares_prefixes:
+            return None
+        return PrefixSharing(1.0 if wanted else MIN_TOKEN_RATIO, max_segment_tokens=self.scoring.window)
 
     def get_non_inference_attributes(self) -> list[str]:
         """What sampling does not need and engines are never sent: the critic."""
@@ -227,9 +234,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             )
         with self._autocast(batch):
             if embeddings is None:
-                inputs, cell_L = self._inputs(batch)
-                trunk = self.model.base_model if self.critic.trunk is None else self.critic.trunk
-                embeddings = hidden_states(trunk, inputs, cell_L)
+                trunk = trunk_of(self.model) if self.critic.trunk is None else self.critic.trunk
+                embeddings = trunk_states(trunk, batch, self.scoring)
             values_L: Tensor = self.critic(embeddings)
         return values_L
 
@@ -239,7 +245,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         Returns:
             ``logp`` and ``entropy``, float32 [L], at the policy's sampling temperature; with a critic also ``values``,
             float32 [L]: of the state *before* each sampled token, the one the policy chose it in.
+
+        Raises:
+            ModelError: A segment is longer than the model's log-probabilities are defined for.
         """
+        check_length(batch, self.scoring, type(self.model).__name__)
         # A pass that is longer than any before is watched: models take shortcuts by length, too.
         longest, gradient = max(batch[columns.SEGMENT_LENGTHS]), torch.is_grad_enabled()
         if longest <= self._longest_checked[gradient]:
@@ -249,80 +259,25 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         with self._autocast(batch):
-            inputs, cell_L = self._inputs(batch)
-            logp_L, entropy_L, hidden_LD = self._score(batch, inputs, cell_L)
+            logp_L, entropy_L, hidden_LD = score(
+                self.model,
+                batch,
+                self.scoring,
+                temperature=self.temperature,
+                exact_head=self.settings["head_dtype"] == "float32",
+                keep_states=self.critic is not None and self.critic.trunk is None,
+            )
             out = {columns.LOGP: logp_L, columns.ENTROPY: entropy_L}
             # In the same forward pass: DistributedDataParallel must see every parameter at work.
             if self.critic is not None:
                 if self.critic.trunk is not None:
-                    hidden_LD = hidden_states(self.critic.trunk, inputs, cell_L)
+                    hidden_LD = trunk_states(self.critic.trunk, batch, self.scoring)
                 out[columns.VALUES] = self.critic(hidden_LD)
         return out
 
     def _autocast(self, batch: dict[str, Any]) -> torch.autocast:
         enabled = self.settings["autocast_dtype"] == "bfloat16"
         return torch.autocast(batch[columns.TOKEN_IDS].device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        """What a trunk is called with, and which cells of its flattened [rows · columns] output predict a token."""
-        return self._packed_inputs(batch) if self.packed else self._padded_inputs(batch)
-
-    def _packed_inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        extra = {} if self.settings["attn_implementation"] else {"segment_lengths": batch[columns.SEGMENT_LENGTHS]}
-        if columns.SEGMENT_PREFIXES in batch:
-            extra["segment_prefixes"] = batch[columns.SEGMENT_PREFIXES]
-        inputs = {
-            "input_ids": batch[columns.TOKEN_IDS][None],
-            "position_ids": batch[columns.POSITION_IDS][None],
-            "use_cache": False,
-            **extra,
-        }
-        return inputs, batch[columns.LOSS_POSITIONS]
-
-    def _padded_inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        """The same tokens as a right-padded table, for models whose layers mix neighbouring tokens."""
-        lengths = batch[columns.SEGMENT_LENGTHS]
-        rows = batch[columns.TOKEN_IDS].split(lengths)
-        token_ids_ST = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        device = token_ids_ST.device
-        length_S = torch.tensor(lengths, device=device)
-        mask_ST = torch.arange(token_ids_ST.shape[1], device=device)[None, :] < length_S[:, None]
-        segment_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), length_S)
-        cell_L = (segment_T * token_ids_ST.shape[1] + batch[columns.POSITION_IDS])[batch[columns.LOSS_POSITIONS]]
-        return {"input_ids": token_ids_ST, "attention_mask": mask_ST.long(), "use_cache": False}, cell_L
-
-    def _score(
-        self, batch: dict[str, Any], inputs: dict[str, Any], cell_L: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``(logp_L, entropy_L, hidden_LD)``; a head of several operations gives hidden states only where shared."""
-        trunk = self.model.base_model
-        if self._plain_head:
-            hidden_LD = hidden_states(trunk, inputs, cell_L)
-            return *self._score_hidden(hidden_LD, batch), hidden_LD
-        shared = self.critic is not None and self.critic.trunk is None
-        with hidden_states_of_call(trunk, cell_L) if shared else contextlib.nullcontext([None]) as kept:
-            if self.packed:
-                logits_LV = self.model(**inputs, logits_to_keep=cell_L).logits[0]
-            else:
-                logits_LV = self.model(**inputs).logits.flatten(0, 1)[cell_L]
-        return *self._score_logits(logits_LV, batch), kept[0]
-
-    def _score_hidden(self, hidden_LD: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        head: Any = self.model.get_output_embeddings()
-        exact = self.settings["head_dtype"] == "float32"
-        with torch.autocast(hidden_LD.device.type, enabled=False) if exact else contextlib.nullcontext():
-            return token_logprobs(
-                hidden_LD.float() if exact else hidden_LD,
-                head.weight,
-                batch[columns.LOSS_TOKEN_IDS],
-                temperature=self.temperature,
-                bias_V=head.bias,
-            )
-
-    def _score_logits(self, logits_LV: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        logp_LV = (logits_LV.float() / self.temperature).log_softmax(dim=-1)
-        entropy_L = -(logp_LV.exp() * logp_LV).sum(dim=-1)
-        return logp_LV.gather(1, batch[columns.LOSS_TOKEN_IDS][:, None]).squeeze(1), entropy_L
 
     def save_to_path(
         self,
@@ -332,7 +287,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         filesystem: Any = None,
         use_msgpack: bool = False,
     ) -> str:
-        """Saves a Hugging Face folder (safetensors, tokenizer, chat template) among RLlib's own small files.
+        """Saves a Hugging Face folder among RLlib's own small files: float32 weights, and all else as it was loaded.
 
         A critic goes to ``critic.CRITIC_FILE`` below it.
         """
@@ -340,13 +295,16 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         saved: str = super().save_to_path(
             path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
         )
-        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            self.write_folder(folder)
             if self.critic is not None:
                 self.critic.save(folder)
-            _copy_files(folder, saved, filesystem)
+            copy_files(folder, saved, filesystem)
         return saved
+
+    def write_folder(self, folder: str | pathlib.Path) -> None:
+        """Writes the policy into an existing local folder: its weights, and all else as it was loaded."""
+        self._files.write(self.model, folder)
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
@@ -359,7 +317,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             ModelError: The folder holds another architecture, or no critic where this module has one.
         """
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            _copy_files(str(path), folder, None, source_filesystem=filesystem)
+            copy_files(str(path), folder, None, source_filesystem=filesystem)
             if self.critic is not None and not (pathlib.Path(folder) / CRITIC_FILE).is_file():
                 raise ModelError(
                     f"{path} has no {CRITIC_FILE}, so it was saved by an algorithm without a critic. Restore a "
@@ -373,21 +331,3 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 raise ModelError(f"{path} holds other weights than this policy: {str(error)[:400]}") from error
             if self.critic is not None:
                 self.critic.load(folder, source=str(path))
-
-
-def _head_is_transformed(config: Any) -> bool:
-    """Whether the model does more to its logits than one matrix multiplication (soft cap, scale)."""
-    return any(
-        getattr(config, name, None) not in (None, 1, 1.0)
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    )
-
-
-def _copy_files(source: str, target: str, filesystem: Any, source_filesystem: Any = None) -> None:
-    """Copies a folder's files between file systems; None is the local one."""
-    from pyarrow import fs
-
-    local = fs.LocalFileSystem()
-    fs.copy_files(
-        source, target, source_filesystem=source_filesystem or local, destination_filesystem=filesystem or local
-    )

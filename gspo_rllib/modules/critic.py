@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError
+from gspo_rllib.modules.hidden_states import trunk_of
 
 CRITIC_FILE = pathlib.PurePosixPath("critic/critic.safetensors")
 """Where a saved policy's folder keeps the critic. Not beside the policy's own files: engines such as vLLM load every
@@ -34,14 +35,16 @@ class Critic(torch.nn.Module):
         """Builds an untrained critic.
 
         Args:
-            policy: A freshly loaded model whose attention and checkpointing are already set; the trunk keeps them.
+            policy: A freshly loaded model; the trunk has its own attention and keeps its activations.
             share_layers: Read the policy's hidden states instead of a copy's: half the memory, but the two losses
                 pull at the same weights.
         """
         super().__init__()
-        self.trunk: PreTrainedModel | None = None if share_layers else copy.deepcopy(policy.base_model)
+        self.trunk: PreTrainedModel | None = None if share_layers else copy.deepcopy(trunk_of(policy))
+        head = policy.get_output_embeddings()
         # What the head multiplies is what the last layer returns, also where config.hidden_size is another width.
-        self.value_head = torch.nn.Linear(policy.get_output_embeddings().weight.shape[-1], 1)
+        width = policy.config.get_text_config().hidden_size if head is None else head.weight.shape[-1]
+        self.value_head = torch.nn.Linear(width, 1)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
 

@@ -11,13 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The layers of a causal language model without its head, also where its ``base_model`` is itself."""
+    trunk: PreTrainedModel = model.base_model
+    if trunk is model:
+        trunk = next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
+    return trunk
 
 
 def hidden_states(trunk: Any, inputs: dict[str, Any], cell_L: Tensor) -> Tensor:
     """Runs a model without its head.
 
     Args:
-        trunk: A model's ``base_model``.
+        trunk: ``trunk_of`` a model.
         inputs: Keyword arguments of the trunk, [S, T] each.
         cell_L: int64, which cells are wanted.
 
@@ -32,7 +41,7 @@ def hidden_states_of_call(trunk: torch.nn.Module, cell_L: Tensor) -> Iterator[li
     """Records what ``hidden_states`` would compute while the whole model runs, head included.
 
     Args:
-        trunk: The ``base_model`` of the model that will be called.
+        trunk: ``trunk_of`` the model that will be called.
         cell_L: int64, which cells are wanted.
 
     Yields:

@@ -12,6 +12,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gspo_rllib.errors import ModelError, SettingError
 
 _T = TypeVar("_T")
+
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
 
 _times_written = operator.attrgetter("_version")
 """How often a tensor was written to in place, as torch's autograd counts it."""
@@ -47,9 +50,19 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
+    if _kept.get() or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+@contextmanager
+def activations_kept() -> Iterator[None]:
+    """Nothing is recomputed inside the block, whatever ``recompute_activations`` was called with."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def _layers(model: PreTrainedModel) -> Iterator[torch.nn.Module]:

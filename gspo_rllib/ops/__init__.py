@@ -8,6 +8,7 @@ from gspo_rllib.ops.advantages import reward_parts_z_score as reward_parts_z_sco
 from gspo_rllib.ops.advantages import step_groups as step_groups
 from gspo_rllib.ops.advantages import trajectory_mean_advantages as trajectory_mean_advantages
 from gspo_rllib.ops.advantages import turn_returns as turn_returns
+from gspo_rllib.ops.clip_scaling import deviations_clip_range as deviations_clip_range
 from gspo_rllib.ops.clip_scaling import length_clip_scale as length_clip_scale
 from gspo_rllib.ops.clip_scaling import next_clip_scale as next_clip_scale
 from gspo_rllib.ops.corrections import CORRECTION_LEVELS as CORRECTION_LEVELS
@@ -22,6 +23,12 @@ from gspo_rllib.ops.divergences import k2 as k2
 from gspo_rllib.ops.divergences import k3 as k3
 from gspo_rllib.ops.divergences import kl_estimate as kl_estimate
 from gspo_rllib.ops.length_penalties import soft_overlong_penalty as soft_overlong_penalty
+from gspo_rllib.ops.log_ratio_spread import LogRatioSpread as LogRatioSpread
+from gspo_rllib.ops.log_ratio_spread import SpreadMoments as SpreadMoments
+from gspo_rllib.ops.log_ratio_spread import blend_moments as blend_moments
+from gspo_rllib.ops.log_ratio_spread import fit_spread as fit_spread
+from gspo_rllib.ops.log_ratio_spread import ratio_lengths as ratio_lengths
+from gspo_rllib.ops.log_ratio_spread import spread_sums as spread_sums
 from gspo_rllib.ops.policy_loss import MAX_LOG_RATIO as MAX_LOG_RATIO
 from gspo_rllib.ops.policy_loss import policy_loss as policy_loss
 from gspo_rllib.ops.ratios import IMPORTANCE_SAMPLING_LEVELS as IMPORTANCE_SAMPLING_LEVELS

@@ -25,8 +25,8 @@ def policy_loss(
     mask_BT: Bool[Tensor, "B T"],
     *,
     importance_sampling_level: ImportanceSamplingLevel = "sequence",
-    clip_low: Float[Tensor, " B"] | float | int = 3e-4,
-    clip_high: Float[Tensor, " B"] | float | int = 4e-4,
+    clip_low: Float[Tensor, " B"] | Float[Tensor, "B T"] | float | int = 3e-4,
+    clip_high: Float[Tensor, " B"] | Float[Tensor, "B T"] | float | int = 4e-4,
     turn_ids_BT: Int[Tensor, "B T"] | None = None,
     reduction: Reduction = "trajectory_mean",
     surrogate: Surrogate = "clip",
@@ -46,10 +46,10 @@ def policy_loss(
         advantages: [B], one per trajectory, or [B, T], one per token.
         mask_BT: True on sampled tokens; prompt, environment and padding are False and may hold anything, NaN included.
         importance_sampling_level: Scope of the ratio: ``"sequence"`` | ``"sequence_token"`` | ``"turn"`` | ``"token"``.
-        clip_low: Ratio range below 1 (dimensionless, >= 0); a number, or one per trajectory. For ``"log_clip"``: range
-            of a token's log-ratio below 0 (nats).
-        clip_high: Ratio range above 1 (dimensionless, >= 0); a number, or one per trajectory. For ``"log_clip"``: range
-            of a token's log-ratio above 0 (nats).
+        clip_low: Ratio range below 1 (dimensionless, >= 0); a number, or one per trajectory or token. For
+            ``"log_clip"``: range of a token's log-ratio below 0 (nats).
+        clip_high: Ratio range above 1 (dimensionless, >= 0); a number, or one per trajectory or token. For
+            ``"log_clip"``: range of a token's log-ratio above 0 (nats).
         turn_ids_BT: Turn of each sampled token; needed for ``"turn"`` and for ``"turn_mean"``.
         reduction: What the objective is a mean over, see ``token_weights``: ``"trajectory_mean"`` (the paper's) |
             ``"turn_mean"`` | ``"token_mean"`` | ``"token_sum"``.
@@ -128,7 +128,7 @@ def _per_token(advantages: Tensor, logp_BT: Tensor) -> Tensor:
 
 def _bound(name: str, value: Tensor | float) -> Tensor | float:
     if isinstance(value, Tensor):
-        return value.detach().unsqueeze(1)
+        return value.detach().unsqueeze(1) if value.dim() == 1 else value.detach()
     if not value >= 0:
         raise ValueError(f"{name}={value!r}; allowed: >= 0, how far the ratio may be from 1")
     return value

@@ -149,7 +149,8 @@ class _TokenLogprobs(torch.autograd.Function):
             None if grad is None else (grad / ctx.temperature)[:, None] for grad in (grad_logp_L, grad_entropy_L)
         )
         grad_hidden_LD = torch.zeros_like(hidden_LD, dtype=normaliser_L1.dtype)
-        grad_head_VD = torch.zeros_like(head_VD)
+        # A head that is not trained, as large as it is, needs none.
+        grad_head_VD = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
         all_words, all_tokens = _blocks(hidden_LD, head_VD)
         for words in all_words:
             head_CD = head_VD[words].to(hidden_LD.dtype)
@@ -165,7 +166,8 @@ class _TokenLogprobs(torch.autograd.Function):
                     None if grad_entropy_L1 is None else grad_entropy_L1[tokens],
                 )
                 _add_product(grad_hidden_LD[tokens], grad_logits, head_CD)
-                _add_product(grad_head_VD[words], grad_logits.t(), hidden_LD[tokens])
+                if grad_head_VD is not None:
+                    _add_product(grad_head_VD[words], grad_logits.t(), hidden_LD[tokens])
         return grad_hidden_LD.to(hidden_LD.dtype), grad_head_VD, None, None
 
 

@@ -114,13 +114,14 @@ def render(transcript: Transcript, renderer: ChatRenderer) -> Demonstration:
     """The ids of a transcript, exactly as an env runner renders a conversation turn by turn."""
     ids: list[int] = []
     is_reply: list[bool] = []
+    sampled: list[int] = []
     for turn, (observation, role, reply) in enumerate(
         zip(transcript.observations, transcript.roles, transcript.replies, strict=True)
     ):
         if turn == 0:
             prompt = renderer.first_prompt(observation)
         else:
-            prompt = renderer.next_prompt(observation, reply_ended=True, role=role)
+            prompt = renderer.prompt_after(sampled, observation, role=role)
         sampled = renderer.reply(reply)
         ids += prompt + sampled
         is_reply += [False] * len(prompt) + [True] * len(sampled)

@@ -69,12 +69,12 @@ def play_tasks(
         env = make_env()
         observation, _ = env.reset(seed=seed)
         games.append(_Game(env, renderer.first_prompt(observation), seed))
-        _submit(engine, games[-1], index, temperature)
+        _submit(engine, renderer, games[-1], index, temperature)
     while engine.has_work():
         for generation in engine.step():
             index = int(generation.request_id)
             if not _advance(games[index], generation, renderer):
-                _submit(engine, games[index], index, temperature)
+                _submit(engine, renderer, games[index], index, temperature)
     for game in games:
         game.env.close()
     number = len(games)
@@ -87,13 +87,17 @@ def play_tasks(
     )
 
 
-def _submit(engine: Engine, game: _Game, index: int, temperature: float) -> None:
+def _submit(engine: Engine, renderer: ChatRenderer, game: _Game, index: int, temperature: float) -> None:
     room = engine.max_model_len - len(game.context)
     if room < 1:
         return
     # Distinct per game and turn, and the same in every evaluation: two evaluations then differ by their weights only.
     seed = (game.seed * 1_000 + game.turns) % 2**31
-    engine.submit(GenerationRequest(str(index), list(game.context), min(MAX_TOKENS_PER_TURN, room), temperature, seed))
+    engine.submit(
+        GenerationRequest(
+            str(index), list(game.context), min(MAX_TOKENS_PER_TURN, room), temperature, seed, renderer.own_stop
+        )
+    )
 
 
 def _advance(game: _Game, generation: Generation, renderer: ChatRenderer) -> bool:
@@ -105,7 +109,5 @@ def _advance(game: _Game, generation: Generation, renderer: ChatRenderer) -> boo
     if terminated or truncated:
         game.success = bool(info.get("success", game.total > 0))
         return True
-    game.context += renderer.next_prompt(
-        observation, reply_ended=generation.finish_reason == "stop", role=info.get("obs_role", "user")
-    )
+    game.context += renderer.prompt_after(generation.token_ids, observation, role=info.get("obs_role", "user"))
     return False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from gspo_rllib.cli.main import main
 
@@ -29,3 +32,67 @@ def test_evaluate_plays_a_checkpoint_and_a_plain_model_alike(
 
     assert "episodes     8" in from_checkpoint
     assert without_speed(from_checkpoint) == without_speed(from_model)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    rows = [{"question": f"{n} + 0?", "answer": str(n)} for n in range(11)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return file
+
+
+def _evaluate(model: str, dataset: Path, *options: str) -> int:
+    env = ["--env", "gspo_rllib.envs:gspo_rllib/Dataset-v0", "--env-config", f"path={dataset}", "verifier=numeric"]
+    return main(["evaluate", model, *env, "--engine", "transformers", "--max-tokens-per-turn", "4", *options])
+
+
+def test_every_row_is_played_as_often_as_asked_and_written_out(
+    tiny_dense: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    assert _evaluate(tiny_dense, dataset, "--all", "--samples", "3", "--json", str(file)) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    rows: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["task_id"], row["question"]) for row in rows] == [(str(n), f"{n} + 0?") for n in range(11)]
+    assert [len(row["samples"]) for row in rows] == [3] * 11
+    right = [sum(sample["success"] for sample in row["samples"]) for row in rows]
+    assert (shown["tasks"], shown["episodes"]) == ("11", "33")
+    assert shown["accuracy"].startswith(f"{sum(right) / 33:.3f} [")
+    assert shown["pass@3"].startswith(f"{sum(count > 0 for count in right) / 11:.3f} [")
+    assert "pass@2" in shown
+
+
+def test_a_greedy_score_is_the_same_to_the_bit_and_parquet_says_the_same(
+    tiny_dense: str, dataset: Path, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("one.jsonl", "two.jsonl", "three.parquet")]
+    for file in files:
+        assert _evaluate(tiny_dense, dataset, "--all", "--temperature", "0", "--json", str(file)) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+    assert parquet.read_table(files[2]).to_pylist() == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--all", "--episodes", "3"], "--all plays every task, --episodes so many of them: give one of the two."),
+        (["--episodes", "0"], "--episodes: expected a whole number >= 1, got 0."),
+        (["--samples", "-1"], "--samples: expected a whole number >= 1, got -1."),
+        (["--json", "rows.csv"], "--json: 'rows.csv' must end in .jsonl or .parquet, which says how rows are written."),
+        (["--json", "/no/such/rows.jsonl"], "--json: there is no folder '/no/such' to write 'rows.jsonl' into."),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_anything_is_loaded(
+    options: list[str], message: str, tiny_dense: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _evaluate(tiny_dense, dataset, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_task_of_an_environment_that_counts_none_is_refused(
+    tiny_dense: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", tiny_dense, "--env", CALCULATOR, "--engine", "transformers", "--all"]) == 2
+    assert "does not count its tasks (it has no num_tasks())" in capsys.readouterr().err

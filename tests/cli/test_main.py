@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,4 +102,32 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("gspo_rllib.configs.shipped_configs", broken)
     with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_nobody_reads_ends_a_command_without_a_word(buffered: bool) -> None:
+    # A command that prints and loads nothing: what ends it is the same for all.
+    code = """if True:
+        import sys
+        from gspo_rllib.cli import listing, main
+        listing.run = lambda arguments: [print("a line") for _ in range(3)] and 0
+        sys.exit(main.main(["list"]))
+    """
+    read, write = os.pipe()
+    os.close(read)  # as `head` does when it has seen enough
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_arguments: object) -> int:
+        raise BrokenPipeError("of an environment's own")
+
+    monkeypatch.setattr("gspo_rllib.cli.listing.run", run)
+    with pytest.raises(BrokenPipeError, match="environment's own"):
         main(["list"])

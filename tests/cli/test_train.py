@@ -18,8 +18,6 @@ from safetensors.numpy import load_file
 
 from gspo_rllib import checkpoints
 from gspo_rllib.cli.main import main
-from gspo_rllib.cli.train import stop_reason
-from gspo_rllib.configs import RunSettings
 
 
 def test_a_run_leaves_results_a_curve_and_whole_checkpoints(trained: SimpleNamespace) -> None:
@@ -93,18 +91,3 @@ def test_ctrl_c_saves_a_whole_checkpoint_and_exits_130(
     checkpoints.verify(checkpoint)
     assert "stopped: interrupted" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is handler_before
-
-
-@pytest.mark.parametrize(
-    ("result", "minutes", "reason"),
-    [
-        ({"training_iteration": 4}, 1.0, None),
-        ({"training_iteration": 5}, 1.0, "5 iterations done"),
-        ({"training_iteration": 1}, 2.0, "2 minutes are over"),
-        ({"training_iteration": 1, "env_runners": {"success_mean": 0.9}}, 0.0, "success 90.0% reached 90.0%"),
-        ({"training_iteration": 1, "env_runners": {"success_mean": 0.89}}, 0.0, None),
-    ],
-)
-def test_the_first_limit_reached_stops_a_run(result: dict, minutes: float, reason: str | None) -> None:
-    limits = RunSettings(iterations=5, minutes=2, success=0.9)
-    assert stop_reason(result, limits, minutes=minutes) == reason

@@ -139,11 +139,13 @@ def test_overrides_reach_into_mappings_and_the_last_one_wins(run_file: Path) -> 
         "training.lr=1e-4",
         "training.lr=2e-5",
         "learners.num_learners=2",
+        "generation.template_kwargs.enable_thinking=false",
     ]
     run = load_run(run_file, [*overrides, "rl_module.model_config.activation_checkpointing=true", "run.minutes=1.5"])
     assert run.config.env_config == {"operations": 8}
     assert run.config.lr == 2e-5
     assert run.config.num_learners == 2
+    assert run.config.template_kwargs == {"enable_thinking": False}
     assert run.config.model_config["path"] == "models/mine"
     assert run.config.model_config["activation_checkpointing"] is True
     assert run.settings == RunSettings(iterations=2, minutes=1.5)

@@ -352,8 +352,8 @@ def test_evaluation_in_the_same_process_pauses_what_is_played(tiny_dense, ray_lo
             result = algo.train()
             assert result["evaluation"]["env_runners"]["num_episodes"] == 6
             assert _learned(result)["staleness"] <= 1.0
-            assert algo.eval_env_runner.get_weights_version() == algo._weights.version
-        assert algo.env_runner._engine is algo.eval_env_runner._engine
+            assert algo.env_runner._evaluator.get_weights_version() == algo._weights.version
+        assert algo.env_runner._engine is algo.env_runner._evaluator._engine
         again = [algo.evaluate()["env_runners"]["episode_return_mean"] for _ in range(2)]
         assert again[0] == again[1]
         _assert_nothing_lost(algo, trained)

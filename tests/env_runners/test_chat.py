@@ -140,7 +140,10 @@ def test_a_template_with_a_reply_prefix_is_rendered_into_the_prompt(tiny_dense) 
     ("template", "complaint"),
     [
         ("{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>{% endfor %}", "as it is"),
-        ("{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}", "eos_token"),
+        (
+            "{% for m in messages %}{{ m.content if m.role == 'user' }}<|im_end|>{% endfor %}",
+            "a reply's content as it is",
+        ),
         ("{{ raise_exception('no tools here') }}", "no tools here"),
     ],
 )

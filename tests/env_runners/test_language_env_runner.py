@@ -111,13 +111,13 @@ def test_every_evaluation_plays_the_same_tasks_and_none_of_training(make_runner:
         return [episode.get_observations(0) for episode in episodes]
 
     first = runner.sample(num_episodes=3)
-    assert [e.custom_data[GROUP].group_id for e in first] == ["evaluation/0/0"] * 2 + ["evaluation/0/1"] * 2
+    assert [e.custom_data[GROUP].group_id for e in first] == ["evaluation/0"] * 2 + ["evaluation/1"] * 2
     more = runner.sample(num_episodes=1)
-    assert [e.custom_data[GROUP].group_id for e in more] == ["evaluation/0/2"] * 2
+    assert [e.custom_data[GROUP].group_id for e in more] == ["evaluation/2"] * 2
     runner.set_weights(weights, 2)
     again = runner.sample(num_episodes=4)
     assert tasks(again) == tasks(first)
-    trained = runner.sample(group_ids=["evaluation/0/0"])
+    trained = runner.sample(group_ids=["evaluation/0"])
     assert tasks(trained)[0] != tasks(first)[0]
 
 

@@ -24,6 +24,7 @@ from gspo_rllib.engines.transformers import TransformersEngine
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import CheckpointError, ModelError, SettingError
 from gspo_rllib.modules.causal_lm import CausalLMModule
+from gspo_rllib.modules.scoring import Head
 from gspo_rllib.packing import pack
 from gspo_rllib.types import TokenTrajectory
 from gspo_rllib.weight_sync import Weights
@@ -113,7 +114,7 @@ def test_values_asked_for_alone_are_those_of_the_forward_pass(
     model: str, packing: bool, shared: bool, request: pytest.FixtureRequest
 ) -> None:
     module = _module(request.getfixturevalue(model), shared=shared, packing=packing)
-    assert module._plain_head is (model == "tiny_dense")
+    assert (module.scoring.head is Head.SPLIT) is (model == "tiny_dense")
     row = _row()
     called: list[str] = []
     module.model.get_output_embeddings().register_forward_hook(lambda *_: called.append("head"))

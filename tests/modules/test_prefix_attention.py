@@ -317,6 +317,19 @@ def test_a_window_is_heeded_and_dropout_which_no_policy_has_keeps_no_groups_apar
     assert _module(_save(dropping, tiny_dense, tmp_path_factory), shared_prefixes=True).prefix_sharing() == ALWAYS
 
 
+def test_a_window_cuts_long_trajectories_short_beside_groups_that_share(
+    tiny_dense: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=320, num_key_value_heads=2, sliding_window=16, initializer_range=0.3, **sizes)
+    module = _module(_save(config, tiny_dense, tmp_path_factory))
+    trajectories = [*_ragged("a", 6, [30]), *_ragged("b", 8, [4, 6]), *_ragged("c", 7, [25]), *_ragged("d", 5, [3])]
+    ((_, row),) = packed_rows(trajectories, max_tokens=10**6, sharing=module.prefix_sharing())
+    assert max(row[columns.SEGMENT_PREFIXES]) >= 0
+    assert max(row[columns.SEGMENT_LENGTHS]) == 36
+    _assert_same_step(_step(module, trajectories, module.prefix_sharing()), _step(module, trajectories, None))
+
+
 def test_a_value_that_is_none_of_the_three_is_refused(tiny_dense: str) -> None:
     with pytest.raises(SettingError, match=r"shared_prefixes'\] is 'auto'; allowed: None, True, False"):
         check_model_config({"path": tiny_dense, "shared_prefixes": "auto"})

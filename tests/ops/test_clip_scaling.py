@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gspo_rllib.ops import length_clip_scale
+from gspo_rllib.ops import LogRatioSpread, deviations_clip_range, length_clip_scale
 from gspo_rllib.ops.clip_scaling import CLIP_SCALE_RANGE, next_clip_scale
 from tests.ops.tensors import assert_near
 
@@ -44,3 +44,31 @@ def test_the_clip_scale_stays_in_its_range_and_still_without_a_measurement():
     assert (low, high) == CLIP_SCALE_RANGE == (1e-3, 1e3)
     for nothing in (None, math.nan, math.inf):
         assert next_clip_scale(0.7, nothing, target=0.15) == 0.7
+
+
+LENGTHS = torch.tensor([[25.0, 400.0]])
+
+
+def _room(**spreads):
+    """What log s may do above and below 1 at 25 and at 400 tokens, with two deviations: the same."""
+    low, high = deviations_clip_range(LENGTHS, deviations=2.0, **{"step": None, "noise": None, **spreads})
+    torch.testing.assert_close((1 + high).log(), -(1 - low).log(), rtol=1e-4, atol=1e-7)
+    return (1 + high).log()[0].tolist()
+
+
+def test_a_range_of_deviations_has_the_shape_of_the_measured_spread():
+    assert _room(step=LogRatioSpread(0.0, 1e-4)) == pytest.approx([0.004, 0.001], rel=1e-3)
+    # Half the variance at 25 tokens is common to all of them: 4e-6 + 1e-4 / 25.
+    assert _room(step=LogRatioSpread(4e-6, 1e-4)) == pytest.approx([2 * 8e-6**0.5, 2 * 4.25e-6**0.5], rel=1e-3)
+
+
+def test_a_range_of_deviations_is_never_wider_than_a_tokens_and_starts_there():
+    """0.2 / sqrt(25) and 0.2 / sqrt(400)."""
+    assert _room() == pytest.approx([0.04, 0.01], rel=1e-3)
+    assert _room(step=LogRatioSpread(1.0, 9.0)) == pytest.approx([0.04, 0.01], rel=1e-3)
+
+
+def test_a_range_of_deviations_always_lets_the_noise_through():
+    noise = LogRatioSpread(0.0, 4e-4)
+    assert _room(step=LogRatioSpread(0.0, 1e-6), noise=noise) == pytest.approx([0.008, 0.002], rel=1e-3)
+    assert _room(noise=LogRatioSpread(1e-2, 0.0)) == pytest.approx([0.2, 0.2], rel=1e-3)

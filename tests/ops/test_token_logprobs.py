@@ -126,3 +126,18 @@ def test_under_autocast_they_are_those_of_a_bf16_head_in_both_passes():
     expected = torch.autograd.grad(plain_logp.sum() + plain_entropy.sum(), (hidden, head))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0.03, atol=0.03)
+
+
+def test_a_frozen_head_costs_no_gradient_and_changes_none(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 8, generator=generator, requires_grad=True)
+    head = torch.randn(40, 8, generator=generator, requires_grad=True)
+    tokens = torch.arange(5)
+    module = sys.modules["gspo_rllib.ops.token_logprobs"]
+    gradients, shapes, add = [], [], module._add_product
+    monkeypatch.setattr(module, "_add_product", lambda total, *pair: shapes.append(total.shape) or add(total, *pair))
+    for frozen in (False, True):
+        head.requires_grad_(not frozen)
+        gradients.append(torch.autograd.grad(token_logprobs(hidden, head, tokens)[0].sum(), hidden)[0])
+    torch.testing.assert_close(*gradients)
+    assert shapes == [(5, 8), (40, 8), (5, 8)]

@@ -108,6 +108,20 @@ class DeafToTaskId(GoodEnv):
         return super().reset(seed=seed)
 
 
+class CountsToNothing(GoodEnv):
+    def num_tasks(self) -> int:
+        return 0
+
+
+class NamesTasksOtherwise(GoodEnv):
+    def num_tasks(self) -> int:
+        return 10
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {"task_id": f"0{info['task_id']}"}
+
+
 class WholeHistory(GoodEnv):
     history = ""
 

@@ -18,6 +18,8 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.engines import registry
 from gspo_rllib.errors import CheckpointError, NoProgressError
+from gspo_rllib.types import TrajectoryGroup
+from tests.episodes import make_episode
 from tests.modules.noisy_models import build_noisy
 from tests.toy_envs.coin_env import CoinEnv
 from tests.toy_envs.faulty_envs import FailingEnv
@@ -229,7 +231,7 @@ def test_evaluation_shares_the_engine_and_repeats_its_tasks(tiny_dense, ray_loca
         result = algo.train()
         assert result["evaluation"]["env_runners"]["num_episodes"] == 6
         _assert_on_policy(result)
-        assert algo.env_runner._engine is algo.eval_env_runner._engine
+        assert algo.env_runner._engine is algo.env_runner._evaluator._engine
         _assert_on_policy(algo.train())
     finally:
         algo.stop()
@@ -325,3 +327,24 @@ def test_tune_runs_a_sweep_by_name_and_its_best_checkpoint_restores(tiny_dense, 
         _assert_on_policy(algo.train())
     finally:
         algo.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({}, [3, 0]),
+        ({"advantage_estimator": "leave_one_out"}, [3, 0]),
+        # Equal returns may have unequal advantages: by when they came, or by what is taken off them afterwards.
+        ({"advantage_estimator": "turn_returns"}, [3, 3]),
+        ({"overlong_tokens": 8}, [3, 3]),
+        ({"kl_coeff": 0.1, "kl_placement": "reward"}, [3, 3]),
+        ({"kl_coeff": 0.1, "kl_placement": "loss"}, [3, 0]),
+    ],
+)
+def test_trajectories_with_an_advantage_are_told_by_the_returns_where_these_decide(settings, counts):
+    algorithm = SimpleNamespace(_settings=GSPOConfig.training_settings(**settings))
+    groups = [
+        TrajectoryGroup("g", [make_episode("g", i, [(2, 3)], reward) for i, reward in enumerate(rewards)])
+        for rewards in ([0.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    ]
+    assert [GSPO._num_informative(algorithm, group) for group in groups] == counts

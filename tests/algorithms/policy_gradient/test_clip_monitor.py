@@ -141,3 +141,11 @@ def test_from_one_extreme_to_the_other_is_patience_anew():
     assert _check(monitor, 2, clip_fraction=0.0) == [[]] * 2
     first, second, third = _check(monitor, 3, clip_fraction=1.0)
     assert (first, second) == ([], []) and "saturated" in third[0]
+
+
+def test_a_range_that_is_measured_is_compared_as_it_was_and_has_a_knob_of_its_own():
+    monitor = _monitor(clip_scaling="deviations")
+    message = _only(monitor, clip_fraction=0.0, clip_range_mean=0.0123)
+    assert "against 1.2e-02" in message and "narrow training.clip_deviations" in message
+    assert "clip_low" not in message
+    assert "widen training.clip_deviations" in _only(monitor, clip_fraction=0.6, clip_range_mean=0.0123)

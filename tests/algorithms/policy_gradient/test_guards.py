@@ -150,6 +150,37 @@ REFUSED = (
         ("clip_scaling='length'", "'turn'", "Use a sequence level"),
     ),
     Guard(
+        "a measured range of a surrogate that has none",
+        {"clip_scaling": "deviations", "surrogate": "cispo"},
+        {"clip_scaling": "deviations", "clip_low": 0.2, "clip_high": 0.28},
+        ("clip_scaling='deviations'", "surrogate='cispo'", "use 'none'"),
+    ),
+    Guard(
+        "a measured range of single tokens",
+        {"clip_scaling": "deviations", "importance_sampling_level": "token", "clip_high": 0.2},
+        {"clip_scaling": "deviations", "importance_sampling_level": "turn"},
+        ("clip_scaling='deviations'", "'token'", "GRPO uses 0.2 and 0.28", "Use a sequence or turn level"),
+    ),
+    Guard(
+        "a range measured on stale data",
+        {"clip_scaling": "deviations", "max_staleness": 1, "old_log_probs": "engine"},
+        {"clip_scaling": "deviations", "max_staleness": 1, **DECOUPLED},
+        ("max_staleness=1", "old_log_probs='engine'", "the age of the data", "'learner'"),
+    ),
+    Guard("undoing without a limit", {"undo_overshoot": True}, {"target_kl": 0.01}, ("target_kl, e.g. 0.01",)),
+    Guard(
+        "a limit on an update of one step",
+        {"target_kl": 0.01, "num_minibatches": 1},
+        {"target_kl": 0.01, "num_minibatches": 1, "num_epochs": 2},
+        ("target_kl=0.01", "num_minibatches=1", "undo_overshoot=True"),
+    ),
+    Guard(
+        "more than there are",
+        {"min_informative_trajectories": 129, "groups_per_iteration": 16},
+        {"min_informative_trajectories": 128, "groups_per_iteration": 16},
+        ("is 129", "only 128", "groups_per_iteration x group_size"),
+    ),
+    Guard(
         "a length for a reduction that takes none",
         {"token_sum_length": 100},
         {"token_sum_length": 100, "reduction": "token_sum", "importance_sampling_level": "turn"},

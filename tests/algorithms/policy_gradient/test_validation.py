@@ -16,6 +16,7 @@ import ray
 from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.errors import CheckpointError, EngineError, EnvError, ModelError, SettingError
+from gspo_rllib.warmstart.models import CHAT_TEMPLATE, build_model, train_tokenizer
 
 
 def _config(path, env="gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config=None):
@@ -52,6 +53,11 @@ def _refused(config, error, *parts):
         ({"grad_clip": 0.0}, ["training.grad_clip", "> 0"]),
         ({"adam_betas": [0.9, 1.0]}, ["adam_betas", "two numbers"]),
         ({"minibatch_size": 32}, ["minibatch_size", "num_minibatches"]),
+        ({"target_kl": 0}, ["training.target_kl is 0", "> 0"]),
+        ({"target_kl": -0.01}, ["training.target_kl is -0.01", "> 0"]),
+        ({"target_kl": float("nan")}, ["training.target_kl", "nan"]),
+        ({"clip_deviations": 0.0}, ["training.clip_deviations", "> 0"]),
+        ({"min_informative_trajectories": -2}, ["training.min_informative_trajectories", ">= 0"]),
     ],
 )
 def test_an_illegal_training_setting_is_refused_at_build_time(tiny_dense, knobs, parts):
@@ -138,6 +144,45 @@ def test_settings_that_silently_are_not_gspo_are_warned_about(tiny_dense, caplog
     caplog.clear()
     _config(tiny_dense).validate()
     assert not caplog.text
+
+
+@pytest.fixture
+def templated(tmp_path):
+    """A tiny model with a chat template of one's choice."""
+
+    def make(template):
+        tokenizer = train_tokenizer(["What is 1 + 2?"], vocab_size=270)
+        tokenizer.chat_template = template
+        return build_model(tmp_path / "model", tokenizer=tokenizer, num_layers=1)
+
+    return make
+
+
+CHATML = CHAT_TEMPLATE.replace(', "tool"]', "]")  # knows no tools
+
+
+def test_a_chat_template_that_cannot_frame_the_environments_conversations_is_refused(templated):
+    single = CHATML + "{%- if messages | length > 2 -%}{{ raise_exception('one question only') }}{%- endif -%}"
+    arithmetic = "gspo_rllib.envs:gspo_rllib/Arithmetic-v0"
+    _config(templated(single), env=arithmetic, env_config={}).validate()  # every episode has one turn
+    _config(templated(single)).generation(max_turns=1).validate()
+    _refused(_config(templated(single)), ModelError, "one question only", "generation(max_turns=1)")
+    _refused(_config(templated("{{ messages[0].content | upper }}")), ModelError, "a message's content as it is")
+
+
+def test_what_is_made_right_in_a_chat_template_is_told_before_the_first_actor(templated, caplog):
+    _config(templated(CHATML)).generation(template_kwargs={"enable_thinking": False}).validate()
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "template_kwargs: the model's chat template never reads 'enable_thinking', so it has no effect. It reads none.",
+        "it takes no message of the role 'tool' (unknown role tool; use system, user, assistant or tool): what tools "
+        "return is shown as a user message. With obs_role='user' the environment asks for that itself.",
+    ]
+
+
+def test_arguments_of_the_chat_template_are_checked(tiny_dense):
+    _refused(_config(tiny_dense).generation(template_kwargs="x"), SettingError, "template_kwargs is 'x'", "dict")
+    config = _config(tiny_dense).generation(template_kwargs={"tools": []})
+    _refused(config, SettingError, "may not hold 'tools'", "ChatSpec.tools")
 
 
 def test_every_knob_is_documented_with_default_and_source():

@@ -1,0 +1,203 @@
+"""The iterations of one run: shown, recorded, evaluated and saved, until a limit, a signal or a collapse ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.cli import progress
+from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
+from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    from gspo_rllib.configs import Run, RunSettings
+
+HEADER_EVERY = 25
+
+MAX_RESTORES = 4
+"""Times a run goes back to its best checkpoint, each time with half the step, before it ends."""
+
+
+class TrainingLoop:
+    """Trains one run.
+
+    Args:
+        run: The config and the limits.
+        algorithm: Built from that config; the loop stops it.
+        recorder: Takes every result; checkpoints are written below its folder.
+        interrupted: Whether the run was asked to end after the iteration at hand.
+
+    Attributes:
+        algorithm: What is being trained; another object after a return to the best checkpoint. ``close`` stops it.
+        best: The best evaluation so far; None before the first.
+    """
+
+    def __init__(
+        self, run: Run, algorithm: Algorithm, recorder: RunRecorder, *, interrupted: Callable[[], bool]
+    ) -> None:
+        self.algorithm = algorithm
+        self._limits = run.settings
+        self._config = run.config
+        self._recorder = recorder
+        self._checkpoints = recorder.folder / "checkpoints"
+        self._interrupted = interrupted
+        self._columns = progress.columns(evaluates=bool(run.config.evaluation_interval))
+        self._seconds = 0.0
+        self._num_shown = 0
+        self._num_restores = 0
+        self.best: Score | None = None
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Where the checkpoint of the best evaluation is, once there was one."""
+        return self._checkpoints / "best"
+
+    def close(self) -> None:
+        """Stops the algorithm, its actors and engines."""
+        self.algorithm.stop()
+        # RLlib makes a folder of its own for results, which the recorder writes elsewhere.
+        with contextlib.suppress(OSError):
+            os.rmdir(self.algorithm.logdir)
+
+    def run(self) -> tuple[Path, str]:
+        """Trains to the end; returns the last checkpoint, and why it ended."""
+        while True:
+            result = self._train()
+            self._record(result)
+            reason = stop_reason(result, self._limits, minutes=self._seconds / 60)
+            if self._interrupted():
+                reason = "interrupted"
+            iteration = result["training_iteration"]
+            evaluated = Score.of(flatten(result), EVALUATED)
+            if evaluated is not None:
+                reason = self._judge(evaluated, ends=reason)
+            if reason or (self._limits.checkpoint_every and iteration % self._limits.checkpoint_every == 0):
+                checkpoint = save_checkpoint(self.algorithm, self._checkpoints, f"iteration_{iteration:06d}")
+            if reason:
+                return checkpoint, reason
+
+    def _train(self) -> Result:
+        result: dict[str, Any] = self.algorithm.train()
+        interval = self._config.evaluation_interval
+        if not interval or result["training_iteration"] % interval:
+            # RLlib reports an evaluation a second time, with the iteration after it.
+            result.pop("evaluation", None)
+        return result
+
+    def _record(self, result: Result) -> None:
+        self._recorder.record(result)
+        if self._num_shown % HEADER_EVERY == 0:
+            print(progress.header(self._columns))
+        self._num_shown += 1
+        self._seconds += result["time_this_iter_s"]
+        known = {progress.LAST_ITERATION: self._limits.iterations, progress.SECONDS_LEFT: self._seconds_left(result)}
+        print(progress.line(flatten(result) | known, self._columns), flush=True)
+
+    def _seconds_left(self, result: Result) -> float | None:
+        """Until the first limit but success, if iterations take as long as they took so far; None without such one."""
+        limits, left = self._limits, []
+        if limits.iterations is not None:
+            left.append((limits.iterations - result["training_iteration"]) * self._seconds / self._num_shown)
+        if limits.minutes is not None:
+            left.append(limits.minutes * 60 - self._seconds)
+        return max(0.0, min(left)) if left else None
+
+    def _judge(self, evaluated: Score, *, ends: str | None) -> str | None:
+        """Keeps the best policy, and looks whether it was lost.
+
+        Args:
+            evaluated: The latest evaluation.
+            ends: Why the run is to end anyway, if it is.
+
+        Returns:
+            Why the run is to end, if it is.
+        """
+        if self.best is None or evaluated.value > self.best.value:
+            self.best = evaluated
+            save_checkpoint(self.algorithm, self._checkpoints, self.best_checkpoint.name)
+            return ends
+        if not has_collapsed(evaluated, self.best):
+            return ends
+        fallen = (
+            f"evaluated {evaluated} at iteration {evaluated.iteration}, far below {self.best} at iteration "
+            f"{self.best.iteration}"
+        )
+        if ends or self._limits.on_collapse is None:
+            print(f"{fallen}: the policy may be lost. run.on_collapse=restore would go back, with half the step.")
+            return ends
+        if self._limits.on_collapse == "stop":
+            return f"{fallen} (run.on_collapse=stop); the best checkpoint is {self.best_checkpoint}"
+        if self._num_restores == MAX_RESTORES:
+            return f"{fallen}, after {MAX_RESTORES} returns to the best checkpoint"
+        self._restore_best(fallen)
+        return None
+
+    def _restore_best(self, fallen: str) -> None:
+        assert self.best is not None, "a fall is from somewhere"
+        self._num_restores += 1
+        self._config = self._config.copy(copy_frozen=False)
+        self._config.training(lr=halved(self._config.lr))
+        print(f"{fallen}: back to iteration {self.best.iteration}, with lr={self._config.lr}", flush=True)
+        self.close()
+        self.algorithm = self._config.build_algo()
+        self.algorithm.restore_from_path(str(self.best_checkpoint))
+
+
+def halved(lr: float | list[list[float]]) -> float | list[list[float]]:
+    """Half of a learning rate, or of every rate of a schedule.
+
+    Example:
+        >>> halved(1e-4), halved([[0, 1e-4], [1000, 1e-5]])
+        (5e-05, [[0, 5e-05], [1000, 5e-06]])
+    """
+    if isinstance(lr, (list, tuple)):
+        return [[when, rate / 2] for when, rate in lr]
+    return lr / 2
+
+
+def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str | None:
+    """Which limit a result has reached, in words; None to go on.
+
+    Args:
+        result: What ``Algorithm.train`` returned.
+        limits: The ``run:`` section.
+        minutes: Wall time spent training in this process.
+    """
+    flat = flatten(result)
+    # Where a run evaluates, success on an iteration's own tasks is no reason: the next one's may be harder.
+    score = Score.of(flat, EVALUATED if limits.evaluate_every else SAMPLED)
+    if limits.success is not None and score is not None and score.is_success and score.value >= limits.success:
+        where = "evaluated success" if limits.evaluate_every else "success"
+        return f"{where} {score.value:.1%} reached {limits.success:.1%}"
+    idle = flat.get("group_selection/num_iterations_idle", 0)
+    if limits.give_up_after is not None and idle >= limits.give_up_after:
+        return f"{idle:.0f} iterations had nothing to learn from (run.give_up_after)"
+    if limits.iterations is not None and flat["training_iteration"] >= limits.iterations:
+        return f"{limits.iterations} iterations done"
+    if limits.minutes is not None and minutes >= limits.minutes:
+        return f"{limits.minutes:g} minutes are over"
+    return None
+
+
+def save_checkpoint(algorithm: Algorithm, folder: Path, name: str) -> Path:
+    """Writes a checkpoint that appears under its final name only when it is whole; one of that name is replaced.
+
+    Args:
+        algorithm: The algorithm to save.
+        folder: Holds the run's checkpoints; made if missing.
+        name: Name of the checkpoint's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final, partial, replaced = folder / name, folder / f".writing_{name}", folder / f".replaced_{name}"
+    algorithm.save_to_path(str(partial))
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return final

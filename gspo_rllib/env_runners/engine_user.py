@@ -1,0 +1,109 @@
+"""What an env runner does with its engine apart from sampling: weights go in, and what it samples with them is shown.
+
+Whatever the engine fails with stays an engine's failure: it names the engine and the model, says what serves the model
+instead where that was tried, and is never taken for the environment's or the process's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gspo_rllib.engines import registry
+from gspo_rllib.engines.proof import Conversation, EngineSample, converse
+from gspo_rllib.engines.protocol import Engine, EngineSpec
+from gspo_rllib.engines.trial import with_alternatives
+from gspo_rllib.env_runners.background import check_free
+from gspo_rllib.errors import EngineError, WeightSyncError
+
+
+class EngineUser:
+    """The methods an env runner has for its engine; comes before RLlib's ``EnvRunner`` among the bases."""
+
+    _engine_failure: EngineError | WeightSyncError | None = None
+
+    def converse(self, conversation: Conversation) -> EngineSample | None:
+        """What the engine samples with its weights; None if that was compared with the learner's policy before.
+
+        Args:
+            conversation: What it is asked.
+
+        Raises:
+            EngineError: The engine failed, or a thread is sampling on it.
+        """
+        engine = self._acquire_engine()
+        spec = registry.spec_of(engine)
+        if spec is None or registry.is_proven(engine):
+            return None
+        check_free(engine)
+        with first_use(engine):
+            return converse(engine, spec, conversation)
+
+    def mark_proven(self) -> None:
+        """Notes that what ``converse`` returned was found to be the learner's policy."""
+        registry.mark_proven(self._acquire_engine())
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs a function of this runner, as RLlib does; but an engine's failure is raised, and ends no process.
+
+        RLlib restarts a runner that raises. An engine that cannot serve the model would fail again in every one.
+        """
+        failures: list[EngineError | WeightSyncError] = []
+
+        def noting_failures(runner: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return func(runner, *args, **kwargs)
+            except (EngineError, WeightSyncError) as error:
+                failures.append(error)
+
+        result = super().apply(noting_failures, *args, **kwargs)  # type: ignore[misc]
+        if failures:
+            self._engine_failure = failures[0]
+            raise failures[0]
+        return result
+
+    def raise_engine_failure(self) -> None:
+        """Raises what the engine failed with in a call that RLlib made, and passed over.
+
+        Raises:
+            EngineError: It failed, or refused.
+            WeightSyncError: It does not hold the weights it was sent.
+        """
+        if self._engine_failure is not None:
+            raise self._engine_failure
+
+    def _acquire_engine(self) -> Engine:
+        """The engine, made on first use."""
+        raise NotImplementedError
+
+
+def acquire(spec: EngineSpec) -> Engine:
+    """``registry.acquire``; where the engine cannot be built, the message says which other one serves the model."""
+    return registry.acquire(spec, explain=with_alternatives)
+
+
+def load(engine: Engine, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+    """Loads weights into an idle engine; see ``Engine.load_weights``."""
+    with first_use(engine):
+        engine.load_weights(named_weights, version)
+
+
+@contextmanager
+def first_use(engine: Engine) -> Iterator[None]:
+    """Inside the block a failure of an engine that was never proven says which other one serves the model.
+
+    Raises:
+        EngineError: It failed, or refused.
+        WeightSyncError: It does not hold the weights it was sent.
+    """
+    try:
+        with registry.failing_as_itself(engine):
+            yield
+    except (EngineError, WeightSyncError) as error:
+        spec = registry.spec_of(engine)
+        if spec is None or registry.is_proven(engine):
+            raise
+        raise type(error)(with_alternatives(str(error), spec)) from error

@@ -1,0 +1,54 @@
+"""Every benchmark runs to its end, at a size at which its numbers mean nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+# What a run of each is given; {model} is a tiny model's folder, {folder} an empty one.
+SMALLEST = {
+    "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
+    "--engine transformers",
+    "envs.py": "--ids Bisection --seeds 1",
+    "gpu_engine.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --prompt 8 --tokens 4 --slots 2",
+    "gpu_head.py": "--device cpu --widths 32 --tokens 64 --vocabulary 320 --repetitions 1",
+    "gpu_learner.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 1 --prompt 8 --completion 8 "
+    "--repetitions 1 --ways learner step segments shared checkpointed",
+    "growth.py": "--repetitions 1 --only vocabulary",
+    "learner.py": "--vocabularies 1024 --repetitions 1 --folder {folder}",
+    "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "
+    "--model {model} --seeds 0 --target 0",
+    "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
+    "prefixes.py": "--sizes tiny --prompts 16 --group-sizes 2 --completions 8 --repetitions 1",
+    "rollout.py": "--goals --repetitions 1",
+    "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
+    "slow_envs.py": "--engine transformers --fast 2 --slow 1 --sleep-s 0.01 --turns 2 --tokens-per-turn 4 "
+    "--repetitions 1",
+    "start_up.py": "--runners 0 --repetitions 1",
+    "weight_sync.py": "--runners 0 --remote --repetitions 1",
+}
+NO_PROGRAMS = {"bare.py", "gpu.py", "measure.py", "workload.py"}
+IN_AN_ENVIRONMENT_OF_THEIR_OWN = {"peers_learner.py", "peers_loop.py"}
+
+
+def test_every_benchmark_has_its_smallest_run() -> None:
+    there = {path.name for path in FOLDER.glob("*.py")}
+    assert there == SMALLEST.keys() | NO_PROGRAMS | IN_AN_ENVIRONMENT_OF_THEIR_OWN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_it_runs_to_its_end(name: str, tiny_dense: str, tmp_path: Path) -> None:
+    arguments = SMALLEST[name].format(model=tiny_dense, folder=tmp_path).split()
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name), *arguments],
+        cwd=FOLDER.parent, env={**os.environ, "PYTHONPATH": str(FOLDER.parent)}, capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip()

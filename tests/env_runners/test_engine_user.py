@@ -1,0 +1,116 @@
+"""An env runner's engine: proven once, and its failures are its own, whenever they happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from gspo_rllib.engines import registry, trial
+from gspo_rllib.engines.proof import Conversation
+from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+from gspo_rllib.errors import EngineError, GSPOError
+from tests import toy_engines
+from tests.env_runners.small_runner import Weights, runner_config
+
+ASKED = Conversation([[9, 8]], list(range(40, 60)), [7], 1.0)
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Engines that were tried; none of them works."""
+    tried: list[str] = []
+    monkeypatch.setattr(trial, "_try", lambda spec, engine: tried.append(engine) or "it would not start.")
+    return tried
+
+
+@pytest.fixture
+def runner_with(tiny_dense: str) -> Iterator[Callable[..., LanguageEnvRunner]]:
+    made: list[LanguageEnvRunner] = []
+
+    def make(engine: str, **changes: Any) -> LanguageEnvRunner:
+        config = runner_config(tiny_dense, toy_engines.Coin, engine=engine, **changes)
+        made.append(LanguageEnvRunner(config=config, worker_index=0, num_workers=0))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.stop()
+    assert not registry._held
+
+
+def test_a_new_engine_shows_what_it_samples_until_it_is_proven(
+    runner_with: Callable[..., LanguageEnvRunner], weights: Weights
+) -> None:
+    runner, evaluation = runner_with("transformers"), runner_with("transformers", in_evaluation=True)
+    runner.set_weights(weights, 1)
+    evaluation.set_weights(weights, 1)
+    first = runner.converse(ASKED)
+    assert first is not None and first.version == 1 and [len(a.token_ids) for a in first.answers] == [6, 6, 6]
+    assert runner.converse(ASKED) is not None, "nobody has looked at it yet"
+
+    runner.mark_proven()
+    runner.set_weights(weights, 2)
+    assert runner.converse(ASKED) is None
+    assert evaluation.converse(ASKED) is None, "it has the same engine"
+
+    evaluation.stop()
+    runner.stop()
+    runner.set_weights(weights, 2)
+    assert runner.converse(ASKED) is not None, "another engine"
+
+
+def _take_all(runner: LanguageEnvRunner) -> None:
+    while runner.take_finished(5.0).num_in_flight:
+        pass
+
+
+@pytest.mark.parametrize("when", ["sample", "background"])
+@pytest.mark.parametrize(
+    ("engine", "message"), [("FailsToStep", "the kernel is gone"), ("RefusesRequests", "stop is not supported")]
+)
+def test_a_proven_engine_that_fails_ends_sampling_and_is_named(
+    runner_with: Callable[..., LanguageEnvRunner],
+    weights: Weights,
+    engine: str,
+    message: str,
+    when: str,
+    tiny_dense: str,
+) -> None:
+    runner = runner_with(engine)
+    runner.set_weights(weights, 1)
+    assert runner.converse(ASKED) is not None
+    runner.mark_proven()
+    groups = [str(n) for n in range(20)]
+    if when == "background":
+        runner.sample_in_background(groups)
+    with pytest.raises(EngineError) as caught:
+        runner.sample_groups(groups, weights_version=1) if when == "sample" else _take_all(runner)
+    said = str(caught.value)
+    assert message in said and f"engine {engine!r}" in said and tiny_dense in said
+    assert "serve" not in said, "an engine that worked is no reason to try others"
+
+
+@pytest.mark.parametrize(("engine", "message"), [("CannotBeBuilt", "no kernel"), ("FailsToLoad", "router.bias")])
+def test_an_engine_that_never_worked_names_what_was_tried_instead(
+    runner_with: Callable[..., LanguageEnvRunner], weights: Weights, trials: list[str], engine: str, message: str
+) -> None:
+    with pytest.raises(GSPOError) as caught:
+        runner_with(engine).set_weights(weights, 1)
+    said = str(caught.value)
+    assert message in said and f"engine {engine!r}" in said
+    assert "transformers" in trials and said.count("was tried just now and cannot serve it either") == len(trials)
+
+
+def test_a_failure_in_a_call_by_rllib_is_kept_and_ends_no_process(
+    runner_with: Callable[..., LanguageEnvRunner], weights: Weights
+) -> None:
+    runner = runner_with("RefusesRequests")
+    runner.raise_engine_failure()
+    runner.set_weights(weights, 1)
+    with pytest.raises(EngineError, match="stop is not supported"):
+        runner.apply(lambda self: self.sample(num_episodes=2))
+    with pytest.raises(EngineError, match="stop is not supported"):
+        runner.raise_engine_failure()
+    assert runner.apply(lambda self, *, more: more, more=3) == 3
