@@ -42,7 +42,8 @@ SIZES: tuple[tuple[str, int], ...] = (
      r"moe_layer_freq|decoder_sparse_step|interleave_moe_layer_step", 1),
     (r"num_key_value_heads|swa_num_key_value_heads|num_kv_heads|num_query_groups|linear_num_key_heads", 2),
     (r"mamba_n_heads|mamba_num_heads|n_mamba_heads", 8),
-    (r"(.*_)?(num_)?attention_heads|n_heads?|num_heads|index_n_heads|linear_num(_value)?_heads|encoder_heads", 4),
+    (r"index_n_heads", 16),  # of fewer, all scores of many a key are 0, and which of them are taken is anybody's guess
+    (r"(.*_)?(num_)?attention_heads|n_heads?|num_heads|linear_num(_value)?_heads|encoder_heads", 4),
     (r"(.*_)?head_dim|kv_channels|d_head|dim_head|mamba_d_head|mamba_headdim|head_size|attention_head_size", HEAD),
     (r"n_routed_experts|(moe_)?num_(local_)?experts", 8),
     (r"num_experts_per_to(k|ken)|moe_k|moe_topk|n_group|n_groups|mamba_n_groups|moe_num_active", 2),
@@ -100,7 +101,8 @@ def shrunk(config_class: type[PretrainedConfig], overrides: Mapping[str, Any]) -
     """
     default = config_class()
     settings: dict[str, Any] = {"dtype": "float32"}
-    names = {field.name for field in dataclasses.fields(config_class)} if dataclasses.is_dataclass(config_class) else set()
+    fields = dataclasses.fields(config_class) if dataclasses.is_dataclass(config_class) else ()
+    names = {field.name for field in fields}
     for name, part in getattr(config_class, "sub_configs", {}).items():
         if getattr(default, name, None) is not None and hasattr(part, "sub_configs"):
             own = type(getattr(default, name))
@@ -157,7 +159,8 @@ def randomise(model: PreTrainedModel) -> None:
     moves away from its initial value, at which many a part has no effect.
     """
     generator = torch.Generator().manual_seed(1)
-    head, embedding = (getattr(part, "weight", None) for part in (model.get_output_embeddings(), model.get_input_embeddings()))
+    ends = (model.get_output_embeddings(), model.get_input_embeddings())
+    head, embedding = (getattr(part, "weight", None) for part in ends)
     # Where they are one tensor, the token that was just read would outweigh all others.
     tables = {id(head): 0.2, id(embedding): 0.1 if head is embedding else 0.2}
     for tensor in [*model.parameters(), *_saved_buffers(model)]:

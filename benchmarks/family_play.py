@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from gspo_rllib import columns
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
+from gspo_rllib.engines import trial
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.model_folder import load_model_config
 from gspo_rllib.modules import CausalLMModule
@@ -42,8 +43,8 @@ class Played:
     """What was found.
 
     Attributes:
-        gap: Largest difference (nats) between two log-probabilities of a sampled token: of the learner and the model, or
-            of the engine and the learner.
+        gap: Largest difference (nats) between two log-probabilities of a sampled token: the learner's and the model's,
+            or the engine's and the learner's.
         model_gap: Likewise of the engine and the model; None without an engine.
         gradient: Largest difference of a parameter's gradient, relative to its norm; None where none was compared.
         moved: How far the update moved a log-probability (nats); None without an update.
@@ -57,10 +58,10 @@ class Played:
     scoring: str = ""
 
 
-class TwoTurns(gym.Env[str, str]):
+class TwoTurns(gym.Env):  # type: ignore[misc]  # gymnasium is not looked into here
     """Two questions of some length; a reply is rewarded by its checksum, so that replies to one task differ."""
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}
     observation_space = TEXT
     action_space = TEXT
 
@@ -109,6 +110,8 @@ def play_engine(folder: str, engine: str, *, num_env_runners: int = 0) -> Played
         engine: Name of the engine.
         num_env_runners: 0 for one in this process.
     """
+    # What another engine makes of the model is played, too, and need not be tried with every refusal.
+    trial._outcome = lambda spec, engine: trial.untried(engine)
     longest = getattr(load_model_config(folder).get_text_config(), "max_position_embeddings", None) or CONTEXT
     config = (
         GSPOConfig()
