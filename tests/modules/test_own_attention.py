@@ -51,7 +51,7 @@ def test_naming_an_attention_that_drops_it_is_refused() -> None:
 
 
 def test_engines_are_compared_with_it_too() -> None:
-    model, spec = build(CAPPED), EngineSpec(engine="transformers", model="capped")
+    model, spec = build(CAPPED), EngineSpec("transformers", "capped", "float32", 64, 1, ())
     prompt, answer = IDS[:30].tolist(), IDS[30:]
     generation = Generation("0", answer.tolist(), np.zeros(10, np.float32), "length")
     sample = EngineSample(spec, 1, [prompt], [generation], [1.0])
