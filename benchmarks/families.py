@@ -209,7 +209,9 @@ def in_words(result: Result) -> str:
     outcome = result["outcome"]
     if outcome in ("exact", "differs"):
         words = f"{outcome} ({result['gap']:.0e}{_gradient(result)})"
-        return f"{words}, falls back to {result['scoring']}" if result["scoring"] != FASTEST else words
+        if result["scoring"].startswith(FASTEST):
+            return words + result["scoring"].removeprefix(FASTEST)
+        return f"{words}, falls back to {result['scoring']}"
     return f"{outcome} because {result['message']}"
 
 

@@ -377,7 +377,7 @@ def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.n
 
 
 def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 1  # none where layers keep a state instead (Mamba)
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     itemsize = getattr(torch, spec.dtype).itemsize
