@@ -1,21 +1,25 @@
-"""The transformers engine on a GPU: how near its log-probs are to the learner's, tokens per second, and weight sync.
+"""An engine on a GPU: how near its log-probs are to the learner's, tokens per second, and weight sync.
 
     python benchmarks/gpu_engine.py --sizes 0.6b --json docs/results/gpu/engine.json
+    python benchmarks/gpu_engine.py --engine vllm --sizes 0.6b 1.7b --json docs/results/gpu/vllm.json
 
 Random Qwen3 of the real shapes. *Exactness*: 32 requests are sampled with the learner's weights; the learner scores the
 same tokens in packed rows. Printed per pair of precisions: mean and largest |difference| of a token's log-prob (nats),
 and the root mean square of a trajectory's mean difference, which is what a ratio per sequence is off by. *Speed*:
-requests of one prompt length at once, all with as many tokens; steps per second say what a forward pass costs. *Sync*:
-the learner's weights to host memory, and from there into the engine.
+requests of one prompt length at once, all with as many tokens; steps per second say what a forward pass costs. With
+vLLM the same requests also go to its own loop, once with the very sampling options the engine gives it (*raw*) and once
+without seeds and log-probs (*plain*). *Sync*: the learner's weights to host memory, and from there into the engine.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -27,14 +31,16 @@ import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from gspo_rllib import columns
-from gspo_rllib.engines.protocol import EngineSpec, GenerationRequest
-from gspo_rllib.engines.transformers import TransformersEngine
+from gspo_rllib.engines.protocol import Engine, EngineSpec, GenerationRequest
+from gspo_rllib.engines.registry import acquire, release
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.packing import packed_rows
 from gspo_rllib.types import TokenTrajectory
 from gspo_rllib.weight_sync import inference_state
 
 CONTEXT = 2048
+PRECISIONS = (("bfloat16", "bfloat16"), ("float32", None), ("bfloat16", None))
+"""Of engine and learner."""
 
 
 def learner_module(path: str, device: str, autocast: str | None) -> CausalLMModule:
@@ -47,16 +53,19 @@ def learner_module(path: str, device: str, autocast: str | None) -> CausalLMModu
     return module
 
 
-def build_engine(path: str, device: str, dtype: str, slots: int) -> TransformersEngine:
+def build_engine(path: str, args: argparse.Namespace, dtype: str, slots: int) -> Engine:
     """An engine that holds no weights of a version yet."""
     spec = EngineSpec(
-        engine="transformers", model=path, dtype=dtype, max_model_len=CONTEXT, max_num_seqs=slots, stop_token_ids=(),
-        seed=0, device=device,
+        engine=args.engine, model=path, dtype=dtype, max_model_len=CONTEXT, max_num_seqs=slots, stop_token_ids=(),
+        seed=0, device=args.device, options=args.options,
     )  # fmt: skip
-    return TransformersEngine(spec)
+    start = time.perf_counter()
+    engine = acquire(spec)
+    print(f"{args.engine} {dtype} started in {time.perf_counter() - start:.1f} s", flush=True)
+    return engine
 
 
-def sample(engine: TransformersEngine, prompts: list[list[int]], num_tokens: int, name: str) -> tuple[list[Any], int]:
+def sample(engine: Engine, prompts: list[list[int]], num_tokens: int, name: str) -> tuple[list[Any], int]:
     """Generations in the order of the prompts, and how many steps they took."""
     for i, prompt in enumerate(prompts):
         engine.submit(GenerationRequest(f"{name} {i}", prompt, num_tokens, 1.0, i, ()))
@@ -68,9 +77,9 @@ def sample(engine: TransformersEngine, prompts: list[list[int]], num_tokens: int
     return [done[f"{name} {i}"] for i in range(len(prompts))], steps
 
 
-def prompts_of(count: int, length: int, vocabulary: int) -> list[list[int]]:
-    """Random ids, no two alike."""
-    rng = np.random.default_rng(0)
+def prompts_of(count: int, length: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
+    """Random ids, no two alike; another seed's are others, so that nothing of them is in a prefix cache."""
+    rng = np.random.default_rng(seed)
     return [rng.integers(3, vocabulary, length).tolist() for _ in range(count)]
 
 
@@ -98,9 +107,9 @@ def exactness(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per pair of precisions."""
     rows = []
     prompts = prompts_of(32, args.prompt, args.vocabulary)
-    for engine_dtype, autocast in (("float32", None), ("bfloat16", "bfloat16"), ("bfloat16", None)):
+    for engine_dtype, autocast in PRECISIONS[: args.precisions]:
         module = learner_module(path, args.device, autocast)
-        engine = build_engine(path, args.device, engine_dtype, 32)
+        engine = build_engine(path, args, engine_dtype, 32)
         start = time.perf_counter()
         state = inference_state(module, copy=True)
         gpu.synchronise()
@@ -119,7 +128,7 @@ def exactness(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             "weights_gb": sum({id(a): a.nbytes for a in state.values()}.values()) / 1e9,
         })  # fmt: skip
         print("exactness", rows[-1], flush=True)
-        engine.close()
+        release(engine)
         del module, engine, state
         gpu.free()
     return rows
@@ -128,41 +137,73 @@ def exactness(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 def speed(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per number of requests at once."""
     rows = []
-    engine = build_engine(path, args.device, args.dtype, max(args.slots))
+    engine = build_engine(path, args, args.dtype, max(args.slots))
     module = learner_module(path, args.device, None)
     engine.load_weights(inference_state(module, copy=True), 1)
     del module
     gpu.free()
     for slots in args.slots:
-        prompts = prompts_of(slots, args.prompt, args.vocabulary)
-        sample(engine, prompts, 4, f"warm {slots}")
-        gpu.synchronise()
-        start = time.perf_counter()
-        generations, steps = sample(engine, prompts, args.tokens, f"timed {slots}")
-        gpu.synchronise()
-        took = time.perf_counter() - start
-        count = sum(len(g.token_ids) for g in generations)
+        steps, seeds = 0, itertools.count()
+
+        def fresh(count: int = slots, seeds: Iterator[int] = seeds) -> list[list[int]]:
+            return prompts_of(count, args.prompt, args.vocabulary, 1 + next(seeds))
+
+        def run(fresh: Any = fresh, seeds: Any = seeds) -> None:
+            nonlocal steps
+            _, steps = sample(engine, fresh(), args.tokens, f"timed {next(seeds)}")
+
+        took = gpu.median(gpu.seconds(run, args.repetitions))
+        count = slots * args.tokens
         rows.append({
             "dtype": args.dtype, "slots": slots, "tokens": count, "s": took, "tokens_per_s": count / took,
             "steps": steps, "ms_per_step": 1e3 * took / steps,
         })  # fmt: skip
+        if args.engine == "vllm":
+            for way, options in (("raw", {}), ("plain", {"seed": None, "logprobs": None, "flat_logprobs": False})):
+
+                def run_raw(fresh: Any = fresh, options: Any = options) -> None:
+                    raw_vllm(engine, fresh(), args.tokens, options)
+
+                raw = gpu.median(gpu.seconds(run_raw, args.repetitions))
+                rows[-1][f"{way}_tokens_per_s"] = count / raw
         print("speed", rows[-1], flush=True)
         if args.profile:
-            busy = gpu.kernels(partial(sample, engine, prompts, 8, f"profiled {slots}"), rows=8)
+            busy = gpu.kernels(partial(sample, engine, fresh(), 8, f"profiled {slots}"), rows=8)
             print(f"{slots} requests, 8 tokens each: {busy}", flush=True)
-    engine.close()
+    release(engine)
     return rows
+
+
+def raw_vllm(engine: Any, prompts: list[list[int]], num_tokens: int, changes: dict[str, Any]) -> None:
+    """vLLM's own loop over all prompts at once, with the sampling options of its engine here and some changes."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    for i, prompt in enumerate(prompts):
+        options = {
+            "max_tokens": num_tokens, "temperature": 1.0, "seed": i, "ignore_eos": True, "logprobs": 0,
+            "flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY,
+        }  # fmt: skip
+        parameters = SamplingParams(**(options | changes))
+        engine._engine.add_request(request_id=str(i), prompt={"prompt_token_ids": prompt}, params=parameters)
+    left = len(prompts)
+    while left:
+        left -= sum(output.finished for output in engine._engine.step())
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", default="transformers", help="name of a registered engine")
+    parser.add_argument("--options", default={}, type=json.loads, help="the engine's options, as JSON")
+    parser.add_argument("--precisions", type=int, default=len(PRECISIONS), help="how many of the pairs")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="for the speed")
     parser.add_argument("--sizes", nargs="+", default=["0.6b"], choices=list(gpu.QWEN3))
     parser.add_argument("--vocabulary", type=int, default=gpu.VOCABULARY)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128, help="sampled per request")
+    parser.add_argument("--repetitions", type=int, default=3, help="of every timing, after one that does not count")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--folder", type=pathlib.Path, help="where random models are kept; a temporary one without it")
     parser.add_argument("--profile", action="store_true", help="also print the kernels of decoding")
@@ -173,7 +214,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() if args.folder is None else nullcontext(args.folder) as folder:
         for size in args.sizes:
             path = gpu.random_qwen3(pathlib.Path(folder), size, vocabulary=args.vocabulary, device=args.device)
-            found[size] = {"exactness": exactness(path, args), "speed": speed(path, args)}
+            found[size] = {"options": args.options, "exactness": exactness(path, args)}
+            if args.json:  # a long run that is cut off has been worth something
+                args.json.write_text(json.dumps(found, indent=1) + "\n")
+            found[size]["speed"] = speed(path, args)
             if args.json:
                 args.json.write_text(json.dumps(found, indent=1) + "\n")
 

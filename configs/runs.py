@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BUILDERS = (
     "environment",
+    "agent",
     "rl_module",
     "generation",
     "env_runners",

@@ -2,7 +2,7 @@
 
     from gspo_rllib import GSPOConfig
 
-The names below are for training and for extending: an environment, a tool, a verifier, an engine, a loss, an algorithm.
+The names below are for training and for extending: environment, agent, tool, verifier, engine, loss, algorithm.
 Importing this package loads neither ray, torch, transformers nor vllm: each public name is imported when it is first
 used. Using any algorithm or its config also registers all of them with Ray Tune.
 """
@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 # the functions below read the same lines to know which module has a name. A table of names for the run time or __all__
 # would be a second list to keep equal, and a stub file would hide this file from type checkers.
 if TYPE_CHECKING:
+    from gspo_rllib.agents.agent_session import AgentSession as AgentSession
+    from gspo_rllib.agents.result import AgentResult as AgentResult
     from gspo_rllib.algorithms import CISPO as CISPO
     from gspo_rllib.algorithms import DAPO as DAPO
     from gspo_rllib.algorithms import GMPO as GMPO

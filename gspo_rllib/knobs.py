@@ -101,6 +101,12 @@ def settings_dataclass(cls: type[_Settings]) -> type[_Settings]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
+@typing.dataclass_transform()
+def positional_settings_dataclass(cls: type[_Settings]) -> type[_Settings]:
+    """Likewise, for a class whose knobs before ``_: dataclasses.KW_ONLY`` may be given without their names."""
+    return dataclasses.dataclass(frozen=True)(cls)
+
+
 def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
     """Raises SettingError unless ``value`` has the type, the range or one of the choices of its knob."""
     kinds = _kinds(hint)
@@ -158,13 +164,18 @@ def takes(
     assert isinstance(settings, type) and issubclass(settings, Settings)
     group: type[Settings] = settings
     fields = {field.name: field for field in dataclasses.fields(group)}
+    positional = [field.name for field in dataclasses.fields(group) if not field.kw_only]
     hints = typing.get_type_hints(group)
 
     def decorate(method: Callable[..., Any]) -> Callable[Concatenate[_Config, _Arguments], _Config]:
         inherited = _inherited_parameters(method)
 
         @functools.wraps(method)
-        def builder(self: Any, **kwargs: Any) -> Any:
+        def builder(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if len(args) > len(positional) or kwargs.keys() & positional[: len(args)]:
+                # Python's own words for it.
+                inspect.signature(builder).bind(self, *args, **kwargs)
+            kwargs |= zip(positional, args, strict=False)
             for name in kwargs:
                 if name in group.REFUSED:
                     raise SettingError(f"{method.__name__}.{name} is refused: {group.REFUSED[name]}")
@@ -176,9 +187,11 @@ def takes(
                 setattr(self, name, kwargs.pop(name))
             return method(self, **kwargs)
 
-        empty = inspect.Parameter.KEYWORD_ONLY
+        empty, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         own = [
-            inspect.Parameter(name, empty, default=default_of(field), annotation=hints[name])
+            inspect.Parameter(
+                name, empty if field.kw_only else either, default=default_of(field), annotation=hints[name]
+            )
             for name, field in fields.items()
         ]
         rest = [p.replace(kind=empty) for name, p in inherited.items() if name not in fields]

@@ -44,7 +44,7 @@ ENGINE_BUSY_S = "engine_busy_s"
 """Seconds spent inside ``engine.step``."""
 
 ENV_S = "env_s"
-"""Seconds environments took to answer, summed over environments, which overlap."""
+"""Seconds environments took to answer, or agents between replies, summed over those, which overlap."""
 
 SAMPLE_S = "sample_s"
 """Seconds of wall time inside ``sample``, or in which groups were being played beside it."""
@@ -62,7 +62,8 @@ TURN_TOKENS_MEAN = "turn_tokens_mean"
 """Tokens the policy sampled per turn."""
 
 NUM_NEW_SEGMENTS = "num_new_segments"
-"""Times a conversation outgrew the context and went on in a new segment."""
+"""Times a conversation outgrew the context and went on in a new segment, or an agent's call began one; see
+docs/agents.md."""
 
 NUM_TURNS_CUT = "num_turns_cut"
 """Turns that ended because they ran out of tokens (finish reason ``"length"``)."""

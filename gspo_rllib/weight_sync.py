@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -17,10 +17,12 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
 from gspo_rllib.engines.trial import with_alternatives
+from gspo_rllib.engines.weights import NamedWeights, on_host
 from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.runner_calls import RunnerCall, returned
 
 _PREFIX = "model."
+_Sent = TypeVar("_Sent")
 
 
 class Weights:
@@ -45,16 +47,16 @@ class Weights:
         return answer.get()
 
     @property
-    def _here(self) -> dict[str, np.ndarray]:
-        """The arrays, for a runner in this process."""
-        named: dict[str, np.ndarray] = ray.get(self._taken) if isinstance(self._taken, ray.ObjectRef) else self._taken
+    def _here(self) -> NamedWeights:
+        """The arrays, for a runner in this process; tensors on its device where a learner in this process has one."""
+        named: NamedWeights = ray.get(self._taken) if isinstance(self._taken, ray.ObjectRef) else self._taken
         return named
 
     @property
     def _anywhere(self) -> ray.ObjectRef:
         """The arrays in the object store: put there once, mapped by every runner."""
         if not isinstance(self._taken, ray.ObjectRef):
-            self._taken = ray.put(self._taken)
+            self._taken = ray.put(on_host(self._taken))
         return self._taken
 
     def push(self, runners: EnvRunnerGroup, *, force: bool = False) -> None:
@@ -173,9 +175,8 @@ def _mark_proven(runner: Any) -> None:
     runner.mark_proven()
 
 
-def _take_weights(learner: Learner) -> tuple[int, dict[str, np.ndarray] | ray.ObjectRef, Conversation]:
+def _take_weights(learner: Learner) -> tuple[int, NamedWeights | ray.ObjectRef, Conversation]:
     """The version and a copy of the weights, made where the learner is; and what engines that get them are asked."""
-    in_driver = learner.config.num_learners == 0
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     conversation = Conversation.of(
         module.model.config,
@@ -183,9 +184,20 @@ def _take_weights(learner: Learner) -> tuple[int, dict[str, np.ndarray] | ray.Ob
         temperature=module.temperature,
         learner_dtype=module.settings["autocast_dtype"] or "float32",
     )
-    state = inference_state(module, copy=in_driver)
+    if learner.config.num_learners == 0:
+        # On a GPU a copy is made on the device: the way through the host takes a second per 2 GB.
+        here = learner.config.num_env_runners == 0
+        return learner._weights_seq_no, _copied(module) if here else inference_state(module, copy=True), conversation
     # The object store makes a copy of its own.
-    return learner._weights_seq_no, state if in_driver else ray.put(state), conversation
+    return learner._weights_seq_no, ray.put(inference_state(module, copy=False)), conversation
+
+
+def _copied(module: Any) -> NamedWeights:
+    """Copies on the device of a module on a GPU, arrays of any other."""
+    tensors = _inference_tensors(module)
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return inference_state(module, copy=True)
+    return _each_once(tensors, lambda tensor: tensor.to(_sent_dtype(tensor), copy=True))
 
 
 def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
@@ -199,20 +211,34 @@ def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
         Arrays under Hugging Face names, float32 where they are of floating point. A tensor under two names, such as a
         tied head, is one array under both: it is copied, sent and compared once.
     """
+    return _each_once(
+        _inference_tensors(module), lambda tensor: tensor.to("cpu", _sent_dtype(tensor), copy=copy).numpy()
+    )
+
+
+def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:
     left_out = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else []
     state = {
-        name: tensor
+        name: tensor.detach()
         for name, tensor in module.state_dict().items()
         if not any(name == attribute or name.startswith(f"{attribute}.") for attribute in left_out)
     }
-    arrays: dict[tuple[Any, ...], np.ndarray] = {}
-    named: dict[str, np.ndarray] = {}
-    for name, tensor in unwrap_module_state(state).items():
+    return unwrap_module_state(state)
+
+
+def _sent_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _each_once(tensors: Mapping[str, torch.Tensor], convert: Callable[[torch.Tensor], _Sent]) -> dict[str, _Sent]:
+    """Every tensor converted, once where it has several names."""
+    sent: dict[tuple[Any, ...], _Sent] = {}
+    named = {}
+    for name, tensor in tensors.items():
         where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if where not in arrays:
-            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            arrays[where] = tensor.detach().to("cpu", dtype, copy=copy).numpy()
-        named[name] = arrays[where]
+        if where not in sent:
+            sent[where] = convert(tensor)
+        named[name] = sent[where]
     return named
 
 

@@ -76,6 +76,8 @@ def test_every_module_says_what_it_is_for() -> None:
 
 # Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
 SPANNING = {
+    "agents/test_on_vllm.py": "agents on the other engine",
+    "agents/test_training.py": "agents, from the function to the weights",
     "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
     "benchmarks/test_smoke.py": "every benchmark runs to its end",
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
@@ -93,6 +95,13 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "agents/agent_session.py": "agents/test_server.py",
+    "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
+    "agents/chat_completions.py": "agents/test_server.py",
+    "agents/door.py": "agents/test_server.py",
+    "agents/endpoint.py": "agents/test_server.py",
+    "agents/env_agent.py": "env_runners/test_agent_env_runner.py",
+    "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
     "algorithms/": "algorithms/policy_gradient/",
     "checkpoints.py": "algorithms/policy_gradient/test_algorithm.py",
     "cli/cluster.py": "cli/test_train.py",

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.engines import registry, trial
+from gspo_rllib.engines.weights import for_engine
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import EngineError, WeightSyncError
 from gspo_rllib.weight_sync import Weights, unwrap_module_state
@@ -204,3 +205,34 @@ def test_an_engine_is_compared_with_the_weights_it_was_sent_and_no_later_ones(ti
         assert registry.is_proven(algo.env_runner._engine)
     finally:
         algo.stop()
+
+
+def test_tensors_of_a_learners_device_become_arrays_for_who_cannot_take_them(tiny_tied: str) -> None:
+    state = AutoModelForCausalLM.from_pretrained(tiny_tied).state_dict()
+    taker, other = SimpleNamespace(loads_tensors=True), SimpleNamespace()
+
+    arrays = for_engine(other, state)  # type: ignore[arg-type]
+
+    assert for_engine(taker, state) is state  # type: ignore[arg-type]
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(arrays[name], tensor.numpy())
+
+
+def test_a_copy_on_the_device_has_a_tied_tensor_once_and_does_not_change(
+    tiny_tied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU's tensors take the way of a GPU's.
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    learners = _learners(tiny_tied)
+    weights = Weights(learners)
+    monkeypatch.undo()
+    with torch.no_grad():
+        for parameter in learners._learner.module[DEFAULT_MODULE_ID].parameters():
+            parameter.add_(1.0)
+
+    expected = AutoModelForCausalLM.from_pretrained(tiny_tied).state_dict()
+    assert weights._here["lm_head.weight"] is weights._here["model.embed_tokens.weight"]
+    for name, tensor in weights._here.items():
+        assert isinstance(tensor, torch.Tensor)
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)

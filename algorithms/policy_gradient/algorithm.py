@@ -38,7 +38,6 @@ from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
-from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM, NUM_GROUPS_STALE_DROPPED, NUM_ITERATIONS_IDLE
@@ -216,10 +215,9 @@ class PolicyGradient(Algorithm):
     def _evaluation_duration(self) -> int:
         if not self.config.plays_all_tasks:
             return int(self.config.evaluation_duration)
-        config = self.evaluation_config
-        count = check_language_env_spec(config.env, config.env_config).num_tasks
+        count = self.evaluation_config.num_tasks
         assert count is not None, "checked by the config"
-        return count * int(config.group_size)
+        return int(count * self.evaluation_config.group_size)
 
     def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
         groups, metrics = evaluate(

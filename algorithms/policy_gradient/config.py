@@ -16,6 +16,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
+from gspo_rllib.agents.settings import AgentSettings
+from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import validation
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
@@ -28,8 +30,9 @@ from gspo_rllib.connectors import (
     group_estimator,
 )
 from gspo_rllib.engines.registry import check_engine, default_engine
-from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
-from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
+from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
+from gspo_rllib.env_runners.engine_spec import load_renderer, resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import Settings, default_of, takes
@@ -43,7 +46,7 @@ _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 
 if TYPE_CHECKING:
 
-    class _FlatSettings(TrainingSettings, GenerationSettings, AlgorithmConfig):
+    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, AlgorithmConfig):
         """A config as type checkers see it: every knob is an attribute of the type that its settings class declares."""
 
         def __init__(self, algo_class: type | None = None) -> None: ...
@@ -61,8 +64,8 @@ else:
 class PolicyGradientConfig(_FlatSettings):
     """Configures policy-gradient training of a language-model agent; each algorithm is a subclass with its defaults.
 
-    A user of RLlib's PPO finds every builder where it is; ``generation`` is the only new one. Settings are checked when
-    the algorithm is built (``build_algo``), all of them before the first actor starts.
+    A user of RLlib's PPO finds every builder where it is; ``generation`` and ``agent`` are the only new ones. Settings
+    are checked when the algorithm is built (``build_algo``), all of them before the first actor starts.
     """
 
     evaluation_duration: int | str
@@ -84,7 +87,7 @@ class PolicyGradientConfig(_FlatSettings):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        groups: tuple[type[Settings], ...] = (self.training_settings, GenerationSettings)
+        groups: tuple[type[Settings], ...] = (self.training_settings, GenerationSettings, AgentSettings)
         for settings in groups:
             for field in dataclasses.fields(settings):
                 setattr(self, field.name, default_of(field))
@@ -120,12 +123,35 @@ class PolicyGradientConfig(_FlatSettings):
         del kwargs  # every accepted name is a setting
         return self
 
+    @takes(AgentSettings)
+    def agent(self: _Self, **kwargs: Any) -> _Self:
+        """Has a function of your own play the trajectories, in place of an environment."""
+        del kwargs  # every accepted name is a setting
+        if isinstance(self.tasks, str) and os.path.isfile(self.tasks):
+            self.tasks = os.path.abspath(self.tasks)  # Tune moves trials elsewhere
+        self.env_runner_cls = LanguageEnvRunner if self.play is None else AgentEnvRunner
+        return self
+
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
         if isinstance(model_config, dict) and os.path.isdir(model_config.get("path") or ""):
             model_config = {**model_config, "path": os.path.abspath(model_config["path"])}
         super().rl_module(model_config=model_config, **kwargs)
         return self
+
+    def get_state(self) -> dict[str, Any]:
+        """RLlib's state, whole: RLlib leaves out whatever is -1, its mark of a deprecated setting.
+
+        What a user set to -1 would silently become the default when the algorithm is built.
+        """
+        state: dict[str, Any] = super().get_state()
+        marked = vars(AlgorithmConfig())
+        given = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float)) and value == -1 and marked.get(name) != -1
+        }
+        return {**state, **given}
 
     def settings(self, kind: type[_S]) -> _S:
         """The current values of one group of settings, checked.
@@ -136,10 +162,11 @@ class PolicyGradientConfig(_FlatSettings):
         return kind.of(self)
 
     def validate(self) -> None:
-        """Checks every setting, the environment and the model; called when the algorithm is built.
+        """Checks every setting, the environment or agent, and the model; called when the algorithm is built.
 
         Raises:
-            SettingError: A setting is unknown or illegal, or settings together would not do what they are called.
+            SettingError: A setting is unknown or illegal, settings together would not do what they are called, or the
+                agent or its tasks cannot be found.
             EnvError: The environment does not exist, or does not speak text.
             ModelError: The model folder cannot be used.
             EngineError: The chosen engine is not installed.
@@ -161,27 +188,44 @@ class PolicyGradientConfig(_FlatSettings):
             training=not self.in_evaluation,
         )
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
-        env_spec = check_language_env_spec(self.env, self.env_config)
+        agent = self.settings(AgentSettings)
+        validation.check_agent(agent, generation, env=self.env)
+        if agent.play is not None:
+            load_renderer(generation, model_config, None)
+        else:
+            validation.check_chat(generation, model_config, check_language_env_spec(self.env, self.env_config))
         if self.evaluation_interval and not self.in_evaluation:
-            self._check_evaluation(env_spec)
+            self._check_evaluation()
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
-        validation.check_chat(generation, model_config, env_spec)
         check_engine(generation.engine or default_engine())
+        if not self.in_evaluation:
+            validation.check_devices(
+                num_gpus_per_learner=self.num_gpus_per_learner,
+                num_env_runners=self.num_env_runners,
+                num_gpus_per_env_runner=self.num_gpus_per_env_runner,
+            )
         # Marks RLlib's notice about its new API stack as given: these algorithms have no other.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         with self._duration_as_rllib_knows_it():
             super().validate()
 
-    def _check_evaluation(self, env_spec: LanguageEnvSpec) -> None:
+    @property
+    def num_tasks(self) -> int | None:
+        """How many tasks the environment, or the agent's file, counts; None where it does not."""
+        agent = self.settings(AgentSettings)
+        if agent.play is not None:
+            return Tasks(agent.tasks).count
+        return check_language_env_spec(self.env, self.env_config).num_tasks
+
+    def _check_evaluation(self) -> None:
         with self._duration_as_rllib_knows_it():
             evaluation = self.get_evaluation_config_object() or self
-        same = (evaluation.env, evaluation.env_config) == (self.env, self.env_config)
-        if same:
-            validation.say_if_evaluation_repeats_training(env_spec.num_tasks)
-        elif self.plays_all_tasks:
-            env_spec = check_language_env_spec(evaluation.env, evaluation.env_config)
+        played = [(c.env, c.env_config, c.play, c.tasks) for c in (evaluation, self)]
+        num_tasks = evaluation.num_tasks
+        if played[0] == played[1]:
+            validation.say_if_evaluation_repeats_training(num_tasks)
         if self.plays_all_tasks:
-            validation.check_all_tasks(env_spec.num_tasks, evaluation.env, self.evaluation_duration_unit)
+            validation.check_all_tasks(num_tasks, evaluation.play or evaluation.env, self.evaluation_duration_unit)
 
     @property
     def plays_all_tasks(self) -> bool:

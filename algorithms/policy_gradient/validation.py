@@ -6,6 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from gspo_rllib.agents.function import find_play
+from gspo_rllib.agents.settings import AgentSettings
+from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
@@ -99,9 +102,62 @@ def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], 
     renderer = load_renderer(generation, model_config, env.chat)
     limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
     # A summary is asked for by the user, whatever role the observations have.
-    roles = {env.obs_role, *(["user"] if generation.context_overflow == "summarize" else [])}
+    roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
     check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
     check_vocabulary(renderer, model_config)
+
+
+def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: Any) -> None:
+    """Refuses an agent that could not play, and settings that would have no effect on it.
+
+    Args:
+        agent: The agent's settings.
+        generation: How text is sampled.
+        env: The environment that is set, if any.
+
+    Raises:
+        SettingError: The agent or its tasks cannot be found or are not what they must be, or a setting is refused.
+    """
+    if agent.play is None:
+        if agent.tasks is not None:
+            raise SettingError("agent.tasks is set, but agent.play is not: name the function that plays them.")
+        return
+    if env is not None:
+        raise SettingError(
+            f"agent.play={agent.play!r} and environment.env={env!r} are both set; an agent plays in place of an "
+            "environment. Remove one of the two."
+        )
+    if generation.edits_history:
+        raise SettingError(
+            f"generation.context_overflow is {generation.context_overflow!r}, which has no effect on an agent: it is "
+            "told that its messages do not fit, and shortens them itself. Use 'truncate'."
+        )
+    find_play(agent.play)
+    Tasks(agent.tasks)
+
+
+def check_devices(*, num_gpus_per_learner: float, num_env_runners: int, num_gpus_per_env_runner: float) -> None:
+    """Warns where a GPU of this machine would not be used: RLlib gives nobody one who does not ask for it.
+
+    Args:
+        num_gpus_per_learner: GPUs of each learner; a part of one where it shares it.
+        num_env_runners: Env runners in actors; with 0 the driver's sees whatever the driver sees.
+        num_gpus_per_env_runner: GPUs of each of them.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    if not num_gpus_per_learner:
+        logger.warning(
+            "learners.num_gpus_per_learner is 0: learners train on the CPU, although this machine has a GPU. Set it to "
+            "1, or to a part where learners and env runners in actors share one (0.5 each)."
+        )
+    if num_env_runners and not num_gpus_per_env_runner:
+        logger.warning(
+            "env_runners.num_gpus_per_env_runner is 0: env runners sample on the CPU, although this machine has a GPU "
+            "(a vllm that is built for GPUs cannot). Set it to 1, or to a part of one that they share (0.5)."
+        )
 
 
 def check_context(max_tokens_per_turn: int, *, room: int) -> None:

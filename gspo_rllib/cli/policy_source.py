@@ -79,7 +79,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     if arguments.env:
         # Another environment's settings would not fit this one.
         config.env_config = {}
-        config.environment(arguments.env)
+        config.agent(None, tasks=None).environment(arguments.env)
     config.environment(env_config=env_config)
     for name in ("engine", "temperature", "max_tokens_per_turn"):
         if getattr(arguments, name) is not None:
@@ -102,7 +102,6 @@ def opened_runner(config: GSPOConfig, *, episodes: int | None, group_size: int =
         WeightSyncError: It samples from another distribution than the model's.
     """
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 
     hush(config)
     config.in_evaluation = True
@@ -110,16 +109,20 @@ def opened_runner(config: GSPOConfig, *, episodes: int | None, group_size: int =
     config.group_size = group_size
     if episodes is not None:
         config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
-    runner = LanguageEnvRunner(config=config)
+    runner: LanguageEnvRunner = config.env_runner_cls(config=config)
     try:
-        _give_weights(runner, config)
+        give_weights(runner, config)
         yield runner
     finally:
         runner.stop()
 
 
-def _give_weights(runner: LanguageEnvRunner, config: GSPOConfig) -> None:
+def give_weights(runner: LanguageEnvRunner, config: GSPOConfig) -> None:
     """Loads the configured model into the runner's engine, and compares what that samples with the model.
+
+    Args:
+        runner: An env runner in this process.
+        config: Names the model.
 
     Raises:
         WeightSyncError: The engine samples from another distribution.

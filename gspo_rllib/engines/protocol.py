@@ -100,6 +100,9 @@ class Engine(Protocol):
         max_model_len: Longest context in tokens.
         weights_version: Version of the weights it holds, as passed to ``load_weights``; None before the first.
         can_update_while_running: Whether ``load_weights`` may keep requests running.
+
+    An engine may also have ``loads_tensors = True``: then a learner on a GPU in the same process hands it tensors on
+    that device instead of arrays, which spares the way through host memory.
     """
 
     max_model_len: int

@@ -8,7 +8,7 @@ it would get wrong.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from gspo_rllib.engines.slot_attention import (
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
 from gspo_rllib.engines.stop_strings import StopStrings
 from gspo_rllib.engines.trial import untried
-from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
+from gspo_rllib.engines.weights import NamedWeights, TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, GSPOError, ModelError, SettingError, described, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import FinishReason
@@ -77,6 +77,7 @@ class TransformersEngine:
     """
 
     can_update_while_running = True
+    loads_tensors = True
 
     def __init__(self, spec: EngineSpec) -> None:
         options = _checked_options(spec)
@@ -146,9 +147,7 @@ class TransformersEngine:
             self._table.release(self._running.pop(request_id).slot)
             self._versions.forget(request_id)
 
-    def load_weights(
-        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
-    ) -> None:
+    def load_weights(self, named_weights: NamedWeights, version: int, *, keep_running: bool = False) -> None:
         """Replaces all weights and drops every cached key and value; see ``Engine.load_weights``."""
         if self._model is None:
             raise EngineError("the engine is closed; acquire a new one.")

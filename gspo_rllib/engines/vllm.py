@@ -3,7 +3,7 @@
 The only module that imports vllm. It drives vLLM's synchronous ``LLMEngine`` directly: nothing runs unless ``step`` is
 called, so a weight update needs no pause protocol, and tokens are ids from end to end.
 
-Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32).
+Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32, on a GPU with 0.26).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" pins every engine of the machine to the same first core
+    # Attention and experts of a float32 engine are Triton kernels, which round their inputs to TF32 unless told not to.
+    "TRITON_F32_DEFAULT": "ieee",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -36,7 +38,8 @@ from gspo_rllib.engines.process_state import process_state_kept, torch_random_st
 from gspo_rllib.engines.proof import names_in_order
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.trial import untried
-from gspo_rllib.engines.weights import TokenVersions, as_tensor, check_idle, check_weights, without_tied
+from gspo_rllib.engines.vllm_defaults import cpu_defaults, gpu_defaults
+from gspo_rllib.engines.weights import NamedWeights, TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 
@@ -47,7 +50,7 @@ try:
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
-except ImportError as _error:
+except Exception as _error:  # a broken installation raises anything
     raise EngineError(
         f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
         "or use another engine."
@@ -74,9 +77,6 @@ _DEFAULTS: dict[str, Any] = {
 }
 _VLLM_ERRORS = (ValueError, RuntimeError, AssertionError, TypeError, AttributeError, LookupError, OSError, ImportError)
 _EXTRA_OPTIONS = {"enable_multiprocessing"}
-_CPU_BLOCK_SIZE = 32  # tokens; the smallest the CPU kernel takes. Prefixes are reused in whole blocks.
-_CPU_BATCH_TOKENS = 2048
-_CPU_CACHE_BOUNDS = (64 << 20, 4 << 30)  # the CPU backend touches all of it at start
 _MIN_TEMPERATURE = 0.01  # vLLM raises a smaller one to this, and the log-probabilities would be of another distribution
 
 
@@ -93,6 +93,8 @@ class VLLMEngine:
         SettingError: A setting or option is illegal.
     """
 
+    loads_tensors = True
+
     def __init__(self, spec: EngineSpec) -> None:
         config = checks.load_config(spec)
         options = _checked_options(spec)
@@ -102,6 +104,12 @@ class VLLMEngine:
             raise EngineError(
                 f"engine_device is {spec.device!r}, but the installed vllm is built for CPU. Install vllm's build for "
                 "that device, or use engine_device='cpu'."
+            )
+        if not self._on_cpu and spec.device.startswith("cpu"):
+            raise EngineError(
+                "this process sees no GPU, and the installed vllm is built for one. Env runners get one with "
+                ".env_runners(num_gpus_per_env_runner=1), or a part of one that they share with a learner (0.5). "
+                "Without a GPU, install vllm's build for CPU or use engine='transformers'."
             )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
@@ -117,7 +125,7 @@ class VLLMEngine:
             **{name: getattr(spec, name) for name in _FROM_SPEC},
             **_FIXED,
             **_DEFAULTS,
-            **(_cpu_defaults(spec, config) if self._on_cpu else {}),
+            **(cpu_defaults(spec, config) if self._on_cpu else gpu_defaults(spec, config)),
             **options,
         }
         arguments["seed"] = spec.seed % 2**32  # numpy's generators take no more
@@ -191,9 +199,7 @@ class VLLMEngine:
             for request_id in gone:
                 self._versions.forget(request_id)
 
-    def load_weights(
-        self, named_weights: Mapping[str, np.ndarray], version: int, *, keep_running: bool = False
-    ) -> None:
+    def load_weights(self, named_weights: NamedWeights, version: int, *, keep_running: bool = False) -> None:
         """Replaces all weights and drops every cached key and value; see ``Engine.load_weights``."""
         engine = self._open()
         if not (keep_running and self.can_update_while_running):
@@ -362,7 +368,7 @@ def _num_sampled(engine: LLMEngine) -> dict[str, int]:
     return {s.external_req_id: len(s.detokenizer.output_token_ids) for s in states if s.detokenizer is not None}
 
 
-def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def _checkpoint_format(layout: PreTrainedModel, named_weights: NamedWeights) -> dict[str, torch.Tensor]:
     """What ``save_pretrained`` would write: the names and shapes vLLM's loaders are made for.
 
     In memory, transformers fuses experts and renames modules of some architectures, which not every loader knows.
@@ -374,21 +380,3 @@ def _checkpoint_format(layout: PreTrainedModel, named_weights: Mapping[str, np.n
         layout, {name: as_tensor(array) for name, array in single.items()}
     )
     return saved
-
-
-def _cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
-    heads = getattr(config, "num_attention_heads", None) or 1  # none where layers keep a state instead (Mamba)
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    itemsize = getattr(torch, spec.dtype).itemsize
-    blocks = -(-spec.max_model_len // _CPU_BLOCK_SIZE) + 1
-    one = 2 * config.num_hidden_layers * key_heads * head_dim * itemsize * blocks * _CPU_BLOCK_SIZE
-    low, high = _CPU_CACHE_BOUNDS
-    return {
-        "enforce_eager": True,
-        # After a partial prompt vLLM rewinds the request's generator, which fails for CPU generators (seen in 0.32).
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(spec.max_model_len, spec.max_num_seqs, _CPU_BATCH_TOKENS),
-        "block_size": _CPU_BLOCK_SIZE,
-        "kv_cache_memory_bytes": max(one, min(max(one * spec.max_num_seqs, low), high)),
-    }

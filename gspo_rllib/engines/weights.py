@@ -6,11 +6,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
+from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.errors import WeightSyncError, did_you_mean
+
+NamedWeights = Mapping[str, "np.ndarray | torch.Tensor"]
+"""A whole ``state_dict`` under Hugging Face names: arrays, or tensors on the learner's device."""
+
+
+def for_engine(engine: Engine, named_weights: NamedWeights) -> Mapping[str, Any]:
+    """The weights as an engine takes them: arrays, unless it says that it ``loads_tensors``."""
+    return named_weights if getattr(engine, "loads_tensors", False) else on_host(named_weights)
+
+
+def on_host(named_weights: NamedWeights) -> dict[str, np.ndarray]:
+    """The weights as arrays; a tensor under two names stays one array.
+
+    Args:
+        named_weights: Arrays, which are returned as they are, or tensors on any device.
+    """
+    arrays: dict[int, np.ndarray] = {}
+    for value in named_weights.values():
+        if id(value) not in arrays:
+            arrays[id(value)] = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
+    return {name: arrays[id(value)] for name, value in named_weights.items()}
 
 
 def check_idle(unfinished: int) -> None:
@@ -27,7 +50,7 @@ def check_idle(unfinished: int) -> None:
         )
 
 
-def check_weights(named_weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_weights(named_weights: NamedWeights, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses a weight update that is not exactly the model's ``state_dict``.
 
     Args:
@@ -57,7 +80,7 @@ def check_weights(named_weights: Mapping[str, np.ndarray], shapes: Mapping[str, 
             )
 
 
-def without_tied(named_weights: Mapping[str, np.ndarray], tied: Mapping[str, str]) -> dict[str, np.ndarray]:
+def without_tied(named_weights: NamedWeights, tied: Mapping[str, str]) -> dict[str, np.ndarray | torch.Tensor]:
     """The update with every tied tensor under one name only, as a safetensors file holds it.
 
     Args:
@@ -70,7 +93,7 @@ def without_tied(named_weights: Mapping[str, np.ndarray], tied: Mapping[str, str
     for second, first in tied.items():
         if named_weights[second] is named_weights[first]:
             continue
-        if not np.array_equal(named_weights[second], named_weights[first]):
+        if not torch.equal(as_tensor(named_weights[second]), as_tensor(named_weights[first])):
             raise WeightSyncError(
                 f"{second!r} and {first!r} are one tensor in the engine's model but differ in the update. The learner "
                 "must tie them too (tie_word_embeddings in config.json)."
@@ -78,12 +101,15 @@ def without_tied(named_weights: Mapping[str, np.ndarray], tied: Mapping[str, str
     return {name: array for name, array in named_weights.items() if name not in tied}
 
 
-def as_tensor(array: np.ndarray) -> torch.Tensor:
+def as_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
     """The array as a tensor that shares its memory where it can; only to be read.
 
     Args:
-        array: An array of any shape; may be read-only, as arrays out of Ray's object store are.
+        array: An array of any shape; may be read-only, as arrays out of Ray's object store are. A tensor is returned
+            as it is, on its device.
     """
+    if isinstance(array, torch.Tensor):
+        return array
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes a scalar a vector

@@ -21,9 +21,9 @@ from ray.util import log_once
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
-from gspo_rllib.env_pool.pool import EnvPool
+from gspo_rllib.engines.weights import NamedWeights, for_engine
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler
-from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError
@@ -69,8 +69,8 @@ class BackgroundSampler:
     def __init__(
         self,
         engine: Engine,
-        pool: EnvPool,
-        make_rollout: Callable[[], Rollout],
+        pool: Slots,
+        make_rollout: Callable[[], GroupPlayer],
         scheduler: GroupScheduler[SingleAgentEpisode],
         *,
         weight_update: WeightUpdate,
@@ -91,7 +91,7 @@ class BackgroundSampler:
         self.engine = engine
         self._pool = pool
         self._make_rollout = make_rollout
-        self._rollout: Rollout | None = None
+        self._rollout: GroupPlayer | None = None
         self._scheduler = scheduler
         self._weight_update = weight_update
         self._on_groups = on_groups
@@ -130,7 +130,7 @@ class BackgroundSampler:
             self._in_flight.update(dict.fromkeys(group_ids))
             self._wake()
 
-    def offer(self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int) -> None:
+    def offer(self, named_weights: NamedWeights | ray.ObjectRef, version: int) -> None:
         """Lets new weights wait to be loaded; see ``BackgroundSampling.offer_weights``."""
         with self._changed:
             self._offered, self._any_offered = (named_weights, version), True
@@ -286,7 +286,8 @@ class BackgroundSampler:
             if isinstance(named_weights, ray.ObjectRef):
                 named_weights = ray.get(named_weights)
             with registry.failing_as_itself(self.engine):
-                self.engine.load_weights(named_weights, version, keep_running=self.engine.has_work())
+                weights = for_engine(self.engine, named_weights)
+                self.engine.load_weights(weights, version, keep_running=self.engine.has_work())
             with self._changed:
                 self._finished.num_weight_updates += 1
                 self._finished.weight_update_s += time.perf_counter() - self._waits_since
@@ -316,7 +317,7 @@ class BackgroundSampling:
         """
         self._acquire_sampler().add(group_ids)
 
-    def offer_weights(self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int) -> None:
+    def offer_weights(self, named_weights: NamedWeights | ray.ObjectRef, version: int) -> None:
         """Lets new weights wait to be loaded, in place of any that still wait; returns at once.
 
         Groups added after this call start with these weights or newer ones.

@@ -12,7 +12,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from gspo_rllib.env_pool.pool import EnvPool
+from gspo_rllib.env_runners.player import Slots
 from gspo_rllib.env_runners.trajectory import EpisodeObserver
 
 
@@ -38,11 +38,11 @@ class Callbacks:
             kwargs={"env_runner": self._env_runner, "metrics_logger": self._logger, **kwargs},
         )
 
-    def observer(self, pool: EnvPool) -> EpisodeObserver:
+    def observer(self, pool: Slots) -> EpisodeObserver:
         """The observer that calls the callbacks of episodes played in this pool."""
         return functools.partial(self._on_episode_event, pool)
 
-    def _on_episode_event(self, pool: EnvPool, event: str, episode: SingleAgentEpisode, slot: int) -> None:
+    def _on_episode_event(self, pool: Slots, event: str, episode: SingleAgentEpisode, slot: int) -> None:
         kwargs = {"episode": episode, "env": pool.env(slot), "rl_module": None, "env_index": slot}
         if event == "on_episode_end":
             kwargs["prev_episode_chunks"] = []

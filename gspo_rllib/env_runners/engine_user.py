@@ -6,16 +6,15 @@ instead where that was tried, and is never taken for the environment's or the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import numpy as np
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.proof import Conversation, EngineSample, converse
 from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.engines.trial import with_alternatives
+from gspo_rllib.engines.weights import NamedWeights, for_engine
 from gspo_rllib.env_runners.background import check_free
 from gspo_rllib.errors import EngineError, WeightSyncError
 
@@ -85,10 +84,10 @@ def acquire(spec: EngineSpec) -> Engine:
     return registry.acquire(spec, explain=with_alternatives)
 
 
-def load(engine: Engine, named_weights: Mapping[str, np.ndarray], version: int) -> None:
+def load(engine: Engine, named_weights: NamedWeights, version: int) -> None:
     """Loads weights into an idle engine; see ``Engine.load_weights``."""
     with first_use(engine):
-        engine.load_weights(named_weights, version)
+        engine.load_weights(for_engine(engine, named_weights), version)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class LendsItsEngine(EngineUser):
         return report
 
     def converse(self, conversation: Conversation) -> EngineSample | None:
-        """See ``EngineUser.converse``; once this engine is proven, of the one that evaluation has of its own, if any."""
+        """See ``EngineUser.converse``; once this engine is proven, of one that evaluation has of its own, if any."""
         sample = super().converse(conversation)
         if sample is None and self._evaluates_elsewhere:
             return self._evaluator.converse(conversation)  # type: ignore[no-any-return]  # a runner like this one

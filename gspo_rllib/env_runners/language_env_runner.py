@@ -1,7 +1,8 @@
 """The RLlib env runner for language environments: its settings, weights, metrics and life cycle.
 
-What it samples is played by ``rollout.Rollout``; how tokens are made is the engine's business. It owns neither a torch
-module nor a vectorised environment, so nothing here goes through RLlib's env-to-module connectors.
+What it samples is played by ``rollout.Rollout``, or by what its parts make instead; how tokens are made is the engine's
+business. It owns neither a torch module nor a vectorised environment, so nothing here goes through RLlib's
+env-to-module connectors.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -26,14 +26,14 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.engines.weights import NamedWeights
 from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
-from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
 from gspo_rllib.env_runners.engine_user import acquire, load
 from gspo_rllib.env_runners.evaluation import LendsItsEngine
 from gspo_rllib.env_runners.group_scheduler import Role, evaluation_group
-from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
@@ -68,7 +68,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         # Without a seed a run is not meant to be repeatable; within it, evaluation still repeats its tasks.
         self._run_seed: int = self.config.seed if self.config.seed is not None else secrets.randbits(63)
         self._engine: Engine | None = None
-        self._pool: EnvPool | None = None
+        self._pool: Slots | None = None
         self._pending_weights: tuple[Any, int] | None = None
         self._errors: list[str] = []
         self._metrics_lock = threading.RLock()
@@ -160,7 +160,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         return self._engine.weights_version if self._engine is not None else None
 
     def set_weights(
-        self, named_weights: Mapping[str, np.ndarray] | ray.ObjectRef, version: int, *, force: bool = False
+        self, named_weights: NamedWeights | ray.ObjectRef, version: int, *, force: bool = False
     ) -> int | None:
         """Loads weights into the engine; any version that differs from the one it holds, older ones included.
 
@@ -239,10 +239,8 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-        self._env_spec = check_language_env_spec(
-            self.config.env, self.config.env_config, worker_index=self.worker_index or 0
-        )
-        self._parts = RolloutParts(self.config, self._env_spec, run_seed=self._run_seed)
+        self._env_spec = self._check_env()
+        self._parts = self._make_parts()
 
     @override(EnvRunner)
     def make_module(self) -> None:
@@ -264,6 +262,12 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         if self._engine is not None:
             engine, self._engine = self._engine, None
             registry.release(engine)
+
+    def _check_env(self) -> LanguageEnvSpec:
+        return check_language_env_spec(self.config.env, self.config.env_config, worker_index=self.worker_index or 0)
+
+    def _make_parts(self) -> RolloutParts:
+        return RolloutParts(self.config, self._env_spec, run_seed=self._run_seed)
 
     @property
     def _is_spare(self) -> bool:
@@ -359,10 +363,10 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
     @override(LendsItsEngine)
     def _make_evaluator(self, config: AlgorithmConfig) -> LanguageEnvRunner:
         whose = {"worker_index": self.worker_index, "num_workers": self.num_workers}
-        evaluator: LanguageEnvRunner = LanguageEnvRunner(config=config, tune_trial_id=self.tune_trial_id, **whose)
+        evaluator: LanguageEnvRunner = type(self)(config=config, tune_trial_id=self.tune_trial_id, **whose)
         return evaluator
 
-    def _make_rollout(self, pool: EnvPool, explore: bool) -> Rollout:
+    def _make_rollout(self, pool: Slots, explore: bool) -> GroupPlayer:
         observer = self._callbacks.observer(pool)
         return self._parts.make_rollout(self._acquire_engine(), pool, explore=explore, observer=observer)
 

@@ -39,7 +39,7 @@ class Segments:
     @cached_property
     def reserve(self) -> int:
         """Ids of the context that are kept free for a summary and the request for it."""
-        if self._settings.context_overflow != "summarize":
+        if not self._settings.asks_for_summaries:
             return 0
         # Closing a reply that did not end itself takes the longer request.
         return len(self.summary_request(())) + self._settings.max_summary_tokens

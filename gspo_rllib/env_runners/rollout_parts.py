@@ -16,6 +16,7 @@ from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.engine_spec import engine_spec, load_renderer
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
+from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.env_runners.task_order import TaskOrder
@@ -47,7 +48,7 @@ class RolloutParts:
         self._run_seed = run_seed
         self._renderers: OrderedDict[str, ChatRenderer] = OrderedDict()
 
-    def make_pool(self) -> EnvPool:
+    def make_pool(self) -> Slots:
         """Slots for as many environments as trajectories are played at a time; none is made yet."""
         return EnvPool(
             self._env.make,
@@ -75,8 +76,9 @@ class RolloutParts:
             return None
         return TaskOrder(self._env.num_tasks, run_seed=self._run_seed, shuffled=role == "train")
 
-    def make_rollout(self, engine: Engine, pool: EnvPool, *, explore: bool, observer: EpisodeObserver) -> Rollout:
-        """A rollout on this engine and in this pool; greedy unless it explores."""
+    def make_rollout(self, engine: Engine, pool: Slots, *, explore: bool, observer: EpisodeObserver) -> GroupPlayer:
+        """A rollout on this engine and in a pool that ``make_pool`` made; greedy unless it explores."""
+        assert isinstance(pool, EnvPool)
         settings = self.settings if explore else dataclasses.replace(self.settings, temperature=0.0)
         return Rollout(engine, pool, self.renderer_for, settings, run_seed=self._run_seed, observer=observer)
 

@@ -112,3 +112,13 @@ class GenerationSettings(Settings):
         "replaced; biased where failing depends on what the policy did.",
         source="ours",
     )
+
+    @property
+    def edits_history(self) -> bool:
+        """Whether a conversation that fills the context goes on in a new one."""
+        return self.context_overflow != "truncate"
+
+    @property
+    def asks_for_summaries(self) -> bool:
+        """Whether the policy is asked to sum up a conversation that goes on in a new context."""
+        return self.context_overflow == "summarize"

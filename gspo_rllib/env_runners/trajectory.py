@@ -132,7 +132,7 @@ class Trajectory:
             if len(prompt) < self._room:
                 self._record(turn, action, answer)
                 continue
-            if self._settings.context_overflow == "summarize":
+            if self._settings.asks_for_summaries:
                 self._record(turn, action, answer)
                 request = self._segments.summary_request(self._reply)
                 turn, action = yield from self._sample(request, starts_segment=False, is_summary=True)

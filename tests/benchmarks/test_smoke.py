@@ -12,14 +12,18 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # What a run of each is given; {model} is a tiny model's folder, {folder} an empty one.
 SMALLEST = {
+    "agents.py": "--model {model} --repetitions 1",
     "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",
+    "clip_range.py": "simulate --updates 2 --lengths 43",
     "envs.py": "--ids Bisection --seeds 1",
     "families.py": "--only llama --engine learner --cache {folder}/results.jsonl",
     "gpu_engine.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --prompt 8 --tokens 4 --slots 2",
     "gpu_head.py": "--device cpu --widths 32 --tokens 64 --vocabulary 320 --repetitions 1",
     "gpu_learner.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 1 --prompt 8 --completion 8 "
     "--repetitions 1 --ways learner step segments shared checkpointed",
+    "gpu_loop.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 2 --turns 2 "
+    "--tokens-per-turn 4 --row-tokens 2048 --repetitions 1",
     "growth.py": "--repetitions 1 --only vocabulary",
     "learner.py": "--vocabularies 1024 --repetitions 1 --folder {folder}",
     "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "

@@ -33,7 +33,7 @@ def run_file(tmp_path: Path) -> Path:
 def test_every_shipped_config_loads(name: str) -> None:
     run = load_run(name)
     assert run.name == name
-    assert run.config.env.startswith("gspo_rllib.envs:gspo_rllib/")
+    assert (run.config.env or run.config.tasks[0]["env"]).startswith("gspo_rllib.envs:gspo_rllib/")
     assert run.settings.iterations or run.settings.minutes
     assert shipped_configs()[name].read_text().startswith("# "), "its first line says what it is, for `gspo-rllib list`"
 

@@ -377,3 +377,13 @@ def test_the_process_keeps_its_random_state(case: Case) -> None:
     assert random.getstate() == states[0]
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[1], strict=True))
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_weights_may_be_tensors_where_the_learner_has_them(case: Case) -> None:
+    case.perturb()
+    case.version += 1
+    requests = [request(case.prompt(n), seed=n) for n in (3, 40)]
+
+    case.engine.load_weights(case.reference.state_dict(), case.version)  # type: ignore[arg-type]
+
+    assert max(map(case.error, requests, run(case.engine, requests))) < EXACT

@@ -162,6 +162,26 @@ def test_an_illegal_option_is_refused_before_anything_starts(
         VLLMEngine(spec(tiny_dense, **options))
 
 
+def test_experts_count_as_loaded_under_a_name_without_their_wrapper() -> None:
+    from gspo_rllib.engines.vllm_worker import _not_among
+
+    expected = {"mlp.experts.routed_experts.w13_weight", "mlp.experts.routed_experts.w2_weight", "norm.weight"}
+
+    assert _not_among({"mlp.experts.w13_weight", "norm.weight"}, expected) == {"mlp.experts.routed_experts.w2_weight"}
+
+
+def test_a_build_for_gpus_in_a_process_without_one_says_who_hands_them_out(
+    tiny_dense: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.platforms import current_platform
+
+    from gspo_rllib.engines.vllm import VLLMEngine
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    with pytest.raises(EngineError, match=r"sees no GPU.*num_gpus_per_env_runner"):
+        VLLMEngine(spec(tiny_dense))
+
+
 def test_a_device_this_build_cannot_use_is_refused(tiny_dense: str) -> None:
     from vllm.platforms import current_platform
 

@@ -17,6 +17,7 @@ def a_builder_takes_the_knobs_and_returns_the_config(config: GSPOConfig) -> None
     assert_type(config.training(lr=1e-6, group_size=4), GSPOConfig)
     assert_type(config.generation(temperature=1, max_turns=None).training(lr=[[0, 0.0], [100, 1e-6]]), GSPOConfig)
     assert_type(GRPOConfig().training(kl_coeff=0.04, kl_estimator="k2"), GRPOConfig)
+    assert_type(GRPOConfig().agent("my_package.bot:play", tasks="tasks.jsonl"), GRPOConfig)
 
 
 def a_name_that_is_not_public_is_refused() -> None:
@@ -31,6 +32,8 @@ def a_name_that_is_no_knob_is_refused(config: GSPOConfig) -> None:
     config.training(temperature=1.0)  # type: ignore[call-arg]
     config.training(train_batch_size=4000)  # type: ignore[call-arg]
     GRPOConfig().training(lrr=1)  # type: ignore[call-arg]
+    config.agent("my_package.bot:play", task="tasks.jsonl")  # type: ignore[call-arg]
+    config.agent("my_package.bot:play", "tasks.jsonl")  # type: ignore[call-arg]
 
 
 def a_value_of_another_type_is_refused(config: GSPOConfig) -> None:

@@ -79,6 +79,19 @@ def test_an_illegal_generation_setting_is_refused_at_build_time(tiny_dense, knob
     _refused(_config(tiny_dense).generation(**knobs), error, *parts)
 
 
+@pytest.mark.parametrize("name", ["group_size", "min_informative_trajectories", "lr", "max_staleness", "kl_coeff"])
+def test_minus_one_is_a_value_like_any_other(name, tiny_dense):
+    """RLlib takes it for the mark of a deprecated setting, and would go on with the default."""
+    _refused(_config(tiny_dense).training(**{name: -1}), SettingError, f"training.{name} is -1; allowed: ")
+
+
+def test_a_state_keeps_what_rllib_leaves_out_and_nothing_that_is_its_own_mark(tiny_dense):
+    config = _config(tiny_dense).env_runners(num_env_runners=-1)
+    state = config.get_state()
+    assert state["num_env_runners"] == -1
+    assert [name for name, value in state.items() if isinstance(value, int) and value == -1] == ["num_env_runners"]
+
+
 def test_a_misspelt_setting_is_refused_with_a_suggestion(tiny_dense):
     with pytest.raises(SettingError, match="Did you mean 'group_size'"):
         _config(tiny_dense).training(group_sise=4)
@@ -91,6 +104,48 @@ def test_an_unknown_environment_names_the_nearest_one(tiny_dense):
     _refused(_config(tiny_dense, "gspo_rllib.envs:gspo_rllib/Calculater-v0"), EnvError, "gspo_rllib/Calculator-v0")
     _refused(_config(tiny_dense, "no_such_package:Env-v0"), EnvError, "no_such_package")
     _refused(_config(tiny_dense, None), EnvError, "config.environment")
+
+
+PLAY = "gspo_rllib.agents.env_agent:play"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "parts"),
+    [
+        ({"play": "my_package.bot.play"}, ["agent.play='my_package.bot.play': must be 'module:name'"]),
+        ({"play": "lambda task, session: 0"}, ["must be 'module:name'"]),
+        ({"play": "no_such_package:play"}, ["no_such_package cannot be imported"]),
+        ({"play": "gspo_rllib.agents.env_agent:plan"}, ["Did you mean 'play'?"]),
+        ({"play": lambda task, session: 0.0}, ["is not asynchronous"]),
+        ({"play": 7}, ["agent.play is 7; allowed: str or Callable or None"]),
+        ({"play": None, "tasks": [{}]}, ["agent.tasks is set, but agent.play is not"]),
+        ({"tasks": "nowhere.jsonl"}, ["agent.tasks='nowhere.jsonl': no such file"]),
+        ({"tasks": []}, ["agent.tasks is an empty list"]),
+        ({"history": "sent"}, ["agent.history is 'sent'; allowed: 'sampled', 'as_sent'"]),
+        ({"trajectory_timeout_s": 0}, ["agent.trajectory_timeout_s is 0", "> 0"]),
+        ({"idle_timeout_s": "5"}, ["agent.idle_timeout_s is '5'", "given as text"]),
+    ],
+)
+def test_an_agent_that_cannot_play_is_refused_at_build_time(tiny_dense, knobs, parts):
+    _refused(_config(tiny_dense, None).agent(**{"play": PLAY, **knobs}), SettingError, *parts)
+
+
+def test_an_agent_plays_in_place_of_an_environment(tiny_dense):
+    _refused(_config(tiny_dense).agent(PLAY), SettingError, "are both set; an agent plays in place of an environment")
+    summarising = _config(tiny_dense, None).agent(PLAY).generation(context_overflow="summarize")
+    _refused(summarising, SettingError, "context_overflow is 'summarize', which has no effect on an agent")
+    with pytest.raises(SettingError, match="Did you mean 'tasks'"):
+        GSPOConfig().agent(PLAY, task=[])
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        GSPOConfig().agent(PLAY, [])
+    with pytest.raises(TypeError, match="multiple values for argument 'play'"):
+        GSPOConfig().agent(PLAY, play=PLAY)
+
+
+def test_a_file_of_tasks_is_found_wherever_the_run_moves(tmp_path, monkeypatch):
+    (tmp_path / "tasks.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    assert GSPOConfig().agent(PLAY, tasks="tasks.jsonl").tasks == str(tmp_path / "tasks.jsonl")
 
 
 def test_an_environment_that_does_not_speak_text_is_refused(tiny_dense):
@@ -216,3 +271,34 @@ def test_the_tune_registry_knows_gspo():
 
     assert get_trainable_cls("GSPO") is GSPO
     assert isinstance(gym.spec("gspo_rllib/Calculator-v0"), gym.envs.registration.EnvSpec)
+
+
+@pytest.mark.parametrize(
+    ("learner_gpus", "runners", "runner_gpus", "named"),
+    [
+        (0, 0, 0, ["num_gpus_per_learner"]),
+        (1, 0, 0, []),
+        (0.5, 2, 0, ["num_gpus_per_env_runner"]),
+        (0, 2, 0, ["num_gpus_per_learner", "num_gpus_per_env_runner"]),
+        (0.5, 1, 0.5, []),
+    ],
+)
+def test_a_gpu_that_nobody_asked_for_is_said_to_stay_idle(
+    tiny_dense, caplog, monkeypatch, learner_gpus, runners, runner_gpus, named
+):
+    config = _config(tiny_dense).learners(num_gpus_per_learner=learner_gpus)
+    config.env_runners(num_env_runners=runners, num_gpus_per_env_runner=runner_gpus)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    config.validate()
+
+    found = [name for name in ("num_gpus_per_learner", "num_gpus_per_env_runner") if f"{name} is 0" in caplog.text]
+    assert found == named
+
+
+def test_where_there_is_no_gpu_none_is_missed(tiny_dense, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    _config(tiny_dense).validate()
+
+    assert "num_gpus" not in caplog.text

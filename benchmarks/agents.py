@@ -1,0 +1,214 @@
+"""What it costs to train an agent over HTTP instead of an environment, and whether both sample the same.
+
+    .venv/bin/python benchmarks/agents.py --model models/seed [--engine vllm] [--goals]
+
+Four parts. Sameness: Calculator played as an agent, in process and over HTTP, against the env runner, token for token.
+Throughput: sessions with long replies over HTTP against the same prompts given to the engine directly, in turn.
+Bridge: the prompt of a call in a long conversation. Server: its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import sys
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from measure import alternate, ratios
+
+from gspo_rllib.agents.agent_session import AgentSession
+from gspo_rllib.agents.endpoint import Endpoint
+from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.session import ChatRequest, Sampled, Session
+from gspo_rllib.cli.policy_source import give_weights
+from gspo_rllib.configs import load_config
+from gspo_rllib.engines.protocol import Generation, GenerationRequest
+from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.types import turns
+
+CALCULATOR = {"env": "gspo_rllib.envs:gspo_rllib/Calculator-v0", "env_config": {"operations": 6}}
+ENV_AGENT = "gspo_rllib.agents.env_agent"
+GROUPS = [f"0/{n}" for n in range(8)]
+SESSIONS, TURNS, REPLY_TOKENS = 32, 10, 64
+
+
+def opened(arguments: argparse.Namespace, play: Any, **changes: Any) -> LanguageEnvRunner:
+    """An env runner that holds the model's weights; of Calculator as an environment where nothing plays."""
+    config = load_config("calculator", [f"rl_module.model_config={{path: {arguments.model}}}"])
+    config.generation(engine=arguments.engine, **changes)
+    if play is not None:
+        config.env, config.env_config = None, {}
+        config.agent(play, tasks=[CALCULATOR])
+    runner: LanguageEnvRunner = config.env_runner_cls(config=config)
+    give_weights(runner, config)
+    return runner
+
+
+def sameness(arguments: argparse.Namespace) -> dict[str, float]:
+    """Trajectories of 64 that an agent samples like the env runner, and how far log-probabilities are apart."""
+    measured: dict[str, float] = {}
+    expected: list[Any] = []
+    for name, play in (("env", None), ("in process", f"{ENV_AGENT}:play"), ("http", f"{ENV_AGENT}:play_over_http")):
+        runner = opened(arguments, play)
+        runner.sample(group_ids=["warm up"])
+        started = time.perf_counter()
+        episodes = runner.sample(group_ids=GROUPS)
+        measured[f"{name}, seconds"] = time.perf_counter() - started
+        runner.stop()
+        expected = expected or episodes
+        measured[f"{name}, trajectories alike"] = sum(map(_alike, episodes, expected))
+        measured[f"{name}, largest log-prob gap"] = max(map(_gap, episodes, expected))
+    return measured
+
+
+def _alike(episode: Any, other: Any) -> bool:
+    ids = [[(t.prompt_token_ids.tolist(), t.action_token_ids.tolist()) for t in turns(e)] for e in (episode, other)]
+    return ids[0] == ids[1]
+
+
+def _gap(episode: Any, other: Any) -> float:
+    logp = [np.concatenate([t.action_logp for t in turns(e)]) for e in (episode, other)]
+    return float(np.abs(logp[0] - logp[1]).max()) if logp[0].shape == logp[1].shape else float("nan")
+
+
+async def talk(task: dict[str, Any], session: AgentSession) -> float:
+    """A light client's conversation: one connection, no SDK."""
+    address = urlsplit(session.base_url)
+    connection = http.client.HTTPConnection(address.netloc)
+    headers = {"authorization": f"Bearer {session.api_key}", "content-type": "application/json"}
+    messages = [{"role": "user", "content": "3+4*2-5+1+6*1"}]
+    for _ in range(TURNS):
+        body = json.dumps({"model": "policy", "messages": messages})
+        connection.request("POST", f"{address.path}/chat/completions", body, headers)
+        answer = json.loads(connection.getresponse().read())
+        messages += [answer["choices"][0]["message"], {"role": "tool", "content": "7*2-5+1+6*1"}]
+    connection.close()
+    return 1.0
+
+
+def throughput(arguments: argparse.Namespace) -> dict[str, float]:
+    """Time that the engine alone takes ÷ that over HTTP, client included, and what a call costs the server."""
+    runner = opened(arguments, talk, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
+    group_ids = [f"0/{n}" for n in range(SESSIONS // 8)]
+    engine = runner._acquire_engine()
+    asked: list[GenerationRequest] = []
+    served_ms: list[float] = []
+    submit = engine.submit
+
+    def noting(request: GenerationRequest) -> None:
+        asked.append(request)
+        submit(request)
+
+    def over_http() -> None:
+        asked.clear()
+        before = _server_cpu_s()
+        vars(engine)["submit"] = noting
+        runner.sample(group_ids=group_ids)
+        vars(engine)["submit"] = submit
+        served_ms.append((_server_cpu_s() - before) / len(asked) * 1e3)
+
+    timings = alternate({"http": over_http, "engine": lambda: _directly(engine, list(asked))}, arguments.repetitions)
+    runner.stop()
+    measured = {
+        f"engine alone ÷ HTTP, {clock}": statistics.median(ratios(timings["engine"], timings["http"], clock))
+        for clock in ("wall_s", "cpu_s")
+    }
+    return measured | {"server CPU ms per call": statistics.median(served_ms[1:])}
+
+
+def _server_cpu_s() -> float:
+    """CPU seconds that the threads of the server have taken."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("gspo-agent-server")]
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)) for thread in threads)
+
+
+def _directly(engine: Any, asked: list[GenerationRequest]) -> None:
+    """The same prompts, each session's next one as soon as the one before is answered."""
+    sessions: dict[str, list[GenerationRequest]] = {}
+    for request in asked:
+        sessions.setdefault(request.request_id.rpartition("/")[0], []).append(request)
+    for requests in sessions.values():
+        engine.submit(requests.pop(0))
+    while engine.has_work():
+        for generation in engine.step():
+            waiting = sessions[generation.request_id.rpartition("/")[0]]
+            if waiting:
+                engine.submit(waiting.pop(0))
+
+
+def bridge(arguments: argparse.Namespace) -> dict[str, float]:
+    """CPU milliseconds to write the prompt of the last call of a conversation, from its text and from its ids."""
+    tokenizer = load_tokenizer(arguments.model)
+    renderer = MessageRenderer(tokenizer, (tokenizer.eos_token_id,))
+    measured: dict[str, float] = {}
+    for history in ("sampled", "as_sent"):
+        session = Session(renderer, max_model_len=10**6, max_tokens=64, history=history)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": "3+4*2-5"}]
+        taken, tokens = 0.0, 0
+        while tokens < 24_000:
+            # Only the last call of a conversation written anew is of interest; the ones before would take minutes.
+            started = time.process_time()
+            prepared = session.prepare(ChatRequest(messages))
+            taken, tokens = time.process_time() - started, len(prepared.prompt)
+            ids = [*tokenizer.encode("3+4*2-5+1+6*1 " * 30, add_special_tokens=False), tokenizer.eos_token_id]
+            generation = Generation("", ids, np.zeros(len(ids), np.float32), "stop")
+            call = session.record(prepared, prepared.numbers[0], Sampled(generation, 0))
+            messages = [*messages, call.reply.message, {"role": "tool", "content": "7*2-5 " * 30}]
+        measured[f"prompt of {tokens} tokens, history={history!r}, ms"] = taken * 1e3
+    return measured
+
+
+def server(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds until the server answers."""
+    endpoint = Endpoint()
+    started = time.perf_counter()
+    address = urlsplit(endpoint.url())
+    connection = http.client.HTTPConnection(address.netloc)
+    connection.request("GET", "/v1/models")
+    assert connection.getresponse().status == 401
+    taken = time.perf_counter() - started
+    endpoint.stop()
+    return {"server start, s": taken}
+
+
+GOALS: dict[str, tuple[str, float]] = {
+    "in process, trajectories alike": (">=", 64),
+    "http, trajectories alike": (">=", 64),
+    "in process, largest log-prob gap": ("<=", 1e-4),
+    "http, largest log-prob gap": ("<=", 1e-4),
+    "engine alone ÷ HTTP, wall_s": (">=", 0.85),
+    "server CPU ms per call": ("<=", 3.0),
+    "server start, s": ("<=", 1.0),
+}
+
+
+def main() -> int:
+    """Measures and prints; with ``--goals``, fails where one is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/seed", help="a policy that plays Calculator")
+    parser.add_argument("--engine", default="transformers")
+    parser.add_argument("--repetitions", type=int, default=3, help="pairs of runs that throughput is the median of")
+    parser.add_argument("--goals", action="store_true", help="exit 1 where a goal is missed")
+    arguments = parser.parse_args()
+    missed = 0
+    for part in (server, bridge, sameness, throughput):
+        for name, value in part(arguments).items():
+            sign, goal = GOALS.get(name, ("", 0.0))
+            met = not sign or (value >= goal if sign == ">=" else value <= goal)
+            missed += not met
+            print(
+                f"{name:<60} {value:10.4g}  {f'goal {sign} {goal:g}' if sign else ''}{'' if met else '  MISSED'}",
+                flush=True,
+            )
+    return int(arguments.goals and bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

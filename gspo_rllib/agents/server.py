@@ -1,0 +1,313 @@
+"""The OpenAI-compatible server: loopback only, one key for each trajectory, in a thread of its own.
+
+Nothing that takes long runs in its event loop: bodies are read with limits, then parsed and rendered in a few threads.
+A client's SDK tries again when it lost patience, with a header and the same body: that joins the call under way, or
+gets its answer once more, so no reply is sampled twice. A reply is trained only if its client was there to read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gspo_rllib.agents.chat_completions import CompletionRequest, chunks, completion, read_request
+from gspo_rllib.agents.door import OpenSession
+from gspo_rllib.agents.messages import RequestRefused, sound_text
+from gspo_rllib.agents.session import Call
+
+logger = logging.getLogger("gspo_rllib")
+
+MAX_BODY_BYTES = 8 * 2**20
+BODY_TIMEOUT_S = 30.0
+MAX_OPEN_CALLS = 64
+"""Calls of one session at a time."""
+MAX_CONNECTIONS = 2000
+KEEP_ALIVE_S = 300
+"""How long an idle connection is kept: longer than most agents take between two calls."""
+COMMENT_S = 10.0
+"""Between two comments on a stream whose reply is not there yet."""
+MOST_ANSWERS = 2 * MAX_OPEN_CALLS
+"""Answers of a session that are kept for a client that asks again."""
+START_TIMEOUT_S = 30.0
+_THREADS = 4
+
+Find = Callable[[str], OpenSession]
+
+
+class _Answering:
+    """The answer to one body, on its way or there.
+
+    Attributes:
+        task: Ends with what was asked, and its replies.
+        asked: What was asked, once the body is parsed.
+    """
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[tuple[CompletionRequest, list[Call]]]
+        self.asked: CompletionRequest | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no answer to give once more."""
+        return self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+
+
+class AgentServer:
+    """Listens on a free port of the loopback interface until it is stopped.
+
+    Args:
+        find: The session of a key; raises RequestRefused where there is none.
+
+    Attributes:
+        url: Base URL for clients.
+
+    Raises:
+        OSError: No port could be had, or the server did not start.
+    """
+
+    def __init__(self, find: Find) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gspo-agent-server")
+        config = uvicorn.Config(
+            make_app(find, self._threads),
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=1,
+            limit_concurrency=MAX_CONNECTIONS,
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._run, name="gspo-agent-server", daemon=True)
+        self._thread.start()
+        if not self._server.is_up.wait(START_TIMEOUT_S) or not self._server.started:
+            raise OSError(f"the agents' server did not start within {START_TIMEOUT_S:g} seconds.")
+
+    def stop(self) -> None:
+        """Stops listening; returns at once."""
+        self._server.should_exit = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._server.is_up.set()
+            self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without signal handlers, which belong to the main thread, and with a word when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = threading.Event()
+
+    def install_signal_handlers(self) -> None:
+        pass
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+
+def make_app(find: Find, threads: ThreadPoolExecutor) -> Starlette:
+    """The application that answers clients.
+
+    Args:
+        find: The session of a key; raises RequestRefused where there is none.
+        threads: Parse and render.
+    """
+    handlers = _Handlers(find, threads)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", handlers.chat_completions, methods=["POST"]),
+            Route("/v1/models", handlers.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", handlers.model, methods=["GET"]),
+        ],
+        exception_handlers={RequestRefused: _refused, 404: _no_such_path, 405: _no_such_path},
+    )
+
+
+class _Handlers:
+    """Answers requests; all in the server's event loop."""
+
+    def __init__(self, find: Find, threads: ThreadPoolExecutor) -> None:
+        self._find = find
+        self._threads = threads
+        self._told: set[str] = set()
+
+    async def models(self, request: Request) -> Response:
+        self._find(_key(request))
+        return JSONResponse({"object": "list", "data": [_model("policy")]})
+
+    async def model(self, request: Request) -> Response:
+        self._find(_key(request))
+        return JSONResponse(_model(request.path_params["name"]))
+
+    async def chat_completions(self, request: Request) -> Response:
+        opened = self._find(_key(request))
+        answering = self._answering(opened, await _body(request), is_retry=_is_retry(request))
+        while not answering.task.done():
+            await asyncio.wait({answering.task}, timeout=COMMENT_S)
+            if not answering.task.done() and answering.asked is not None and answering.asked.stream:
+                events = self._late_stream(request, opened, answering)
+                return StreamingResponse(events, media_type="text/event-stream")
+        asked, calls = answering.task.result()
+        await _mark_delivered(request, calls)
+        renderer = opened.door.session.renderer
+        if asked.stream:
+            return StreamingResponse(_each(list(chunks(asked, calls, renderer))), media_type="text/event-stream")
+        return JSONResponse(completion(asked, calls, renderer))
+
+    def _answering(self, opened: OpenSession, raw: bytes, *, is_retry: bool) -> _Answering:
+        """The answer to a body: a new one, or for a retry the one under way or the one given before."""
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        known: _Answering | None = opened.answers.get(digest)
+        if is_retry and known is not None and not known.failed:
+            return known
+        if opened.num_open >= MAX_OPEN_CALLS:
+            raise RequestRefused(
+                f"this session has {opened.num_open} calls under way, and may have {MAX_OPEN_CALLS}.",
+                code="rate_limit_exceeded",
+                status=429,
+            )
+        opened.num_open += 1
+        answering = opened.answers[digest] = _Answering()
+        answering.task = asyncio.get_running_loop().create_task(self._answer(opened, raw, answering))
+        answering.task.add_done_callback(lambda done: _closed(opened, done))
+        opened.answers.move_to_end(digest)
+        while len(opened.answers) > MOST_ANSWERS:
+            opened.answers.popitem(last=False)
+        return answering
+
+    async def _answer(
+        self, opened: OpenSession, raw: bytes, answering: _Answering
+    ) -> tuple[CompletionRequest, list[Call]]:
+        session, loop = opened.door.session, asyncio.get_running_loop()
+        asked = await loop.run_in_executor(self._threads, read_request, raw, session.renderer)
+        answering.asked = asked
+        self._tell_what_has_no_effect(asked)
+        prepared = await loop.run_in_executor(self._threads, session.prepare, asked.chat)
+        return asked, await opened.door.sample(prepared)
+
+    def _tell_what_has_no_effect(self, asked: CompletionRequest) -> None:
+        for name in asked.passed_over:
+            if name not in self._told:
+                self._told.add(name)
+                logger.warning(
+                    "An agent sends %r. It has no effect: replies are sampled from the distribution that the learner "
+                    "scores, at generation.temperature.",
+                    name,
+                )
+
+    async def _late_stream(self, request: Request, opened: OpenSession, answering: _Answering) -> AsyncIterator[str]:
+        """A stream whose reply is not there yet: comments keep the client waiting."""
+        while not answering.task.done():
+            yield ": the reply is being sampled\n\n"
+            await asyncio.wait({answering.task}, timeout=COMMENT_S)
+        try:
+            asked, calls = answering.task.result()
+        except RequestRefused as refused:
+            yield f"data: {json.dumps({'error': _error(refused)})}\n\n"
+            return
+        await _mark_delivered(request, calls)
+        for event in chunks(asked, calls, opened.door.session.renderer):
+            yield event
+
+
+async def _each(events: list[str]) -> AsyncIterator[str]:
+    for event in events:
+        yield event
+
+
+async def _mark_delivered(request: Request, calls: list[Call]) -> None:
+    # Before the answer is sent: the agent may end its trajectory as soon as it has it.
+    if not await request.is_disconnected():
+        for call in calls:
+            call.delivered = True
+
+
+def _closed(opened: OpenSession, task: asyncio.Task[Any]) -> None:
+    opened.num_open -= 1
+    if not task.cancelled():
+        task.exception()  # its client may be gone: nobody else reads it
+
+
+async def _body(request: Request) -> bytes:
+    """The body, within its limits."""
+    too_large = RequestRefused(f"the body is larger than {MAX_BODY_BYTES} bytes.", code="body_too_large", status=413)
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and (len(announced) > 20 or int(announced) > MAX_BODY_BYTES):
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_BODY_BYTES:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError as error:
+        message = f"the body did not arrive within {BODY_TIMEOUT_S:g} seconds."
+        raise RequestRefused(message, code="body_timeout", status=408) from error
+    except ClientDisconnect as error:
+        raise RequestRefused("the client went away.", status=400) from error
+    return b"".join(parts)
+
+
+def _key(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+
+
+def _is_retry(request: Request) -> bool:
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return count.isdecimal() and count.strip("0") != ""
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "gspo-rllib"}
+
+
+def _error(refused: RequestRefused) -> dict[str, Any]:
+    return {
+        "message": sound_text(str(refused)),
+        "type": "invalid_request_error",
+        "param": refused.param,
+        "code": refused.code,
+    }
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestRefused)
+    # SDKs retry some of these on their own, and would be refused again, but for a session that is busy.
+    headers = {"x-should-retry": "true" if error.status == 429 else "false"}
+    if error.status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is not read
+    return JSONResponse({"error": _error(error)}, status_code=error.status, headers=headers)
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    refused = RequestRefused(
+        f"{request.method} {request.url.path[:100]} is not served; POST /v1/chat/completions and GET /v1/models are.",
+        status=404,
+    )
+    return await _refused(request, refused)

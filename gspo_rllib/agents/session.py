@@ -1,0 +1,321 @@
+"""What one agent asked the policy during one trajectory: a tree of calls.
+
+A call whose messages go on from an earlier reply is that reply's child: its prompt is the context the engine saw then,
+the sampled ids included, and the bridge to what is new. Any other call is a root, and its prompt is written from
+scratch. So the prompts hold nothing that was sampled and tokenised again.
+
+A session is used by several threads: the agent's, the server's, and the one that drives the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from gspo_rllib.agents.messages import Message, RequestRefused, SessionEnded, keys, next_key, start_key
+from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.replies import Reply, read_reply
+from gspo_rllib.engines.protocol import Generation
+
+History = Literal["sampled", "as_sent"]
+HISTORIES: tuple[History, ...] = ("sampled", "as_sent")
+"""What a prompt is made of where a reply is recognised: its sampled ids, or the client's text, always anew."""
+
+NewContext = Literal["new conversation", "other tools", "other first message", "rewritten history", "no bridge"]
+"""Why a call that is not the first has a context of its own. The first is what an agent may want (a sub-agent, a
+summary), the others are what makes trajectories long without need."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked call.
+
+    Attributes:
+        messages: The conversation, its last message not necessarily the user's.
+        tools: Functions the policy may call.
+        max_tokens: Most tokens the client wants; None for no wish.
+        stop: Strings that end the reply.
+        choices: Replies that are sampled from the one prompt.
+        template_kwargs: Further arguments of the chat template.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    choices: int = 1
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A finished request of a session.
+
+    Attributes:
+        generation: What the engine returned.
+        version: Oldest weights version that sampled any of its ids.
+    """
+
+    generation: Generation
+    version: int
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One reply and what it answered.
+
+    Attributes:
+        number: Counts the replies that a session was asked for, from 0.
+        parent: The call whose reply this one goes on from; None for a root.
+        appended: int32, ids that this call appended to its parent's context; the whole prompt of a root.
+        sampled: The reply's ids, log-probabilities and version.
+        text: The reply, decoded.
+        reply: What the client was given.
+        new_text: What the client said since the parent's reply, or all it said.
+        delivered: Whether the reply reached the client, as far as is known.
+        children: Calls that go on from this one.
+    """
+
+    number: int
+    parent: Call | None
+    appended: np.ndarray
+    sampled: Sampled
+    text: str
+    reply: Reply
+    new_text: str
+    delivered: bool = False
+    children: list[Call] = field(default_factory=list)
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """int32, the sampled ids."""
+        return np.asarray(self.sampled.generation.token_ids, dtype=np.int32)
+
+    def prompt(self) -> np.ndarray:
+        """int32, all ids the engine was given for this call."""
+        parts, call = [self.appended], self.parent
+        while call is not None:
+            parts += [call.token_ids, call.appended]
+            call = call.parent
+        return np.concatenate(parts[::-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call that is ready to be sampled.
+
+    Attributes:
+        request: What the client asked.
+        prompt: All ids of the context.
+        appended: Those of them that are new; all of them for a root.
+        parent: The call it goes on from, if any.
+        numbers: Number of each reply to sample.
+        max_tokens: Most tokens of each reply.
+        key: The conversation's key.
+        new_text: What the client said since the parent's reply.
+    """
+
+    request: ChatRequest
+    prompt: list[int]
+    appended: list[int]
+    parent: Call | None
+    numbers: tuple[int, ...]
+    max_tokens: int
+    key: bytes
+    new_text: str
+
+
+class Session:
+    """The calls of one trajectory.
+
+    Args:
+        renderer: Writes messages as ids.
+        max_model_len: Longest context of the engine, in tokens.
+        max_tokens: Most tokens of a reply, whatever a client asks for.
+        max_calls: Most replies of a trajectory; None for no limit.
+        history: ``"as_sent"`` writes every prompt from scratch.
+
+    Attributes:
+        renderer: Writes messages as ids.
+        calls: Recorded calls, in the order in which their replies were recorded.
+        new_contexts: How often a context was begun beside the first, by cause.
+        is_out_of_calls: Whether a call was refused because of ``max_calls``.
+    """
+
+    def __init__(
+        self,
+        renderer: MessageRenderer,
+        *,
+        max_model_len: int,
+        max_tokens: int,
+        max_calls: int | None = None,
+        history: History = "sampled",
+    ) -> None:
+        self.calls: list[Call] = []
+        self.new_contexts: Counter[NewContext] = Counter()
+        self.is_out_of_calls = False
+        self.renderer = renderer
+        self._max_model_len = max_model_len
+        self._max_tokens = max_tokens
+        self._max_calls = max_calls
+        self._keeps_history = history == "sampled"
+        self._lock = threading.Lock()
+        self._num_asked = 0
+        self._sealed = False
+        self._by_key: dict[bytes, list[Call]] = {}
+        self._starts: set[bytes] = set()
+        self._first_keys: set[bytes] = set()
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nothing is recorded any more."""
+        return self._sealed
+
+    def prepare(self, request: ChatRequest) -> Prepared:
+        """Writes the prompt of a call.
+
+        Raises:
+            SessionEnded: The session is sealed.
+            RequestRefused: The template refuses the messages, they leave no room for a reply, or the trajectory has
+                had all its calls.
+        """
+        start = start_key(request.tools, request.template_kwargs)
+        chain = keys(start, request.messages)
+        with self._lock:
+            self._check_open(request.choices)
+            parent, known = self._recognised(chain, request.messages)
+        prompt, appended, parent, has_bridge = self._write(request, parent, known)
+        room = self._max_model_len - len(prompt)
+        if room < 1:
+            raise RequestRefused(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, your messages resulted "
+                f"in {len(prompt)} tokens, which leaves no room for a reply.",
+                "messages",
+                "context_length_exceeded",
+            )
+        with self._lock:
+            self._check_open(request.choices)
+            if parent is None and self._keeps_history:
+                self._note_new_context(start, chain, request.messages, has_bridge=has_bridge)
+            numbers = tuple(range(self._num_asked, self._num_asked + request.choices))
+            self._num_asked += request.choices
+        return Prepared(
+            request,
+            prompt,
+            appended,
+            parent,
+            numbers,
+            max_tokens=min(room, self._max_tokens, request.max_tokens or room),
+            key=chain[-1],
+            new_text="\n".join(message["content"] for message in request.messages[known:] if message["content"]),
+        )
+
+    def record(self, prepared: Prepared, number: int, sampled: Sampled) -> Call:
+        """Notes a reply; from now on it is recognised.
+
+        Args:
+            prepared: The call.
+            number: Which of its ``numbers`` this reply is.
+            sampled: The reply.
+
+        Raises:
+            SessionEnded: The session was sealed meanwhile.
+        """
+        request, generation = prepared.request, sampled.generation
+        text = self.renderer.decode(generation.token_ids)
+        reply = read_reply(
+            text, number=number, tools=request.tools, stop=request.stop, finish_reason=generation.finish_reason
+        )
+        appended = np.asarray(prepared.appended, dtype=np.int32)
+        call = Call(number, prepared.parent, appended, sampled, text, reply, prepared.new_text)
+        # Clients put the stop string back, and some show a tool call as the text it was written in.
+        as_text: Message = {"role": "assistant", "content": text}
+        as_given: Message = {**reply.message, "content": reply.content}
+        with self._lock:
+            if self._sealed:
+                raise SessionEnded
+            self.calls.append(call)
+            if call.parent is not None:
+                call.parent.children.append(call)
+            for key in {next_key(prepared.key, message) for message in (as_given, as_text)}:
+                self._by_key.setdefault(key, []).append(call)
+        return call
+
+    def seal(self) -> None:
+        """Ends the session: what is still under way is not recorded, and no further call is answered."""
+        with self._lock:
+            self._sealed = True
+
+    def trained_calls(self) -> list[Call]:
+        """The calls to train on, by number: a reply that nobody received is none, unless a call goes on from it."""
+        by_number = sorted(self.calls, key=lambda call: call.number)
+        # A child is asked for after its parent was recorded, so it has the higher number.
+        kept: set[Call] = set()
+        for call in reversed(by_number):
+            if call.delivered or not kept.isdisjoint(call.children):
+                kept.add(call)
+        return [call for call in by_number if call in kept]
+
+    def _check_open(self, choices: int) -> None:
+        if self._sealed:
+            raise SessionEnded
+        if self._max_calls is not None and self._num_asked + choices > self._max_calls:
+            self.is_out_of_calls = True
+            raise RequestRefused(
+                f"this trajectory has had {self._num_asked} of at most {self._max_calls} replies (max_turns).",
+                code="max_turns_exceeded",
+            )
+
+    def _recognised(self, chain: Sequence[bytes], messages: Sequence[Message]) -> tuple[Call | None, int]:
+        """The latest reply in the history that this session gave, and the number of messages up to it."""
+        if not self._keeps_history:
+            return None, 0
+        for known in range(len(messages) - 1, 0, -1):  # something must follow the reply
+            reply = messages[known - 1]
+            if reply["role"] == "assistant" and (found := self._by_key.get(chain[known])):
+                # Several replies may read alike: one that was written just so, then one that nothing goes on from yet,
+                # which makes no second branch.
+                return min(found, key=lambda call: (call.reply.content != reply["content"], len(call.children))), known
+        return None, 0
+
+    def _write(
+        self, request: ChatRequest, parent: Call | None, known: int
+    ) -> tuple[list[int], list[int], Call | None, bool]:
+        """The prompt, what of it is new, the call it goes on from, and whether its template has bridges."""
+        if parent is not None:
+            ended = int(parent.sampled.generation.token_ids[-1]) in self.renderer.stop_token_ids
+            bridge = self.renderer.bridge(
+                request.messages[known:],
+                request.tools,
+                request.template_kwargs,
+                reply_ended=ended,
+            )
+            if bridge is not None:
+                prompt = np.concatenate([parent.prompt(), parent.token_ids, np.asarray(bridge, np.int32)]).tolist()
+                return prompt, bridge, parent, True
+        prompt = self.renderer.full(request.messages, request.tools, request.template_kwargs)
+        return prompt, prompt, None, parent is None
+
+    def _note_new_context(
+        self, start: bytes, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool
+    ) -> None:
+        if self._starts:
+            self.new_contexts[self._cause(start, chain, messages, has_bridge=has_bridge)] += 1
+        self._starts.add(start)
+        self._first_keys.add(chain[1])
+
+    def _cause(
+        self, start: bytes, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool
+    ) -> NewContext:
+        if not has_bridge:
+            return "no bridge"
+        if not any(message["role"] == "assistant" for message in messages):
+            return "new conversation"
+        if start not in self._starts:
+            return "other tools"
+        return "rewritten history" if chain[1] in self._first_keys else "other first message"

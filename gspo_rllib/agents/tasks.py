@@ -1,0 +1,81 @@
+"""What an agent is to do: the rows of a file, or a seed for an agent that makes its own tasks."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gspo_rllib.errors import SettingError, shown
+
+Task = dict[str, Any]
+
+
+class Tasks:
+    """The tasks of a run.
+
+    Args:
+        source: A JSONL file with an object on each line, a list of such objects, or None: the task is its seed then.
+
+    Raises:
+        SettingError: There is no such file, it holds no task, or a line is no JSON object.
+    """
+
+    def __init__(self, source: str | Sequence[Task] | None) -> None:
+        self._rows = None if source is None else _read(source) if isinstance(source, str) else _checked(source)
+
+    @property
+    def count(self) -> int | None:
+        """How many tasks there are; None where an agent makes its own."""
+        return None if self._rows is None else len(self._rows)
+
+    def task(self, seed: int, task_id: str | None = None) -> Task:
+        """The task that a seed means, the same for every trajectory of a group; a copy, which the agent may change.
+
+        Args:
+            seed: The seed of the group.
+            task_id: Number of the row, where the run goes through them in an order of its own.
+
+        Example:
+            >>> Tasks([{"question": "1 + 1"}]).task(7)
+            {'question': '1 + 1'}
+            >>> Tasks(None).task(7)
+            {'seed': 7}
+        """
+        if self._rows is None:
+            return {"seed": seed}
+        return copy.deepcopy(self._rows[seed % len(self._rows) if task_id is None else int(task_id)])
+
+
+def _read(path: str) -> list[Task]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise SettingError(f"agent.tasks={path!r}: no such file; it must be a JSONL file with one task on each line.")
+    rows = []
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                rows.append(_row(json.loads(line), f"{path!r}, line {number}"))
+    except UnicodeDecodeError as error:
+        raise SettingError(f"agent.tasks={path!r} is not UTF-8 text: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SettingError):
+            raise
+        raise SettingError(f"agent.tasks={path!r}, line {number}: not JSON: {str(error)[:200]}.") from error
+    if not rows:
+        raise SettingError(f"agent.tasks={path!r} is empty; it must hold one task, a JSON object, on each line.")
+    return rows
+
+
+def _checked(rows: Sequence[Task]) -> list[Task]:
+    if not rows:
+        raise SettingError("agent.tasks is an empty list; it must hold one task, a dict, at least.")
+    return [_row(row, f"entry {number}") for number, row in enumerate(rows)]
+
+
+def _row(row: Any, place: str) -> Task:
+    if not isinstance(row, dict):
+        raise SettingError(f"agent.tasks={place}: {shown(row)} is no task; it must be an object with named values.")
+    return row

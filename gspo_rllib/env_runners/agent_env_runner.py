@@ -1,0 +1,108 @@
+"""The RLlib env runner for agents of the user's own: like the one for environments, but for what plays.
+
+No method here may be a coroutine: one is enough for Ray to make the actor asynchronous, and every other method then
+runs inside an event loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any, NoReturn
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.utils.annotations import override
+
+from gspo_rllib.agents.context_watch import ContextWatch
+from gspo_rllib.agents.function import find_play
+from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.session import Session
+from gspo_rllib.agents.settings import AgentSettings
+from gspo_rllib.agents.tasks import Tasks
+from gspo_rllib.engines.protocol import Engine
+from gspo_rllib.env_pool.factory import LanguageEnvSpec
+from gspo_rllib.env_runners.agent_rollout import AgentRollout
+from gspo_rllib.env_runners.agent_slots import AgentSlots
+from gspo_rllib.env_runners.engine_spec import load_runner_tokenizer
+from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
+from gspo_rllib.env_runners.player import Slots
+from gspo_rllib.env_runners.rollout_parts import RolloutParts
+from gspo_rllib.env_runners.trajectory import EpisodeObserver
+
+
+class AgentEnvRunner(LanguageEnvRunner):
+    """Samples complete groups of trajectories that the user's function plays; see ``LanguageEnvRunner``.
+
+    Raises:
+        SettingError: The function or the tasks cannot be found, or are not what they must be.
+    """
+
+    @override(LanguageEnvRunner)
+    def _check_env(self) -> LanguageEnvSpec:
+        text = gym.spaces.Text(max_length=2**20)  # RLlib asks for spaces; nothing is ever compared with them
+        num_tasks = Tasks(AgentSettings.of(self.config).tasks).count
+        return LanguageEnvSpec(_make_nothing, text, text, blocking=True, process=False, chat=None, num_tasks=num_tasks)
+
+    @override(LanguageEnvRunner)
+    def _make_parts(self) -> RolloutParts:
+        return AgentParts(self.config, self._env_spec, run_seed=self._run_seed)
+
+
+class AgentParts(RolloutParts):
+    """Makes places for agents, and rollouts, from one config.
+
+    Args:
+        config: The env runner's config.
+        env: Stands for the environment that there is none of.
+        run_seed: Root of every seed.
+    """
+
+    def __init__(self, config: AlgorithmConfig, env: LanguageEnvSpec, *, run_seed: int) -> None:
+        super().__init__(config, env, run_seed=run_seed)
+        self._agent = AgentSettings.of(config)
+        assert self._agent.play is not None
+        self._play = find_play(self._agent.play)
+        self._tasks = Tasks(self._agent.tasks)
+        self._contexts = ContextWatch()
+
+    def make_pool(self) -> AgentSlots:
+        """Places for as many agents as trajectories are played at a time."""
+        return AgentSlots(self._config.num_envs_per_env_runner)
+
+    def make_rollout(self, engine: Engine, pool: Slots, *, explore: bool, observer: EpisodeObserver) -> AgentRollout:
+        """A rollout on this engine and in these places; greedy unless it explores."""
+        assert isinstance(pool, AgentSlots)
+        settings = self.settings if explore else dataclasses.replace(self.settings, temperature=0.0)
+
+        def make_session() -> Session:
+            return Session(
+                self._message_renderer,
+                max_model_len=engine.max_model_len,
+                max_tokens=settings.max_tokens_per_turn,
+                max_calls=settings.max_turns,
+                history=self._agent.history,
+            )
+
+        return AgentRollout(
+            engine,
+            pool,
+            play=self._play,
+            tasks=self._tasks,
+            make_session=make_session,
+            settings=settings,
+            agent=self._agent,
+            contexts=self._contexts,
+            run_seed=self._run_seed,
+            observer=observer,
+        )
+
+    @cached_property
+    def _message_renderer(self) -> MessageRenderer:
+        # A tokenizer of its own: agents' threads use it, and the renderer's lock guards no other.
+        tokenizer = load_runner_tokenizer(self._config.model_config)
+        return MessageRenderer(tokenizer, self.renderer_for(None).stop_token_ids)
+
+
+def _make_nothing(**kwargs: Any) -> NoReturn:
+    raise AssertionError("an agent has no environment")

@@ -1,0 +1,358 @@
+"""Plays groups of trajectories with agents of the user's own, on one engine.
+
+It answers the same calls as ``rollout.Rollout``, so whoever drives it knows no difference. Each trajectory is a call of
+the user's function in a thread; what it asks is posted to the thread that advances the rollout, which alone touches the
+engine. The clock of a trajectory stands still while nobody advances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from gspo_rllib.agents.agent_session import AgentSession
+from gspo_rllib.agents.agent_thread import AgentThread, Outcome
+from gspo_rllib.agents.context_watch import ContextWatch
+from gspo_rllib.agents.door import Door
+from gspo_rllib.agents.function import Play
+from gspo_rllib.agents.messages import SessionEnded
+from gspo_rllib.agents.result import checked_result
+from gspo_rllib.agents.session import Sampled, Session
+from gspo_rllib.agents.settings import AgentSettings
+from gspo_rllib.agents.stitching import episode_of
+from gspo_rllib.agents.tasks import Tasks
+from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
+from gspo_rllib.env_pool.calls import EnvFailure
+from gspo_rllib.env_runners.agent_slots import AgentSlots
+from gspo_rllib.env_runners.group_scheduler import Assignment, GroupScheduler
+from gspo_rllib.env_runners.rollout_stats import RolloutStats
+from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.env_runners.trajectory import EpisodeObserver
+from gspo_rllib.errors import EngineError, EnvError, WeightSyncError
+from gspo_rllib.types import GroupMember, turns
+
+MakeSession = Callable[[], Session]
+
+
+@dataclass(eq=False, slots=True)
+class _Playing:
+    """A trajectory, and the calls it waits for."""
+
+    assignment: Assignment
+    slot: int
+    session: Session
+    key: str
+    started: float
+    last_reply: float
+    own_s: float = 0.0
+    thread: AgentThread | None = None
+    waiting: dict[str, Future[Sampled]] = field(default_factory=dict)
+
+
+class AgentRollout:
+    """Plays groups of trajectories.
+
+    Args:
+        engine: Samples the replies; nothing else may use it between ``begin`` and ``end``, except while turns are held
+            and it is idle.
+        slots: As many trajectories run at a time as it has places.
+        play: The user's function.
+        tasks: What it is to do.
+        make_session: Makes an empty session.
+        settings: Temperature.
+        agent: How long an agent may take.
+        contexts: Warns of conversations that do not stay one context.
+        run_seed: Root of the sampling seeds.
+        observer: Called with every event of every episode once it is finished; None for no calls.
+
+    Attributes:
+        holds_turns: While True no new call reaches the engine, so that it becomes idle once those that run have ended;
+            agents go on. The first ``advance`` after it is False submits the calls held meanwhile.
+
+    Raises:
+        WeightSyncError: The engine holds no weights yet.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        slots: AgentSlots,
+        *,
+        play: Play,
+        tasks: Tasks,
+        make_session: MakeSession,
+        settings: GenerationSettings,
+        agent: AgentSettings,
+        contexts: ContextWatch,
+        run_seed: int,
+        observer: EpisodeObserver | None = None,
+    ) -> None:
+        if engine.weights_version is None:
+            raise WeightSyncError("the engine holds no weights yet: send some before sampling.")
+        self._engine = engine
+        self._slots = slots
+        self._play = play
+        self._tasks = tasks
+        self._make_session = make_session
+        self._temperature = settings.temperature
+        self._agent = agent
+        self._contexts = contexts
+        self._run_seed = run_seed
+        self._observe = observer
+        self.holds_turns = False
+        self._held: dict[str, GenerationRequest] = {}
+        self._scheduler: GroupScheduler[SingleAgentEpisode]
+        self._stats = RolloutStats()
+        self._running: dict[Assignment, _Playing] = {}
+        self._by_request: dict[str, _Playing] = {}
+        self._left = time.monotonic()
+        self._stood_still = 0.0
+
+    def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> RolloutStats:
+        """Plays until every group is complete or given up.
+
+        Args:
+            scheduler: Holds the groups to play.
+
+        Returns:
+            The complete groups, in the order they were asked for, with the counts and times of playing them.
+        """
+        self.begin(scheduler)
+        try:
+            while self.advance():
+                pass
+        finally:
+            self.end()
+        return self.collect()
+
+    def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
+        """From now on ``advance`` plays the groups of this scheduler, those added to it later included."""
+        self._scheduler = scheduler
+        self._left = time.monotonic()
+
+    def advance(self) -> bool:
+        """One step of the engine and what agents have asked meanwhile.
+
+        With nothing for the engine to do it sleeps until an agent asks for something or ``AgentSlots.wake`` is called,
+        but not while turns are held.
+
+        Returns:
+            Whether anything is left to play.
+        """
+        self._stood_still += time.monotonic() - self._left
+        self._release_turns()
+        self._slots.run_posted(0.0)
+        self._start_trajectories()
+        if self._engine.has_work():
+            started = time.perf_counter()
+            generations = self._engine.step()
+            self._stats.engine_s += time.perf_counter() - started
+            self._stats.engine_steps += 1
+            for generation in generations:
+                self._on_generation(generation)
+        elif not self._running:
+            return False
+        elif not self.holds_turns:
+            self._slots.run_posted(self._until_next_deadline())
+        self._fail_overdue()
+        self._left = time.monotonic()
+        return True
+
+    def collect(self) -> RolloutStats:
+        """What happened since the last call, with the groups completed since; it is forgotten here."""
+        stats, self._stats = self._stats, RolloutStats()
+        stats.add_settled(self._scheduler.take_settled())
+        return stats
+
+    def end(self) -> None:
+        """Abandons every trajectory that is still being played."""
+        for playing in list(self._running.values()):
+            self._stop(playing)
+
+    @property
+    def _now(self) -> float:
+        """Seconds on a clock that stands still while nobody advances."""
+        return time.monotonic() - self._stood_still
+
+    def _start_trajectories(self) -> None:
+        while (slot := self._slots.acquire()) is not None:
+            assignment = self._scheduler.next_assignment()
+            if assignment is None:
+                self._slots.release(slot)
+                return
+            self._running[assignment] = self._start(assignment, slot)
+
+    def _start(self, assignment: Assignment, slot: int) -> _Playing:
+        now, endpoint = self._now, self._slots.endpoint
+        playing = _Playing(assignment, slot, self._make_session(), key="", started=now, last_reply=now)
+        door = Door(
+            playing.session,
+            name=assignment.name,
+            temperature=self._temperature,
+            sampling_seed=functools.partial(assignment.sampling_seed, self._run_seed),
+            submit=functools.partial(self._submit_from_anywhere, playing),
+        )
+        playing.key = endpoint.open(door)
+        session = AgentSession(door, endpoint, key=playing.key, seed=assignment.task_seed)
+        playing.thread = AgentThread(
+            functools.partial(self._play, self._tasks.task(assignment.task_seed, assignment.task_id), session),
+            functools.partial(self._end_from_anywhere, playing),
+            name=f"gspo-agent-{slot}",
+        )
+        return playing
+
+    def _submit_from_anywhere(self, playing: _Playing, request: GenerationRequest) -> Future[Sampled]:
+        future: Future[Sampled] = Future()
+
+        def forget_if_cancelled(done: Future[Sampled]) -> None:
+            if done.cancelled():
+                self._slots.post(lambda: self._forget(playing, request.request_id))
+
+        future.add_done_callback(forget_if_cancelled)
+        self._slots.post(lambda: self._on_request(playing, request, future))
+        return future
+
+    def _end_from_anywhere(self, playing: _Playing, outcome: Outcome) -> None:
+        self._slots.post(lambda: self._on_end(playing, outcome))
+
+    def _on_request(self, playing: _Playing, request: GenerationRequest, future: Future[Sampled]) -> None:
+        if self._running.get(playing.assignment) is not playing:
+            _settle(future, SessionEnded())
+        elif not future.cancelled():
+            playing.own_s += self._own_time(playing)
+            playing.waiting[request.request_id] = future
+            self._by_request[request.request_id] = playing
+            if self.holds_turns:
+                self._held[request.request_id] = request
+            else:
+                self._submit(request)
+
+    def _submit(self, request: GenerationRequest) -> None:
+        try:
+            self._engine.submit(request)
+        except EngineError as error:
+            playing = self._by_request.pop(request.request_id)
+            _settle(playing.waiting.pop(request.request_id), SessionEnded())
+            self._fail(playing, EnvFailure("engine", str(error)), retry=False)
+
+    def _release_turns(self) -> None:
+        while self._held and not self.holds_turns:
+            request_id = next(iter(self._held))
+            self._submit(self._held.pop(request_id))
+
+    def _on_generation(self, generation: Generation) -> None:
+        playing = self._by_request.pop(generation.request_id, None)
+        if playing is None:
+            return
+        future = playing.waiting.pop(generation.request_id)
+        playing.last_reply = self._now
+        logp = np.asarray(generation.logp, dtype=np.float32)
+        if not len(logp) == len(generation.token_ids) > 0 or not np.isfinite(logp).all():
+            message = (
+                f"the engine returned {len(generation.token_ids)} tokens with log-probabilities {logp[:8]} for weights "
+                f"version {self._engine.weights_version}; every one must be finite. Its weights may hold NaN."
+            )
+            _settle(future, SessionEnded())
+            self._fail(playing, EnvFailure("engine", message))
+            return
+        self._stats.num_turns_mixed += generation.token_versions is not None
+        self._stats.tokens_sampled += len(generation.token_ids)
+        self._stats.tokens_cached += generation.num_cached_tokens
+        versions = generation.token_versions
+        version = self._engine.weights_version if versions is None else int(versions.min())
+        assert version is not None
+        _settle(future, Sampled(generation, version))
+
+    def _on_end(self, playing: _Playing, outcome: Outcome) -> None:
+        if self._running.get(playing.assignment) is not playing:
+            return
+        playing.session.seal()
+        playing.own_s += self._own_time(playing)
+        if outcome.failure is not None:
+            self._fail(playing, outcome.failure)
+            return
+        calls = playing.session.trained_calls()
+        try:
+            result = checked_result(outcome.returned, num_calls=len(calls))
+        except EnvError as error:
+            self._fail(playing, EnvFailure("invalid", str(error)))
+            return
+        if playing.session.is_out_of_calls and result.truncated_by is None:
+            result = dataclasses.replace(result, truncated_by="turns")
+        assignment = playing.assignment
+        member = GroupMember(assignment.group_id, assignment.index, assignment.task_seed)
+        episode = episode_of(calls, result, member, observe=self._observer_of(playing))
+        self._stats.num_segments += sum(turn.starts_segment for turn in turns(episode))
+        self._stats.env_s += playing.own_s
+        self._contexts.note(playing.session)
+        self._stop(playing)
+        self._scheduler.finish(assignment, episode)
+
+    def _own_time(self, playing: _Playing) -> float:
+        """Seconds since the agent last waited for a reply."""
+        return 0.0 if playing.waiting else self._now - playing.last_reply
+
+    def _observer_of(self, playing: _Playing) -> Callable[[str, SingleAgentEpisode], None] | None:
+        observe = self._observe
+        return None if observe is None else lambda event, episode: observe(event, episode, playing.slot)
+
+    def _until_next_deadline(self) -> float:
+        return max(0.0, min(map(self._deadline, self._running.values())) - self._now)
+
+    def _deadline(self, playing: _Playing) -> float:
+        """When a trajectory is overdue; an agent that waits for a reply is not idle."""
+        idle = math.inf if playing.waiting else playing.last_reply + self._agent.idle_timeout_s
+        return min(idle, playing.started + self._agent.trajectory_timeout_s)
+
+    def _fail_overdue(self) -> None:
+        now = self._now
+        for playing in [playing for playing in self._running.values() if self._deadline(playing) <= now]:
+            if self._running.get(playing.assignment) is not playing:
+                continue  # its group was discarded with the one before
+            if playing.started + self._agent.trajectory_timeout_s <= now:
+                message = f"did not return within trajectory_timeout_s={self._agent.trajectory_timeout_s:g} seconds."
+            else:
+                message = f"neither called nor returned for idle_timeout_s={self._agent.idle_timeout_s:g} seconds."
+            self._fail(playing, EnvFailure("timeout", f"the agent {message}"))
+
+    def _fail(self, playing: _Playing, failure: EnvFailure, *, retry: bool = True) -> None:
+        self._stats.add_failure(failure)
+        self._stop(playing)
+        for assignment in self._scheduler.fail(playing.assignment, retry=retry):
+            self._stop(self._running[assignment])
+
+    def _forget(self, playing: _Playing, request_id: str) -> None:
+        """A call that nobody waits for any more."""
+        self._by_request.pop(request_id, None)
+        if playing.waiting.pop(request_id, None) is None:
+            return
+        playing.last_reply = self._now
+        if self._held.pop(request_id, None) is None:
+            self._engine.abort([request_id])
+
+    def _stop(self, playing: _Playing) -> None:
+        playing.session.seal()
+        self._slots.endpoint.end(playing.key)
+        del self._running[playing.assignment]
+        for request_id, future in list(playing.waiting.items()):
+            self._forget(playing, request_id)
+            _settle(future, SessionEnded())
+        if playing.thread is not None:
+            playing.thread.cancel()
+        self._slots.release(playing.slot)
+
+
+def _settle(future: Future[Sampled], value: Sampled | Exception) -> None:
+    """Ends a wait, unless it was given up at this moment."""
+    try:
+        future.set_exception(value) if isinstance(value, Exception) else future.set_result(value)
+    except InvalidStateError:
+        return

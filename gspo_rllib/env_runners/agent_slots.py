@@ -1,0 +1,70 @@
+"""Places for agents, and what they ask of the thread that drives the engine.
+
+Agents run in threads of their own. What they want done is posted here as a function, and the thread that advances the
+rollout runs it, so that the engine, the groups and the counts belong to one thread.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+
+import gymnasium as gym
+
+from gspo_rllib.agents.endpoint import Endpoint
+
+Posted = Callable[[], object]
+
+
+class AgentSlots:
+    """A fixed number of places for agents.
+
+    Args:
+        size: Trajectories that are played at a time.
+
+    Attributes:
+        endpoint: Serves the sessions of agents that ask for an address.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.endpoint = Endpoint()
+        self._posted: queue.SimpleQueue[Posted] = queue.SimpleQueue()
+        self._free = list(range(size - 1, -1, -1))
+
+    def acquire(self) -> int | None:
+        """Takes a free place; None when all are in use."""
+        return self._free.pop() if self._free else None
+
+    def release(self, slot: int) -> None:
+        """Gives a place back."""
+        self._free.append(slot)
+
+    def post(self, function: Posted) -> None:
+        """Has a function run by the thread that advances the rollout; may be called from any thread."""
+        self._posted.put(function)
+
+    def run_posted(self, timeout_s: float) -> None:
+        """Runs what was posted.
+
+        Args:
+            timeout_s: Longest to sleep until something is; 0 does not sleep.
+        """
+        try:
+            function = self._posted.get(timeout=timeout_s) if timeout_s > 0 else self._posted.get_nowait()
+            while True:
+                function()
+                function = self._posted.get_nowait()
+        except queue.Empty:
+            return
+
+    def wake(self) -> None:
+        """Ends a sleep of ``run_posted``, or the next one; may be called from any thread."""
+        self.post(lambda: None)
+
+    def env(self, slot: int) -> gym.Env | None:
+        """An agent has no environment that callbacks could be given."""
+        return None
+
+    def close(self) -> None:
+        """Stops the server; a rollout that ends abandons its agents itself."""
+        self.endpoint.stop()

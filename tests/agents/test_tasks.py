@@ -1,0 +1,47 @@
+"""Tasks come from a file, a list, or a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gspo_rllib.agents.tasks import Tasks
+from gspo_rllib.errors import SettingError
+
+
+def test_every_seed_means_one_row_and_the_agent_may_change_its_copy(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"q": ["a"]}\n\n{"q": ["b"]}\n', encoding="utf-8")
+    tasks = Tasks(str(file))
+    assert [tasks.task(seed)["q"] for seed in (0, 1, 2, 7)] == [["a"], ["b"], ["a"], ["b"]]
+    tasks.task(0)["q"].append("changed")
+    assert tasks.task(0) == {"q": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty; it must hold one task, a JSON object, on each line."),
+        ("\n \n", "is empty; it must hold one task, a JSON object, on each line."),
+        ('{"q": 1}\n{"q": ', "line 2: not JSON: Expecting value"),
+        ('{"q": 1}\n[2]\n', "line 2: [2] is no task; it must be an object with named values."),
+        ("[" * 100_000, "line 1: not JSON: "),
+        (b"\xff\xfe{}", "is not UTF-8 text"),
+    ],
+)
+def test_a_broken_file_is_refused_by_its_line(tmp_path: Path, text: str | bytes, words: str) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SettingError) as error:
+        Tasks(str(file))
+    assert words in str(error.value) and str(error.value).startswith("agent.tasks=")
+
+
+def test_a_missing_file_and_an_empty_list_are_refused() -> None:
+    with pytest.raises(SettingError, match="no such file; it must be a JSONL file"):
+        Tasks("nowhere.jsonl")
+    with pytest.raises(SettingError, match="is an empty list"):
+        Tasks([])
+    with pytest.raises(SettingError, match="entry 1: 'b' is no task"):
+        Tasks([{"q": 1}, "b"])
