@@ -64,7 +64,12 @@ def test_layers_that_keep_a_state_have_no_heads_to_count() -> None:
 
 
 def test_layers_with_heads_of_different_sizes_all_count_as_the_widest() -> None:
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 2}
+    sizes = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 2,
+    }
     layers = ["sliding_attention", "full_attention"]
     config = Gemma4TextConfig(hidden_size=64, head_dim=256, global_head_dim=512, layer_types=layers, **sizes)
     found = cpu_defaults(spec(64 * 1024, 1), config)["kv_cache_memory_bytes"]
