@@ -250,7 +250,7 @@ def unwrap_module_state(state: Mapping[str, Any]) -> dict[str, Any]:
             an attribute called ``model`` beside which the module may keep others (a value head, say).
 
     Returns:
-        The same values under Hugging Face names.
+        The same values under Hugging Face names, as arrays: of a tensor without dimensions RLlib makes a Python number.
 
     Example:
         >>> head, norm = np.zeros(1), np.zeros(2)
@@ -265,5 +265,9 @@ def unwrap_module_state(state: Mapping[str, Any]) -> dict[str, Any]:
         name.startswith((_PREFIX + "model.", _PREFIX + "lm_head.")) for name in named
     )
     if not prefixed:
-        return dict(named)
-    return {name.removeprefix(_PREFIX): value for name, value in named.items() if name.startswith(_PREFIX)}
+        return {name: _as_array(value) for name, value in named.items()}
+    return {name.removeprefix(_PREFIX): _as_array(value) for name, value in named.items() if name.startswith(_PREFIX)}
+
+
+def _as_array(value: Any) -> Any:
+    return np.asarray(value, np.float32 if isinstance(value, float) else None) if np.isscalar(value) else value

@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.numpy import convert_to_numpy
 from transformers import AutoModelForCausalLM
 
 from gspo_rllib.algorithms import GSPOConfig
@@ -105,6 +106,13 @@ def test_a_value_head_beside_the_model_is_left_out_of_the_engines_weights() -> N
         "lm_head.weight",
         "model.norm.weight",
     }
+
+
+def test_what_rllib_makes_a_python_number_of_is_an_array_again() -> None:
+    state = {"model.norm.weight": torch.ones(2), "mlp.act_fn.alpha": torch.tensor(0.1), "batches": torch.tensor(3)}
+    named = unwrap_module_state(convert_to_numpy(state))
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(named[name], tensor.numpy(), strict=True)
 
 
 def _run(path: str, engine: str, *, num_env_runners: int = 0, num_learners: int = 0, **training: Any) -> GSPOConfig:

@@ -232,7 +232,7 @@ def _trajectory(prompt: Sequence[int], answer: Generation, index: int) -> TokenT
 
 
 def model_log_probs(model: Any, sample: EngineSample) -> list[np.ndarray]:
-    """What a transformers model makes of an engine's answers, one by one and from its full logits.
+    """What a transformers model makes of an engine's answers, one by one, by its own attention and its full logits.
 
     Args:
         model: A causal language model in evaluation mode.
@@ -240,10 +240,12 @@ def model_log_probs(model: Any, sample: EngineSample) -> list[np.ndarray]:
     """
     import torch
 
+    from gspo_rllib.modules.own_attention import own_attention
+
     scored = []
     for prompt, answer, temperature in zip(sample.prompts, sample.answers, sample.temperatures, strict=True):
         ids = torch.tensor([prompt + list(answer.token_ids)], device=model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), own_attention(model):
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
         logp = torch.log_softmax(logits / temperature, dim=-1)
         scored.append(logp.gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu().numpy())

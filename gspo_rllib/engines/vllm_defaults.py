@@ -59,9 +59,16 @@ def gpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
 
 def _context_bytes(spec: EngineSpec, config: Any, block_size: int) -> int:
     """Bytes of keys and values of one context of full length, in whole blocks and one more."""
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # Where layers differ in it (Gemma-4), the config as a whole refuses to say; vLLM gives all of them as much.
+    layers = config.per_layer_config if getattr(config, "per_layer_attributes", None) else [config]
+    widest = max(_key_width(layer) for layer in layers)
     itemsize: int = getattr(torch, spec.dtype).itemsize
     blocks = -(-spec.max_model_len // block_size) + 1
-    return int(2 * config.num_hidden_layers * key_heads * head_dim * itemsize * blocks * block_size)
+    return int(2 * config.num_hidden_layers * widest * itemsize * blocks * block_size)
+
+
+def _key_width(config: Any) -> int:
+    """Numbers in the keys of one token in one layer."""
+    heads = getattr(config, "num_attention_heads", None) or 1  # none where layers keep a state instead (Mamba)
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(key_heads * (getattr(config, "head_dim", None) or config.hidden_size // heads))

@@ -1,12 +1,14 @@
 """Which way of scoring is exact for a model: all are compared with its own answer, and the fastest that agrees taken.
 
-Its own answer is its own forward pass, attention and logits, in float32, one segment at a time. Compared are log-probs,
-entropies and a gradient, in evaluation mode, at the policy's temperature, with activations recomputed if they are to
-be. A way that raises anything does not work.
+Its own answer is its own forward pass, attention and logits, in float32, one segment at a time. Its own attention is
+``eager``, in its own file: transformers' others leave out what they do not know, such as soft caps, without a word.
+Compared are log-probs, entropies and a gradient, in evaluation mode, at the policy's temperature, with activations
+recomputed if they are to be. A way that raises anything does not work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -15,11 +17,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError, SettingError, described
 from gspo_rllib.modules.attention import PACKED, watched_windows
 from gspo_rllib.modules.lens import lens, longest_unchanged, short_reach
+from gspo_rllib.modules.own_attention import OWN, own_attention, with_attention
 from gspo_rllib.modules.probe import Answer, Distance, Probe, largest, ordinary_ids, own_logits
 from gspo_rllib.modules.sampling_mode import activations_kept, checked_pass
 from gspo_rllib.modules.scoring import Head, Rows, Scoring, score
@@ -32,6 +36,9 @@ the last digit of what goes into the layers moves a log-probability by more than
 
 MOST_ROUNDING = 0.1
 """Nats that pass for float noise at most, however much the last digit moves."""
+
+_LONG = 160
+"""Tokens on which a model must be causal, too: sparse attention picks among few keys at random where scores tie."""
 
 _verdicts: dict[str, Scoring] = {}
 """By class, config and settings: a process asks once."""
@@ -93,21 +100,23 @@ class _Search:
         self._tried: list[str] = []
         self._ids = ordinary_ids(model, tokenizer)
         made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._context = wanted.max_tokens or made_for or _LONG
         # Without a run, positions that the model was not made for are looked at, too.
         self._longest = wanted.max_tokens or 4 * (made_for or 1 << 14)
         self._probe = Probe(self._ids, wanted.max_tokens or made_for, model.device)
 
     def run(self) -> Scoring:
-        with self._understood("its own forward pass"), activations_kept():
+        with self._understood("its own forward pass"), self._alone():
             checked_pass([self._model], lambda: own_logits(self._model, self._probe.longest))
         with lens(self._model, self._probe.longest):
-            with activations_kept():
+            with self._alone():
                 self._noise = self._rounding()
                 limit = longest_unchanged(self._model, self._probe.shortest, self._longest, self._noise)
             self._check_length(limit)
             self._probe = Probe(self._ids, min(limit or self._longest, self._longest), self._model.device)
             own = self._own()
-            self._check_causal()
+            with self._alone():
+                self._check_causal(min(_LONG, limit or _LONG, self._context))
             self._check_attention(own)
             scoring = self._rows(own, self._head(own))
         scoring = dataclasses.replace(scoring, attention=scoring.attention or self._wanted.attention, max_tokens=limit)
@@ -130,6 +139,12 @@ class _Search:
         return min(nats, MOST_ROUNDING)
 
     @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The model as its authors wrote it, inside the block."""
+        with activations_kept(), own_attention(self._model):
+            yield
+
+    @contextmanager
     def _understood(self, what: str) -> Iterator[None]:
         try:
             yield
@@ -142,7 +157,7 @@ class _Search:
             ) from error
 
     def _own(self) -> Answer:
-        with self._understood("the gradient of its own forward pass"), activations_kept():
+        with self._understood("the gradient of its own forward pass"), self._alone():
             return checked_pass([self._model], lambda: self._probe.own_answer(self._model, self._wanted.temperature))
 
     def _check_length(self, limit: int | None) -> None:
@@ -155,28 +170,38 @@ class _Search:
                 f"pass scores. Set generation(max_model_len={limit})."
             )
 
-    @torch.no_grad()
-    def _check_causal(self) -> None:
-        ids_T = self._probe.longest
-        half = len(ids_T) // 2
-        whole, part = (own_logits(self._model, ids).float().log_softmax(-1) for ids in (ids_T, ids_T[:half]))
-        nats = float((whole[:half] - part).abs().max())
+    def _check_causal(self, longest: int) -> None:
+        nats = self._change_by_the_rest(self._probe.longest)
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.tensor(self._ids)[torch.randint(len(self._ids), (2, longest), generator=generator)]
+        with contextlib.suppress(Exception):  # foreign code; its own context may be shorter than it says
+            # Where one of both agrees, the other one was a router that rounding made pick another expert.
+            nats = max(nats, min(self._change_by_the_rest(ids) for ids in drawn.to(self._model.device)))
         if not nats <= self._noise:
             raise ModelError(
                 f"{self._name} scores a token by what comes after it: its own log-probabilities differ by {nats:.2g} "
                 "nats with and without the rest of a segment, so what is sampled token by token is not what a forward "
                 "pass scores. Use a causal language model; some are one by their config.json only (BERT and its kin: "
-                '"is_decoder": true).'
+                '"is_decoder": true; sparse attention picks among ties where it has few heads: "index_n_heads").'
             )
 
+    @torch.no_grad()
+    def _change_by_the_rest(self, ids_T: Tensor) -> float:
+        """Nats by which the first half of a segment is scored differently without the second."""
+        half = len(ids_T) // 2
+        whole, part = (own_logits(self._model, ids).float().log_softmax(-1) for ids in (ids_T, ids_T[:half]))
+        return largest(whole[:half] - part)
+
     def _check_attention(self, own: Answer) -> None:
-        """Takes an attention that the user named on trust where only a GPU could run it."""
-        named = Scoring(rows=Rows.SINGLE, head=Head.ALL, attention=self._attention)
-        if self._attention is not None and torch.cuda.is_available():
-            distance = self._distance(own, named)
-            if isinstance(distance, str):
-                logger.warning("Attention %r is taken on trust, not compared: %s.", self._attention, distance)
-                self._attention = None
+        """Takes the model's own attention where transformers' choice is another, and one that the user named on trust
+        where only a GPU could run it."""
+        distance = self._distance(own, Scoring(rows=Rows.SINGLE, head=Head.ALL, attention=self._attention))
+        if self._attention is None and not self._is_noise(distance) and self._model._can_set_attn_implementation():
+            self._tried.append(f"attention {self._model.config._attn_implementation!r} ({distance})")
+            self._attention = OWN
+        elif self._attention is not None and torch.cuda.is_available() and isinstance(distance, str):
+            logger.warning("Attention %r is taken on trust, not compared: %s.", self._attention, distance)
+            self._attention = None
 
     def _head(self, own: Answer) -> Head:
         """Where log-probabilities come from, found one segment at a time."""
@@ -266,33 +291,8 @@ class _Search:
             score, self._model, row, scoring, temperature=self._wanted.temperature, exact_head=self._wanted.exact_head
         )
         try:
-            with _attention(self._model, scoring.attention):
+            with with_attention(self._model, scoring.attention):
                 answer = self._probe.answer(self._model, lambda: score_row()[:2])
             return own.distance(answer)
         except Exception as error:  # noqa: BLE001  # foreign code: a way that raises is one that does not work
             return described(error, 200)
-
-
-@contextmanager
-def _attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
-    """Another attention inside the block; None for what there is."""
-    if name is None:
-        yield
-        return
-    if not model._can_set_attn_implementation():
-        raise ModelError(f"{type(model).__name__} does not let its attention be replaced")
-    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
-    configs = {id(config): config for part in parts for config in _with_parts(part.config)}
-    kept = [(config, config._attn_implementation_internal) for config in configs.values()]
-    try:
-        model.set_attn_implementation(name)
-        yield
-    finally:
-        # Its own setter cannot put back what was never set.
-        for config, own in kept:
-            config._attn_implementation_internal = own
-
-
-def _with_parts(config: Any) -> list[Any]:
-    parts = [getattr(config, name, None) for name in config.sub_configs]
-    return [config, *(part for part in parts if part is not None)]

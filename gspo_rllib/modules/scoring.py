@@ -47,7 +47,7 @@ class Scoring:
     Attributes:
         rows: What a forward pass holds.
         head: Where log-probabilities come from.
-        attention: transformers' name of the attention; None for the model's own.
+        attention: transformers' name of the attention; None for the one it takes when told nothing.
         shares_prefixes: Whether trajectories of a group may have their prompt in a packed row once.
         window: Longest segment, prompt included, that may share: the model attends no further back; None for any.
         max_tokens: Longest segment whose log-probabilities do not depend on how long it will become; None where none

@@ -17,6 +17,7 @@ SMALLEST = {
     "--engine transformers",
     "clip_range.py": "simulate --updates 2 --lengths 43",
     "envs.py": "--ids Bisection --seeds 1",
+    "families.py": "--only llama --engine learner --cache {folder}/results.jsonl",
     "gpu_engine.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --prompt 8 --tokens 4 --slots 2",
     "gpu_head.py": "--device cpu --widths 32 --tokens 64 --vocabulary 320 --repetitions 1",
     "gpu_learner.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 1 --prompt 8 --completion 8 "
@@ -36,7 +37,7 @@ SMALLEST = {
     "start_up.py": "--runners 0 --repetitions 1",
     "weight_sync.py": "--runners 0 --remote --repetitions 1",
 }
-NO_PROGRAMS = {"bare.py", "gpu.py", "measure.py", "workload.py"}
+NO_PROGRAMS = {"bare.py", "family_models.py", "family_play.py", "gpu.py", "measure.py", "workload.py"}
 IN_AN_ENVIRONMENT_OF_THEIR_OWN = {"peers_learner.py", "peers_loop.py"}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3Config
+from transformers import Gemma4TextConfig, MambaConfig, Qwen3Config
 
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.engines.vllm_defaults import cpu_defaults, gpu_defaults
@@ -55,3 +55,22 @@ def test_who_sets_a_share_of_the_device_gets_vllms_own_sizing() -> None:
 def test_on_a_cpu_the_cache_is_bounded_too() -> None:
     assert cpu_defaults(spec(4096, 1000), CONFIG)["kv_cache_memory_bytes"] == 4 << 30
     assert cpu_defaults(spec(32, 1), CONFIG)["kv_cache_memory_bytes"] == 64 << 20
+
+
+def test_layers_that_keep_a_state_have_no_heads_to_count() -> None:
+    config = MambaConfig(hidden_size=64, num_hidden_layers=2)
+    assert not hasattr(config, "num_attention_heads")
+    assert cpu_defaults(spec(32, 1), config)["kv_cache_memory_bytes"] == 64 << 20
+
+
+def test_layers_with_heads_of_different_sizes_all_count_as_the_widest() -> None:
+    sizes = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 2,
+    }
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma4TextConfig(hidden_size=64, head_dim=256, global_head_dim=512, layer_types=layers, **sizes)
+    found = cpu_defaults(spec(64 * 1024, 1), config)["kv_cache_memory_bytes"]
+    assert found == 2 * 2 * 2 * 512 * 2 * (64 * 1024 + 32)

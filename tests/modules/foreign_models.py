@@ -63,6 +63,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_LLAMA, "max_position_embeddings": 64}
         | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     ),
+    "soft-capped attention scores": (
+        "Gemma2Config",
+        {**_LLAMA, "head_dim": 8, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 3.0}
+        | {"query_pre_attn_scalar": 8},
+    ),
+    "sparse attention": (
+        "DeepseekV32Config",
+        {**_LLAMA, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8}
+        | {"qk_rope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+        | {"topk_group": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 2, "index_head_dim": 16}
+        | {"index_topk": 16},
+    ),
     "tokens that see what follows": ("BertConfig", {**_WORDS, **_SIZES, "intermediate_size": 48}),
 }
 """By what is special: the config class, and what is not its default."""
