@@ -45,7 +45,7 @@ class Played:
     Attributes:
         gap: Largest difference (nats) between two log-probabilities of a sampled token: the learner's and the model's,
             or the engine's and the learner's.
-        model_gap: Likewise of the engine and the model; None without an engine.
+        model_gap: The same for the engine and the model; None without an engine.
         gradient: Largest difference of a parameter's gradient, relative to its norm; None where none was compared.
         moved: How far the update moved a log-probability (nats); None without an update.
         scoring: What the module fell back to; empty where nothing had to be changed.

@@ -80,6 +80,7 @@ def checkpoint(tiny_dense: str, ray_local: None, tmp_path_factory: pytest.TempPa
     return str(saved)
 
 
+@pytest.mark.slow
 def test_the_commands_play_an_agents_checkpoint(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rollout", checkpoint, "--episodes", "2"]) == 0
     assert capsys.readouterr().out.count("trajectory ") == 2

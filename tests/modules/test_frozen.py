@@ -83,6 +83,7 @@ def _gradient(learner: Any) -> dict[str, torch.Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
 
 
+@pytest.mark.slow
 def test_two_learners_agree_on_experts_that_only_one_or_none_of_them_reached(
     tiny_dense: str, tmp_path: Path, ray_local: None
 ) -> None:

@@ -185,6 +185,7 @@ def test_noisy_engines_are_left_out_of_the_ratio_by_the_measured_range(tiny_dens
     assert not learner.recomputes_old_log_probs
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does_and_have_one_range(tiny_dense, ray_local):
     config = objective_config(tiny_dense, **MEASURED)
     alone = config.build_learner(spaces=SPACES)

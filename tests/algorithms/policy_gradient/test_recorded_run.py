@@ -43,7 +43,11 @@ def policy(tmp_path_factory):
     return recorded_runs.build_policy(tmp_path_factory.mktemp("models") / "markov_chain")
 
 
-@pytest.mark.parametrize("run", recorded_runs.RUNS)
+# Two runners that play in lock-step are in the overlapped run too.
+RUNS = [pytest.param(r, marks=pytest.mark.slow) if r == "synchronous, two runners" else r for r in recorded_runs.RUNS]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_a_run_samples_and_learns_what_was_recorded(run, policy, ray_local):
     recording, how = recorded_runs.RUNS[run]
     expected, played = RECORDINGS[recording], recorded_runs.play(policy, **how)
