@@ -25,5 +25,6 @@ def test_environments_that_sleep_leave_the_engine_its_utilisation(utilisation: C
     assert utilisation(LOAD, 3, inline=False) >= 0.8
 
 
+@pytest.mark.slow
 def test_the_same_environments_without_threads_would_not(utilisation: Callable[..., float]) -> None:
     assert utilisation(replace(LOAD, turns=4), 1, inline=True) < 0.5

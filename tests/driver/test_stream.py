@@ -252,7 +252,7 @@ def _assert_nothing_lost(algo, trained):
     assert sorted(known, key=int) == [str(i) for i in range(state["next_group"])]
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_bound_of_zero_gives_the_synchronous_numbers_bit_for_bit(num_env_runners, tiny_dense, ray_local):
     runs = {}
     for streamed in (False, True):
@@ -274,7 +274,7 @@ def test_a_bound_of_zero_gives_the_synchronous_numbers_bit_for_bit(num_env_runne
 
 @pytest.mark.parametrize(
     ("num_env_runners", "num_learners"),
-    [(0, 0), (2, 0), pytest.param(1, 2, marks=pytest.mark.slow)],
+    [(0, 0), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)],
     ids=["local", "two runners", "two learners"],
 )
 def test_sampling_overlaps_learning_within_the_bound(num_env_runners, num_learners, tiny_dense, ray_local):
@@ -377,7 +377,7 @@ def test_evaluation_in_the_same_process_pauses_what_is_played(tiny_dense, ray_lo
     assert not registry._held
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_evaluation_without_runners_of_its_own_loses_no_group(num_env_runners, tiny_dense, ray_local):
     config = _config(tiny_dense, num_env_runners=num_env_runners, env=SlowCoinEnv, env_config={"seconds": 0.05})
     algo = config.build_algo()

@@ -167,7 +167,8 @@ def test_an_engines_noise_ends_no_update_before_its_first_step(tiny_dense):
     assert (measured["num_minibatches"], measured["num_optimizer_steps"]) == (2, 1)
 
 
-@pytest.mark.parametrize("num_learners", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_learners", [1, 2])
 def test_all_ranks_end_an_update_together(num_learners, tiny_dense, curve, ray_local):
     limit = {**FAST, "target_kl": (curve[1] + curve[2]) / 2, "undo_overshoot": True}
     config = learner_config(tiny_dense, num_learners=num_learners, **limit)
