@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
-import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib.agents.agent_session import AgentSession
@@ -32,11 +31,11 @@ from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_pool.calls import EnvFailure
 from gspo_rllib.env_runners.agent_slots import AgentSlots
+from gspo_rllib.env_runners.engine_player import EnginePlayer
 from gspo_rllib.env_runners.group_scheduler import Assignment, GroupScheduler
-from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.env_runners.trajectory import EpisodeObserver
-from gspo_rllib.errors import EngineError, EnvError, WeightSyncError
+from gspo_rllib.errors import EngineError, EnvError
 from gspo_rllib.types import GroupMember, turns
 
 MakeSession = Callable[[], Session]
@@ -57,7 +56,7 @@ class _Playing:
     waiting: dict[str, Future[Sampled]] = field(default_factory=dict)
 
 
-class AgentRollout:
+class AgentRollout(EnginePlayer):
     """Plays groups of trajectories.
 
     Args:
@@ -95,9 +94,7 @@ class AgentRollout:
         run_seed: int,
         observer: EpisodeObserver | None = None,
     ) -> None:
-        if engine.weights_version is None:
-            raise WeightSyncError("the engine holds no weights yet: send some before sampling.")
-        self._engine = engine
+        super().__init__(engine)
         self._slots = slots
         self._play = play
         self._tasks = tasks
@@ -107,35 +104,14 @@ class AgentRollout:
         self._contexts = contexts
         self._run_seed = run_seed
         self._observe = observer
-        self.holds_turns = False
-        self._held: dict[str, GenerationRequest] = {}
-        self._scheduler: GroupScheduler[SingleAgentEpisode]
-        self._stats = RolloutStats()
         self._running: dict[Assignment, _Playing] = {}
         self._by_request: dict[str, _Playing] = {}
         self._left = time.monotonic()
         self._stood_still = 0.0
 
-    def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> RolloutStats:
-        """Plays until every group is complete or given up.
-
-        Args:
-            scheduler: Holds the groups to play.
-
-        Returns:
-            The complete groups, in the order they were asked for, with the counts and times of playing them.
-        """
-        self.begin(scheduler)
-        try:
-            while self.advance():
-                pass
-        finally:
-            self.end()
-        return self.collect()
-
     def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
         """From now on ``advance`` plays the groups of this scheduler, those added to it later included."""
-        self._scheduler = scheduler
+        super().begin(scheduler)
         self._left = time.monotonic()
 
     def advance(self) -> bool:
@@ -152,11 +128,7 @@ class AgentRollout:
         self._slots.run_posted(0.0)
         self._start_trajectories()
         if self._engine.has_work():
-            started = time.perf_counter()
-            generations = self._engine.step()
-            self._stats.engine_s += time.perf_counter() - started
-            self._stats.engine_steps += 1
-            for generation in generations:
+            for generation in self._step_engine():
                 self._on_generation(generation)
         elif not self._running:
             return False
@@ -165,12 +137,6 @@ class AgentRollout:
         self._fail_overdue()
         self._left = time.monotonic()
         return True
-
-    def collect(self) -> RolloutStats:
-        """What happened since the last call, with the groups completed since; it is forgotten here."""
-        stats, self._stats = self._stats, RolloutStats()
-        stats.add_settled(self._scheduler.take_settled())
-        return stats
 
     def end(self) -> None:
         """Abandons every trajectory that is still being played."""
@@ -230,10 +196,7 @@ class AgentRollout:
             playing.own_s += self._own_time(playing)
             playing.waiting[request.request_id] = future
             self._by_request[request.request_id] = playing
-            if self.holds_turns:
-                self._held[request.request_id] = request
-            else:
-                self._submit(request)
+            self._submit_or_hold(request)
 
     def _submit(self, request: GenerationRequest) -> None:
         try:
@@ -243,29 +206,17 @@ class AgentRollout:
             _settle(playing.waiting.pop(request.request_id), SessionEnded())
             self._fail(playing, EnvFailure("engine", str(error)), retry=False)
 
-    def _release_turns(self) -> None:
-        while self._held and not self.holds_turns:
-            request_id = next(iter(self._held))
-            self._submit(self._held.pop(request_id))
-
     def _on_generation(self, generation: Generation) -> None:
         playing = self._by_request.pop(generation.request_id, None)
         if playing is None:
             return
         future = playing.waiting.pop(generation.request_id)
         playing.last_reply = self._now
-        logp = np.asarray(generation.logp, dtype=np.float32)
-        if not len(logp) == len(generation.token_ids) > 0 or not np.isfinite(logp).all():
-            message = (
-                f"the engine returned {len(generation.token_ids)} tokens with log-probabilities {logp[:8]} for weights "
-                f"version {self._engine.weights_version}; every one must be finite. Its weights may hold NaN."
-            )
+        failure = self._counted(generation)
+        if failure is not None:
             _settle(future, SessionEnded())
-            self._fail(playing, EnvFailure("engine", message))
+            self._fail(playing, failure)
             return
-        self._stats.num_turns_mixed += generation.token_versions is not None
-        self._stats.tokens_sampled += len(generation.token_ids)
-        self._stats.tokens_cached += generation.num_cached_tokens
         versions = generation.token_versions
         version = self._engine.weights_version if versions is None else int(versions.min())
         assert version is not None
@@ -335,8 +286,7 @@ class AgentRollout:
         if playing.waiting.pop(request_id, None) is None:
             return
         playing.last_reply = self._now
-        if self._held.pop(request_id, None) is None:
-            self._engine.abort([request_id])
+        self._withdraw(request_id)
 
     def _stop(self, playing: _Playing) -> None:
         playing.session.seal()

@@ -12,21 +12,19 @@ between two steps; see ``background``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvFailure
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.engine_player import EnginePlayer
 from gspo_rllib.env_runners.first_observations import FirstObservations
-from gspo_rllib.env_runners.group_scheduler import Assignment, GroupScheduler
+from gspo_rllib.env_runners.group_scheduler import Assignment
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.env_runners.trajectory import (
@@ -36,7 +34,6 @@ from gspo_rllib.env_runners.trajectory import (
     TrajectoryFailed,
     Wait,
 )
-from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.types import ChatSpec
 
 
@@ -50,7 +47,7 @@ class _Playing:
     request_id: str | None = None
 
 
-class Rollout:
+class Rollout(EnginePlayer):
     """Plays groups of trajectories.
 
     Args:
@@ -81,43 +78,16 @@ class Rollout:
         run_seed: int,
         observer: EpisodeObserver | None = None,
     ) -> None:
-        if engine.weights_version is None:
-            raise WeightSyncError("the engine holds no weights yet: send some before sampling.")
-        self._engine = engine
+        super().__init__(engine)
         self._pool = pool
         self._renderer_for = renderer_for
         self._settings = settings
         self._run_seed = run_seed
         self._observe = observer or _observe_nothing
-        self.holds_turns = False
-        self._held: dict[str, GenerationRequest] = {}
-        self._scheduler: GroupScheduler[SingleAgentEpisode]
-        self._stats = RolloutStats()
         self._running: dict[Assignment, _Playing] = {}
         self._by_ticket: dict[int, _Playing] = {}
         self._by_request: dict[str, _Playing] = {}
         self._first_observations = FirstObservations()
-
-    def run(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> RolloutStats:
-        """Plays until every group is complete or given up.
-
-        Args:
-            scheduler: Holds the groups to play.
-
-        Returns:
-            The complete groups, in the order they were asked for, with the counts and times of playing them.
-        """
-        self.begin(scheduler)
-        try:
-            while self.advance():
-                pass
-        finally:
-            self.end()
-        return self.collect()
-
-    def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
-        """From now on ``advance`` plays the groups of this scheduler, those added to it later included."""
-        self._scheduler = scheduler
 
     def advance(self) -> bool:
         """One step of the engine and the answers of the environments that have come in.
@@ -131,12 +101,7 @@ class Rollout:
         self._release_turns()
         self._start_trajectories()
         if self._engine.has_work():
-            started = time.perf_counter()
-            with registry.failing_as_itself(self._engine):
-                generations = self._engine.step()
-            self._stats.engine_s += time.perf_counter() - started
-            self._stats.engine_steps += 1
-            for generation in generations:
+            for generation in self._step_engine():
                 self._on_generation(generation)
         elif not self._pool.is_waiting and not self._held:
             assert not self._running, "a trajectory is waiting for neither the engine nor an environment"
@@ -147,10 +112,8 @@ class Rollout:
 
     def collect(self) -> RolloutStats:
         """What happened since the last call, with the groups completed since; it is forgotten here."""
-        stats, self._stats = self._stats, RolloutStats()
-        settled = self._scheduler.take_settled()
-        stats.add_settled(settled)
-        self._first_observations.forget([*dict(settled.complete), *settled.given_up])
+        stats = super().collect()
+        self._first_observations.forget(stats.settled_ids)
         return stats
 
     def end(self) -> None:
@@ -181,17 +144,10 @@ class Rollout:
         if playing is None:
             return
         playing.request_id = None
-        logp = np.asarray(generation.logp, dtype=np.float32)
-        if not len(logp) == len(generation.token_ids) > 0 or not np.isfinite(logp).all():
-            message = (
-                f"the engine returned {len(generation.token_ids)} tokens with log-probabilities {logp[:8]} for weights "
-                f"version {self._engine.weights_version}; every one must be finite. Its weights may hold NaN."
-            )
-            self._fail(playing, EnvFailure("engine", message))
+        failure = self._counted(generation)
+        if failure is not None:
+            self._fail(playing, failure)
             return
-        self._stats.num_turns_mixed += generation.token_versions is not None
-        self._stats.tokens_sampled += len(generation.token_ids)
-        self._stats.tokens_cached += generation.num_cached_tokens
         self._go_on(playing, generation)
 
     def _on_answer(self, answer: EnvAnswer) -> None:
@@ -233,20 +189,7 @@ class Rollout:
     def _request(self, playing: _Playing, request: GenerationRequest) -> None:
         playing.request_id = request.request_id
         self._by_request[request.request_id] = playing
-        if self.holds_turns:
-            self._held[request.request_id] = request
-        else:
-            self._submit(request)
-
-    def _submit(self, request: GenerationRequest) -> None:
-        # What it refuses is no fault of the environment's, and no other task would help.
-        with registry.failing_as_itself(self._engine):
-            self._engine.submit(request)
-
-    def _release_turns(self) -> None:
-        while self._held and not self.holds_turns:
-            request_id = next(iter(self._held))
-            self._submit(self._held.pop(request_id))
+        self._submit_or_hold(request)
 
     def _finish(self, playing: _Playing) -> None:
         self._stop(playing)
@@ -263,8 +206,7 @@ class Rollout:
         del self._running[playing.trajectory.assignment]
         if playing.request_id is not None:
             self._by_request.pop(playing.request_id, None)
-            if self._held.pop(playing.request_id, None) is None:
-                self._engine.abort([playing.request_id])
+            self._withdraw(playing.request_id)
         if playing.ticket is not None:
             self._by_ticket.pop(playing.ticket, None)
         self._pool.release(playing.trajectory.slot)
