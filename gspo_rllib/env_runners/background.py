@@ -105,6 +105,7 @@ class BackgroundSampler:
         self._any_offered = self._pausing = self._stopping = False
         self._idle = True  # the thread sleeps, and nothing it was told would wake it
         self._finished = RolloutStats()
+        self._counted_until = 0.0
         self._failure: BaseException | None = None
         _samplers.add(self)
 
@@ -222,10 +223,10 @@ class BackgroundSampler:
         try:
             try:
                 while self._sleep_until_needed():
-                    started = time.perf_counter()
+                    self._counted_until = time.perf_counter()
                     self._advance()
                     with self._changed:
-                        self._finished.sample_s += time.perf_counter() - started
+                        self._count_time()
             finally:
                 if self._rollout is not None:
                     self._rollout.end()
@@ -268,10 +269,16 @@ class BackgroundSampler:
             stats = self._rollout.collect()
             self._on_groups(stats.groups)
             with self._changed:
+                self._count_time()  # before the groups can be taken, whose last step was a part of it
                 self._finished.add(stats)
                 for group_id in stats.settled_ids:
                     del self._in_flight[group_id]
                 self._changed.notify_all()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self._finished.sample_s += now - self._counted_until
+        self._counted_until = now
 
     def _update_weights(self) -> None:
         """Loads the newest weights that were offered, if the engine is ready for them."""
