@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -22,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from gspo_rllib.agents.chat_completions import CompletionRequest, chunks, completion, read_request
 from gspo_rllib.agents.door import OpenSession
@@ -37,6 +39,8 @@ MAX_OPEN_CALLS = 64
 MAX_CONNECTIONS = 2000
 KEEP_ALIVE_S = 300
 """How long an idle connection is kept: longer than most agents take between two calls."""
+LINGER_S = 0.5
+"""How long a body is still taken in, and thrown away, after its request was refused."""
 COMMENT_S = 10.0
 """Between two comments on a stream whose reply is not there yet."""
 MOST_ANSWERS = 2 * MAX_OPEN_CALLS
@@ -245,6 +249,24 @@ async def _mark_delivered(request: Request, calls: list[Call]) -> None:
             call.delivered = True
 
 
+class _BeforeTheBodyEnded(JSONResponse):
+    """An answer to a client that is still sending: its connection is closed a moment later.
+
+    What a client sends into a closed connection resets it, and the client sees that in place of the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_open(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        await super().__call__(scope, receive, send_open)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
+
+
 def _closed(opened: OpenSession, task: asyncio.Task[Any]) -> None:
     opened.num_open -= 1
     if not task.cancelled():
@@ -300,9 +322,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
     # SDKs retry some of these on their own, and would be refused again, but for a session that is busy.
     headers = {"x-should-retry": "true" if error.status == 429 else "false"}
+    answer: type[JSONResponse] = JSONResponse
     if error.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
-    return JSONResponse({"error": _error(error)}, status_code=error.status, headers=headers)
+        headers["connection"] = "close"
+        answer = _BeforeTheBodyEnded
+    return answer({"error": _error(error)}, status_code=error.status, headers=headers)
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:

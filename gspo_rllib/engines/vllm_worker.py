@@ -82,9 +82,6 @@ class WeightSyncExtension:
         return []
 
     def _gspo_reload(self, model: Any, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> None:
-        # A tied head is no parameter of its own, except where the CPU backend keeps a packed copy of it.
-        skipped = "lm_head." if _is_tied(model) else None
-        expected = {name for name, _ in model.named_parameters() if not skipped or not name.startswith(skipped)}
         head_bias: list[torch.Tensor] = []
 
         def noting_head_bias() -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,7 +91,7 @@ class WeightSyncExtension:
                 yield name, tensor
 
         with _DirectWrites(model) if self._gspo_direct else nullcontext():
-            loaded = _load_and_report(model, lambda: self.reload_weights(weights_iterator=noting_head_bias()))
+            loaded, expected = _load_and_report(model, lambda: self.reload_weights(weights_iterator=noting_head_bias()))
         missing = sorted(_not_among(loaded, expected)) if loaded is not None else []
         if missing:
             raise WeightSyncError(
@@ -225,14 +222,21 @@ def _is_tied(model: torch.nn.Module) -> bool:
     return bool(getattr(model.config, "tie_word_embeddings", False))
 
 
-def _load_and_report(model: Any, reload: Callable[[], None]) -> set[str] | None:
-    """Reloads, and returns the names the model says it loaded; vLLM itself only logs what it did not find."""
-    reported: list[set[str] | None] = []
+def _load_and_report(model: Any, reload: Callable[[], None]) -> tuple[set[str] | None, set[str]]:
+    """Reloads, and returns the names the model says it loaded and those that were there to be loaded.
+
+    vLLM itself only logs what it did not find. What it derives from loaded weights afterwards, as the absorbed
+    projections of latent attention, is not there while it loads.
+    """
+    reported: list[tuple[set[str] | None, set[str]]] = []
     load = model.load_weights
+    # A tied head is no parameter of its own, except where the CPU backend keeps a packed copy of it.
+    skipped: tuple[str, ...] = ("lm_head.",) if _is_tied(model) else ()
 
     def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
-        reported.append(load(weights))
-        return reported[-1]
+        expected = {name for name, _ in model.named_parameters() if not name.startswith(skipped)}
+        reported.append((load(weights), expected))
+        return reported[-1][0]
 
     model.load_weights = load_weights
     try:

@@ -275,9 +275,14 @@ def test_a_body_of_unknown_length_is_cut_off_where_it_is_too_large(
 ) -> None:
     monkeypatch.setattr(server, "MAX_BODY_BYTES", 1000)
     connection = http.client.HTTPConnection(urlsplit(one.endpoint.url()).netloc, timeout=30)
-    pieces = (b"x" * 100 for _ in range(20))
+
+    def slowly() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100
+            time.sleep(0.01)  # the refusal is there long before the end
+
     connection.request(
-        "POST", "/v1/chat/completions", pieces, {"authorization": f"Bearer {one.key}"}, encode_chunked=True
+        "POST", "/v1/chat/completions", slowly(), {"authorization": f"Bearer {one.key}"}, encode_chunked=True
     )
     assert connection.getresponse().status == 413
 
