@@ -349,7 +349,8 @@ def _checked_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise EngineError(
-            f"engine device {name!r} cannot be used ({str(error)[:200]}). Use 'cpu', or install a torch build for it."
+            f"engine device {name!r} cannot be used ({described(error, 200)}). Use 'cpu', or install a "
+            "torch build for it."
         ) from error
     return device
 
@@ -381,7 +382,7 @@ def _load_model(spec: EngineSpec, device: torch.device) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"model path {spec.model!r}: no causal language model could be loaded ({str(error)[:300]})."
+            f"model path {spec.model!r}: no causal language model could be loaded ({described(error, 300)})."
         ) from error
     finally:
         if bar:

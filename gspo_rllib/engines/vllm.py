@@ -40,7 +40,7 @@ from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationReques
 from gspo_rllib.engines.trial import untried
 from gspo_rllib.engines.vllm_defaults import cpu_defaults, gpu_defaults
 from gspo_rllib.engines.weights import NamedWeights, TokenVersions, as_tensor, check_idle, check_weights, without_tied
-from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, did_you_mean
+from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, described, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
@@ -182,7 +182,7 @@ class VLLMEngine:
                 outputs = self._open().step()
         except _VLLM_ERRORS as error:
             raise EngineError(
-                f"vLLM failed while it generated: {str(error)[:600]}. Close this engine before another is made."
+                f"vLLM failed while it generated: {described(error, 600)}. Close this engine before another is made."
             ) from error
         return [self._generation(output) for output in outputs if output.finished]
 
@@ -214,8 +214,8 @@ class VLLMEngine:
             raise
         except _VLLM_ERRORS as error:
             raise WeightSyncError(
-                f"vLLM could not load the weight update: {str(error)[:600]}. The engine answers no request until an "
-                "update succeeds."
+                f"vLLM could not load the weight update: {described(error, 600)}. The engine answers no request until "
+                "an update succeeds."
             ) from error
         # Whatever is running is put back among the waiting, its samples kept, and computed again from its first token.
         if not engine.reset_prefix_cache(reset_running_requests=bool(self._unfinished)):
@@ -279,7 +279,7 @@ class VLLMEngine:
             cleanup_dist_env_and_memory()
             raise EngineError(
                 f"vLLM could not start with model {spec.model!r}, dtype {spec.dtype!r} and options "
-                f"{dict(spec.options)!r}: {str(error)[:600]}. Correct the options. {untried('transformers')}"
+                f"{dict(spec.options)!r}: {described(error, 600)}. Correct the options. {untried('transformers')}"
             ) from error
 
     def _generation(self, output: Any) -> Generation:
