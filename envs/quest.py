@@ -8,11 +8,12 @@ Observation  str, what is in the room now: exits, locked doors, keys and treasur
              south, blue key"; after an invalid action the same, after a hint; at the end "you have the treasure"
 Action       str, "go north", "take red key", "open south" (the door, with its key) or "take treasure"; spaces around
              and between words do not matter
-Reward       1.0 for taking the treasure, else 0.0
+Reward       1.0 for taking the treasure, else 0.0; with `milestones` that much of it is paid on the way, in equal parts
+             for every key taken and every door opened, and the rest for the treasure
 Ends         terminated when it is taken; truncated after (locks + 2) * (rooms + 2) + 4 turns
 Info         {"task_id": str, "treasure": str} from reset, the latter a room; from step {"valid_action": bool,
              "obs_role": "user"}, and at the end {"success": bool}, with {"truncated_by": "turns"} when truncated
-Settings     rooms: 2 to 40; locks: 0 to 8 and fewer than rooms
+Settings     rooms: 2 to 40; locks: 0 to 8 and fewer than rooms; milestones: 0.0 (default) to 1.0
 Expert       knows only what it has seen: walks depth-first through what is open, then to the nearest door it has a key
              for. That takes at most 2 * (rooms - 1) moves, rooms - 1 more for each lock, two turns for each lock (take,
              open) and one for the treasure, which is less than the limit
@@ -228,6 +229,7 @@ class QuestEnv(TextTaskEnv):
     Args:
         rooms: How many rooms, 2 to 40.
         locks: How many locked doors, 0 to 8 and fewer than ``rooms``.
+        milestones: Share of the return that keys and doors pay, 0 to 1; 0 without locks.
         render_mode: None or ``"ansi"``.
 
     Raises:
@@ -239,11 +241,14 @@ class QuestEnv(TextTaskEnv):
         "yours. Reply with one action: go north, take red key, open east (a door, with its key) or take treasure."
     )
 
-    def __init__(self, rooms: int = 8, locks: int = 1, render_mode: str | None = None) -> None:
+    def __init__(self, rooms: int = 8, locks: int = 1, milestones: float = 0.0, render_mode: str | None = None) -> None:
         self.rooms = checked_integer("rooms", rooms, 2, MOST_ROOMS)
         self.locks = checked_integer("locks", locks, 0, len(COLOURS))
         if locks >= rooms:
             raise SettingError(f"locks={locks}: must be fewer than rooms={rooms}, one per passage at most.")
+        if isinstance(milestones, bool) or not isinstance(milestones, (int, float)) or not 0.0 <= milestones <= 1.0:
+            raise SettingError(f"milestones={milestones!r}: must be a number from 0 to 1.")
+        self._milestone = milestones / (2 * locks) if locks else 0.0
         super().__init__(max_turns=(locks + 2) * (rooms + 2) + 4, render_mode=render_mode)
         self._world: dict[str, Room] = {}
         self._square = ""
@@ -267,10 +272,12 @@ class QuestEnv(TextTaskEnv):
         """Does one thing in the room; what cannot be done costs the turn."""
         words = " ".join(action.split()) if len(action) <= _LONGEST_ACTION else ""
         if words == "take treasure" and self._world[self._square].treasure:
-            return self._finish("you have the treasure", 1.0, success=True)
+            return self._finish("you have the treasure", 1.0 - 2 * self.locks * self._milestone, success=True)
         hint = self._act(words)
         view = describe(self._square, self._world[self._square])
-        return self._go_on(f"{hint}; {view}" if hint else view, valid=hint is None)
+        passed = hint is None and words.startswith(("take ", "open "))
+        reward = self._milestone if passed else 0.0
+        return self._go_on(f"{hint}; {view}" if hint else view, reward, valid=hint is None)
 
     def expert(self) -> Callable[[str], str]:
         """A policy that explores and sees only observations; ask for a new one per episode."""

@@ -25,6 +25,10 @@ EPOCH = "epoch"
 """How many times every task of the environment had been drawn before the latest group's; training only, and only where
 the environment counts its tasks."""
 
+CURRICULUM_STAGE = "curriculum_stage"
+"""Position of the stage of ``training.curriculum`` that groups are drawn for; as many as there are stages when the
+environment itself is. A result has it at its top, where a curriculum is set."""
+
 NUM_GROUPS = "num_groups"
 """Complete groups sampled."""
 

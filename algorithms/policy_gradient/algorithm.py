@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,6 +33,7 @@ from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
@@ -44,7 +46,13 @@ from gspo_rllib.env_runners.engine_spec import vocabulary_size
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
-from gspo_rllib.metrics import GROUP_SELECTION, GROUP_STREAM, NUM_GROUPS_STALE_DROPPED, NUM_ITERATIONS_IDLE
+from gspo_rllib.metrics import (
+    CURRICULUM_STAGE,
+    GROUP_SELECTION,
+    GROUP_STREAM,
+    NUM_GROUPS_STALE_DROPPED,
+    NUM_ITERATIONS_IDLE,
+)
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import TokenTrajectory, TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
@@ -71,6 +79,11 @@ class PolicyGradient(Algorithm):
         self._settings: TrainingSettings = config.settings(config.training_settings)
         self._clip_monitor = ClipMonitor(self._settings)
         self._idle_monitor = IdleMonitor()
+        self._curriculum = Curriculum(
+            len(self._settings.curriculum),
+            threshold=self._settings.curriculum_success,
+            least_groups=math.ceil(self._settings.groups_per_iteration / 2),
+        )
         self._selection = self._settings.group_selection
         super().setup(config)
         self._source = self._make_source()
@@ -126,6 +139,10 @@ class PolicyGradient(Algorithm):
             self._log_counts(GROUP_SELECTION, counts)
             stream = self._source.measure()
             self._log_counts(GROUP_STREAM, stream)
+        if self._settings.curriculum:
+            self.metrics.log_value(CURRICULUM_STAGE, self._curriculum.stage, window=1)
+            if news := self._curriculum.advance():
+                logger.warning(news)
         if self._selection.filters_on_shaping(groups) and log_once("gspo_rllib_filters_on_shaping"):
             logger.warning(
                 "training.zero_variance_metric='return' keeps groups whose trajectories all have the same "
@@ -187,7 +204,7 @@ class PolicyGradient(Algorithm):
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, and which groups come next."""
         unfinished = [*self._source.unfinished, *self._unfinished]
-        own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished}
+        own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished, CURRICULUM_STAGE: self._curriculum.stage}
         return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -196,6 +213,7 @@ class PolicyGradient(Algorithm):
         super().set_state(state)
         if NEXT_GROUP in state:
             self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
+        self._curriculum.restore(state.get(CURRICULUM_STAGE, 0))
         self._sync_weights()
 
     def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
@@ -287,7 +305,7 @@ class PolicyGradient(Algorithm):
         drawn, self._unfinished = self._unfinished[:count], self._unfinished[count:]
         first = self._next_group
         self._next_group += count - len(drawn)
-        return drawn + [str(index) for index in range(first, self._next_group)]
+        return drawn + [self._curriculum.group(number) for number in range(first, self._next_group)]
 
     def _num_informative(self, group: TrajectoryGroup) -> int:
         """Trajectories with an advantage, as far as it can be told before the learners work it out."""
@@ -314,6 +332,7 @@ class PolicyGradient(Algorithm):
     def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         groups, metrics = self._source.take(count)
         self._idle_monitor.draw(groups)
+        self._curriculum.watch(groups)
         return groups, metrics
 
     def _warn_if_idle(self, num_informative: float, num_stale: int) -> None:

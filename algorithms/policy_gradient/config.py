@@ -32,9 +32,11 @@ from gspo_rllib.connectors import (
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
+from gspo_rllib.env_runners.curriculum import check_stages
 from gspo_rllib.env_runners.engine_spec import load_renderer, resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.errors import SettingError
 from gspo_rllib.knobs import Settings, default_of, takes
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.causal_lm import check_model_config
@@ -191,9 +193,15 @@ class PolicyGradientConfig(_FlatSettings):
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env)
         if agent.play is not None:
+            if self.curriculum:
+                raise SettingError(
+                    "training.curriculum has no effect on an agent: have its tasks say how hard they are."
+                )
             load_renderer(generation, model_config, None)
         else:
-            validation.check_chat(generation, model_config, check_language_env_spec(self.env, self.env_config))
+            stages = [] if self.in_evaluation else check_stages(self)
+            for env in (check_language_env_spec(self.env, self.env_config), *stages):
+                validation.check_chat(generation, model_config, env)
         if self.evaluation_interval and not self.in_evaluation:
             self._check_evaluation()
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)

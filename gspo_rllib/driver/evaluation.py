@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib.driver.lockstep import Lockstep
-from gspo_rllib.env_runners.group_scheduler import evaluation_group
+from gspo_rllib.env_runners.group_names import evaluation_group
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights

@@ -64,4 +64,5 @@ class EnvCall:
     ticket: int
     seed: int | None = None
     task_id: str | None = None
+    stage: int | None = None
     action: str | None = None

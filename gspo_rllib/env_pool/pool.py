@@ -16,7 +16,8 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium as gym
 
@@ -82,6 +83,7 @@ class EnvPool:
             a thread instead, and a line of the log says so.
         step_timeout_s: Seconds of wall time a call may take; the making of the environment is included, the start of
             its process is not.
+        stages: Make what is played instead where ``reset`` names a stage: one for each.
 
     Raises:
         EnvError: ``make`` cannot be sent to another process.
@@ -95,9 +97,10 @@ class EnvPool:
         blocking: bool,
         process: bool = False,
         step_timeout_s: float,
+        stages: Sequence[Callable[[], gym.Env]] = (),
     ) -> None:
         self._process = process and can_start_processes()
-        self._make = sendable(make) if self._process else make
+        self._makes = [sendable(each) if self._process else each for each in (make, *stages)]
         self._blocking = blocking or process
         self._timeout = step_timeout_s
         self._answers: queue.SimpleQueue[EnvAnswer] = queue.SimpleQueue()
@@ -123,15 +126,16 @@ class EnvPool:
             del self._outstanding[owed[0]]
         self._free.append(slot)
 
-    def reset(self, slot: int, seed: int, task_id: str | None = None) -> int:
+    def reset(self, slot: int, seed: int, task_id: str | None = None, stage: int | None = None) -> int:
         """Asks a slot for a new episode; returns the ticket of the answer.
 
         Args:
             slot: The environment's slot.
             seed: Fixes the task, and what is random in it.
             task_id: Fixes the task whatever the seed; None where the environment does not count its tasks.
+            stage: Which of ``stages`` is played; None for none.
         """
-        return self._ask(slot, seed=seed, task_id=task_id)
+        return self._ask(slot, seed=seed, task_id=task_id, stage=stage)
 
     def step(self, slot: int, action: str) -> int:
         """Sends an action to a slot; returns the ticket of the answer."""
@@ -170,15 +174,15 @@ class EnvPool:
             self._abandon(slot)
         self._outstanding.clear()
 
-    def _ask(self, slot: int, *, seed: int | None = None, task_id: str | None = None, action: str | None = None) -> int:
+    def _ask(self, slot: int, **what: Any) -> int:
         if slot not in self._slots:
-            make_session = functools.partial(EnvSession, slot, self._make)
+            make_session = functools.partial(EnvSession, slot, self._makes[0], self._makes[1:])
             session: EnvSession | RemoteSession = RemoteSession(make_session) if self._process else make_session()
             self._slots[slot] = _Slot(slot, session, self._answers, blocking=self._blocking)
         self._tickets += 1
         allowed = self._timeout + self._slots[slot].session.start_s
         self._outstanding[self._tickets] = (slot, time.monotonic() + allowed)
-        self._slots[slot].ask(EnvCall(self._tickets, seed=seed, task_id=task_id, action=action))
+        self._slots[slot].ask(EnvCall(self._tickets, **what))
         return self._tickets
 
     def _abandon(self, slot: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -32,6 +32,7 @@ class EnvSession:
     Args:
         slot: The environment's slot, named in every answer.
         make: Makes the environment at the first ``reset``, and again after a failure.
+        stages: What a ``reset`` with a stage has made instead.
 
     Attributes:
         env: The environment; None before it is made and after a failure.
@@ -39,9 +40,11 @@ class EnvSession:
 
     start_s = 0.0
 
-    def __init__(self, slot: int, make: Callable[[], gym.Env]) -> None:
+    def __init__(self, slot: int, make: Callable[[], gym.Env], stages: Sequence[Callable[[], gym.Env]] = ()) -> None:
         self._slot = slot
         self._make = make
+        self._stages = stages
+        self._stage: int | None = None
         self.env: gym.Env | None = None
 
     def answer(self, call: EnvCall) -> EnvAnswer:
@@ -73,8 +76,11 @@ class EnvSession:
                 pass
 
     def _reset(self, call: EnvCall) -> dict[str, Any]:
+        if self._stage != call.stage:
+            self.close()
+            self._stage = call.stage
         if self.env is None:
-            self.env = self._make()
+            self.env = self._make() if call.stage is None else self._stages[call.stage]()
         # Many environments do without options; a task is asked for only where the environment counts its tasks.
         options = {} if call.task_id is None else {"options": {"task_id": call.task_id}}
         returned = self.env.reset(seed=call.seed, **options)

@@ -35,11 +35,6 @@ HOPELESS_GROUPS = 3
 """Groups given up before any trajectory finished, after which the remaining ones are not even tried."""
 
 
-def evaluation_group(number: int) -> str:
-    """Name of an evaluation's group: the same in every evaluation, and no training group's."""
-    return f"evaluation/{number}"
-
-
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """One trajectory to play.

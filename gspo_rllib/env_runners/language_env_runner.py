@@ -30,9 +30,11 @@ from gspo_rllib.engines.weights import NamedWeights
 from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
+from gspo_rllib.env_runners.curriculum import check_stages
 from gspo_rllib.env_runners.engine_user import acquire, load
 from gspo_rllib.env_runners.evaluation import LendsItsEngine
-from gspo_rllib.env_runners.group_scheduler import Role, evaluation_group
+from gspo_rllib.env_runners.group_names import evaluation_group
+from gspo_rllib.env_runners.group_scheduler import Role
 from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
@@ -267,7 +269,8 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         return check_language_env_spec(self.config.env, self.config.env_config, worker_index=self.worker_index or 0)
 
     def _make_parts(self) -> RolloutParts:
-        return RolloutParts(self.config, self._env_spec, run_seed=self._run_seed)
+        stages = () if self.config.in_evaluation else check_stages(self.config, worker_index=self.worker_index or 0)
+        return RolloutParts(self.config, self._env_spec, run_seed=self._run_seed, stages=stages)
 
     @property
     def _is_spare(self) -> bool:

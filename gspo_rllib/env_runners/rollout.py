@@ -177,7 +177,7 @@ class Rollout(EnginePlayer):
             if isinstance(wanted, GenerationRequest):
                 self._request(playing, wanted)
             elif isinstance(wanted, Reset):
-                self._await(playing, self._pool.reset(slot, wanted.task_seed, wanted.task_id))
+                self._await(playing, self._pool.reset(slot, wanted.task_seed, wanted.task_id, wanted.stage))
             else:
                 self._await(playing, self._pool.step(slot, wanted.action))
         self._stats.num_segments += playing.trajectory.num_segments - segments

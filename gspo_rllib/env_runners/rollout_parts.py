@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -34,17 +34,21 @@ class RolloutParts:
         config: The env runner's config.
         env: The environment that is played.
         run_seed: Root of every seed.
+        stages: What is played in the stages of a curriculum instead.
 
     Attributes:
         settings: How text is sampled.
         group_size: K, trajectories of a group.
     """
 
-    def __init__(self, config: AlgorithmConfig, env: LanguageEnvSpec, *, run_seed: int) -> None:
+    def __init__(
+        self, config: AlgorithmConfig, env: LanguageEnvSpec, *, run_seed: int, stages: Sequence[LanguageEnvSpec] = ()
+    ) -> None:
         self.settings = GenerationSettings.of(config)
         self.group_size = GroupSettings.of(config).group_size
         self._config = config
         self._env = env
+        self._stages = stages
         self._run_seed = run_seed
         self._renderers: OrderedDict[str, ChatRenderer] = OrderedDict()
 
@@ -53,9 +57,10 @@ class RolloutParts:
         return EnvPool(
             self._env.make,
             self._config.num_envs_per_env_runner,
-            blocking=self._env.blocking,
-            process=self._env.process,
+            blocking=any(env.blocking for env in (self._env, *self._stages)),
+            process=any(env.process for env in (self._env, *self._stages)),
             step_timeout_s=self.settings.step_timeout_s,
+            stages=[stage.make for stage in self._stages],
         )
 
     def make_scheduler(self, group_ids: Iterable[str], role: Role) -> GroupScheduler[SingleAgentEpisode]:
@@ -72,9 +77,10 @@ class RolloutParts:
 
     def task_order(self, role: Role) -> TaskOrder | None:
         """In which order groups play the environment's tasks; None where it does not count them."""
-        if self._env.num_tasks is None:
+        counts = [stage.num_tasks for stage in self._stages]
+        if self._env.num_tasks is None and not any(counts):
             return None
-        return TaskOrder(self._env.num_tasks, run_seed=self._run_seed, shuffled=role == "train")
+        return TaskOrder(self._env.num_tasks, run_seed=self._run_seed, shuffled=role == "train", stages=counts)
 
     def make_rollout(self, engine: Engine, pool: Slots, *, explore: bool, observer: EpisodeObserver) -> GroupPlayer:
         """A rollout on this engine and in a pool that ``make_pool`` made; greedy unless it explores."""

@@ -34,6 +34,20 @@ class GroupSettings(Settings):
     groups_per_iteration: int = knob(
         16, "Tasks per iteration (G); an iteration trains on G·K trajectories.", low=1, source="ours"
     )
+    curriculum: list[Any] = knob(
+        [],
+        "Stages that are trained on before the environment itself, each a mapping of settings that replace those of "
+        "env_config, e.g. [{'rooms': 6}, {'rooms': 12}]. Evaluation plays the environment itself.",
+        source="ours",
+    )
+    curriculum_success: float = knob(
+        0.7,
+        "Share of an iteration's trajectories that must succeed for the next stage to begin; used by curriculum.",
+        low=0.0,
+        high=1.0,
+        low_open=True,
+        source="ours",
+    )
 
 
 @settings_dataclass

@@ -11,9 +11,11 @@ depends neither on which env runner plays the group, nor on when, nor on whether
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
+from gspo_rllib.env_runners.group_names import number_of, stage_of
 from gspo_rllib.seeds import derive_seed
 
 
@@ -21,7 +23,8 @@ class TaskOrder:
     """The tasks ``"0"`` … ``"num_tasks - 1"`` in the order in which groups play them.
 
     Args:
-        num_tasks: How many tasks the environment has, >= 1.
+        num_tasks: How many tasks the environment has, >= 1; None where it does not count them.
+        stages: The same of each stage of a curriculum.
         run_seed: Root of every seed.
         shuffled: Whether each pass over the tasks has an order of its own, as in training.
 
@@ -35,36 +38,41 @@ class TaskOrder:
         ['0', '1', '2', '0']
     """
 
-    def __init__(self, num_tasks: int, *, run_seed: int, shuffled: bool) -> None:
-        self.num_tasks = num_tasks
+    def __init__(
+        self, num_tasks: int | None, *, run_seed: int, shuffled: bool, stages: Sequence[int | None] = ()
+    ) -> None:
+        self._num_tasks = num_tasks
+        self._stages = stages
         self._run_seed = run_seed
         self._shuffled = shuffled
         # The groups of one iteration are in one epoch or two; those of an overlapped run in few.
         self._permutation = functools.lru_cache(maxsize=4)(self._permute)
 
-    def task(self, group_id: str, replacement: int) -> str:
-        """The task of a group.
+    def task(self, group_id: str, replacement: int) -> str | None:
+        """The task of a group; None where tasks are not counted.
 
         Args:
             group_id: The group's name; what follows its last slash is its number.
             replacement: How many of the group's tasks could not be played so far: one that takes the place of such a
                 task is any, so that all others keep theirs.
         """
-        number = _number(group_id)
+        number, num_tasks = number_of(group_id), self._count(group_id)
+        if num_tasks is None:
+            return None
         if replacement or number is None:
-            return str(derive_seed(self._run_seed, "task", group_id, replacement, bits=64) % self.num_tasks)
-        epoch, place = divmod(number, self.num_tasks)
-        return str(self._permutation(epoch)[place] if self._shuffled else place)
+            return str(derive_seed(self._run_seed, "task", group_id, replacement, bits=64) % num_tasks)
+        epoch, place = divmod(number, num_tasks)
+        return str(self._permutation(epoch, num_tasks)[place] if self._shuffled else place)
 
     def epoch(self, group_id: str) -> int:
-        """How many times every task had been drawn before this group's; 0 where the name has no number."""
-        return (_number(group_id) or 0) // self.num_tasks
+        """How many times every task had been drawn before this group's; 0 without a number, or without a count."""
+        num_tasks = self._count(group_id)
+        return (number_of(group_id) or 0) // num_tasks if num_tasks else 0
 
-    def _permute(self, epoch: int) -> np.ndarray:
+    def _count(self, group_id: str) -> int | None:
+        stage = stage_of(group_id)
+        return self._num_tasks if stage is None else self._stages[stage]
+
+    def _permute(self, epoch: int, num_tasks: int) -> np.ndarray:
         seed = derive_seed(self._run_seed, "epoch", epoch, bits=64)
-        return np.random.default_rng(seed).permutation(self.num_tasks)
-
-
-def _number(group_id: str) -> int | None:
-    digits = group_id.rpartition("/")[2]
-    return int(digits) if digits.isascii() and digits.isdigit() else None
+        return np.random.default_rng(seed).permutation(num_tasks)

@@ -18,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvFailure, FailureKind
 from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.group_names import stage_of
 from gspo_rllib.env_runners.group_scheduler import Assignment
 from gspo_rllib.env_runners.long_context import Segments
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -30,6 +31,7 @@ class Reset:
 
     task_seed: int
     task_id: str | None
+    stage: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,9 @@ class Trajectory:
         Raises:
             TrajectoryFailed: An observation cannot be rendered, or the first prompt leaves no room for a reply.
         """
-        answer: EnvAnswer = yield Reset(self.assignment.task_seed, self.assignment.task_id)
+        answer: EnvAnswer = yield Reset(
+            self.assignment.task_seed, self.assignment.task_id, stage_of(self.assignment.group_id)
+        )
         prompt = self._first_prompt(answer)
         self._observe("on_episode_start", self.episode, self.slot)
         num_turns = 0

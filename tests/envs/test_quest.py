@@ -87,3 +87,30 @@ def test_the_explorer_always_arrives_before_the_limit(rooms, locks) -> None:
 def test_there_are_fewer_locks_than_rooms() -> None:
     with pytest.raises(SettingError, match="locks=2: must be fewer than rooms=2"):
         QuestEnv(rooms=2, locks=2)
+
+
+def test_milestones_pay_for_keys_and_doors_and_a_solved_task_returns_one_all_the_same() -> None:
+    env = QuestEnv(rooms=8, locks=2, milestones=0.4)
+    observation, _ = env.reset(seed=3)
+    expert, rewards = env.expert(), {}
+    terminated = False
+    while not terminated:
+        action = expert(observation)
+        observation, reward, terminated, _, _ = env.step(action)
+        rewards.setdefault(action.split()[0] if action != "take treasure" else action, []).append(reward)
+    assert set(rewards.pop("go")) == {0.0}
+    assert rewards == {"take": [0.1, 0.1], "open": [0.1, 0.1], "take treasure": [pytest.approx(0.6)]}
+
+
+def test_what_cannot_be_done_pays_nothing() -> None:
+    env = QuestEnv(rooms=8, locks=2, milestones=1.0)
+    env.reset(seed=3)
+    for action in ("take red key", "open north", "take the key"):
+        _, reward, _, _, info = env.step(action)
+        assert (reward, info["valid_action"]) == (0.0, False)
+
+
+@pytest.mark.parametrize("milestones", [-0.1, 1.5, True, "all"])
+def test_milestones_are_a_share(milestones: Any) -> None:
+    with pytest.raises(SettingError, match="milestones=.*must be a number from 0 to 1"):
+        QuestEnv(milestones=milestones)
