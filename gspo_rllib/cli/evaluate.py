@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
 from gspo_rllib.errors import SettingError
-from gspo_rllib.types import TRUNCATED_BY, group_episodes, turns
+from gspo_rllib.types import TRUNCATED_BY, group_episodes, succeeded, turns
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -105,12 +105,12 @@ def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str
         episodes: Finished episodes, at least one.
         seconds: Wall time that playing them took.
     """
-    reported = [info["success"] for info in (e.get_infos(-1) for e in episodes) if "success" in info]
+    reported = [success for success in map(succeeded, episodes) if success is not None]
     tokens = [sum(len(turn.action_token_ids) for turn in turns(episode)) for episode in episodes]
     truncated = sum(TRUNCATED_BY in episode.custom_data for episode in episodes)
     shown = {"episodes": f"{len(episodes)}"}
     if reported:
-        shown["success"] = mean_and_error([float(bool(s)) for s in reported], "{:.3f}")
+        shown["success"] = mean_and_error([float(success) for success in reported], "{:.3f}")
     shown["return"] = mean_and_error([float(e.get_return()) for e in episodes], "{:.3f}")
     shown["turns"] = mean_and_error([float(len(e)) for e in episodes], "{:.2f}")
     shown["tokens"] = f"{mean_and_error([float(t) for t in tokens], '{:.1f}')} sampled, {sum(tokens) / seconds:.0f}/s"

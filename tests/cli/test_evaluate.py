@@ -34,6 +34,14 @@ def test_evaluate_plays_a_checkpoint_and_a_plain_model_alike(
     assert without_speed(from_checkpoint) == without_speed(from_model)
 
 
+def test_a_trajectory_that_fills_the_context_has_failed(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    env = ["--env", "gspo_rllib.envs:gspo_rllib/Quest-v0", "--env-config", "rooms=40", "locks=8"]
+    options = ["--engine", "transformers", "--max-tokens-per-turn", "4", "--episodes", "2"]
+    assert main(["evaluate", tiny_dense, *env, *options]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (shown["truncated"], shown["success"]) == ("2", "0.000 ± 0.000")
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "sums.jsonl"
