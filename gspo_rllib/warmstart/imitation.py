@@ -112,15 +112,14 @@ def warmstart(
     _check_arguments(target_success, architecture, sizes or {})
 
     from gspo_rllib.warmstart.student import Student
-    from gspo_rllib.warmstart.teaching import FINAL_TASKS, TASKS, Progress, Teacher
+    from gspo_rllib.warmstart.teaching import FINAL_TASKS, Progress, Teacher
     from gspo_rllib.warmstart.unfinished import Unfinished
 
     say = progress or (lambda _: None)
     folder = Path(out)
     common = {"env": str(env), "env_config": dict(env_config or {}), "architecture": architecture}
-    unfinished = Unfinished(
-        folder, {**common, "sizes": dict(sizes or {}), "seed": seed, "lr": lr, "careless": careless}
-    )
+    common |= {"sizes": dict(sizes or {}), "seed": seed, "lr": lr, "careless": careless}
+    unfinished = Unfinished(folder, common)
     unfinished.begin()
     state = unfinished.state or {}
     student = Student(
@@ -134,7 +133,6 @@ def warmstart(
         device=device,
         state=state.get("student"),
     )
-    assert TASKS.stop == FINAL_TASKS.start
     try:
         teacher = Teacher(
             student,
