@@ -146,9 +146,9 @@ class Teacher:
         while now.stage == "err" and self._goes_on():
             self._err()
         if not self._interrupted() and now.stage != "done":
-            now.stage = "done"
             if not self._is_best():
                 self._student.restore_saved()
+            now.stage = "done"
         self.save()
         return now.stage == "done"
 
@@ -166,9 +166,17 @@ class Teacher:
         return self._interrupted() or time.monotonic() - self._started > self._seconds
 
     def _learn(self) -> None:
-        """One step towards the skill."""
-        now, bound = self.progress, _MASTERED if self._careless else self._target
+        """Looks at what the last step made of the student, and takes the next."""
+        now = self.progress
+        if now.steps:
+            self._judge()
+            if now.stage != "learn" or not self._goes_on():
+                return
         self._step(_SLOW if now.slow else 1.0)
+
+    def _judge(self) -> None:
+        """Decides whether the student knows enough, and how to go on."""
+        now, bound = self.progress, _MASTERED if self._careless else self._target
         if self._student.reach is not None:
             self._look_further()
             return
@@ -180,15 +188,21 @@ class Teacher:
             return
         if self._careless:
             now.stage = "err"
+            # The next evaluation is of what erring makes.
+            now.evaluated = max(now.evaluated, now.steps + 1 - now.wait)
             # The rate if every mistake costs the episode; it is raised below where the environment forgives mistakes.
             self._err_at(1.0 - (_ERRING_SUCCESS * self._target) ** (1.0 / self._student.turns_per_demonstration))
         else:
             now.stage, now.reached = "done", True
 
     def _err(self) -> None:
-        """One step with an expert that errs."""
+        """The same with an expert that errs."""
+        self._judge_erring()
+        if self.progress.stage == "err" and self._goes_on():
+            self._step(_SLOWEST)
+
+    def _judge_erring(self) -> None:
         now, student = self.progress, self._student
-        self._step(_SLOWEST)
         success = self._evaluate_after(now.wait, _NEAR_ENOUGH * self._target)
         if success < 0.0:
             return
@@ -244,6 +258,7 @@ class Teacher:
         now = self.progress
         if now.steps - now.evaluated < steps:
             return -1.0
+        # First, and as it stands: whoever goes on from here begins with this evaluation.
         self.save()
         self._say(f"{self._line()}; playing up to {len(TASKS)} tasks")
         report = self._student.play(TASKS, self._temperature, bound=bound, stop=lambda: not self._goes_on())

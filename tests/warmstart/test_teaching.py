@@ -125,3 +125,24 @@ def test_whoever_asks_to_stop_finds_all_saved() -> None:
     assert not teacher.teach()
     assert teacher.progress.steps == 1
     assert student.calls == ["save", "state"]
+
+
+def test_an_evaluation_that_was_cut_short_is_the_first_thing_when_it_goes_on() -> None:
+    student, asked = FakeStudent(), []
+    student.estimate = 0.3
+    student.play = lambda *args, **kwargs: asked.append("stop")  # type: ignore[method-assign]
+    teacher = teacher_of(student, [], interrupted=lambda: bool(asked))
+    assert not teacher.teach()
+    again = FakeStudent()
+    steps = teacher.progress.steps
+    going_on = teacher_of(again, [], progress=teacher.progress, interrupted=lambda: "play" in again.calls)
+    going_on.teach()
+    assert "play" in again.calls
+    assert going_on.progress.steps == steps
+
+
+def test_what_an_erring_expert_made_is_kept_as_it_is_when_time_is_over() -> None:
+    student = FakeStudent()
+    progress = Progress(stage="err", steps=30, best=0.9, estimates=[0.1])
+    assert teacher_of(student, [], careless=True, seconds=0.0, progress=progress).teach()
+    assert "restore" not in student.calls
