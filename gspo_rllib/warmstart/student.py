@@ -60,6 +60,7 @@ class Student:
     Attributes:
         num_parameters: Number of parameters of the model.
         tokens_per_demonstration: Mean length of the expert's contexts, in tokens.
+        is_long: Whether that is more than 512: then beginnings of demonstrations are imitated first.
         turns_per_demonstration: Mean number of turns of the expert.
         mistake_rate: Probability that a demonstrated reply is a mistake: one that is right elsewhere. 0 at first.
         reach: How many tokens of a demonstration are imitated; None for all of them.
@@ -103,7 +104,8 @@ class Student:
         self._renderer = ChatRenderer(tokenizer, spec.chat)
         lengths = [len(self._demonstration(task).token_ids) for task in range(_TOKENIZER_TASKS)]
         self.tokens_per_demonstration = float(np.mean(lengths))
-        if self.tokens_per_demonstration > 2 * _FIRST_REACH:
+        self.is_long = self.tokens_per_demonstration > 2 * _FIRST_REACH
+        if self.is_long:
             self.reach = _FIRST_REACH
         options.setdefault("max_position_embeddings", _context_for(max(lengths)))
         self._folder = folder
@@ -136,7 +138,7 @@ class Student:
     @property
     def batch_size(self) -> int:
         """Demonstrations of the next batch."""
-        if self.tokens_per_demonstration <= 2 * _FIRST_REACH:
+        if not self.is_long:
             return max(_LEAST_BATCH, round(_TOKENS_PER_BATCH / self.tokens_per_demonstration))
         length = min(self.reach or math.inf, self.tokens_per_demonstration)
         return max(_LEAST_BATCH_OF_LONG, round(_TOKENS_PER_BATCH / length))

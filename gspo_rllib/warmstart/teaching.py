@@ -183,7 +183,7 @@ class Teacher:
         known = max(self._expected, now.success)
         now.slow = now.slow or (not self._careless and known >= _SLOW_DOWN_AT * self._target)
         near = not self._careless and known >= _EVALUATE_AT * self._target
-        wait = self._between_evaluations() if near else self._between_blind_evaluations()
+        wait = self._between_evaluations(near=near)
         if not (self._careless and self._expected >= _MASTERED) and self._evaluate_after(wait, bound) < bound:
             return
         if self._careless:
@@ -245,13 +245,13 @@ class Teacher:
             shown = "whole demonstrations" if reach is None else f"the first {reach} tokens of demonstrations"
             self._say(f"warm start: step {now.steps}, from now on {shown}")
 
-    def _between_evaluations(self) -> int:
-        """Steps in which as many demonstrations are learnt from as an evaluation plays tasks, 4 at least."""
-        return max(_STEPS_BETWEEN_EVALUATIONS, len(TASKS) // self._student.batch_size)
-
-    def _between_blind_evaluations(self) -> int:
-        long = self._student.batch_size < len(TASKS) // (2 * _STEPS_BETWEEN_EVALUATIONS)
-        return _STEPS_BETWEEN_BLIND_EVALUATIONS_OF_LONG if long else _STEPS_BETWEEN_BLIND_EVALUATIONS
+    def _between_evaluations(self, *, near: bool) -> int:
+        """Steps from one evaluation to the next."""
+        student = self._student
+        if not student.is_long:
+            return _STEPS_BETWEEN_EVALUATIONS if near else _STEPS_BETWEEN_BLIND_EVALUATIONS
+        # Playing takes as long as learning: near the target, as many tasks are played as demonstrations learnt from.
+        return len(TASKS) // student.batch_size if near else _STEPS_BETWEEN_BLIND_EVALUATIONS_OF_LONG
 
     def _evaluate_after(self, steps: int, bound: float) -> float:
         """Sampled success, or -1 when the last evaluation was fewer steps ago, or this one came to nothing."""

@@ -16,6 +16,7 @@ class FakeStudent:
     turns_per_demonstration = 5.0
     mistake_rate = 0.0
     batch_size = 16
+    is_long = False
     reach: int | None = None
     seconds_per_task: float | None = None
     estimate = 0.0
