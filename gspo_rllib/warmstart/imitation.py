@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import SettingError, did_you_mean
 from gspo_rllib.warmstart.models import ARCHITECTURES, Architecture, check_sizes
+
+if TYPE_CHECKING:
+    from gspo_rllib.warmstart.success import PlayReport
+    from gspo_rllib.warmstart.teaching import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,7 @@ def warmstart(
 
     say = progress or (lambda _: None)
     folder = Path(out)
-    common = {"env": str(env), "env_config": dict(env_config or {}), "architecture": architecture}
+    common: dict[str, Any] = {"env": str(env), "env_config": dict(env_config or {}), "architecture": architecture}
     common |= {"sizes": dict(sizes or {}), "seed": seed, "lr": lr, "careless": careless}
     unfinished = Unfinished(folder, common)
     unfinished.begin()
@@ -152,30 +156,15 @@ def warmstart(
             f"expert episode, target {target_success:.0%} sampled success"
             + (f"; goes on after step {teacher.progress.steps}" if state else "")
         )
-        finished = teacher.teach()
-        report = None
-        if finished:
-            say(f"warm start: saved after step {teacher.progress.steps}; playing {len(FINAL_TASKS)} fresh tasks")
-            report = student.play(FINAL_TASKS, temperature, stop=teacher.out_of_time)
-        if interrupted():
-            say(
-                f"warm start: interrupted after step {teacher.progress.steps}; the model so far is in "
-                f"{unfinished.folder}, and the same command goes on"
-            )
-            raise KeyboardInterrupt
+        report = _taught(teacher, unfinished.folder, say)
     finally:
         student.close()
-    reached = teacher.progress.reached
     result = WarmstartResult(
         path=str(folder),
-        env=str(env),
-        env_config=dict(env_config or {}),
-        architecture=architecture,
-        seed=seed,
+        **{name: value for name, value in common.items() if name not in ("sizes", "lr")},
         temperature=temperature,
         target_success=target_success,
-        careless=careless,
-        reached=reached,
+        reached=teacher.progress.reached,
         num_tasks=report.num_tasks if report else 0,
         success=report.success if report else None,
         mean_turns=report.mean_turns if report else None,
@@ -187,6 +176,20 @@ def warmstart(
     unfinished.publish(asdict(result))
     say(_outcome(result))
     return result
+
+
+def _taught(teacher: Teacher, folder: Path, say: Callable[[str], object]) -> PlayReport | None:
+    """Teaches until it is enough, and says how good that is; None where no time was left to see."""
+    if teacher.teach():
+        say(f"warm start: saved after step {teacher.progress.steps}; playing fresh tasks")
+    report = teacher.play_final_tasks()
+    if teacher.is_interrupted:
+        say(
+            f"warm start: interrupted after step {teacher.progress.steps}; the model so far is in {folder}, and the "
+            "same command goes on"
+        )
+        raise KeyboardInterrupt
+    return report
 
 
 def _outcome(result: WarmstartResult) -> str:

@@ -120,15 +120,6 @@ class Student:
         self._rng = np.random.default_rng(seed)
         self._seed = seed
         self._held_out = held_out_seeds(held_out, seed)
-        self._engine_spec = EngineSpec(
-            engine="transformers",
-            model=str(folder),
-            dtype="float32",
-            max_model_len=options["max_position_embeddings"],
-            max_num_seqs=_MOST_SEQUENCES,
-            stop_token_ids=self._renderer.stop_token_ids,
-            device=device,
-        )
         self._engine: Engine | None = None
         self._player: Player | None = None
         self._version = 0
@@ -209,7 +200,7 @@ class Student:
             stop: Asked all the time; once it is true, playing ends.
         """
         if self._engine is None:
-            self._engine = registry.acquire(self._engine_spec)
+            self._engine = registry.acquire(self._engine_spec())
         self._version += 1
         self._engine.load_weights({n: t.detach() for n, t in self._model.state_dict().items()}, self._version)
         if self._player is None:
@@ -251,6 +242,17 @@ class Student:
             registry.release(self._engine)
             self._engine = None
         self._env.close()
+
+    def _engine_spec(self) -> EngineSpec:
+        return EngineSpec(
+            engine="transformers",
+            model=str(self._folder),
+            dtype="float32",
+            max_model_len=self._model.config.max_position_embeddings,
+            max_num_seqs=_MOST_SEQUENCES,
+            stop_token_ids=self._renderer.stop_token_ids,
+            device=str(self._model.device),
+        )
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         self._model.load_state_dict(state["weights"])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gspo_rllib.warmstart.student import Student
+    from gspo_rllib.warmstart.success import PlayReport
 
 TASKS = range(128)
 """Numbers of the tasks that lessons are evaluated on."""
@@ -161,8 +162,16 @@ class Teacher:
         state = asdict(self.progress) | {"seconds": self.progress.seconds + self._saved - self._started}
         self._save_state({"progress": state, "student": self._student.state()})
 
-    def out_of_time(self) -> bool:
-        """Whether the sitting is over, or somebody asked to stop."""
+    def play_final_tasks(self) -> PlayReport | None:
+        """How good the student is on fresh tasks, as many as there is time for; None where there is none."""
+        return self._student.play(FINAL_TASKS, self._temperature, stop=self._is_over)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._interrupted()
+
+    def _is_over(self) -> bool:
         return self._interrupted() or time.monotonic() - self._started > self._seconds
 
     def _learn(self) -> None:
