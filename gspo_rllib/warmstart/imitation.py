@@ -120,11 +120,8 @@ def warmstart(
     from gspo_rllib.warmstart.unfinished import Unfinished
 
     say = progress or (lambda _: None)
-    folder = Path(out)
-    common: dict[str, Any] = {"env": str(env), "env_config": dict(env_config or {}), "architecture": architecture}
-    common |= {"sizes": dict(sizes or {}), "seed": seed, "lr": lr, "careless": careless}
-    unfinished = Unfinished(folder, common)
-    unfinished.begin()
+    common = _common(env, env_config, architecture=architecture, seed=seed, careless=careless)
+    unfinished = Unfinished(Path(out), {**common, "sizes": dict(sizes or {}), "lr": lr})
     state = unfinished.state or {}
     student = Student(
         env,
@@ -149,19 +146,18 @@ def warmstart(
             say=say,
             save_state=unfinished.save_state,
             interrupted=interrupted,
-            progress=Progress(**state["progress"]) if state else None,
+            progress=Progress(**state.get("progress", {})),
         )
         say(
             f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per "
-            f"expert episode, target {target_success:.0%} sampled success"
-            + (f"; goes on after step {teacher.progress.steps}" if state else "")
+            f"expert episode, target {target_success:.0%} sampled success{teacher.resumed}"
         )
         report = _taught(teacher, unfinished.folder, say)
     finally:
         student.close()
     result = WarmstartResult(
-        path=str(folder),
-        **{name: value for name, value in common.items() if name not in ("sizes", "lr")},
+        path=str(Path(out)),
+        **common,
         temperature=temperature,
         target_success=target_success,
         reached=teacher.progress.reached,
@@ -176,6 +172,11 @@ def warmstart(
     unfinished.publish(asdict(result))
     say(_outcome(result))
     return result
+
+
+def _common(env: str | type, env_config: Mapping[str, Any] | None, **others: Any) -> dict[str, Any]:
+    """What the report says and a warm start that goes on must have in common."""
+    return {"env": str(env), "env_config": dict(env_config or {}), **others}
 
 
 def _taught(teacher: Teacher, folder: Path, say: Callable[[str], object]) -> PlayReport | None:

@@ -167,6 +167,11 @@ class Teacher:
         return self._student.play(FINAL_TASKS, self._temperature, stop=self._is_over)
 
     @property
+    def resumed(self) -> str:
+        """Where it goes on, as words to append; empty at the beginning."""
+        return f"; goes on after step {self.progress.steps}" if self.progress.steps else ""
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether somebody asked to stop."""
         return self._interrupted()

@@ -42,9 +42,7 @@ class Unfinished:
         self._settings = json.loads(json.dumps(settings, default=str))
         _check_replaceable(out)
         self.state = self._load()
-
-    def begin(self) -> None:
-        """Removes what an earlier warm start left, unless this one goes on from it."""
+        # What an earlier one left without a state was never begun in earnest.
         if self.state is None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -13,7 +13,6 @@ from gspo_rllib.warmstart.unfinished import Unfinished
 
 def begun(out, **settings):
     unfinished = Unfinished(out, {"seed": 0, **settings})
-    unfinished.begin()
     unfinished.folder.mkdir(exist_ok=True)
     return unfinished
 
