@@ -11,11 +11,15 @@ from typing import Any
 class StopRequest:
     """Inside ``with``, the first SIGINT or SIGTERM asks to stop; a second one raises ``KeyboardInterrupt`` at once.
 
+    Args:
+        after: What is finished first, as the answer to the signal names it.
+
     Attributes:
         signal: The signal that asked; None so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: str = "this iteration") -> None:
+        self._after = after
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -34,7 +38,7 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        print("\nstopping after this iteration, then saving; once more to stop at once", file=sys.stderr, flush=True)
+        print(f"\nstopping after {self._after}, then saving; once more to stop at once", file=sys.stderr, flush=True)
 
     @property
     def exit_code(self) -> int:

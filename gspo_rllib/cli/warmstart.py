@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--temperature", type=float, help="of the sampled evaluation; default 1")
     parser.add_argument("--lr", type=float, help="peak learning rate; default 1e-3")
     parser.add_argument("--seed", type=int, help="fixes weights, tasks and samples; default 0")
-    parser.add_argument("--max-minutes", type=float, metavar="N", help="stop by then at the latest; default 15")
+    parser.add_argument(
+        "--max-minutes", type=float, metavar="N", help="stop by then at the latest, evaluations included; default 15"
+    )
     parser.add_argument("--device", help="torch device; default cpu")
     parser.set_defaults(run=run)
 
@@ -48,8 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Builds, imitates, saves.
 
     Returns:
-        0, or 1 when time was over before the target was reached; the folder is written either way.
+        0, or 1 when time was over before the target was reached; the folder is written either way. 128 + the signal's
+        number where one ended it; the same command then goes on.
     """
+    from gspo_rllib.cli.interrupts import StopRequest
     from gspo_rllib.cli.quiet import hush_libraries
     from gspo_rllib.warmstart import warmstart
 
@@ -58,4 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     env, out = options.pop("env"), options.pop("out")
     env_config = parse_assignments(options.pop("env_config"), option="--env-config")
     sizes = parse_assignments(options.pop("sizes"), option="--sizes")
-    return 0 if warmstart(env, env_config, out, sizes=sizes, **options).reached else 1
+    with StopRequest(after="this step") as request:
+        try:
+            result = warmstart(
+                env, env_config, out, sizes=sizes, interrupted=lambda: request.signal is not None, **options
+            )
+        except KeyboardInterrupt:
+            return request.exit_code
+    return 0 if result.reached else 1

@@ -46,6 +46,10 @@ class Demonstration:
     is_reply: np.ndarray
     mistakes: int = 0
 
+    def beginning(self, length: int | None) -> Demonstration:
+        """Its first tokens, or all of them where ``length`` is None."""
+        return Demonstration(self.token_ids[:length], self.is_reply[:length], self.mistakes)
+
 
 def _attribute(env: gymnasium.Env[str, str], name: str) -> Any:
     """An attribute of an environment or of what it wraps, found as an env runner finds it; None if missing."""

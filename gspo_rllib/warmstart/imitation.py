@@ -1,10 +1,5 @@
 """Warm start: a small model, built from nothing, imitates an environment's expert until it succeeds often enough.
 
-Every batch is played afresh by the expert, so the probability the model gives the expert's whole trajectory, before it
-learns from it, is an unbiased estimate of how often it would sample that trajectory. It costs nothing, and says when
-real evaluations are worth their time and when to take smaller steps. What counts is a real evaluation: sampled play on
-tasks no batch ever holds.
-
 A policy can be at 35 % in two ways. Halfway through learning the skill, it fails because it does not know better, which
 is slow to mend by trial and error. Or it has the skill and is careless: it imitates the expert to the end, and then an
 expert that errs just often enough. Reinforcement learning cures the second quickly.
@@ -12,10 +7,7 @@ expert that errs just often enough. Reinforcement learning cures the second quic
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,31 +17,8 @@ from gspo_rllib.errors import SettingError, did_you_mean
 from gspo_rllib.warmstart.models import ARCHITECTURES, Architecture, check_sizes
 
 if TYPE_CHECKING:
-    from gspo_rllib.warmstart.student import Student
-
-REPORT_NAME = "warmstart.json"
-
-_TASKS = range(128)
-_FINAL_TASKS = range(128, 384)
-_WARMUP_STEPS = 20
-_STEPS_BETWEEN_LINES = 25
-_STEPS_BETWEEN_EVALUATIONS = 4
-# An expert's path may not be the only good one, so a policy is also evaluated from time to time where the estimate is
-# still low.
-_STEPS_BETWEEN_BLIND_EVALUATIONS = 200
-_ESTIMATE_BATCHES = 8
-# As fractions of the target. At full speed a step moves the success by tens of percent; a quarter of it does not.
-_SLOW_DOWN_AT, _SLOW = 0.25, 0.25
-# Mistakes are learnt faster than anything: a step at a tenth of the learning rate costs ten percent of success, and the
-# next one would more likely than not go too far.
-_SLOWEST, _NEAR_ENOUGH = 0.1, 1.15
-_EVALUATE_AT = 0.6
-_MASTERED = 0.85
-# Success of the erring expert, as a fraction of the target: below it, so that a student that comes to imitate this
-# expert passes the target on its way.
-_ERRING_SUCCESS = 0.8
-# Evaluations without a new low after which the expert errs more often.
-_STALLED, _MORE, _MOST_MISTAKES = 6, 1.5, 0.9
+    from gspo_rllib.warmstart.success import PlayReport
+    from gspo_rllib.warmstart.teaching import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +35,13 @@ class WarmstartResult:
         target_success: The success rate that was asked for, 0 … 1.
         careless: Whether it was approached from above, with demonstrations that hold mistakes.
         reached: Whether an evaluation reached the target in time.
-        success: Sampled success on 256 tasks used for nothing else, 0 … 1.
+        num_tasks: Tasks, used for nothing else, that the next three are of: 256, or as many as there was time for.
+        success: Sampled success on these tasks, 0 … 1; None where there was no time to play any.
         mean_turns: Mean number of turns of the trajectories on these tasks.
         mean_tokens: Mean length of their contexts, in tokens.
         num_parameters: Number of parameters of the model.
         steps: Optimiser steps taken.
-        seconds: Wall time of the whole warm start.
+        seconds: Wall time of the whole warm start, earlier sittings included.
     """
 
     path: str
@@ -83,9 +53,10 @@ class WarmstartResult:
     target_success: float
     careless: bool
     reached: bool
-    success: float
-    mean_turns: float
-    mean_tokens: float
+    num_tasks: int
+    success: float | None
+    mean_turns: float | None
+    mean_tokens: float | None
     num_parameters: int
     steps: int
     seconds: float
@@ -106,8 +77,13 @@ def warmstart(
     max_minutes: float = 15.0,
     device: str = "cpu",
     progress: Callable[[str], object] | None = print,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> WarmstartResult:
     """Builds a small chat model and tokenizer, and teaches it an environment until a chosen success rate.
+
+    Until it is finished, the best model so far stands in a folder beside ``out``, with ``.partial`` behind its name. A
+    warm start that was interrupted there is gone on with by the same call: its next step is the one that would have
+    followed.
 
     Args:
         env: Gymnasium id, best as ``"module:id"``, or an environment class; its ``expert()`` is imitated.
@@ -123,155 +99,108 @@ def warmstart(
         temperature: Sampling temperature of the evaluations.
         lr: Peak learning rate of AdamW.
         seed: Fixes the weights, the tasks and the samples.
-        max_minutes: Stop by then, at whatever success was reached.
+        max_minutes: Stop by then, the evaluations included, at whatever success was reached.
         device: Torch device.
         progress: Called with a line of text from time to time; None for no calls.
+        interrupted: Asked all the time; once it is true, everything is saved and ``KeyboardInterrupt`` is raised.
 
     Returns:
         What was made and how well it plays.
 
     Raises:
         EnvError: The environment cannot be made, is not a text environment, or has no ``expert()``.
-        SettingError: An argument is illegal, or ``out`` holds something else.
+        SettingError: An argument is illegal, ``out`` holds something else, or an interrupted warm start had others.
+        KeyboardInterrupt: Somebody asked to stop; the same call goes on.
     """
     started = time.monotonic()
     _check_arguments(target_success, architecture, sizes or {})
-    folder = Path(out)
-    _check_replaceable(folder)
 
     from gspo_rllib.warmstart.student import Student
+    from gspo_rllib.warmstart.teaching import FINAL_TASKS, Progress, Teacher
+    from gspo_rllib.warmstart.unfinished import Unfinished
 
     say = progress or (lambda _: None)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    common = _common(env, env_config, architecture=architecture, seed=seed, careless=careless)
+    unfinished = Unfinished(Path(out), {**common, "sizes": dict(sizes or {}), "lr": lr})
+    state = unfinished.state or {}
     student = Student(
-        env, env_config or {}, partial, architecture=architecture, sizes=sizes or {}, seed=seed, device=device
-    )
-    say(
-        f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per expert "
-        f"episode, target {target_success:.0%} sampled success"
+        env,
+        env_config or {},
+        unfinished.folder,
+        architecture=architecture,
+        sizes=sizes or {},
+        seed=seed,
+        held_out=range(FINAL_TASKS.stop),
+        device=device,
+        state=state.get("student"),
     )
     try:
-        teacher = _Teacher(student, temperature, lr, started + 60.0 * max_minutes, say)
-        if careless:
-            reached = teacher.master() and teacher.lower_success(target_success)
-        else:
-            reached = teacher.raise_success(target_success)
-        report = student.play(_FINAL_TASKS, temperature)
-        student.save()
+        teacher = Teacher(
+            student,
+            target=target_success,
+            careless=careless,
+            temperature=temperature,
+            lr=lr,
+            started=started,
+            seconds=60.0 * max_minutes,
+            say=say,
+            save_state=unfinished.save_state,
+            interrupted=interrupted,
+            progress=Progress(**state.get("progress", {})),
+        )
+        say(
+            f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per "
+            f"expert episode, target {target_success:.0%} sampled success{teacher.resumed}"
+        )
+        report = _taught(teacher, unfinished.folder, say)
     finally:
         student.close()
     result = WarmstartResult(
-        path=str(folder),
-        env=str(env),
-        env_config=dict(env_config or {}),
-        architecture=architecture,
-        seed=seed,
+        path=str(Path(out)),
+        **common,
         temperature=temperature,
         target_success=target_success,
-        careless=careless,
-        reached=reached,
-        success=report.success,
-        mean_turns=report.mean_turns,
-        mean_tokens=report.mean_tokens,
+        reached=teacher.progress.reached,
+        num_tasks=report.num_tasks if report else 0,
+        success=report.success if report else None,
+        mean_turns=report.mean_turns if report else None,
+        mean_tokens=report.mean_tokens if report else None,
         num_parameters=student.num_parameters,
-        steps=teacher.steps,
-        seconds=round(time.monotonic() - started, 1),
+        steps=teacher.progress.steps,
+        seconds=round(teacher.progress.seconds + time.monotonic() - started, 1),
     )
-    _publish(partial, folder, result)
-    outcome = "" if reached else ", short of the target: allow more minutes, or a larger model"
-    say(
-        f"warm start: {result.success:.1%} sampled success on {len(_FINAL_TASKS)} fresh tasks after {result.steps} "
-        f"steps and {result.seconds:.0f} s{outcome}; saved to {folder}"
-    )
+    unfinished.publish(asdict(result))
+    say(_outcome(result))
     return result
 
 
-class _Teacher:
-    """Runs the optimiser steps, and tells how it goes."""
+def _common(env: str | type, env_config: Mapping[str, Any] | None, **others: Any) -> dict[str, Any]:
+    """What the report says and a warm start that goes on must have in common."""
+    return {"env": str(env), "env_config": dict(env_config or {}), **others}
 
-    def __init__(
-        self, student: Student, temperature: float, lr: float, deadline: float, say: Callable[[str], object]
-    ) -> None:
-        self.steps = 0
-        self.in_time = True
-        self._student = student
-        self._temperature = temperature
-        self._lr = lr
-        self._deadline = deadline
-        self._say = say
-        self._estimates: deque[float] = deque(maxlen=_ESTIMATE_BATCHES)
-        self._evaluated = 0
 
-    def raise_success(self, target: float) -> bool:
-        """Steps until sampled success is at least the target; whether it was reached in time."""
-        speed = 1.0
-        while self.in_time:
-            expected = self._step(speed)
-            if expected >= _SLOW_DOWN_AT * target:
-                speed = _SLOW
-            near = expected >= _EVALUATE_AT * target
-            wait = _STEPS_BETWEEN_EVALUATIONS if near else _STEPS_BETWEEN_BLIND_EVALUATIONS
-            if self._evaluate_after(wait) >= target:
-                return True
-        return False
+def _taught(teacher: Teacher, folder: Path, say: Callable[[str], object]) -> PlayReport | None:
+    """Teaches until it is enough, and says how good that is; None where no time was left to see."""
+    if teacher.teach():
+        say(f"warm start: saved after step {teacher.progress.steps}; playing fresh tasks")
+    report = teacher.play_final_tasks()
+    if teacher.is_interrupted:
+        say(
+            f"warm start: interrupted after step {teacher.progress.steps}; the model so far is in {folder}, and the "
+            "same command goes on"
+        )
+        raise KeyboardInterrupt
+    return report
 
-    def master(self) -> bool:
-        """Steps until the student is nearly as good as the expert; whether it was reached in time."""
-        while self.in_time:
-            if self._step(1.0) >= _MASTERED or self._evaluate_after(_STEPS_BETWEEN_BLIND_EVALUATIONS) >= _MASTERED:
-                return True
-        return False
 
-    def lower_success(self, target: float) -> bool:
-        """Steps with an expert that errs until sampled success is at most the target; whether it was, in time."""
-        # The rate if every mistake costs the episode; it is raised below where the environment forgives mistakes.
-        self._err(1.0 - (_ERRING_SUCCESS * target) ** (1.0 / self._student.turns_per_demonstration))
-        wait, lowest, stalled = _STEPS_BETWEEN_EVALUATIONS, 1.0, 0
-        while self.in_time:
-            self._step(_SLOWEST)
-            success = self._evaluate_after(wait)
-            if success < 0.0:
-                continue
-            if success <= _NEAR_ENOUGH * target:
-                return True
-            if success < _MASTERED:
-                wait = 1
-            stalled = 0 if success < lowest else stalled + 1
-            lowest = min(lowest, success)
-            if stalled == _STALLED:
-                self._err(min(_MORE * self._student.mistake_rate, _MOST_MISTAKES))
-                stalled = 0
-        return False
-
-    def _err(self, rate: float) -> None:
-        self._student.mistake_rate = rate
-        self._say(f"warm start: the skill is there; from now on {rate:.0%} of the expert's replies are mistakes")
-
-    def _step(self, speed: float) -> float:
-        """One optimiser step; returns the share of the expert's episodes the student would copy."""
-        self.steps += 1
-        lr = self._lr * speed * min(1.0, self.steps / _WARMUP_STEPS)
-        self._loss, estimate = self._student.learn(self._student.next_batch(), lr)
-        self._estimates.append(estimate)
-        self._expected = sum(self._estimates) / len(self._estimates)
-        if self.steps % _STEPS_BETWEEN_LINES == 0:
-            self._say(self._line())
-        self.in_time = time.monotonic() < self._deadline
-        return self._expected
-
-    def _evaluate_after(self, steps: int) -> float:
-        """Sampled success, or -1 when the last evaluation was fewer steps ago."""
-        if self.steps - self._evaluated < steps:
-            return -1.0
-        self._evaluated = self.steps
-        success = self._student.play(_TASKS, self._temperature).success
-        self._say(f"{self._line()}, sampled success {success:.0%}")
-        return success
-
-    def _line(self) -> str:
-        copies = f"copies {self._expected:.0%} of the expert's episodes"
-        return f"warm start: step {self.steps}, loss {self._loss:.3f}, {copies}"
+def _outcome(result: WarmstartResult) -> str:
+    how_good = "no time was left to measure success"
+    if result.success is not None:
+        how_good = f"{result.success:.1%} sampled success on {result.num_tasks} fresh tasks"
+    short = "" if result.reached else ", short of the target: allow more minutes, or a larger model"
+    return (
+        f"warm start: {how_good} after {result.steps} steps and {result.seconds:.0f} s{short}; saved to {result.path}"
+    )
 
 
 def _check_arguments(target_success: float, architecture: str, sizes: Mapping[str, Any]) -> None:
@@ -280,20 +209,3 @@ def _check_arguments(target_success: float, architecture: str, sizes: Mapping[st
     if architecture not in ARCHITECTURES:
         raise SettingError(f"architecture={architecture!r}: {did_you_mean(str(architecture), ARCHITECTURES)}")
     check_sizes(sizes)
-
-
-def _check_replaceable(folder: Path) -> None:
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / REPORT_NAME).is_file():
-        raise SettingError(
-            f"out={str(folder)!r} exists and is not an earlier warm start (it has no {REPORT_NAME}), so it is not "
-            "replaced. Choose a new folder, or remove it."
-        )
-
-
-def _publish(partial: Path, folder: Path, result: WarmstartResult) -> None:
-    """Moves the finished folder into place, so that an interrupted warm start never looks like a finished one."""
-    (partial / REPORT_NAME).write_text(json.dumps(asdict(result), indent=2, default=str) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)

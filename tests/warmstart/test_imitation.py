@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.envs.spaces import UnicodeText
 from gspo_rllib.errors import EnvError, SettingError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.warmstart import WarmstartResult, warmstart
-from gspo_rllib.warmstart.imitation import _Teacher
-from gspo_rllib.warmstart.success import PlayReport, play_tasks
+from gspo_rllib.warmstart.success import Player
 from tests.warmstart.small_policy import CALCULATOR, SMALL, make_calculator
 
 
@@ -50,10 +49,13 @@ def test_the_saved_folder_plays_as_reported(learnt) -> None:
     spec = EngineSpec("transformers", result.path, "float32", 512, 64, renderer.stop_token_ids)
     engine = registry.acquire(spec)
     engine.load_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, 1)
-    report = play_tasks(
-        engine, renderer, lambda: gymnasium.make(CALCULATOR, operations=1), range(5_000, 5_256), temperature=1.0
-    )
+    env = check_language_env_spec(CALCULATOR, {"operations": 1})
+    player = Player(engine, env, renderer, num_slots=64, run_seed=1)
+    report = player.play(range(5_000, 5_256), 1.0, at_a_time=256)
+    player.close()
     registry.release(engine)
+    assert report is not None
+    assert result.success is not None
     assert abs(report.success - result.success) < 0.15, "four standard errors of two samples of 256"
 
 
@@ -117,26 +119,43 @@ def test_a_wrong_argument_is_refused_before_any_work(tmp_path, env, changes, err
     assert not any(tmp_path.iterdir())
 
 
-class ForgivenStudent:
-    """Stands in for minutes of imitation: it succeeds unless four replies in five of its expert are mistakes."""
+def interrupt_at(step: int, out: Path, **changes: Any) -> list[str]:
+    said: list[str] = []
+    options = {"sizes": SMALL, "lr": 4e-3, **changes}
+    with pytest.raises(KeyboardInterrupt):
+        warmstart(
+            CALCULATOR,
+            {"operations": 1},
+            out,
+            progress=said.append,
+            interrupted=lambda: any(f"step {step}," in line for line in said),
+            **options,
+        )
+    return said
 
-    turns_per_demonstration = 5.0
-    mistake_rate = 0.0
 
-    def next_batch(self) -> list[Any]:
-        return []
+def test_an_interrupted_warm_start_goes_on_to_the_bit(tmp_path) -> None:
+    interrupt_at(50, tmp_path / "whole")
+    interrupt_at(25, tmp_path / "halves")
+    said = interrupt_at(50, tmp_path / "halves")
+    assert "goes on after step 25" in said[0]
+    assert "interrupted after step 50" in said[-1]
+    assert "the same command goes on" in said[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["halves.partial", "whole.partial"]
+    whole, halves = (
+        torch.load(tmp_path / name / "warmstart_state.pt")["student"] for name in ("whole.partial", "halves.partial")
+    )
+    assert whole["random"] == halves["random"]
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, halves["weights"][name]), name
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "halves.partial").state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in whole["weights"].items()), "the best model so far"
 
-    def learn(self, batch: list[Any], lr: float) -> tuple[float, float]:
-        return 0.0, 0.0
-
-    def play(self, tasks: range, temperature: float) -> PlayReport:
-        return PlayReport(0.3 if self.mistake_rate > 0.8 else 0.9, 0.0, 5.0, 10.0, 10)
-
-
-def test_where_mistakes_are_forgiven_the_expert_errs_until_success_falls() -> None:
-    student, said = ForgivenStudent(), []
-    teacher = _Teacher(student, 1.0, 1e-3, time.monotonic() + 30.0, said.append)
-    assert teacher.lower_success(0.35)
-    rates = [line for line in said if "are mistakes" in line]
-    # One mistake in five turns would cost 0.8 * 0.35 of the episodes: 22 %; then half as many again, each time.
-    assert [line.partition("now on ")[2].partition(" of")[0] for line in rates] == ["22%", "34%", "51%", "76%", "90%"]
+    with pytest.raises(SettingError, match=r"other settings \(lr=0.004 -> 0.001\)"):
+        warmstart(CALCULATOR, {"operations": 1}, tmp_path / "halves", sizes=SMALL, lr=1e-3, progress=None)
+    result = warmstart(
+        CALCULATOR, {"operations": 1}, tmp_path / "halves", sizes=SMALL, lr=4e-3, max_minutes=0, progress=None
+    )
+    assert (result.steps, result.reached, result.num_tasks, result.success) == (50, False, 0, None)
+    assert not (tmp_path / "halves.partial").exists()
+    assert not (tmp_path / "halves" / "warmstart_state.pt").exists()

@@ -1,0 +1,93 @@
+"""The folder of a warm start that is not finished: the best model so far, and what it takes to go on.
+
+It stands beside the folder that was asked for, with ``.partial`` behind its name, and takes its place only once it is
+finished. Every file in it is replaced in one move, so it can be read, copied or gone on from at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gspo_rllib.errors import SettingError
+
+REPORT_NAME = "warmstart.json"
+STATE_NAME = "warmstart_state.pt"
+
+
+class Unfinished:
+    """Reads and writes the folder of a warm start that is not finished.
+
+    Args:
+        out: The folder that was asked for.
+        settings: What a warm start must have in common with the one that began, to go on with its state.
+
+    Attributes:
+        folder: Where the model is built and kept.
+        state: What an interrupted warm start left to go on from; None where there is nothing.
+
+    Raises:
+        SettingError: ``out`` holds something else than a warm start, or the interrupted one had other settings.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = out.with_name(out.name + ".partial")
+        self._out = out
+        self._settings = json.loads(json.dumps(settings, default=str))
+        _check_replaceable(out)
+        self.state = self._load()
+        # What an earlier one left without a state was never begun in earnest.
+        if self.state is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Writes what it takes to go on: tensors, numbers and strings, in dicts and lists."""
+        _replaced(self.folder / STATE_NAME, {"settings": self._settings, **state})
+
+    def publish(self, report: Mapping[str, Any]) -> None:
+        """Writes the report and puts the folder where it was asked for."""
+        (self.folder / STATE_NAME).unlink(missing_ok=True)
+        (self.folder / REPORT_NAME).write_text(json.dumps(report, indent=2, default=str) + "\n")
+        replaced = self._out.with_name(self._out.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if self._out.exists():
+            self._out.rename(replaced)
+        self.folder.rename(self._out)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _load(self) -> dict[str, Any] | None:
+        path = self.folder / STATE_NAME
+        if not path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        begun = state.pop("settings")
+        changed = [
+            f"{name}={begun.get(name)!r} -> {new!r}" for name, new in self._settings.items() if begun[name] != new
+        ]
+        if changed:
+            raise SettingError(
+                f"{str(self.folder)!r} holds an interrupted warm start with other settings ({', '.join(changed)}). "
+                "Give the same ones to go on with it, remove that folder to start anew, or choose another `out`."
+            )
+        return state
+
+
+def _replaced(path: Path, content: Mapping[str, Any]) -> None:
+    new = path.with_name(path.name + ".new")
+    torch.save(dict(content), new)
+    os.replace(new, path)
+
+
+def _check_replaceable(folder: Path) -> None:
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / REPORT_NAME).is_file():
+        raise SettingError(
+            f"out={str(folder)!r} exists and is not an earlier warm start (it has no {REPORT_NAME}), so it is not "
+            "replaced. Choose a new folder, or remove it."
+        )

@@ -1,0 +1,51 @@
+"""The folder of an unfinished warm start: what may be replaced, and that files change in one move."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from gspo_rllib.errors import SettingError
+from gspo_rllib.warmstart.unfinished import Unfinished
+
+
+def begun(out, **settings):
+    unfinished = Unfinished(out, {"seed": 0, **settings})
+    unfinished.folder.mkdir(exist_ok=True)
+    return unfinished
+
+
+def test_what_was_saved_is_gone_on_with_and_nothing_else(tmp_path) -> None:
+    out = tmp_path / "out"
+    first = begun(out)
+    assert first.state is None
+    first.save_state({"progress": {"steps": 3}, "student": {"weights": {"w": torch.ones(2)}}})
+    (first.folder / "warmstart_state.pt.new").write_bytes(b"killed while it was written")
+    again = begun(out)
+    assert again.state is not None
+    assert again.state["progress"] == {"steps": 3}
+    assert torch.equal(again.state["student"]["weights"]["w"], torch.ones(2))
+    with pytest.raises(SettingError, match=r"other settings \(seed=0 -> 1\)"):
+        Unfinished(out, {"seed": 1})
+
+
+def test_publishing_replaces_an_earlier_warm_start_and_leaves_no_state(tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "warmstart.json").write_text("{}")
+    (out / "old").write_text("")
+    unfinished = begun(out)
+    unfinished.save_state({"progress": {}})
+    assert json.loads((out / "warmstart.json").read_text()) == {}, "untouched until this one is finished"
+    unfinished.publish({"success": 0.5})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert [path.name for path in out.iterdir()] == ["warmstart.json"]
+
+
+def test_a_folder_without_state_is_begun_anew(tmp_path) -> None:
+    unfinished = begun(tmp_path / "out")
+    (unfinished.folder / "rest").write_text("")
+    begun(tmp_path / "out")
+    assert not (unfinished.folder / "rest").exists()
