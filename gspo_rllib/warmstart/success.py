@@ -14,7 +14,8 @@ from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.group_scheduler import GroupScheduler, evaluation_group
+from gspo_rllib.env_runners.group_names import evaluation_group
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError

@@ -1,4 +1,4 @@
-"""Easier versions of an environment come first; which one a group plays is in its name, so nothing is lost on the way."""
+"""Easier versions of an environment come first; which one a group plays is in its name, so none is lost on the way."""
 
 from __future__ import annotations
 
@@ -151,5 +151,5 @@ def test_an_environment_that_reports_no_success_cannot_have_a_curriculum(tiny_de
 
 def test_an_agent_has_no_stages(tiny_dense: str) -> None:
     config = _config(tiny_dense).environment(None).agent("gspo_rllib.agents.env_agent:play_over_http")
-    with pytest.raises(SettingError, match="training.curriculum has no effect on an agent"):
+    with pytest.raises(SettingError, match=r"training\.curriculum has no effect on an agent"):
         config.validate()

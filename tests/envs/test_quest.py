@@ -112,5 +112,5 @@ def test_what_cannot_be_done_pays_nothing() -> None:
 
 @pytest.mark.parametrize("milestones", [-0.1, 1.5, True, "all"])
 def test_milestones_are_a_share(milestones: Any) -> None:
-    with pytest.raises(SettingError, match="milestones=.*must be a number from 0 to 1"):
+    with pytest.raises(SettingError, match=r"milestones=.*must be a number from 0 to 1"):
         QuestEnv(milestones=milestones)
