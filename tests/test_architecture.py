@@ -102,6 +102,8 @@ TESTED_IN = {
     "agents/door.py": "agents/test_server.py",
     "agents/endpoint.py": "agents/test_server.py",
     "agents/env_agent.py": "env_runners/test_agent_env_runner.py",
+    "agents/record_fields.py": "driver/test_group_file.py",
+    "agents/recorded_calls.py": "driver/test_group_file.py",
     "agents/script.py": "agents/test_rendering.py",
     "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
     "algorithms/": "algorithms/policy_gradient/",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -40,7 +40,7 @@ from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import Behavior, RecordedGroups, check_recorded, with_own_behavior
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
-from gspo_rllib.env_runners.engine_spec import vocabulary_size
+from gspo_rllib.env_runners.engine_spec import longest_context, vocabulary_size
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
@@ -76,14 +76,17 @@ class PolicyGradient(Algorithm):
         self._source = self._make_source()
         self._sync_weights()
 
-    def train_on(self, groups: Sequence[TrajectoryGroup], *, behavior: Behavior = "recorded") -> dict[str, Any]:
+    def train_on(
+        self, groups: Sequence[TrajectoryGroup] | Iterator[TrajectoryGroup], *, behavior: Behavior = "recorded"
+    ) -> dict[str, Any]:
         """One ordinary iteration, on groups that were made elsewhere instead of sampled ones.
 
         Selection, update, weights, metrics, evaluation and checkpoints are those of ``train``. What env runners are
         sampling meanwhile stays in flight.
 
         Args:
-            groups: Any number of groups, of any size from 2; taken whole or not at all.
+            groups: Any number of groups, of any size from 2, such as those of ``load_groups``; taken whole or not at
+                all.
             behavior: ``"unknown"`` takes trajectories without log-probabilities too, with the learner's own in their
                 place: their ratio starts at 1, whatever wrote the text.
 
@@ -93,8 +96,16 @@ class PolicyGradient(Algorithm):
         Raises:
             RecordError: A group cannot be trained on; nothing was changed.
         """
-        version, vocab_size = self._weights.version, vocabulary_size(self.config.model_config)
-        check_recorded(groups, version=version, vocab_size=vocab_size, behavior=behavior)
+        if isinstance(groups, Iterator):
+            groups = list(groups)
+        version, model = self._weights.version, self.config.model_config
+        check_recorded(
+            groups,
+            version=version,
+            vocab_size=vocabulary_size(model),
+            longest=longest_context(model),
+            behavior=behavior,
+        )
         temperature = float(self.config.settings(GenerationSettings).temperature)
 
         def score(trajectories: list[TokenTrajectory]) -> list[np.ndarray]:
