@@ -94,10 +94,9 @@ def load_groups(
         >>> won, lost = {"calls": [call], "reward": 1}, {"calls": [call], "reward": 0}
         >>> list(load_groups([{"group_id": "a", "trajectories": [won, lost]}]))
         [TrajectoryGroup(group_id='a')]
-        >>> list(load_groups([{"group_id": "a", "trajectories": [won]}]))
+        >>> list(load_groups([{"group_id": "a", "trajectories": [won, {"calls": [call]}]}]))
         Traceback (most recent call last):
-        gspo_rllib.errors.RecordError: entry 0 has 1 trajectories; a group needs at least 2, since an advantage is the \
-difference to the others of the group.
+        gspo_rllib.errors.RecordError: entry 0, trajectory 1 has no reward; give one of the trajectory, or of its calls.
     """
     if not isinstance(source, str | os.PathLike):
         if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
@@ -124,7 +123,7 @@ def save_groups(path: str | os.PathLike[str], groups: Iterable[TrajectoryGroup],
     """
     path = Path(path).expanduser()
     groups = list(groups)
-    check_recorded(groups, version=_NEWEST, vocab_size=None, behavior="unknown")
+    check_recorded(groups, version=_NEWEST, vocab_size=None, smallest=1, behavior="unknown")
     lines = [f"{_line(group)}\n" for group in groups]
     if append:
         with path.open("a", encoding="ascii") as file:
@@ -186,11 +185,6 @@ def _group(row: Any, renderer: _Renderer, place: str) -> TrajectoryGroup:
     if not is_whole(seed):
         raise RecordError(f"{place}: task_seed is {shown(seed)}; it must be a whole number.")
     trajectories = checked_list(row.get("trajectories"), "trajectory", f"{place}: trajectories")
-    if len(trajectories) < 2:
-        raise RecordError(
-            f"{place} has {len(trajectories)} trajectories; a group needs at least 2, since an advantage is the "
-            "difference to the others of the group."
-        )
     episodes: dict[int, SingleAgentEpisode] = {}
     for number, trajectory in enumerate(trajectories):
         where = f"{place}, trajectory {number}"

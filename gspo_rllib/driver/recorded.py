@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from gspo_rllib.errors import RecordError, did_you_mean, shown
 from gspo_rllib.types import (
     GROUP,
     ORIGIN,
+    REWARD_PARTS,
     TURN,
     GroupMember,
     Origin,
@@ -95,6 +96,8 @@ def check_recorded(
     version: int,
     vocab_size: int | None,
     longest: int | None = None,
+    smallest: int = 2,
+    reward_parts: Collection[str] = (),
     behavior: Behavior = "recorded",
 ) -> None:
     """Refuses groups that cannot be trained on, before anything is changed.
@@ -104,6 +107,8 @@ def check_recorded(
         version: The learner's weights version; no token may be newer.
         vocab_size: Ids lie below it; None where the model does not say.
         longest: Most tokens of a context; None where the model does not say.
+        smallest: Fewest trajectories of a group.
+        reward_parts: Names that ``info["reward_parts"]`` of every trajectory must hold.
         behavior: ``"unknown"`` allows turns without log-probabilities.
 
     Raises:
@@ -129,10 +134,10 @@ def check_recorded(
         if group.group_id in seen:
             raise RecordError(f"{place}: another group has the same group_id; each must have its own.")
         seen.add(group.group_id)
-        if len(group.episodes) < 2:
+        if len(group.episodes) < smallest:
             raise RecordError(
-                f"{place} has {len(group.episodes)} trajectories; a group needs at least 2, since an advantage is the "
-                "difference to the others of the group."
+                f"{place} has {len(group.episodes)} trajectories; a group needs at least {smallest}, since an "
+                "advantage is the difference to the others of the group."
             )
         members = [_checked_member(e, group, where) for e, where in zip(group.episodes, places, strict=True)]
         if len(set(members)) < len(members):
@@ -140,6 +145,7 @@ def check_recorded(
         for episode, where in zip(group.episodes, places, strict=True):
             _check_episode(episode, where, version, vocab_size, behavior)
             _check_lengths(episode, where, longest)
+            _check_parts(episode, where, reward_parts)
 
 
 def with_own_behavior(
@@ -225,6 +231,16 @@ def _check_lengths(episode: SingleAgentEpisode, place: str, longest: int | None)
             raise RecordError(
                 f"{_turn_place(episode, place, number)}: its context has {length} tokens, and the model was made for "
                 f"at most {longest} (max_position_embeddings)."
+            )
+
+
+def _check_parts(episode: SingleAgentEpisode, place: str, names: Collection[str]) -> None:
+    held = {name for info in episode.get_infos() for name in info.get(REWARD_PARTS, {})}
+    for name in names:
+        if name not in held:
+            raise RecordError(
+                f"{place} has no reward part {name!r} (but {', '.join(map(repr, sorted(held))) or 'none'}), and "
+                "training.reward_part_weights names it."
             )
 
 

@@ -164,7 +164,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_set("group_id", to="a"), ", line 2: group_id 'a' is that of {path}, line 1 too; each must have its own."),
     (_set("trajectorys", to=1), ", line 2: 'trajectorys' is unknown. Did you mean 'trajectories'?"),
     (_pop("trajectories"), ", line 2: trajectories is None; it must be a list of at least one trajectory."),
-    (_pop(*T1), ", line 2 has 1 trajectories; a group needs at least 2, since an advantage is the difference to the"),
+    (_set("trajectories", to=[]), ", line 2: trajectories is []; it must be a list of at least one trajectory."),
     (_set("task_seed", to=1.5), ", line 2: task_seed is 1.5; it must be a whole number."),
     (_set(*T1, to=[]), f"{AT} is []; it must be an object. Allowed: calls, conversations, index, "),
     (_set(*T1, "index", to=0), f"{AT}: index is 0; it must be a number from 0 that no other has."),
@@ -390,24 +390,16 @@ def _are_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bo
     return all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def _recording(algo: Any, path: Path) -> None:
-    """Writes the groups of the next iteration before it trains on them."""
-    take = algo._source.take
-
-    def write(count: int) -> Any:
-        groups, reports = take(count)
-        save_groups(path, groups)
-        return groups, reports
-
-    algo._source.take = write
-
-
 def _last(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     return _set("trajectories", 3, "calls", 0, *path, to=to)
 
 
 AT_LAST = " ('{group}'), trajectory 3, call 0"
 SPOILT: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (
+        lambda row: row["trajectories"].__delitem__(slice(1, None)),
+        " ('{group}') has 1 trajectories; a group needs at least 2, since an advantage is the difference to the others",
+    ),
     (_last("logprobs", 0, to=0.25), ", trajectory 3, call 0: logprobs[0] is 0.25; each"),
     (
         _last("sampled_ids", 0, to=320),
@@ -427,7 +419,7 @@ def test_groups_from_a_file_are_trained_like_sampled_ones_or_not_at_all(
     sampling, recorded = _config(tiny_dense).build_algo(), _config(tiny_dense).build_algo()
     path = tmp_path / "groups.jsonl"
     try:
-        _recording(sampling, path)
+        sampling.record_groups(path)
         sampling.train()
         result = recorded.train_on(load_groups(path))
         after = _parameters(sampling)
@@ -455,7 +447,9 @@ def test_groups_from_a_file_are_trained_like_sampled_ones_or_not_at_all(
         with pytest.raises(RecordError, match=r"entry 0 \('told'\), trajectory 0, call 0 has no log-prob"):
             recorded.train_on(load_groups(rows, recorded.config))
         assert _are_equal(_parameters(recorded), after)
+        recorded.record_groups(tmp_path / "more.jsonl")
         result = recorded.train_on(load_groups(rows, recorded.config), behavior="unknown")
+        assert not (tmp_path / "more.jsonl").exists(), "nothing was sampled"
         measured = result["learners"][DEFAULT_MODULE_ID]
         assert result[names.GROUP_STREAM][names.NUM_TRAJECTORIES_BEHAVIOR_UNKNOWN] == 2
         assert measured["logp_gap_max"] == pytest.approx(0.0, abs=1e-5), "the ratio starts at 1"
