@@ -40,7 +40,7 @@ def write_manifest(checkpoint: str | pathlib.Path, *, weights_version: int = 0) 
     """Lists the files of a checkpoint that has just been written; the last step of saving.
 
     Args:
-        checkpoint: Its folder.
+        checkpoint: Folder of the checkpoint.
         weights_version: Number of updates that made the weights.
 
     Raises:

@@ -144,7 +144,7 @@ class Origin:
     Attributes:
         group: File and line of its group.
         trajectory: Which trajectory of the group it was there.
-        calls: Of each turn, which call of the trajectory it was there.
+        calls: Number of the call that each turn was there.
     """
 
     group: str
