@@ -263,4 +263,7 @@ def _longest_beginning(prompt: np.ndarray, earlier: Sequence[RecordedCall]) -> R
 
 
 def _begins_with(prompt: np.ndarray, call: RecordedCall) -> bool:
-    return call.end <= len(prompt) and np.array_equal(prompt[: call.end], call.context())
+    # The reply first: it is at hand, and tells almost all prompts apart.
+    return np.array_equal(prompt[call.end - len(call.token_ids) : call.end], call.token_ids) and np.array_equal(
+        prompt[: call.end], call.context()
+    )

@@ -178,9 +178,7 @@ def _groups(rows: Iterable[tuple[str, Any]], config: AlgorithmConfig | None, who
 
 def _group(row: Any, renderer: _Renderer, place: str) -> TrajectoryGroup:
     checked_fields(row, GROUP_FIELDS, place)
-    group_id = row.get("group_id")
-    if not isinstance(group_id, str) or not group_id:
-        raise RecordError(f"{place}: group_id is {shown(group_id)}; it must be a text that names the group.")
+    group_id = _checked_id(row.get("group_id"), place)
     seed = row.get("task_seed", 0)
     if not is_whole(seed):
         raise RecordError(f"{place}: task_seed is {shown(seed)}; it must be a whole number.")
@@ -198,6 +196,12 @@ def _group(row: Any, renderer: _Renderer, place: str) -> TrajectoryGroup:
         if "task" in row:
             episodes[index].custom_data[TASK] = row["task"]
     return TrajectoryGroup(group_id, [episodes[index] for index in sorted(episodes)])
+
+
+def _checked_id(group_id: Any, place: str) -> str:
+    if not isinstance(group_id, str) or not group_id:
+        raise RecordError(f"{place}: group_id is {shown(group_id)}; it must be a text that names the group.")
+    return group_id
 
 
 def _played(row: Mapping[str, Any], renderer: _Renderer, place: str) -> tuple[list[RecordedCall], Outcome]:
@@ -233,6 +237,7 @@ def _outcome(row: Mapping[str, Any], place: str) -> Outcome:
 def _line(group: TrajectoryGroup) -> str:
     """A group as one line of JSON."""
     place = f"group {group.group_id!r}"
+    _checked_id(group.group_id, place)
     members = [episode.custom_data[GROUP] for episode in group.episodes]
     row: dict[str, Any] = {"group_id": group.group_id}
     seeds = {member.task_seed for member in members}
@@ -268,6 +273,8 @@ def _trajectory_row(episode: SingleAgentEpisode, number: int, place: str) -> dic
     if parts:
         row["reward_parts"] = parts
     observations, texts, rewards = episode.get_observations(), episode.get_actions(), episode.get_rewards()
+    for text in [*observations, *texts]:
+        checked_text(text, f"{place}: an observation or action")
     row["calls"] = [
         {
             **_turn_row(turn, n, f"{place}, turn {n}"),
@@ -277,7 +284,7 @@ def _trajectory_row(episode: SingleAgentEpisode, number: int, place: str) -> dic
         }
         for n, turn in enumerate(turns(episode))
     ]
-    if observations[-1] != "":
+    if observations[-1]:
         row["last_observation"] = observations[-1]
     return row
 

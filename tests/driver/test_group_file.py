@@ -267,6 +267,16 @@ def _seeds(groups: list[TrajectoryGroup]) -> None:
     groups[1].episodes[1].custom_data[GROUP] = GroupMember("b", 3, 5)
 
 
+def _no_text(groups: list[TrajectoryGroup]) -> None:
+    groups[1].episodes[1].observations.data[0] = 7
+
+
+def _no_name(groups: list[TrajectoryGroup]) -> None:
+    for episode in groups[0].episodes:
+        episode.custom_data[GROUP] = dataclasses.replace(episode.custom_data[GROUP], group_id="")
+    groups[0] = TrajectoryGroup("", groups[0].episodes)
+
+
 def _newer(groups: list[TrajectoryGroup]) -> None:
     recorded = groups[1].episodes[0].extra_model_outputs[TURN].data
     recorded[1] = dataclasses.replace(recorded[1], policy_version=8)
@@ -279,6 +289,8 @@ def _newer(groups: list[TrajectoryGroup]) -> None:
         (_no_cause, "group 'b', trajectory 1 is truncated, but custom_data['truncated_by'] does not say by what."),
         (_seeds, f"group 'b': its trajectories have the task seeds [5, {2**63}]; a group has one task."),
         (_newer, "trajectory 0, turn 1: policy_version is 8; it must be the oldest of its token_versions, 7."),
+        (_no_text, "group 'b', trajectory 1: an observation or action is 7; it must be a text."),
+        (_no_name, "group '': group_id is ''; it must be a text that names the group."),
         (lambda groups: groups.append(groups[0]), "groups[2] ('a'): another group has the same group_id"),
     ],
 )
@@ -314,12 +326,12 @@ def _played(renderer: MessageRenderer, seed: int) -> tuple[MadeUpPolicy, list[Ca
     return policy, policy.session.trained_calls()
 
 
-def _in_context(trajectory: TokenTrajectory) -> list[tuple[bytes, int]]:
-    """Each sampled id of a trajectory with all that stood before it."""
-    found = []
+def _in_context(trajectory: TokenTrajectory) -> list[tuple[bytes, int, float]]:
+    """Each sampled id of a trajectory with all that stood before it, and its log-probability."""
+    found: list[tuple[bytes, int]] = []
     for ids, mask in zip(trajectory.segments, trajectory.loss_masks, strict=True):
         found += [(ids[:place].tobytes(), int(ids[place])) for place in np.flatnonzero(mask)]
-    return found
+    return [(*one, float(logp)) for one, logp in zip(found, trajectory.behavior_logp, strict=True)]
 
 
 def test_a_tree_is_found_from_whole_prompts_and_trained_like_the_live_one(renderer: MessageRenderer) -> None:
@@ -342,7 +354,6 @@ def test_a_tree_is_found_from_whole_prompts_and_trained_like_the_live_one(render
         live = token_trajectory(episode_of(calls, AgentResult(1.0), GroupMember("g", 0, 0)))
         assert sorted(_in_context(ours)) == sorted(_in_context(live))
         assert ours.num_loss_tokens == live.num_loss_tokens and ours.behavior_version == live.behavior_version
-        assert sorted(ours.behavior_logp.tolist()) == sorted(live.behavior_logp.tolist())
         assert len(ours.segments) <= len(live.segments), "what one context can hold is not two"
         num_branched += len(ours.segments) > 1
     assert num_branched > 50, "the trees became too plain"
