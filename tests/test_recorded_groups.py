@@ -10,16 +10,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from openai.types.chat.chat_completion import Choice
 
 from gspo_rllib import load_groups
 from gspo_rllib.agents.recorded_calls import CALL_FIELDS
+from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.result import AgentResult
+from gspo_rllib.agents.stitching import episode_of
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.cli.main import main
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.driver.group_file import GROUP_FIELDS, TRAJECTORY_FIELDS
-from gspo_rllib.types import turns
+from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.types import GroupMember, turns
+from tests.agents.serving import served
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recorded_groups.md"
 
@@ -73,6 +79,30 @@ def test_the_tables_hold_every_field_and_the_examples_are_read(tiny_dense: str) 
     assert [read.episodes[0].get_actions()] == [["No, 42."]]
 
 
+def test_a_servers_answers_are_the_trajectory_that_the_server_saw(tiny_dense: str) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(_blocks("python")[1], PAGE.name, "exec"), names)
+    ask = {"model": "m", "logprobs": True, "extra_body": {"return_token_ids": True}}
+    messages: list[Any] = [{"role": "user", "content": "a"}]
+    rows: list[Any] = []
+    with served(MessageRenderer(load_tokenizer(tiny_dense))) as one:
+        client = openai.OpenAI(base_url=one.endpoint.url(), api_key=one.key)
+        for text, choices in (("first", 1), ("one of two", 2), ("last", 1)):
+            one.text = text
+            answer = client.chat.completions.create(messages=messages, n=choices, **ask)
+            rows += names["calls_of"](answer, version=3)
+            messages += [answer.choices[0].message.to_dict(), {"role": "user", "content": "and?"}]
+        live = episode_of(one.session.trained_calls(), AgentResult(1.0), GroupMember("g", 0, 0))
+    (group,) = load_groups([{"group_id": "g", "trajectories": [{"calls": rows, "reward": 1.0}] * 2}])
+    ours, theirs = token_trajectory(group.episodes[0]), token_trajectory(live)
+    assert len(ours.segments) == 2 and len(rows) == 4
+    assert [ids.tolist() for ids in ours.segments] == [ids.tolist() for ids in theirs.segments]
+    assert [mask.tolist() for mask in ours.loss_masks] == [mask.tolist() for mask in theirs.loss_masks]
+    assert ours.behavior_logp.tobytes() == theirs.behavior_logp.tobytes()
+    assert ours.behavior_version == theirs.behavior_version == 3
+    assert group.episodes[0].get_actions() == live.get_actions()
+
+
 def _choice(prompt: list[int], ids: list[int], finish_reason: str = "stop") -> Choice:
     logprobs = [{"token": "x", "logprob": -1 / (1 + token), "top_logprobs": []} for token in ids]
     return Choice.model_validate(
@@ -103,7 +133,7 @@ def test_arts_groups_convert_exactly() -> None:
         SimpleNamespace(messages_and_choices=[user, other], additional_histories=[], reward=0.0),
     ]  # fmt: skip
     names: dict[str, Any] = {}
-    exec(compile(_blocks("python")[1], PAGE.name, "exec"), names)
+    exec(compile(_blocks("python")[2], PAGE.name, "exec"), names)
     (group,) = load_groups(names["from_art"]([SimpleNamespace(trajectories=played)], version=4))
     trajectory = token_trajectory(group.episodes[0])
     assert [ids.tolist() for ids in trajectory.segments] == [[1, 2, 3, 4, 5, 6], [7, 8, 9]]
