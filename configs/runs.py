@@ -66,6 +66,8 @@ class RunSettings:
             rate.
         give_up_after: Stop after this many consecutive iterations that had nothing to learn from; None: go on.
         checkpoint_every: Iterations between checkpoints; one is always written at the end. None: only that one.
+        record_groups: Write every group that is sampled to ``groups.jsonl`` in the results folder; see
+            ``gspo_rllib.load_groups``.
     """
 
     algorithm: str = "GSPO"
@@ -79,6 +81,7 @@ class RunSettings:
     on_collapse: str | None = None
     give_up_after: int | None = None
     checkpoint_every: int | None = 10
+    record_groups: bool = False
 
     def __post_init__(self) -> None:
         for key in ("iterations", "checkpoint_every", "evaluate_every", "evaluate_tasks", "give_up_after"):
@@ -91,6 +94,8 @@ class RunSettings:
             if value is not None and not (type(value) in (int, float) and 0 < value <= most):
                 allowed = "a number > 0" if most > 1 else "a share in (0, 1]"
                 raise SettingError(f"run.{key}: expected {allowed}, got {value!r}.")
+        if type(self.record_groups) is not bool:
+            raise SettingError(f"run.record_groups: expected true or false, got {self.record_groups!r}.")
         if self.on_collapse not in (None, *ON_COLLAPSE):
             hint = did_you_mean(str(self.on_collapse), ON_COLLAPSE)
             raise SettingError(f"run.on_collapse: got {self.on_collapse!r}. {hint}")

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from gspo_rllib.algorithms.policy_gradient.learner import PolicyGradientLearner as PolicyGradientLearner
     from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings as TrainingSettings
     from gspo_rllib.configs import load_config as load_config
+    from gspo_rllib.driver.group_file import load_groups as load_groups
+    from gspo_rllib.driver.group_file import save_groups as save_groups
     from gspo_rllib.engines.protocol import Engine as Engine
     from gspo_rllib.engines.protocol import EngineSpec as EngineSpec
     from gspo_rllib.engines.protocol import Generation as Generation

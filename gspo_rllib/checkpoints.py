@@ -21,6 +21,8 @@ POLICY = pathlib.PurePosixPath("learner_group/learner/rl_module/default_policy")
 """Where in a checkpoint the policy's Hugging Face folder is."""
 RENAMED_SETTINGS = {"weight_uptake": "weight_update"}
 """Settings that were renamed after 0.1: name in an old checkpoint to name now."""
+WEIGHTS_VERSION = "weights_version"
+"""Key in the manifest."""
 REFERENCE = "reference"
 """Where in a checkpoint the frozen reference policy's Hugging Face folder is, if the run has one."""
 
@@ -34,8 +36,12 @@ def policy_folder(checkpoint: str | pathlib.Path) -> pathlib.Path:
     return verify(checkpoint) / POLICY
 
 
-def write_manifest(checkpoint: str | pathlib.Path) -> None:
+def write_manifest(checkpoint: str | pathlib.Path, *, weights_version: int = 0) -> None:
     """Lists the files of a checkpoint that has just been written; the last step of saving.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        weights_version: Number of updates that made the weights.
 
     Raises:
         CheckpointError: The policy's weights are missing.
@@ -53,8 +59,18 @@ def write_manifest(checkpoint: str | pathlib.Path) -> None:
         if file.is_file()
     }
     temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"format": FORMAT, "algorithm": "GSPO", "files": files}, indent=1))
+    manifest = {"format": FORMAT, "algorithm": "GSPO", WEIGHTS_VERSION: weights_version, "files": files}
+    temporary.write_text(json.dumps(manifest, indent=1))
     temporary.replace(folder / MANIFEST)
+
+
+def weights_version(folder: pathlib.Path) -> int:
+    """What the learners of a run that goes on from a checkpoint call its weights; 0 where an old one does not say.
+
+    Args:
+        folder: A verified checkpoint.
+    """
+    return int(json.loads((folder / MANIFEST).read_text()).get(WEIGHTS_VERSION, 0))
 
 
 def write_reference(checkpoint: str | pathlib.Path, files: Mapping[str, bytes]) -> None:

@@ -7,6 +7,7 @@
     ├── EngineError(RuntimeError)       a generation engine is missing, or refused a request
     ├── WeightSyncError(RuntimeError)   an engine does not hold the weights it was sent
     ├── CheckpointError(ValueError)     a checkpoint is incomplete, corrupt, or not one of ours
+    ├── RecordError(ValueError)         a recorded group cannot be read, written or trained on
     └── NoProgressError(RuntimeError)   an iteration could not produce a single complete group
 
 Each also inherits the standard-library error a caller would expect, and survives pickling across Ray actors.
@@ -48,7 +49,7 @@ class CheckpointError(GSPOError, ValueError):
 
 
 class RecordError(GSPOError, ValueError):
-    """A recorded group cannot be trained on."""
+    """A recorded group cannot be read, written or trained on."""
 
 
 class NoProgressError(GSPOError, RuntimeError):

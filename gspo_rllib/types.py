@@ -81,6 +81,9 @@ STATED_ANSWER = "stated_answer"
 TURN_REWARDS = "turn_rewards"
 """Key in an episode's ``custom_data``: rewards to learn from instead of the environment's; see ``turn_rewards``."""
 
+ORIGIN = "origin"
+"""Key of the ``Origin`` in a recorded episode's ``custom_data``."""
+
 REWARD_PARTS = "reward_parts"
 """Key in an environment's ``info``: ``{name: float}``, what this turn's reward is made of, if of several parts."""
 
@@ -132,6 +135,21 @@ class GroupMember:
     group_id: str
     index: int
     task_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an episode was read, for whoever finds it wrong.
+
+    Attributes:
+        group: File and line of its group.
+        trajectory: Which trajectory of the group it was there.
+        calls: Number of the call that each turn was there.
+    """
+
+    group: str
+    trajectory: int
+    calls: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

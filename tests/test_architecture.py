@@ -91,6 +91,7 @@ SPANNING = {
     "test_packaging.py": "the wheel and the pinned list",
     "test_pages.py": "links, tables and the index of the documents",
     "test_peer_claims.py": "bugs of other implementations, in ops, connectors and packing",
+    "test_recorded_groups.py": "the page on recorded groups, and what converts to them",
     "test_peer_claims_learner.py": "bugs of other implementations, with a model in the learner",
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
@@ -102,6 +103,8 @@ TESTED_IN = {
     "agents/door.py": "agents/test_server.py",
     "agents/endpoint.py": "agents/test_server.py",
     "agents/env_agent.py": "env_runners/test_agent_env_runner.py",
+    "agents/record_fields.py": "driver/test_group_file.py",
+    "agents/recorded_calls.py": "driver/test_group_file.py",
     "agents/script.py": "agents/test_rendering.py",
     "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
     "algorithms/": "algorithms/policy_gradient/",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -33,16 +34,18 @@ from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.connectors.group_advantages import ADVANTAGE_ESTIMATORS
 from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
+from gspo_rllib.driver.group_file import save_groups
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import Behavior, RecordedGroups, check_recorded, with_own_behavior
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
-from gspo_rllib.env_runners.engine_spec import vocabulary_size
+from gspo_rllib.env_runners.engine_spec import longest_context, vocabulary_size
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
@@ -77,6 +80,7 @@ class PolicyGradient(Algorithm):
         self._unfinished: list[str] = []
         self._source: GroupSource
         self._settings: TrainingSettings = config.settings(config.training_settings)
+        self._record: str | os.PathLike[str] | None = None
         self._clip_monitor = ClipMonitor(self._settings)
         self._idle_monitor = IdleMonitor()
         self._curriculum = Curriculum(
@@ -89,14 +93,17 @@ class PolicyGradient(Algorithm):
         self._source = self._make_source()
         self._sync_weights()
 
-    def train_on(self, groups: Sequence[TrajectoryGroup], *, behavior: Behavior = "recorded") -> dict[str, Any]:
+    def train_on(
+        self, groups: Sequence[TrajectoryGroup] | Iterator[TrajectoryGroup], *, behavior: Behavior = "recorded"
+    ) -> dict[str, Any]:
         """One ordinary iteration, on groups that were made elsewhere instead of sampled ones.
 
         Selection, update, weights, metrics, evaluation and checkpoints are those of ``train``. What env runners are
         sampling meanwhile stays in flight.
 
         Args:
-            groups: Any number of groups, of any size from 2; taken whole or not at all.
+            groups: Any number of groups, such as those of ``load_groups``, each of any size from 2, or from 1 where
+                an advantage needs no group; taken whole or not at all.
             behavior: ``"unknown"`` takes trajectories without log-probabilities too, with the learner's own in their
                 place: their ratio starts at 1, whatever wrote the text.
 
@@ -106,8 +113,18 @@ class PolicyGradient(Algorithm):
         Raises:
             RecordError: A group cannot be trained on; nothing was changed.
         """
-        version, vocab_size = self._weights.version, vocabulary_size(self.config.model_config)
-        check_recorded(groups, version=version, vocab_size=vocab_size, behavior=behavior)
+        if isinstance(groups, Iterator):
+            groups = list(groups)
+        version, model = self._weights.version, self.config.model_config
+        check_recorded(
+            groups,
+            version=version,
+            vocab_size=vocabulary_size(model),
+            longest=longest_context(model),
+            smallest=2 if ADVANTAGE_ESTIMATORS[self._settings.advantage_estimator].needs_group else 1,
+            reward_parts=self._settings.reward_part_weights or (),
+            behavior=behavior,
+        )
         temperature = float(self.config.settings(GenerationSettings).temperature)
 
         def score(trajectories: list[TokenTrajectory]) -> list[np.ndarray]:
@@ -125,6 +142,14 @@ class PolicyGradient(Algorithm):
         finally:
             self._source = sampling
         return result
+
+    def record_groups(self, file: str | os.PathLike[str] | None) -> None:
+        """Writes every group that is sampled from now on, as ``save_groups`` does; what is there stays.
+
+        Args:
+            file: A JSONL file, added to before each update; None ends it.
+        """
+        self._record = file
 
     def training_step(self) -> None:
         """One iteration: sample groups, update on them in minibatches, sync the weights."""
@@ -229,7 +254,7 @@ class PolicyGradient(Algorithm):
             # Without it, a resumed run would measure the divergence from the policy it resumes with.
             (files,) = self._first_learner(lambda learner: learner.reference_files())
             checkpoints.write_reference(saved, files)
-        checkpoints.write_manifest(saved)
+        checkpoints.write_manifest(saved, weights_version=self._weights.version)
         return saved
 
     def restore_from_path(self, path: str | pathlib.Path, *args: Any, **kwargs: Any) -> None:
@@ -331,6 +356,8 @@ class PolicyGradient(Algorithm):
 
     def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         groups, metrics = self._source.take(count)
+        if self._record is not None and not isinstance(self._source, RecordedGroups):
+            save_groups(self._record, groups, append=True)
         self._idle_monitor.draw(groups)
         self._curriculum.watch(groups)
         return groups, metrics

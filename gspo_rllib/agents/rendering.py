@@ -122,6 +122,18 @@ class MessageRenderer:
         except RequestRefused:
             return None
 
+    def reply(self, text: str, prompt: Sequence[int], *, ended: bool = True) -> list[int]:
+        """Ids of a reply as the policy should sample it.
+
+        Args:
+            text: What it says.
+            prompt: What stands before it, or only the end of that; at least one id.
+            ended: Whether it has its end.
+        """
+        with self._lock:
+            follows_token = prompt[-1] in self._format.tokens.structural
+            return self._format.reply(text, follows_token=follows_token, ended=ended)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a sampled reply, exactly; without its end and without special tokens."""
         with self._lock:

@@ -8,7 +8,7 @@ far. So every segment is what the engine saw, and what was sampled once is train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,26 @@ if TYPE_CHECKING:
 Observe = Callable[[str, "SingleAgentEpisode"], None]
 
 
-def in_segments(calls: Sequence[Call]) -> Iterator[tuple[Call, bool]]:
+class CallNode(Protocol):
+    """A call in a tree of calls, live or recorded."""
+
+    @property
+    def number(self) -> int:
+        """Counts the calls; a child's is higher than its parent's."""
+
+    @property
+    def parent(self) -> Self | None:
+        """The call this one goes on from; None for a root."""
+
+    @property
+    def children(self) -> Sequence[Self]:
+        """The calls that go on from this one."""
+
+
+_Node = TypeVar("_Node", bound=CallNode)
+
+
+def in_segments(calls: Sequence[_Node]) -> Iterator[tuple[_Node, bool]]:
     """Calls in the order of their turns.
 
     Args:

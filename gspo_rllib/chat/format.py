@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.chat.frames import OBSERVATION, QUESTION, REPLY, Frame, NotWritten, make_frame
 from gspo_rllib.chat.template import ChatTemplate, Message, Refused
-from gspo_rllib.chat.tokens import ChatTokens
+from gspo_rllib.chat.tokens import ChatTokens, Left
 from gspo_rllib.chat.turn_end import TurnEnd, find_turn_end
 
 if TYPE_CHECKING:
@@ -210,6 +210,19 @@ class ChatFormat:
             return 0
         held = self.end.held_text
         return held + (len(more) if closing()[held:].startswith(more) else 0)
+
+    def reply(self, text: str, *, follows_token: bool, ended: bool = True) -> list[int]:
+        """Ids of a reply as the policy should sample it.
+
+        Args:
+            text: What it says.
+            follows_token: Whether the header of the reply ends with a token, not with text.
+            ended: Whether it has its end.
+        """
+        opening, end = self.own_opening, self.end
+        follows: Left = "token" if opening[0] or follows_token else "text"
+        said = f"{opening[1]}{text}{end.text if ended else ''}"
+        return [*opening[0], *self.tokens.written(said, follows), *(end.ids if ended else ())]
 
     def decode(self, reply: Sequence[int]) -> str:
         """The text of a sampled reply, exactly.

@@ -88,14 +88,25 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     return config
 
 
+def weights_version(arguments: argparse.Namespace) -> int:
+    """What learners that begin with this policy call its weights."""
+    from gspo_rllib import checkpoints
+
+    source = Path(arguments.checkpoint).expanduser()
+    return 0 if (source / "config.json").is_file() else checkpoints.weights_version(source)
+
+
 @contextlib.contextmanager
-def opened_runner(config: GSPOConfig, *, episodes: int | None, group_size: int = 1) -> Iterator[LanguageEnvRunner]:
+def opened_runner(
+    config: GSPOConfig, *, episodes: int | None, group_size: int = 1, version: int = 1
+) -> Iterator[LanguageEnvRunner]:
     """An env runner in this process, ready to sample; needs no Ray.
 
     Args:
         config: What ``policy_config`` returned.
         episodes: Trajectories that will be asked for, if that is known; at most the config's number plays at once.
         group_size: Trajectories per task.
+        version: What to call the weights.
 
     Raises:
         EngineError: The engine cannot serve the model.
@@ -111,18 +122,19 @@ def opened_runner(config: GSPOConfig, *, episodes: int | None, group_size: int =
         config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
     runner: LanguageEnvRunner = config.env_runner_cls(config=config)
     try:
-        give_weights(runner, config)
+        give_weights(runner, config, version=version)
         yield runner
     finally:
         runner.stop()
 
 
-def give_weights(runner: LanguageEnvRunner, config: GSPOConfig) -> None:
+def give_weights(runner: LanguageEnvRunner, config: GSPOConfig, *, version: int = 1) -> None:
     """Loads the configured model into the runner's engine, and compares what that samples with the model.
 
     Args:
         runner: An env runner in this process.
         config: Names the model.
+        version: What to call the weights.
 
     Raises:
         WeightSyncError: The engine samples from another distribution.
@@ -137,7 +149,7 @@ def give_weights(runner: LanguageEnvRunner, config: GSPOConfig) -> None:
         settings["path"], dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
     ).eval()
     # A tied head is there under both of its names.
-    runner.set_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, version=1)
+    runner.set_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, version)
     vocab_size = model.get_input_embeddings().num_embeddings
     sample = runner.converse(Conversation.of(model.config, vocab_size, temperature=1.0, learner_dtype="float32"))
     if sample is not None:

@@ -1,14 +1,15 @@
-"""``gspo-rllib rollout``: lets a policy play, and prints every turn of every trajectory."""
+"""``gspo-rllib rollout``: lets a policy play, and prints every turn of every trajectory, or keeps them to train on."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
 from gspo_rllib.errors import SettingError
-from gspo_rllib.types import GROUP, TRUNCATED_BY, turns
+from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -20,23 +21,54 @@ def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("rollout", help="print trajectories turn by turn", description=__doc__)
     policy_source.add_arguments(parser)
-    parser.add_argument("--episodes", type=int, default=3, metavar="N", help="trajectories to play; default 3")
+    parser.add_argument("--episodes", type=int, default=3, metavar="N", help="tasks to play; default 3")
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="trajectories per task; default 1")
+    parser.add_argument("--groups", metavar="FILE", help="write each task's trajectories here, as JSONL to train on")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints."""
-    if arguments.episodes < 1:
-        raise SettingError(f"--episodes: expected a whole number >= 1, got {arguments.episodes}.")
+    for option in ("episodes", "samples"):
+        if getattr(arguments, option) < 1:
+            raise SettingError(f"--{option}: expected a whole number >= 1, got {getattr(arguments, option)}.")
+    file = None if arguments.groups is None else groups_file(arguments.groups)
     config = policy_source.policy_config(arguments)
-    with policy_source.opened_runner(config, episodes=arguments.episodes) as runner:
-        episodes = runner.sample(num_episodes=arguments.episodes)
+    if file is not None and config.temperature == 0:
+        raise SettingError(
+            "--groups: at temperature 0 all trajectories of a task are the same, and log-probabilities are not those "
+            "of what was sampled from. Use --temperature 1, or what the policy is trained with."
+        )
+    wanted, version = arguments.episodes * arguments.samples, policy_source.weights_version(arguments)
+    with policy_source.opened_runner(config, episodes=wanted, group_size=arguments.samples, version=version) as runner:
+        episodes = runner.sample(num_episodes=wanted)
+    if file is not None:
+        from gspo_rllib.driver.group_file import save_groups
+
+        groups = group_episodes(episodes)
+        save_groups(file, groups)
+        print(f"{len(groups)} groups of {arguments.samples} trajectories: {file}")
+        return 0
     for number, episode in enumerate(episodes, start=1):
         print(f"trajectory {number} of {len(episodes)}")
         for text in describe(episode):
             print(text)
         print()
     return 0
+
+
+def groups_file(path: str) -> Path:
+    """The file to write groups to, checked before anything is played.
+
+    Raises:
+        SettingError: It cannot be one.
+    """
+    file = Path(path).expanduser()
+    if file.suffix != ".jsonl":
+        raise SettingError(f"--groups: {path!r} must end in .jsonl: it holds a group on each line.")
+    if not file.parent.is_dir():
+        raise SettingError(f"--groups: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
+    return file
 
 
 def describe(episode: SingleAgentEpisode) -> Iterator[str]:

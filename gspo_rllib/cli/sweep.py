@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     fixed, axes = split_axes(overrides_of(arguments))
     base = load_run(arguments.config, fixed)
+    if base.settings.record_groups:
+        raise SettingError("run.record_groups=true: a sweep records no groups. Use `gspo-rllib train`.")
     stop = stopper(base.settings)
     hush(base.config, verbose=arguments.verbose)
     base.config.validate()

@@ -14,8 +14,7 @@ from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
-    from ray.rllib.algorithms.algorithm import Algorithm
-
+    from gspo_rllib.algorithms import PolicyGradient
     from gspo_rllib.configs import Run, RunSettings
 
 _RUN_OPTIONS = {
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _train(algorithm, loaded)
 
 
-def _train(algorithm: Algorithm, loaded: Run) -> int:
+def _train(algorithm: PolicyGradient, loaded: Run) -> int:
     folder = new_run_folder(loaded.settings.storage, loaded.name)
     recorder = RunRecorder(folder, loaded.sections)
     print(f"results: {_short(folder)}", flush=True)

@@ -14,8 +14,7 @@ from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 
 if TYPE_CHECKING:
-    from ray.rllib.algorithms.algorithm import Algorithm
-
+    from gspo_rllib.algorithms import PolicyGradient
     from gspo_rllib.configs import Run, RunSettings
 
 HEADER_EVERY = 25
@@ -39,7 +38,7 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, run: Run, algorithm: Algorithm, recorder: RunRecorder, *, interrupted: Callable[[], bool]
+        self, run: Run, algorithm: PolicyGradient, recorder: RunRecorder, *, interrupted: Callable[[], bool]
     ) -> None:
         self.algorithm = algorithm
         self._limits = run.settings
@@ -52,6 +51,7 @@ class TrainingLoop:
         self._num_shown = 0
         self._num_restores = 0
         self.best: Score | None = None
+        self._record_groups()
 
     @property
     def best_checkpoint(self) -> Path:
@@ -81,6 +81,12 @@ class TrainingLoop:
                 checkpoint = save_checkpoint(self.algorithm, self._checkpoints, f"iteration_{iteration:06d}")
             if reason:
                 return checkpoint, reason
+
+    def _record_groups(self) -> None:
+        """Has the algorithm write what it samples; groups after a return have their names anew, and their own file."""
+        if self._limits.record_groups:
+            part = f"_{self._num_restores}" if self._num_restores else ""
+            self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl")
 
     def _train(self) -> Result:
         result: dict[str, Any] = self.algorithm.train()
@@ -147,6 +153,7 @@ class TrainingLoop:
         self.close()
         self.algorithm = self._config.build_algo()
         self.algorithm.restore_from_path(str(self.best_checkpoint))
+        self._record_groups()
 
 
 def halved(lr: float | list[list[float]]) -> float | list[list[float]]:
@@ -185,7 +192,7 @@ def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str |
     return None
 
 
-def save_checkpoint(algorithm: Algorithm, folder: Path, name: str) -> Path:
+def save_checkpoint(algorithm: PolicyGradient, folder: Path, name: str) -> Path:
     """Writes a checkpoint that appears under its final name only when it is whole; one of that name is replaced.
 
     Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,19 @@ from gspo_rllib import metrics as names
 from gspo_rllib.connectors.episodes_to_tokens import token_trajectory
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.errors import RecordError, did_you_mean, shown
-from gspo_rllib.types import GROUP, TURN, GroupMember, TokenTrajectory, TrajectoryGroup, Turn, turn_rewards, turns
+from gspo_rllib.types import (
+    GROUP,
+    ORIGIN,
+    REWARD_PARTS,
+    TURN,
+    GroupMember,
+    Origin,
+    TokenTrajectory,
+    TrajectoryGroup,
+    Turn,
+    turn_rewards,
+    turns,
+)
 from gspo_rllib.weight_sync import Weights
 
 Behavior = Literal["recorded", "unknown"]
@@ -78,7 +91,14 @@ class RecordedGroups:
 
 
 def check_recorded(
-    groups: Sequence[TrajectoryGroup], *, version: int, vocab_size: int | None, behavior: Behavior = "recorded"
+    groups: Sequence[TrajectoryGroup],
+    *,
+    version: int,
+    vocab_size: int | None,
+    longest: int | None = None,
+    smallest: int = 2,
+    reward_parts: Collection[str] = (),
+    behavior: Behavior = "recorded",
 ) -> None:
     """Refuses groups that cannot be trained on, before anything is changed.
 
@@ -86,6 +106,9 @@ def check_recorded(
         groups: What was given.
         version: The learner's weights version; no token may be newer.
         vocab_size: Ids lie below it; None where the model does not say.
+        longest: Most tokens of a context; None where the model does not say.
+        smallest: Fewest trajectories of a group.
+        reward_parts: Names that ``info["reward_parts"]`` of every trajectory must hold.
         behavior: ``"unknown"`` allows turns without log-probabilities.
 
     Raises:
@@ -101,20 +124,28 @@ def check_recorded(
     for number, group in enumerate(groups):
         if not isinstance(group, TrajectoryGroup):
             raise RecordError(f"groups[{number}] is {shown(group)}; it must be a TrajectoryGroup.")
-        place = f"groups[{number}] ({group.group_id!r})"
+        origins = [_origin(episode) for episode in group.episodes]
+        first = next((origin.group for origin in origins if origin), f"groups[{number}]")
+        place = f"{first} ({group.group_id!r})"
+        places = [
+            f"{place}, trajectory {origin.trajectory}" if origin else f"{place}, episode {k}"
+            for k, origin in enumerate(origins)
+        ]
         if group.group_id in seen:
             raise RecordError(f"{place}: another group has the same group_id; each must have its own.")
         seen.add(group.group_id)
-        if len(group.episodes) < 2:
+        if len(group.episodes) < smallest:
             raise RecordError(
-                f"{place} has {len(group.episodes)} trajectories; a group needs at least 2, since an advantage is the "
-                "difference to the others of the group."
+                f"{place} has {len(group.episodes)} trajectories; a group needs at least {smallest}, since an "
+                "advantage is the difference to the others of the group."
             )
-        members = [_checked_member(episode, group, f"{place}, episode {k}") for k, episode in enumerate(group.episodes)]
+        members = [_checked_member(e, group, where) for e, where in zip(group.episodes, places, strict=True)]
         if len(set(members)) < len(members):
             raise RecordError(f"{place}: indices {members} of its members; each must have its own.")
-        for k, episode in enumerate(group.episodes):
-            _check_episode(episode, f"{place}, episode {k}", version, vocab_size, behavior)
+        for episode, where in zip(group.episodes, places, strict=True):
+            _check_episode(episode, where, version, vocab_size, behavior)
+            _check_lengths(episode, where, longest)
+            _check_parts(episode, where, reward_parts)
 
 
 def with_own_behavior(
@@ -134,15 +165,32 @@ def with_own_behavior(
         The groups, and the number of such trajectories.
     """
     unknown = [
-        episode for group in groups for episode in group.episodes if any(not _is_known(turn) for turn in turns(episode))
+        episode for group in groups for episode in group.episodes if any(not has_logp(turn) for turn in turns(episode))
     ]
     if not unknown:
         return list(groups), 0
     zeros = [_with_logp(e, np.zeros(sum(len(t.action_token_ids) for t in turns(e)), np.float32), 0) for e in unknown]
     scored = score([token_trajectory(episode) for episode in zeros])
     known = {id(episode): _with_logp(episode, logp, version) for episode, logp in zip(unknown, scored, strict=True)}
-    filled = [TrajectoryGroup(g.group_id, [known.get(id(episode), episode) for episode in g.episodes]) for g in groups]
+    filled = [
+        dataclasses.replace(g, episodes=[known.get(id(episode), episode) for episode in g.episodes]) for g in groups
+    ]
     return filled, len(unknown)
+
+
+def has_logp(turn: Turn) -> bool:
+    """Whether a turn has log-probabilities: it has none where they are None, or NaN every one."""
+    logp: Any = turn.action_logp
+    return logp is not None and not (len(logp) and np.isnan(np.asarray(logp, dtype=np.float64)).all())
+
+
+def _origin(episode: Any) -> Origin | None:
+    return episode.custom_data.get(ORIGIN) if isinstance(episode, SingleAgentEpisode) else None
+
+
+def _turn_place(episode: SingleAgentEpisode, place: str, number: int) -> str:
+    origin = _origin(episode)
+    return f"{place}, turn {number}" if origin is None else f"{place}, call {origin.calls[number]}"
 
 
 def _checked_member(episode: Any, group: TrajectoryGroup, place: str) -> int:
@@ -168,10 +216,32 @@ def _check_episode(
     if len(recorded) != len(episode):
         raise RecordError(f"{place} has {len(episode)} steps and {len(recorded)} turns; each step must have its Turn.")
     for number, turn in enumerate(recorded):
-        _check_turn(turn, f"{place}, turn {number}", version, vocab_size, behavior, opens=number == 0)
+        _check_turn(turn, _turn_place(episode, place, number), version, vocab_size, behavior, opens=number == 0)
     rewards = turn_rewards(episode)
     if not np.isfinite(rewards).all():
         raise RecordError(f"{place}: rewards {shown(rewards.tolist())}; every one must be finite.")
+
+
+def _check_lengths(episode: SingleAgentEpisode, place: str, longest: int | None) -> None:
+    """Refuses a context that the model was not made for: the learner would fail, or learn from nonsense."""
+    length = 0
+    for number, turn in enumerate(turns(episode)):
+        length = (0 if turn.starts_segment else length) + len(turn.prompt_token_ids) + len(turn.action_token_ids)
+        if longest is not None and length > longest:
+            raise RecordError(
+                f"{_turn_place(episode, place, number)}: its context has {length} tokens, and the model was made for "
+                f"at most {longest} (max_position_embeddings)."
+            )
+
+
+def _check_parts(episode: SingleAgentEpisode, place: str, names: Collection[str]) -> None:
+    held = {name for info in episode.get_infos() for name in info.get(REWARD_PARTS, {})}
+    for name in names:
+        if name not in held:
+            raise RecordError(
+                f"{place} has no reward part {name!r} (but {', '.join(map(repr, sorted(held))) or 'none'}), and "
+                "training.reward_part_weights names it."
+            )
 
 
 def _check_turn(
@@ -187,7 +257,7 @@ def _check_turn(
         raise RecordError(f"{place}: prompt_token_ids is empty; a context begins with a prompt.")
     length = len(turn.action_token_ids)
     _check_versions(turn, place, version, length)
-    if not _is_known(turn):
+    if not has_logp(turn):
         if behavior != "unknown":
             raise RecordError(
                 f"{place} has no log-probabilities (action_logp is None or NaN). Record them where the text is "
@@ -229,14 +299,6 @@ def _check_versions(turn: Turn, place: str, version: int, length: int) -> None:
             f"{place} was sampled with weights version {int(max(versions))}, but the learner's is {version}. Restore "
             "the checkpoint it was recorded from, or give it the version of the weights it should count as."
         )
-
-
-def _is_known(turn: Turn) -> bool:
-    logp: Any = turn.action_logp
-    if logp is None:
-        return False
-    values = np.asarray(logp, dtype=np.float64)
-    return not np.isnan(values).any()
 
 
 def _with_logp(episode: SingleAgentEpisode, logp: np.ndarray, version: int) -> SingleAgentEpisode:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.chat.format import ChatFormat
 from gspo_rllib.chat.frames import OBSERVATION, REPLY, Frame, NotWritten, make_frame
 from gspo_rllib.chat.template import Message, Refused
-from gspo_rllib.chat.tokens import Left
 from gspo_rllib.types import ChatSpec
 
 if TYPE_CHECKING:
@@ -141,10 +140,7 @@ class ChatRenderer:
             text: What it says.
             ended: Whether it has its end.
         """
-        opening, end, tokens = self.format.own_opening, self.format.end, self.format.tokens
-        follows: Left = "token" if opening[0] or self._asked_by_token else "text"
-        said = f"{opening[1]}{text}{end.text if ended else ''}"
-        return [*opening[0], *tokens.written(said, follows), *(end.ids if ended else ())]
+        return self.format.reply(text, follows_token=self._asked_by_token, ended=ended)
 
     def decode(self, action_token_ids: Sequence[int]) -> str:
         """The text of a sampled reply; what the environment receives as its action. See ``ChatFormat.decode``."""

@@ -87,6 +87,18 @@ def vocabulary_size(model_config: Mapping[str, Any]) -> int | None:
     return getattr(text_config, "vocab_size", None)
 
 
+def longest_context(model_config: Mapping[str, Any]) -> int | None:
+    """How many tokens a context of the configured model may have; None where its config does not say.
+
+    Raises:
+        SettingError: No model path is set.
+        ModelError: The model's config cannot be read.
+    """
+    path = _model_path(model_config)
+    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
+    return getattr(text_config, "max_position_embeddings", None)
+
+
 def engine_spec(
     settings: GenerationSettings,
     model_config: Mapping[str, Any],
@@ -137,9 +149,7 @@ def resolve_max_model_len(max_model_len: int | None, model_config: Mapping[str, 
         SettingError: The context asked for is longer than the model's.
         ModelError: The model's config cannot be read, or does not say how long a context may be.
     """
-    path = _model_path(model_config)
-    text_config = load_model_config(path, trust_remote_code=_trusts_remote_code(model_config)).get_text_config()
-    longest: int | None = getattr(text_config, "max_position_embeddings", None)
+    path, longest = _model_path(model_config), longest_context(model_config)
     if max_model_len is None:
         if longest is None:
             raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from gspo_rllib import GSPOConfig
+from gspo_rllib import GSPOConfig, load_groups
 from gspo_rllib.cli.main import main
 from tests.env_runners import agents
 
@@ -81,9 +82,15 @@ def checkpoint(tiny_dense: str, ray_local: None, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.slow
-def test_the_commands_play_an_agents_checkpoint(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_play_an_agents_checkpoint(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["rollout", checkpoint, "--episodes", "2"]) == 0
     assert capsys.readouterr().out.count("trajectory ") == 2
+    path = tmp_path / "groups.jsonl"
+    assert main(["rollout", checkpoint, "--episodes", "2", "--samples", "3", "--groups", str(path)]) == 0
+    assert [len(group.episodes) for group in load_groups(path)] == [3, 3]
+    capsys.readouterr()
     # Another environment takes the agent's place.
     assert main(["evaluate", checkpoint, "--episodes", "2", "--env", CALCULATOR["env"]]) == 0
     assert "return" in capsys.readouterr().out

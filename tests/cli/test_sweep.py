@@ -39,3 +39,8 @@ def test_a_sweep_trains_one_trial_per_value(
         (checkpoint,) = trial.glob("checkpoint_*")
         checkpoints.verify(checkpoint)
     assert capfd.readouterr().out.count("checkpoint_") >= 2
+
+
+def test_what_a_sweep_would_leave_out_is_refused(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", config_file, "run.record_groups=true", "run.iterations=1"]) == 2
+    assert "run.record_groups=true: a sweep records no groups." in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gspo_rllib import checkpoints
+from gspo_rllib import checkpoints, load_groups
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.cli import training_loop
 from gspo_rllib.cli.main import main
@@ -128,7 +128,7 @@ def test_a_policy_that_is_lost_may_be_fetched_back_with_a_smaller_step(
     tiny_dense: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(training_loop, "MAX_RESTORES", 2)
-    loop = _loop(tiny_dense, tmp_path, iterations=9, on_collapse="restore")
+    loop = _loop(tiny_dense, tmp_path, iterations=9, on_collapse="restore", record_groups=True)
     try:
         reason = loop.run()[1]
         rate = loop.algorithm.learner_group._learner.get_optimizer().param_groups[0]["lr"]
@@ -140,3 +140,7 @@ def test_a_policy_that_is_lost_may_be_fetched_back_with_a_smaller_step(
     assert rate == pytest.approx(2.5e-5)
     results = [json.loads(line) for line in (tmp_path / "result.json").read_text().splitlines()]
     assert [result["training_iteration"] for result in results] == [1, 2, 2, 2]
+    # Each return draws the same names anew: they are other groups, and in a file of their own.
+    files = sorted(tmp_path.glob("groups*.jsonl"))
+    assert [file.name for file in files] == ["groups.jsonl", "groups_1.jsonl", "groups_2.jsonl"]
+    assert [[len(group.episodes) for group in load_groups(file)] for file in files] == [[2] * 8, [2] * 4, [2] * 4]

@@ -92,6 +92,7 @@ def test_a_section_is_the_builder_call_of_its_name(run_file: Path) -> None:
         ),
         ("run.iteration=3", "mine.yaml: run.iteration: no such setting. Did you mean 'iterations'?"),
         ("run.iterations=0", "run.iterations: expected a whole number >= 1, got 0."),
+        ("run.record_groups=1", "run.record_groups: expected true or false, got 1."),
         ("run.iterations=2.5", "run.iterations: expected a whole number >= 1, got 2.5."),
         ("run.minutes=-1", "run.minutes: expected a number > 0, got -1."),
         ("run.success=90", "run.success: expected a share in (0, 1], got 90."),

@@ -16,7 +16,7 @@ from gspo_rllib import metrics as names
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver.recorded import check_recorded, with_own_behavior
 from gspo_rllib.errors import RecordError
-from gspo_rllib.types import GROUP, TURN, GroupMember, TrajectoryGroup, group_episodes, turns
+from gspo_rllib.types import GROUP, REWARD_PARTS, TURN, GroupMember, TrajectoryGroup, group_episodes, turns
 from tests.episodes import VOCABULARY, make_group
 from tests.toy_envs.coin_env import CoinEnv
 
@@ -72,6 +72,8 @@ WRONG: list[tuple[Callable[[list[Any]], None], str]] = [
     (lambda groups: groups.clear(), "groups is empty; there must be at least one TrajectoryGroup."),
     (lambda groups: groups.__setitem__(1, 7), "groups[1] is 7; it must be a TrajectoryGroup."),
     (lambda groups: groups[1].episodes.__delitem__(slice(1, None)), "groups[1] ('b') has 1 trajectories; a group"),
+    (_changed(prompt_token_ids=np.int32([1] * 600)), "tokens, and the model was made for at most 512 (max_position_"),
+    (_changed(action_token_ids=np.int32([1, 2]), action_logp=np.float32([-1, np.nan])), "action_logp holds nan; each"),
     (_twice, "groups[2] ('a'): another group has the same group_id; each must have its own."),
     (lambda groups: groups[1].episodes.__setitem__(1, "x"), f"{WHERE} is 'x'; it must be a SingleAgentEpisode."),
     (_set_member, f"{WHERE}: custom_data['group'] is GroupMember(group_id='a'"),
@@ -96,10 +98,10 @@ WRONG: list[tuple[Callable[[list[Any]], None], str]] = [
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
 def test_a_wrong_group_is_refused_with_its_place(change: Callable[[list[Any]], None], message: str) -> None:
     groups = _groups()
-    check_recorded(groups, version=3, vocab_size=VOCABULARY)
+    check_recorded(groups, version=3, vocab_size=VOCABULARY, longest=512)
     change(groups)
     with pytest.raises(RecordError) as refused:
-        check_recorded(groups, version=3, vocab_size=VOCABULARY)
+        check_recorded(groups, version=3, vocab_size=VOCABULARY, longest=512)
     assert message in str(refused.value)
 
 
@@ -111,6 +113,21 @@ def test_what_is_no_list_of_groups_and_no_behavior_is_refused() -> None:
         with pytest.raises(RecordError) as refused:
             check_recorded(given, version=3, vocab_size=None, behavior=behavior)
         assert message in str(refused.value)
+
+
+def test_what_an_advantage_needs_must_be_there() -> None:
+    alone = group_episodes(make_group("a", 1))
+    check_recorded(alone, version=3, vocab_size=VOCABULARY, smallest=1)
+    with pytest.raises(RecordError, match="has 1 trajectories; a group needs at least 2"):
+        check_recorded(alone, version=3, vocab_size=VOCABULARY)
+    groups = _groups()
+    for group in groups:
+        for episode in group.episodes:
+            episode.infos.data[-1] = {REWARD_PARTS: {"form": 1.0}}
+    check_recorded(groups, version=3, vocab_size=VOCABULARY, reward_parts=("form",))
+    with pytest.raises(RecordError) as refused:
+        check_recorded(groups, version=3, vocab_size=VOCABULARY, reward_parts=("form", "content"))
+    assert "groups[0] ('a'), episode 0 has no reward part 'content' (but 'form'), and" in str(refused.value)
 
 
 def test_only_trajectories_without_log_probs_are_given_the_learners() -> None:

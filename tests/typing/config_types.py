@@ -5,10 +5,11 @@ Each line that ends in an ignore is a mistake that must be found: where it is no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, assert_type
 
 import gspo_rllib
-from gspo_rllib import GRPOConfig, GSPOConfig
+from gspo_rllib import GSPO, GRPOConfig, GSPOConfig, TrajectoryGroup, load_groups, save_groups
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_runners.settings import GenerationSettings
 
@@ -56,3 +57,11 @@ def settings_are_read_as_one_object(config: GSPOConfig) -> None:
     assert_type(config.settings(TrainingSettings), TrainingSettings)
     assert_type(config.settings(GenerationSettings).temperature, float)
     TrainingSettings(lrr=1)  # type: ignore[call-arg]
+
+
+def groups_are_read_written_and_trained_on(algo: GSPO, config: GSPOConfig) -> None:
+    assert_type(load_groups("groups.jsonl", config), Iterator[TrajectoryGroup])
+    assert_type(algo.train_on(load_groups([{"group_id": "a"}]), behavior="unknown"), dict[str, Any])
+    save_groups("groups.jsonl", load_groups("others.jsonl"), append=True)
+    load_groups(7)  # type: ignore[arg-type]
+    algo.train_on(load_groups("groups.jsonl"), behavior="guessed")  # type: ignore[arg-type]
