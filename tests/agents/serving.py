@@ -29,6 +29,7 @@ class Served:
     Attributes:
         endpoint: The endpoint.
         session: The session.
+        door: How its calls reach the made-up policy.
         key: Its key.
         requests: What reached the engine.
         text: What the policy says, the same to everything.
@@ -39,6 +40,7 @@ class Served:
 
     endpoint: Endpoint
     session: Session
+    door: Door = field(init=False)
     key: str = ""
     requests: list[GenerationRequest] = field(default_factory=list)
     text: str = "2"
@@ -97,8 +99,8 @@ def served(renderer: MessageRenderer, **limits: Any) -> Iterator[Served]:
     session = Session(renderer, **({"max_model_len": 4000, "max_tokens": 256} | limits))
     one = Served(endpoint, session)
     one.hold.set()
-    door = Door(session, name="g/0/0/0", temperature=0.7, sampling_seed=lambda n: 100 + n, submit=one.submit)
-    one.key = endpoint.open(door)
+    one.door = Door(session, name="g/0/0/0", temperature=0.7, sampling_seed=lambda n: 100 + n, submit=one.submit)
+    one.key = endpoint.open(one.door)
     try:
         yield one
     finally:
