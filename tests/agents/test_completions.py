@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,11 @@ import openai
 import pytest
 
 from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.result import AgentResult
+from gspo_rllib.agents.session import Call, ChatRequest
+from gspo_rllib.agents.stitching import episode_of
+from gspo_rllib.types import GroupMember, turns
+from tests.agents.made_up_policy import MadeUpPolicy
 from tests.agents.serving import Served, served
 
 
@@ -104,6 +110,34 @@ def test_history_as_sent_writes_every_prompt_anew(rich_renderer: MessageRenderer
         client.completions.create(model="m", prompt="a2b")
         assert one.requests[1].prompt_token_ids == _ids(one, "a2b")
         assert one.session.calls[1].parent is None
+
+
+@pytest.mark.parametrize("kind", ["text", "ids"])
+@pytest.mark.parametrize("seed", range(10))
+def test_random_trees_of_prompts_are_what_the_engine_saw(rich_renderer: MessageRenderer, kind: str, seed: int) -> None:
+    draw = random.Random(seed)
+    policy = MadeUpPolicy(rich_renderer, seed)
+    asked: list[tuple[Any, Call | None]] = []
+    for number in range(12):
+        new: Any = "".join(draw.choices(["a", " b", "\n", "é", "<|im_end|>", "<think>", "�"], k=draw.randint(1, 5)))
+        new = new if kind == "text" else tuple(rich_renderer.raw(new))
+        parent = None
+        if number and draw.random() < 0.8:
+            parent = policy.session.calls[draw.randrange(number)]
+            said = parent.reply.content if kind == "text" else tuple(parent.token_ids.tolist())
+            new = asked[parent.number][0] + said + new
+        asked.append((new, parent))
+        (call,) = policy.ask(ChatRequest(raw=new))
+        prompt, _ = policy.seen[call.number]
+        # By its text a reply may be taken for another that reads alike; nothing else, and never for none.
+        assert kind == "text" or call.parent is parent or (parent is not None and call.parent is not None)
+        assert parent is None or call.parent is not None
+        if call.parent is not None:
+            before, sampled = policy.seen[call.parent.number]
+            assert prompt[: len(before) + len(sampled)] == [*before, *sampled]
+            assert kind == "text" or tuple(prompt) == new
+    turns_ = turns(episode_of(policy.session.trained_calls(), AgentResult(1.0), GroupMember("g", 0, task_seed=0)))
+    assert sum(len(turn.action_token_ids) for turn in turns_) == sum(len(ids) for _, ids in policy.seen.values())
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [

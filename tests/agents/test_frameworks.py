@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,81 @@ def test_an_agent_of_a_framework_is_served_and_does_to_history_what_the_page_say
             f"{_segments(one)} of {len(client.script)}",
         ]
     assert measured == _rows()[client.name]
+
+
+async def _agents_streamed(session: AgentSession, kind: str) -> Any:
+    import agents
+
+    agents.set_tracing_disabled(True)
+    model = getattr(agents, kind)("policy", session.client())
+    agent: Any = agents.Agent(name="adder", model=model, tools=[agents.function_tool(add)])
+    running = agents.Runner.run_streamed(agent, TASK["question"])
+    async for _ in running.stream_events():
+        pass
+    again = [*running.to_input_list(), {"role": "user", "content": "Sure?"}]
+    return (await agents.Runner.run(agent, again)).final_output
+
+
+async def _langgraph_streamed(session: AgentSession, **options: Any) -> Any:
+    from langchain_openai import ChatOpenAI
+    from langgraph.prebuilt import create_react_agent
+
+    model = ChatOpenAI(model="policy", base_url=session.base_url, api_key=session.api_key, streaming=True, **options)
+    agent = create_react_agent(model, [add])
+    state = await agent.ainvoke({"messages": [("user", TASK["question"])]})
+    state = await agent.ainvoke({"messages": [*state["messages"], ("user", "Sure?")]})
+    return state["messages"][-1].text
+
+
+async def _pydantic_ai(session: AgentSession, model: Any) -> Any:
+    from pydantic_ai import Agent
+
+    agent = Agent(model, tools=[add])
+    first = await agent.run(TASK["question"])
+    return (await agent.run("Sure?", message_history=first.all_messages())).output
+
+
+async def _pydantic_ai_responses(session: AgentSession) -> Any:
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(openai_client=session.client())
+    return await _pydantic_ai(session, OpenAIResponsesModel("policy", provider=provider))
+
+
+async def _pydantic_ai_anthropic(session: AgentSession) -> Any:
+    from anthropic import AsyncAnthropic
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
+    client = AsyncAnthropic(base_url=session.base_url.removesuffix("/v1"), api_key=session.api_key)
+    return await _pydantic_ai(session, AnthropicModel("policy", provider=AnthropicProvider(anthropic_client=client)))
+
+
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+
+
+OTHERWISE: dict[str, Callable[[AgentSession], Coroutine[Any, Any, Any]]] = {
+    "OpenAI Agents SDK, responses streamed": lambda session: _agents_streamed(session, "OpenAIResponsesModel"),
+    "OpenAI Agents SDK, chat streamed": lambda session: _agents_streamed(session, "OpenAIChatCompletionsModel"),
+    "LangGraph, chat streamed": _langgraph_streamed,
+    "LangGraph, responses streamed": lambda session: _langgraph_streamed(session, use_responses_api=True),
+    "Pydantic AI, responses": _pydantic_ai_responses,
+    "Pydantic AI, anthropic": _pydantic_ai_anthropic,
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_streams_other_dialects_and_a_second_question_stay_one_context(
+    rich_renderer: MessageRenderer, name: str
+) -> None:
+    with served(rich_renderer) as one:
+        one.script = [*SCRIPT, ANSWER, "Yes, 42"]
+        session = AgentSession(one.door, one.endpoint, key=one.key, seed=0)
+        assert asyncio.run(OTHERWISE[name](session)) == "Yes, 42"
+        assert len(one.session.calls) == 4 and one.is_one_context() and _segments(one) == 1
 
 
 def _module(snippet: str, folder: Path) -> Any:
