@@ -80,7 +80,8 @@ def _snippets() -> list[str]:
 
 
 def _rows() -> dict[str, list[str]]:
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    section = PAGE.read_text().split("\n## What they do to history\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name: rest for name, *rest in cells[1:]}
 
