@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.rllib.core import DEFAULT_MODULE_ID
 
+from gspo_rllib import GSPOConfig
 from gspo_rllib.agents import server
 from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.dialect import Asked
@@ -23,10 +25,13 @@ from gspo_rllib.agents.replies import Reply
 from gspo_rllib.agents.result import AgentResult
 from gspo_rllib.agents.stitching import episode_of
 from gspo_rllib.types import GroupMember, turns
+from gspo_rllib.warmstart.models import build_model
+from tests.agents.made_up_policy import user
 from tests.agents.serving import Served, served
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "agent_frameworks.md"
 TASK = {"question": "What is 17 + 25?", "answer": "42"}
+SMALL: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "max_position_embeddings": 4096, "initializer_range": 0.3}
 CONVERSATION = {"model", "messages", "input", "prompt", "system", "instructions", "tools", "max_tokens"}
 
 ADD = '<tool_call>{"name": "add", "arguments": {"b": 25, "a": 17}}</tool_call>'
@@ -181,6 +186,50 @@ async def _pydantic_ai_anthropic(session: AgentSession) -> Any:
     return await _pydantic_ai(session, AnthropicModel("policy", provider=AnthropicProvider(anthropic_client=client)))
 
 
+async def _openai_chat(session: AgentSession) -> Any:
+    messages: list[Any] = [user(TASK["question"])]
+    for _ in range(2):
+        answer = await session.client().chat.completions.create(model="policy", messages=messages)
+        messages += [answer.choices[0].message, user("Sure?")]
+    return answer.choices[0].message.content
+
+
+async def _openai_responses(session: AgentSession) -> Any:
+    items: list[Any] = [user(TASK["question"])]
+    for _ in range(2):
+        answer = await session.client().responses.create(model="policy", input=items)
+        items += [*answer.output, user("Sure?")]
+    return answer.output_text
+
+
+async def _openai_completions(session: AgentSession) -> Any:
+    prompt = TASK["question"]
+    for _ in range(2):
+        answer = await session.client().completions.create(model="policy", prompt=prompt)
+        prompt += f"{answer.choices[0].text}\nSure?\n"
+    return prompt
+
+
+async def _anthropic(session: AgentSession) -> Any:
+    from anthropic import AsyncAnthropic
+
+    client = AsyncAnthropic(base_url=session.base_url.removesuffix("/v1"), api_key=session.api_key)
+    messages: list[Any] = [user(TASK["question"])]
+    for _ in range(2):
+        answer = await client.messages.create(model="policy", messages=messages, max_tokens=16)
+        messages += [{"role": "assistant", "content": answer.content}, user("Sure?")]
+    return str(answer.content)
+
+
+async def _smolagents(session: AgentSession) -> Any:
+    from smolagents import OpenAIServerModel, ToolCallingAgent
+
+    model = OpenAIServerModel("policy", api_base=session.base_url, api_key=session.api_key)
+    agent = ToolCallingAgent([], model, max_steps=2, verbosity_level=0)
+    agent.prompt_templates["system_prompt"] = "Answer."  # its own has 7,000 tokens
+    return agent.run(TASK["question"])
+
+
 def add(a: int, b: int) -> int:
     """Adds two numbers."""
     return a + b
@@ -205,6 +254,55 @@ def test_streams_other_dialects_and_a_second_question_stay_one_context(
         session = AgentSession(one.door, one.endpoint, key=one.key, seed=0)
         assert asyncio.run(OTHERWISE[name](session)) == "Yes, 42"
         assert len(one.session.calls) == 4 and one.is_one_context() and _segments(one) == 1
+
+
+CUT_OFF = "OpenAI Agents SDK, responses streamed"
+UNTAUGHT = {name: play for name, play in OTHERWISE.items() if name != CUT_OFF} | {
+    "openai, chat": _openai_chat,
+    "openai, responses": _openai_responses,
+    "openai, completions": _openai_completions,
+    "anthropic": _anthropic,
+    "smolagents": _smolagents,
+}
+"""Agents that a policy which says anything, and is mostly cut off, plays to an end."""
+
+
+def test_the_agents_sdk_raises_where_a_streamed_response_is_cut_off(rich_renderer: MessageRenderer) -> None:
+    from agents import ModelBehaviorError
+
+    with served(rich_renderer, max_tokens=1) as one:
+        one.text = "two words"
+        session = AgentSession(one.door, one.endpoint, key=one.key, seed=0)
+        with pytest.raises(ModelBehaviorError, match="max_output_tokens"):
+            asyncio.run(OTHERWISE[CUT_OFF](session))
+
+
+async def _played(task: dict[str, Any], session: AgentSession) -> float:
+    return float(len(str(await UNTAUGHT[task["client"]](session))) % 3)
+
+
+@pytest.mark.slow
+def test_what_real_clients_asked_is_scored_as_it_was_sampled(ray_local: None, tmp_path: Path) -> None:
+    folder = str(build_model(tmp_path / "model", **SMALL))
+    config = (
+        GSPOConfig()
+        .agent(_played, tasks=[{"client": name} for name in UNTAUGHT])
+        .rl_module(model_config={"path": folder})
+        .generation(engine="transformers", max_tokens_per_turn=8)
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=8)
+        .training(group_size=2, groups_per_iteration=len(UNTAUGHT), num_minibatches=2, lr=1e-3)
+        .debugging(seed=1)
+    )
+    algo = config.build_algo()
+    try:
+        result = algo.train()
+    finally:
+        algo.stop()
+    learner, played = result["learners"][DEFAULT_MODULE_ID], result["env_runners"]
+    assert played["num_episodes"] == 2 * len(UNTAUGHT)
+    assert played["num_trajectory_failures"]["raised"] == 0
+    assert played["num_new_segments"] >= 2  # those of smolagents, a group of two
+    assert learner["logp_gap_max"] <= 1e-4
 
 
 def _module(snippet: str, folder: Path) -> Any:
