@@ -1,19 +1,18 @@
-"""Prompts that an agent wrote itself, as text or ids, and the replies that later prompts go on from."""
+"""Prompts that an agent wrote itself, as text or ids, and which of them go on from a reply to an earlier one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from gspo_rllib.agents.session import Call
-
 RawPrompt = str | tuple[int, ...]
 
+Answered = TypeVar("Answered")
 
-class RawPrompts:
+
+class RawPrompts(Generic[Answered]):
     """The replies of one session to such prompts.
 
     A prompt goes on from a reply if it begins with what the reply was shown and what it said: as text, with or without
@@ -21,31 +20,33 @@ class RawPrompts:
     """
 
     def __init__(self) -> None:
-        self._texts: list[tuple[str, Call]] = []
-        self._ids: list[tuple[np.ndarray, Call]] = []
+        self._texts: list[tuple[str, Answered]] = []
+        self._ids: list[tuple[np.ndarray, Answered]] = []
 
-    def note(self, prompt: RawPrompt, call: Call) -> None:
-        """Adds a reply; from now on it is recognised."""
+    def note(self, prompt: RawPrompt, said: Iterable[str], token_ids: np.ndarray, answered: Answered) -> None:
+        """Adds a reply; from now on it is recognised.
+
+        Args:
+            prompt: The prompt as the client sent it.
+            said: The texts by which the reply may come back.
+            token_ids: int32, the sampled ids.
+            answered: What a later prompt goes on from.
+        """
         if isinstance(prompt, str):
-            for said in {call.text, call.reply.content}:
-                self._texts.append((prompt + said, call))
+            self._texts += [(prompt + text, answered) for text in said]
         else:
-            self._ids.append((np.concatenate([call.prompt(), call.token_ids]), call))
+            self._ids.append((np.concatenate([np.asarray(prompt, np.int32), token_ids]), answered))
 
-    def recognised(self, prompt: RawPrompt) -> tuple[Call | None, int]:
-        """The reply that a prompt goes on from, and how many of its characters or ids are known by it."""
-        found: Sequence[tuple[int, Call]]
+    def recognised(self, prompt: RawPrompt) -> tuple[list[Answered], int]:
+        """The replies that a prompt may go on from, all alike, and how many of its characters or ids they explain.
+
+        Something must follow the reply; where several fit, these are the ones that explain most.
+        """
         if isinstance(prompt, str):
-            found = [(len(t), call) for t, call in self._texts if len(t) < len(prompt) and prompt.startswith(t)]
+            found = [(len(t), one) for t, one in self._texts if len(t) < len(prompt) and prompt.startswith(t)]
         else:
             ids = np.asarray(prompt, np.int32)
-            found = [
-                (len(known), call)
-                for known, call in self._ids
-                if len(known) < len(ids) and np.array_equal(known, ids[: len(known)])
-            ]
-        if not found:
-            return None, 0
-        # The longest, and of several that read alike one that nothing goes on from yet, which makes no second branch.
-        known, call = min(found, key=lambda one: (-one[0], len(one[1].children)))
-        return call, known
+            shorter = [(known, one) for known, one in self._ids if len(known) < len(ids)]
+            found = [(len(known), one) for known, one in shorter if np.array_equal(known, ids[: len(known)])]
+        longest = max((known for known, _ in found), default=0)
+        return [one for known, one in found if known == longest], longest

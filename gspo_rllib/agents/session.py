@@ -171,7 +171,7 @@ class Session:
         self._num_asked = 0
         self._sealed = False
         self._by_key: dict[bytes, list[Call]] = {}
-        self._raw = RawPrompts()
+        self._raw: RawPrompts[Call] = RawPrompts()
         self._starts: set[bytes] = set()
         self._first_keys: set[bytes] = set()
 
@@ -248,7 +248,7 @@ class Session:
             if call.parent is not None:
                 call.parent.children.append(call)
             if request.raw is not None:
-                self._raw.note(request.raw, call)
+                self._raw.note(request.raw, {text, reply.content}, call.token_ids, call)
                 return call
             for key in {next_key(prepared.key, message) for message in (as_given, as_text)}:
                 self._by_key.setdefault(key, []).append(call)
@@ -287,7 +287,8 @@ class Session:
         if not self._keeps_history:
             return None, 0
         if request.raw is not None:
-            return self._raw.recognised(request.raw)
+            alike, known = self._raw.recognised(request.raw)
+            return min(alike, key=lambda call: len(call.children), default=None), known
         messages = request.messages
         for known in range(len(messages) - 1, 0, -1):  # something must follow the reply
             reply = messages[known - 1]
