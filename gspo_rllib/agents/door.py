@@ -56,13 +56,15 @@ class Door:
         ]
 
     def _request(self, prepared: Prepared, number: int) -> GenerationRequest:
+        # The chat template's end is no end of a prompt that the agent wrote itself.
+        ends = self.session.renderer.stop if prepared.request.raw is None else ()
         return GenerationRequest(
             request_id=f"{self.name}/{number}",
             prompt_token_ids=prepared.prompt,
             max_tokens=prepared.max_tokens,
             temperature=self.temperature,
             seed=self.sampling_seed(number),
-            stop=(*prepared.request.stop, *self.session.renderer.stop),
+            stop=(*prepared.request.stop, *ends),
         )
 
 

@@ -241,6 +241,30 @@ def text_of(content: Any, place: str) -> str:
     return "".join(texts)
 
 
+def tool_call(call_id: Any, name: Any, arguments: Any, place: str) -> dict[str, Any]:
+    """A call of a tool in the form it has within a message.
+
+    Args:
+        call_id: What names the call; None for nothing.
+        name: The tool, untrusted.
+        arguments: A JSON string or an object, untrusted; None for no arguments.
+        place: What to call the call in a message.
+
+    Raises:
+        RequestRefused: It names no tool, or its arguments are something else.
+    """
+    if not isinstance(name, str) or not name:
+        raise RequestRefused(f"{place}.name is {shown(name)}; it must be the name of a tool.", place)
+    if arguments is None:
+        arguments = "{}"
+    elif isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not isinstance(arguments, str):
+        raise RequestRefused(f"{place}.arguments is {shown(arguments)}; it must be a JSON string.", place)
+    called = {"name": sound_text(name), "arguments": sound_text(arguments)}
+    return {"id": sound_text(str(call_id or "")), "type": "function", "function": called}
+
+
 def _checked_calls(calls: Any, role: str, place: str) -> list[dict[str, Any]]:
     if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
         raise RequestRefused(f"{place} is {shown(calls)}; it must be a list of calls.", place)
@@ -256,17 +280,7 @@ def _checked_calls(calls: Any, role: str, place: str) -> list[dict[str, Any]]:
                 '{"name": …, "arguments": …}}.',
                 place,
             )
-        arguments = function.get("arguments")
-        if arguments is None:
-            arguments = "{}"
-        elif isinstance(arguments, Mapping):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        elif not isinstance(arguments, str):
-            raise RequestRefused(
-                f"{place}[{number}].function.arguments is {shown(arguments)}; it must be a JSON string.", place
-            )
-        called = {"name": sound_text(name), "arguments": sound_text(arguments)}
-        checked.append({"id": sound_text(str(call.get("id") or "")), "type": "function", "function": called})
+        checked.append(tool_call(call.get("id"), name, function.get("arguments"), f"{place}[{number}].function"))
     return checked
 
 

@@ -15,13 +15,14 @@ import json
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.agents.defused import Defused, Risks
 from gspo_rllib.agents.messages import Message, RequestRefused
 from gspo_rllib.agents.script import Script
 from gspo_rllib.chat.format import ChatFormat
-from gspo_rllib.chat.frames import ids_held
+from gspo_rllib.chat.frames import ids_held, spans
 from gspo_rllib.chat.template import Refused
 from gspo_rllib.errors import shown
 
@@ -133,6 +134,50 @@ class MessageRenderer:
         with self._lock:
             follows_token = prompt[-1] in self._format.tokens.structural
             return self._format.reply(text, follows_token=follows_token, ended=ended)
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+        return len(self._tokenizer)
+
+    def raw(self, text: str, reply: Sequence[int] = ()) -> list[int]:
+        """Ids of a prompt that the agent wrote itself, or of what follows a reply in one.
+
+        The agent is its own template here: what spells a token is one.
+
+        Args:
+            text: The prompt, or what follows the reply.
+            reply: The ids of the reply, as they were sampled; none for a whole prompt. Its end is not written again.
+        """
+        with self._lock:
+            tokens = self._format.tokens
+            if not len(reply):
+                found = tokens.whole(text)[0]
+                return found if found[:1] == self._beginning else [*self._beginning, *found]
+            before = "\u2984"
+            if reply[-1] in tokens.structural:
+                before = tokens.shown([reply[-1]])
+                text = text.removeprefix(before)
+            return spans(tokens, before + text, len(before))[0]
+
+    def raw_text(self, token_ids: Sequence[int]) -> str:
+        """The text of a reply to such a prompt; without its end and without special tokens."""
+        ids = [int(token_id) for token_id in token_ids]
+        with self._lock:
+            while ids and ids[-1] in self._format.end.stop_token_ids:
+                ids.pop()
+            return self._format.tokens.decode(ids)
+
+    def shown(self, token_ids: Sequence[int]) -> str:
+        """Ids as a person reads them, special tokens included."""
+        with self._lock:
+            return self._format.tokens.shown(token_ids)
+
+    @cached_property
+    def _beginning(self) -> list[int]:
+        """What the tokenizer begins a text with: one id or none."""
+        first = list(self._tokenizer(".")["input_ids"])[:1]
+        return first if first and first[0] in self._format.tokens.beginning else []
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a sampled reply, exactly; without its end and without special tokens."""

@@ -60,7 +60,8 @@ def read_reply(
         >>> read_reply("4 = x", number=0, tools=(), stop=("=",), finish_reason="stop").message
         {'role': 'assistant', 'content': '4 '}
     """
-    shown = _until_stop(text, stop) if finish_reason == "stop" else text
+    stopped_at = stop_string_in(text, stop) if finish_reason == "stop" else None
+    shown = text if stopped_at is None else text[: text.find(stopped_at)]
     message: Message = {"role": "assistant", "content": shown}
     if not tools:
         return Reply(message, finish_reason)
@@ -85,9 +86,15 @@ def _written(call: ToolCall, schema: Any) -> dict[str, str]:
     return {"name": call.name, "arguments": json.dumps(arguments, ensure_ascii=False)}
 
 
-def _until_stop(text: str, stop: Sequence[str]) -> str:
-    found = [place for place in (text.find(one) for one in stop) if place >= 0]
-    return text[: min(found)] if found else text
+def stop_string_in(text: str, stop: Sequence[str]) -> str | None:
+    """The stop string that comes first in a text, if any does.
+
+    Example:
+        >>> stop_string_in("4 = x; y", (";", "="))
+        '='
+    """
+    found = [one for one in stop if one in text]
+    return min(found, key=text.find) if found else None
 
 
 def _call_id(number: int, place: int) -> str:

@@ -1,15 +1,16 @@
-"""The OpenAI-compatible server: loopback only, one key for each trajectory, in a thread of its own.
+"""The server that agents call: loopback only, one key for each trajectory, in a thread of its own.
 
-Nothing that takes long runs in its event loop: bodies are read with limits, then parsed and rendered in a few threads.
-A client's SDK tries again when it lost patience, with a header and the same body: that joins the call under way, or
-gets its answer once more, so no reply is sampled twice. A reply is trained only if its client was there to read it.
+What clients say in the dialects of OpenAI and Anthropic is treated alike. Nothing that takes long runs in the event
+loop: bodies are read with limits, then parsed and rendered in a few threads. A client's SDK tries again when it lost
+patience, with a header and the same body: that joins the call under way, or gets its answer once more, so no reply is
+sampled twice. A reply is trained only if its client was there to read it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
-import json
 import logging
 import socket
 import threading
@@ -25,12 +26,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from gspo_rllib.agents.chat_completions import CompletionRequest, chunks, completion, read_request
+from gspo_rllib.agents.anthropic_messages import ANTHROPIC_MESSAGES
+from gspo_rllib.agents.chat_completions import CHAT_COMPLETIONS
+from gspo_rllib.agents.completions import COMPLETIONS
+from gspo_rllib.agents.dialect import Asked, Dialect, parsed_object
 from gspo_rllib.agents.door import OpenSession
-from gspo_rllib.agents.messages import RequestRefused, sound_text
+from gspo_rllib.agents.messages import RequestRefused
+from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.responses import RESPONSES
 from gspo_rllib.agents.session import Call
 
 logger = logging.getLogger("gspo_rllib")
+
+DIALECTS: tuple[Dialect[Any], ...] = (CHAT_COMPLETIONS, RESPONSES, COMPLETIONS, ANTHROPIC_MESSAGES)
 
 MAX_BODY_BYTES = 8 * 2**20
 BODY_TIMEOUT_S = 30.0
@@ -60,8 +68,8 @@ class _Answering:
     """
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[tuple[CompletionRequest, list[Call]]]
-        self.asked: CompletionRequest | None = None
+        self.task: asyncio.Task[tuple[Asked, list[Call]]]
+        self.asked: Asked | None = None
 
     @property
     def failed(self) -> bool:
@@ -142,7 +150,7 @@ def make_app(find: Find, threads: ThreadPoolExecutor) -> Starlette:
     handlers = _Handlers(find, threads)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", handlers.chat_completions, methods=["POST"]),
+            *(Route(d.path, functools.partial(handlers.replies, d), methods=["POST"]) for d in DIALECTS),
             Route("/v1/models", handlers.models, methods=["GET"]),
             Route("/v1/models/{name:path}", handlers.model, methods=["GET"]),
         ],
@@ -166,24 +174,26 @@ class _Handlers:
         self._find(_key(request))
         return JSONResponse(_model(request.path_params["name"]))
 
-    async def chat_completions(self, request: Request) -> Response:
+    async def replies(self, dialect: Dialect[Any], request: Request) -> Response:
         opened = self._find(_key(request))
-        answering = self._answering(opened, await _body(request), is_retry=_is_retry(request))
+        answering = self._answering(dialect, opened, await _body(request), is_retry=_is_retry(request))
         while not answering.task.done():
             await asyncio.wait({answering.task}, timeout=COMMENT_S)
             if not answering.task.done() and answering.asked is not None and answering.asked.stream:
-                events = self._late_stream(request, opened, answering)
+                events = _late_stream(dialect, request, opened, answering)
                 return StreamingResponse(events, media_type="text/event-stream")
         asked, calls = answering.task.result()
         await _mark_delivered(request, calls)
         renderer = opened.door.session.renderer
         if asked.stream:
-            return StreamingResponse(_each(list(chunks(asked, calls, renderer))), media_type="text/event-stream")
-        return JSONResponse(completion(asked, calls, renderer))
+            return StreamingResponse(
+                _each(list(dialect.events(asked, calls, renderer))), media_type="text/event-stream"
+            )
+        return JSONResponse(dialect.answer(asked, calls, renderer))
 
-    def _answering(self, opened: OpenSession, raw: bytes, *, is_retry: bool) -> _Answering:
+    def _answering(self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, *, is_retry: bool) -> _Answering:
         """The answer to a body: a new one, or for a retry the one under way or the one given before."""
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        digest = hashlib.blake2b(raw, digest_size=16, person=dialect.path[-16:].encode()).digest()
         known: _Answering | None = opened.answers.get(digest)
         if is_retry and known is not None and not known.failed:
             return known
@@ -195,7 +205,7 @@ class _Handlers:
             )
         opened.num_open += 1
         answering = opened.answers[digest] = _Answering()
-        answering.task = asyncio.get_running_loop().create_task(self._answer(opened, raw, answering))
+        answering.task = asyncio.get_running_loop().create_task(self._answer(dialect, opened, raw, answering))
         answering.task.add_done_callback(lambda done: _closed(opened, done))
         opened.answers.move_to_end(digest)
         while len(opened.answers) > MOST_ANSWERS:
@@ -203,16 +213,16 @@ class _Handlers:
         return answering
 
     async def _answer(
-        self, opened: OpenSession, raw: bytes, answering: _Answering
-    ) -> tuple[CompletionRequest, list[Call]]:
+        self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering
+    ) -> tuple[Asked, list[Call]]:
         session, loop = opened.door.session, asyncio.get_running_loop()
-        asked = await loop.run_in_executor(self._threads, read_request, raw, session.renderer)
+        asked = await loop.run_in_executor(self._threads, _read, dialect, raw, session.renderer)
         answering.asked = asked
         self._tell_what_has_no_effect(asked)
         prepared = await loop.run_in_executor(self._threads, session.prepare, asked.chat)
         return asked, await opened.door.sample(prepared)
 
-    def _tell_what_has_no_effect(self, asked: CompletionRequest) -> None:
+    def _tell_what_has_no_effect(self, asked: Asked) -> None:
         for name in asked.passed_over:
             if name not in self._told:
                 self._told.add(name)
@@ -222,19 +232,27 @@ class _Handlers:
                     name,
                 )
 
-    async def _late_stream(self, request: Request, opened: OpenSession, answering: _Answering) -> AsyncIterator[str]:
-        """A stream whose reply is not there yet: comments keep the client waiting."""
-        while not answering.task.done():
-            yield ": the reply is being sampled\n\n"
-            await asyncio.wait({answering.task}, timeout=COMMENT_S)
-        try:
-            asked, calls = answering.task.result()
-        except RequestRefused as refused:
-            yield f"data: {json.dumps({'error': _error(refused)})}\n\n"
-            return
-        await _mark_delivered(request, calls)
-        for event in chunks(asked, calls, opened.door.session.renderer):
-            yield event
+
+def _read(dialect: Dialect[Any], raw: bytes, renderer: MessageRenderer) -> Asked:
+    asked: Asked = dialect.read(parsed_object(raw), renderer)
+    return asked
+
+
+async def _late_stream(
+    dialect: Dialect[Any], request: Request, opened: OpenSession, answering: _Answering
+) -> AsyncIterator[str]:
+    """A stream whose reply is not there yet: comments keep the client waiting."""
+    while not answering.task.done():
+        yield ": the reply is being sampled\n\n"
+        await asyncio.wait({answering.task}, timeout=COMMENT_S)
+    try:
+        asked, calls = answering.task.result()
+    except RequestRefused as refused:
+        yield dialect.error_event(refused)
+        return
+    await _mark_delivered(request, calls)
+    for event in dialect.events(asked, calls, opened.door.session.renderer):
+        yield event
 
 
 async def _each(events: list[str]) -> AsyncIterator[str]:
@@ -309,15 +327,6 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "gspo-rllib"}
 
 
-def _error(refused: RequestRefused) -> dict[str, Any]:
-    return {
-        "message": sound_text(str(refused)),
-        "type": "invalid_request_error",
-        "param": refused.param,
-        "code": refused.code,
-    }
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
     # SDKs retry some of these on their own, and would be refused again, but for a session that is busy.
@@ -326,12 +335,14 @@ async def _refused(request: Request, error: Exception) -> Response:
     if error.status in (408, 413):
         headers["connection"] = "close"
         answer = _BeforeTheBodyEnded
-    return answer({"error": _error(error)}, status_code=error.status, headers=headers)
+    spoken = next((one for one in DIALECTS if request.url.path.startswith(one.path)), CHAT_COMPLETIONS)
+    return answer(spoken.error(error), status_code=error.status, headers=headers)
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
     refused = RequestRefused(
-        f"{request.method} {request.url.path[:100]} is not served; POST /v1/chat/completions and GET /v1/models are.",
+        f"{request.method} {request.url.path[:100]} is not served; GET /v1/models is, and POST "
+        f"{', '.join(dialect.path for dialect in DIALECTS)}. Anthropic's client is given the address without /v1.",
         status=404,
     )
     return await _refused(request, refused)

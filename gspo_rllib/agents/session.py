@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gspo_rllib.agents.messages import Message, RequestRefused, SessionEnded, keys, next_key, start_key
+from gspo_rllib.agents.raw_prompts import RawPrompt, RawPrompts
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.replies import Reply, read_reply
 from gspo_rllib.engines.protocol import Generation
@@ -36,20 +37,22 @@ class ChatRequest:
     """A checked call.
 
     Attributes:
-        messages: The conversation, its last message not necessarily the user's.
+        messages: The conversation, its last message not necessarily the user's; none where the prompt is ``raw``.
         tools: Functions the policy may call.
         max_tokens: Most tokens the client wants; None for no wish.
         stop: Strings that end the reply.
         choices: Replies that are sampled from the one prompt.
         template_kwargs: Further arguments of the chat template.
+        raw: A prompt that the agent wrote itself, as text or ids, in place of messages.
     """
 
-    messages: Sequence[Message]
+    messages: Sequence[Message] = ()
     tools: Sequence[Mapping[str, Any]] = ()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     choices: int = 1
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    raw: RawPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,7 @@ class Session:
         self._num_asked = 0
         self._sealed = False
         self._by_key: dict[bytes, list[Call]] = {}
+        self._raw: RawPrompts[Call] = RawPrompts()
         self._starts: set[bytes] = set()
         self._first_keys: set[bytes] = set()
 
@@ -188,7 +192,7 @@ class Session:
         chain = keys(start, request.messages)
         with self._lock:
             self._check_open(request.choices)
-            parent, known = self._recognised(chain, request.messages)
+            parent, known = self._recognised(chain, request)
         prompt, appended, parent, has_bridge = self._write(request, parent, known)
         room = self._max_model_len - len(prompt)
         if room < 1:
@@ -212,7 +216,7 @@ class Session:
             numbers,
             max_tokens=min(room, self._max_tokens, request.max_tokens or room),
             key=chain[-1],
-            new_text="\n".join(message["content"] for message in request.messages[known:] if message["content"]),
+            new_text=self._new_text(request, known),
         )
 
     def record(self, prepared: Prepared, number: int, sampled: Sampled) -> Call:
@@ -227,7 +231,8 @@ class Session:
             SessionEnded: The session was sealed meanwhile.
         """
         request, generation = prepared.request, sampled.generation
-        text = self.renderer.decode(generation.token_ids)
+        decode = self.renderer.decode if request.raw is None else self.renderer.raw_text
+        text = decode(generation.token_ids)
         reply = read_reply(
             text, number=number, tools=request.tools, stop=request.stop, finish_reason=generation.finish_reason
         )
@@ -242,6 +247,9 @@ class Session:
             self.calls.append(call)
             if call.parent is not None:
                 call.parent.children.append(call)
+            if request.raw is not None:
+                self._raw.note(request.raw, {text, reply.content}, call.token_ids, call)
+                return call
             for key in {next_key(prepared.key, message) for message in (as_given, as_text)}:
                 self._by_key.setdefault(key, []).append(call)
         return call
@@ -271,10 +279,17 @@ class Session:
                 code="max_turns_exceeded",
             )
 
-    def _recognised(self, chain: Sequence[bytes], messages: Sequence[Message]) -> tuple[Call | None, int]:
-        """The latest reply in the history that this session gave, and the number of messages up to it."""
+    def _recognised(self, chain: Sequence[bytes], request: ChatRequest) -> tuple[Call | None, int]:
+        """The latest reply in the history that this session gave, and the number of messages up to it.
+
+        Of a raw prompt it is the number of characters or ids.
+        """
         if not self._keeps_history:
             return None, 0
+        if request.raw is not None:
+            alike, known = self._raw.recognised(request.raw)
+            return min(alike, key=lambda call: len(call.children), default=None), known
+        messages = request.messages
         for known in range(len(messages) - 1, 0, -1):  # something must follow the reply
             reply = messages[known - 1]
             if reply["role"] == "assistant" and (found := self._by_key.get(chain[known])):
@@ -288,18 +303,32 @@ class Session:
     ) -> tuple[list[int], list[int], Call | None, bool]:
         """The prompt, what of it is new, the call it goes on from, and whether its template has bridges."""
         if parent is not None:
-            bridge = self.renderer.bridge(
-                request.messages[known:],
-                request.tools,
-                request.template_kwargs,
-                reply=parent.sampled.generation.token_ids,
-                system=[message for message in request.messages[:1] if message["role"] == "system"],
-            )
-            if bridge is not None:
+            bridge = self._bridge(request, parent, known)
+            if bridge:
                 prompt = np.concatenate([parent.prompt(), parent.token_ids, np.asarray(bridge, np.int32)]).tolist()
                 return prompt, bridge, parent, True
+        if request.raw is not None:
+            prompt = self.renderer.raw(request.raw) if isinstance(request.raw, str) else list(request.raw)
+            return prompt, prompt, None, True
         prompt = self.renderer.full(request.messages, request.tools, request.template_kwargs)
         return prompt, prompt, None, parent is None
+
+    def _bridge(self, request: ChatRequest, parent: Call, known: int) -> list[int] | None:
+        """The ids of what follows a reply; None where the template cannot write them."""
+        reply = parent.sampled.generation.token_ids
+        if request.raw is None:
+            system = [message for message in request.messages[:1] if message["role"] == "system"]
+            tail = request.messages[known:]
+            return self.renderer.bridge(tail, request.tools, request.template_kwargs, reply=reply, system=system)
+        rest = request.raw[known:]
+        return self.renderer.raw(rest, reply) if isinstance(rest, str) else list(rest)
+
+    def _new_text(self, request: ChatRequest, known: int) -> str:
+        """What the client said since the parent's reply."""
+        if request.raw is None:
+            return "\n".join(message["content"] for message in request.messages[known:] if message["content"])
+        rest = request.raw[known:]
+        return rest if isinstance(rest, str) else self.renderer.shown(rest)
 
     def _note_new_context(
         self, start: bytes, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool
@@ -307,7 +336,7 @@ class Session:
         if self._starts:
             self.new_contexts[self._cause(start, chain, messages, has_bridge=has_bridge)] += 1
         self._starts.add(start)
-        self._first_keys.add(chain[1])
+        self._first_keys.update(chain[1:2])
 
     def _cause(
         self, start: bytes, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -28,18 +29,22 @@ class Served:
     Attributes:
         endpoint: The endpoint.
         session: The session.
+        door: How its calls reach the made-up policy.
         key: Its key.
         requests: What reached the engine.
         text: What the policy says, the same to everything.
+        script: What it says first, in this order.
         hold: Unless set, requests wait.
         futures: The answers, by request id.
     """
 
     endpoint: Endpoint
     session: Session
+    door: Door = field(init=False)
     key: str = ""
     requests: list[GenerationRequest] = field(default_factory=list)
     text: str = "2"
+    script: list[str] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
     futures: dict[str, Future[Sampled]] = field(default_factory=dict)
 
@@ -47,18 +52,32 @@ class Served:
         future: Future[Sampled] = Future()
         self.requests.append(request)
         self.futures[request.request_id] = future
-        threading.Thread(target=self._sample, args=(request, future), daemon=True).start()
+        text = self.script.pop(0) if self.script else self.text
+        threading.Thread(target=self._sample, args=(request, future, text), daemon=True).start()
         return future
 
-    def _sample(self, request: GenerationRequest, future: Future[Sampled]) -> None:
+    def _sample(self, request: GenerationRequest, future: Future[Sampled], text: str) -> None:
         self.hold.wait(30)
         renderer = self.session.renderer
-        ids = [*renderer._tokenizer.encode(self.text, add_special_tokens=False), renderer.stop_token_ids[0]]
+        ids = [*renderer._tokenizer.encode(text, add_special_tokens=False), renderer.stop_token_ids[0]]
         ids = ids[: request.max_tokens]
         logp = np.full(len(ids), -0.5, np.float32)
         reason = "stop" if ids[-1] in renderer.stop_token_ids else "length"
         with contextlib.suppress(Exception):
             future.set_result(Sampled(Generation(request.request_id, ids, logp, reason), version=3))
+
+    def context(self, number: int) -> list[int]:
+        """What the engine saw and sampled in one call."""
+        call = self.session.calls[number]
+        return [*self.requests[number].prompt_token_ids, *call.token_ids.tolist()]
+
+    def is_one_context(self) -> bool:
+        """Whether every call but the first went on from the one before, its ids included."""
+        calls = self.session.calls
+        return all(
+            call.parent is before and self.requests[n + 1].prompt_token_ids[: len(self.context(n))] == self.context(n)
+            for n, (before, call) in enumerate(itertools.pairwise(calls))
+        )
 
     def post(self, body: Any, path: str = "/v1/chat/completions", **headers: str) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON of one POST."""
@@ -80,8 +99,8 @@ def served(renderer: MessageRenderer, **limits: Any) -> Iterator[Served]:
     session = Session(renderer, **({"max_model_len": 4000, "max_tokens": 256} | limits))
     one = Served(endpoint, session)
     one.hold.set()
-    door = Door(session, name="g/0/0/0", temperature=0.7, sampling_seed=lambda n: 100 + n, submit=one.submit)
-    one.key = endpoint.open(door)
+    one.door = Door(session, name="g/0/0/0", temperature=0.7, sampling_seed=lambda n: 100 + n, submit=one.submit)
+    one.key = endpoint.open(one.door)
     try:
         yield one
     finally:
