@@ -108,8 +108,14 @@ def _fuzzed(random: random.Random, sound: dict[str, Any], fields: list[str]) -> 
     return raw
 
 
-@pytest.mark.parametrize("path", DIALECTS)
-@pytest.mark.parametrize(("count", "seed"), [(300, 0), pytest.param(5000, 1, marks=pytest.mark.slow)])
+COUNTS = [(path, 600 if path == "/v1/chat/completions" else 300, 0) for path in DIALECTS]
+MANY = [
+    pytest.param(path, 10_000 if path == "/v1/chat/completions" else 5000, 1, marks=pytest.mark.slow)
+    for path in DIALECTS
+]
+
+
+@pytest.mark.parametrize(("path", "count", "seed"), [*COUNTS, *MANY])
 def test_no_request_is_the_servers_own_fault(one: Served, path: str, count: int, seed: int) -> None:
     sound, fields = DIALECTS[path]
     draw = random.Random(seed)
