@@ -95,6 +95,7 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "__main__.py": "cli/test_main.py",
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
     "agents/chat_completions.py": "agents/test_server.py",
@@ -113,6 +114,7 @@ TESTED_IN = {
     "cli/interrupts.py": "cli/test_train.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
     "cli/quiet.py": "cli/test_main.py",
+    "cli/terminal.py": "cli/test_listing.py",
     "columns.py": "test_packing.py",
     "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",
     "connectors/scoring.py": "modules/test_prefix_attention.py",

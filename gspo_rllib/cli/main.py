@@ -33,9 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _OneLineParser(prog="gspo-rllib", description="GSPO for multi-turn language agents on Ray RLlib.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
+
+    def show_help(_arguments: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=show_help)
     return parser
 
 
@@ -94,6 +100,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
     arguments = parse_arguments(argv)
+    _import_from_here()
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
@@ -106,6 +113,13 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         print(f"gspo-rllib: {' '.join(str(ours).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _import_from_here() -> None:
+    """Has modules of the current folder found, as ``python -m`` does; Ray does the same for its workers."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def own_error(error: BaseException) -> GSPOError | None:
