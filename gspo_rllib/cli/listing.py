@@ -47,7 +47,8 @@ def algorithms() -> dict[str, str]:
     package = importlib.util.find_spec("gspo_rllib.algorithms")
     assert package is not None and package.origin is not None
     file = Path(package.origin)
-    homes, names = {}, []
+    homes: dict[str, str] = {}
+    names: list[str] = []
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             homes |= {alias.name: node.module.removeprefix("gspo_rllib.algorithms.") for alias in node.names}

@@ -10,10 +10,22 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gspo_rllib import __version__
-from gspo_rllib.cli import check_env, evaluate, export, listing, rollout, sweep, train, warmstart
+from gspo_rllib.cli import (
+    check_env,
+    evaluate,
+    export,
+    listing,
+    recipes,
+    rollout,
+    settings,
+    sweep,
+    train,
+    validate,
+    warmstart,
+)
 from gspo_rllib.errors import GSPOError
 
-COMMANDS = (train, evaluate, rollout, sweep, export, warmstart, check_env, listing)
+COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
