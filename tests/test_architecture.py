@@ -113,6 +113,7 @@ TESTED_IN = {
     "cli/curve.py": "cli/test_train.py",
     "cli/interrupts.py": "cli/test_train.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
+    "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",
     "cli/terminal.py": "cli/test_listing.py",
     "columns.py": "test_packing.py",

@@ -16,6 +16,7 @@ from gspo_rllib.cli import (
     export,
     listing,
     recipes,
+    report,
     rollout,
     settings,
     sweep,
@@ -25,7 +26,7 @@ from gspo_rllib.cli import (
 )
 from gspo_rllib.errors import GSPOError
 
-COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing)
+COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing, report)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

@@ -48,7 +48,8 @@ def shown(setting: Declared, *, width: int | None) -> list[str]:
 
     Example:
         >>> from gspo_rllib.configs.declared import Declared
-        >>> print(*shown(Declared("training.lr", 1e-6, "float, >= 0", "AdamW's rate.", "", "verl"), width=60), sep="\\n")
+        >>> lr = Declared("training.lr", 1e-6, "float, >= 0", "AdamW's rate.", "", "verl")
+        >>> print(*shown(lr, width=60), sep="\\n")
         training.lr = 1e-06
             AdamW's rate.
             Allowed: float, >= 0. Source: verl

@@ -55,7 +55,7 @@ def test_a_pattern_finds_names_then_effects() -> None:
     assert {setting.name for setting in matching(settings, "clip_LOW")} == {"training.clip_low"}
     assert {setting.name for setting in matching(settings, "run.eval*s")} == {"run.evaluate_tasks"}
     assert [setting.name for setting in matching(settings, "cache")] == ["generation.engine_dtype"]
-    with pytest.raises(SettingError, match="'training.temprature'. Did you mean 'temperature'?"):
+    with pytest.raises(SettingError, match=r"'training.temprature'. Did you mean 'temperature'?"):
         matching(settings, "training.temprature")
 
 
