@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
+from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import GROUP, TRUNCATED_BY, turns
 
@@ -21,6 +22,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("rollout", help="print trajectories turn by turn", description=__doc__)
     policy_source.add_arguments(parser)
     parser.add_argument("--episodes", type=int, default=3, metavar="N", help="trajectories to play; default 3")
+    add_json(parser, "trajectory")
     parser.set_defaults(run=run)
 
 
@@ -28,9 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Plays and prints."""
     if arguments.episodes < 1:
         raise SettingError(f"--episodes: expected a whole number >= 1, got {arguments.episodes}.")
+    file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
     with policy_source.opened_runner(config, episodes=arguments.episodes) as runner:
         episodes = runner.sample(num_episodes=arguments.episodes)
+    if arguments.json:
+        write_rows([row(episode) for episode in episodes], file)
+        if file is not None:
+            print(f"{len(episodes)} trajectories: {file}")
+        return 0
     for number, episode in enumerate(episodes, start=1):
         print(f"trajectory {number} of {len(episodes)}")
         for text in describe(episode):
@@ -58,6 +66,35 @@ def describe(episode: SingleAgentEpisode) -> Iterator[str]:
     if episode.is_truncated:
         yield f"  last seen    {printable(observations[-1])}"
     yield f"  return       {episode.get_return():g} · {len(actions)} turns, {total_tokens} tokens, {outcome(episode)}"
+
+
+def row(episode: SingleAgentEpisode) -> dict[str, Any]:
+    """One trajectory as plain values: its task, each turn, how it ended.
+
+    Args:
+        episode: A finished episode whose steps carry a ``Turn``.
+    """
+    observations, actions = episode.get_observations(), episode.get_actions()
+    success = episode.get_infos(-1).get("success")
+    played = [
+        {
+            "observation": observations[number],
+            "action": actions[number],
+            "reward": float(episode.get_rewards(number)),
+            "num_tokens": len(turn.action_token_ids),
+            "finish_reason": turn.finish_reason,
+        }
+        for number, turn in enumerate(turns(episode))
+    ]
+    return {
+        "task_seed": episode.custom_data[GROUP].task_seed,
+        "return": float(episode.get_return()),
+        "success": None if success is None else bool(success),
+        "truncated_by": episode.custom_data.get(TRUNCATED_BY),
+        "num_tokens": sum(turn["num_tokens"] for turn in played),
+        "turns": played,
+        "last_observation": observations[-1],
+    }
 
 
 def outcome(episode: SingleAgentEpisode) -> str:

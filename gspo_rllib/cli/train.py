@@ -128,7 +128,7 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
         if arguments.name or arguments.storage:
             raise SettingError(
                 "--name and --storage have no effect on a run that is continued in its folder; leave them out, or "
-                f"continue from its checkpoint in a new folder: --resume {_short(resume.checkpoint)}"
+                f"continue from its checkpoint in a new folder: --resume {short(resume.checkpoint)}"
             )
         resume.check_limits(loaded.settings)
         loaded = dataclasses.replace(loaded, name=name_of(resume.folder))
@@ -143,7 +143,7 @@ def _train(algorithm: Algorithm, loaded: Run, resume: Resume | None, *, say: Cal
     recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
     if resume is not None:
         say(f"continuing {'this run' if in_place else 'in a new folder'} from {_described(resume)}")
-    say(f"results: {_short(folder)}", flush=True)
+    say(f"results: {short(folder)}", flush=True)
     with StopRequest() as request:
         loop = TrainingLoop(
             loaded,
@@ -159,15 +159,15 @@ def _train(algorithm: Algorithm, loaded: Run, resume: Resume | None, *, say: Cal
             recorder.close()
             loop.close()
             _draw(recorder, loaded.name)
-    print(f"stopped: {reason}\ncheckpoint: {_short(checkpoint)}")
+    print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")
     if loop.best is not None:
-        print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {_short(loop.best_checkpoint)}")
-    print(f"curve: {_short(folder / 'learning_curve.png')}")
+        print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {short(loop.best_checkpoint)}")
+    print(f"curve: {short(folder / 'learning_curve.png')}")
     return request.exit_code
 
 
 def _described(resume: Resume) -> str:
-    text = f"iteration {resume.iteration}, {_short(resume.checkpoint)}"
+    text = f"iteration {resume.iteration}, {short(resume.checkpoint)}"
     if resume.num_lost:
         text += f"; {resume.num_lost} later iterations were not saved, and are trained again"
     return text
@@ -188,6 +188,6 @@ def _draw(recorder: RunRecorder, name: str) -> None:
         print(f"no learning curve: {error}; pip install 'gspo-rllib[plot]'", file=sys.stderr)
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """The path as seen from here, where that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)

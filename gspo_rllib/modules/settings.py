@@ -63,8 +63,8 @@ class ModelSettings(Settings):
     shared_prefixes: bool | None = knob(
         None,
         "Whether trajectories of a group compute the prompt they share once per packed row, exact to float noise. "
-        "None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True: wherever "
-        "two share a token; False: never.",
+        "None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True: "
+        "wherever two share a token; False: never.",
         choices=(None, True, False),
         source="ours",
     )
