@@ -90,7 +90,7 @@ def find_resume(path: str | Path) -> Resume:
     results = [flatten(result) for result in read_results(folder)]
     best = _best(results) if (folder / "checkpoints" / BEST).is_dir() else None
     iteration, checkpoint = _newest(folder, best)
-    trained = next((row for row in reversed(results) if row["training_iteration"] == iteration), {})
+    trained: Mapping[str, Any] = next((row for row in reversed(results) if row["training_iteration"] == iteration), {})
     return Resume(
         checkpoint=checkpoint,
         folder=folder,

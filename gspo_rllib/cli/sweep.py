@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.sweep_points import Point, points
@@ -15,6 +16,17 @@ from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run, RunSettings
+
+
+_TUNE = {
+    # Tune's newer output prints a box about the experiment even where it is asked for nothing.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # There is no score before the first evaluation; Tune would end the sweep.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Relative paths and modules mean in a trial what they mean to `gspo-rllib train`.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""What Ray Tune reads from the environment only."""
 
 
 def add_parser(commands: Any) -> None:
@@ -57,12 +69,6 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
     from gspo_rllib.cli.provenance import run_record
     from gspo_rllib.cli.recorder import new_run_folder, write_run_record
 
-    if not arguments.verbose:
-        # Tune's newer output prints a box about the experiment even where it is asked for nothing.
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-        warnings.filterwarnings("ignore", "Consider boosting PBT performance")
-    # Tune would end a sweep where a result has no score, as there is none before the first evaluation.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
     base.config.callbacks(on_train_result=judge)
     folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
@@ -73,15 +79,17 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
     at_once = min(len(trials), arguments.trials_at_once or len(trials))
-    with ray_session(required_cpus(base.config) * at_once, verbose=arguments.verbose):
+    with (
+        _set_up(verbose=arguments.verbose),
+        ray_session(required_cpus(base.config) * at_once, verbose=arguments.verbose),
+    ):
         tuner = tune.Tuner(
             base.config.algo_class.__name__,
             param_space=space,
             tune_config=tune.TuneConfig(
                 num_samples=len(trials),
-                search_alg=sweep_trials.Points(trials),
+                search_alg=sweep_trials.Points(trials, arguments.trials_at_once),
                 scheduler=sweep_trials.scheduler(arguments.scheduler, base.settings, trials),
-                max_concurrent_trials=arguments.trials_at_once,
                 trial_name_creator=Named(trials, "label"),
                 trial_dirname_creator=Named(trials, "folder"),
             ),
@@ -97,6 +105,23 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
             ),
         )
         return sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
+
+
+@contextlib.contextmanager
+def _set_up(*, verbose: bool) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ |= _TUNE
+    if verbose:
+        del os.environ["RAY_AIR_NEW_OUTPUT"]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consider boosting PBT performance")
+            yield
+    finally:
+        for name in _TUNE:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 class Named:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import itertools
+import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,12 +143,34 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
         runs[label_of(chosen)] = run
     # Before they are validated, which fills in what RLlib derives from other settings.
     attributes = changed(base, runs.values())
-    made = [
-        Point(label, {name: getattr(run.config, name) for name in sorted(attributes)}) for label, run in runs.items()
-    ]
-    for run in runs.values():
-        run.config.validate()
+    made: list[Point] = []
+    for label, run in runs.items():
+        values = {name: getattr(run.config, name) for name in sorted(attributes)}
+        if all(point.values != values for point in made):  # 1 and 1.0 are one trial
+            made.append(Point(label, values))
+    with _each_warning_once():
+        for run in runs.values():
+            run.config.validate()
     return base, made
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """What is said of every trial is said once."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_first = text not in said
+        said.add(text)
+        return is_first
+
+    logger = logging.getLogger("gspo_rllib")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def label_of(chosen: Mapping[str, str]) -> str:

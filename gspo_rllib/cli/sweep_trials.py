@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, SearchGenerator
 
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
 from gspo_rllib.cli.progress import clock
@@ -35,25 +35,56 @@ SHOW_EVERY_S = 60.0
 HEADER = f"{'iter':>9} {'success':>7} {'return':>7} {'time':>7}  {'state':<7}  trial"
 
 
-class Points(Searcher):
-    """Hands out the trials, in their order."""
+class _HandOut(Searcher):
+    """Suggests the trials, in their order; nothing is learnt from any."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         super().__init__()
         self._left = list(points)
 
     def suggest(self, trial_id: str) -> Any:
-        """The attributes of the next trial."""
         return dict(self._left.pop(0).values) if self._left else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing is learnt from a trial."""
+        pass
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to be saved: an interrupted sweep is started anew."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to be restored."""
+class Points(SearchAlgorithm):
+    """Makes the trials, in their order: whole combinations, where Tune's own grid knows single attributes only.
+
+    Around Tune's generator for searchers, because PBT refuses those by their class: it moves trials by itself, and a
+    searcher that learns from them would be misled. This one does not.
+
+    Args:
+        points: The trials.
+        at_once: Most trials that run at a time; None for as many as fit.
+    """
+
+    def __init__(self, points: Sequence[Point], at_once: int | None) -> None:
+        searcher: Searcher = _HandOut(points)
+        self._inner = SearchGenerator(ConcurrencyLimiter(searcher, at_once) if at_once else searcher)
+
+    @property
+    def total_samples(self) -> int:
+        """How many trials there will be."""
+        return int(self._inner.total_samples)
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Called by Tune with what all trials share."""
+        self._inner.add_configurations(experiments)
+
+    def next_trial(self) -> Trial | None:
+        """Called by Tune when there is room for a trial."""
+        trial: Trial | None = self._inner.next_trial()
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Called by Tune when a trial has ended, which makes room."""
+        self._inner.on_trial_complete(trial_id, result, error)
+
+    def is_finished(self) -> bool:
+        """Whether every trial has been made."""
+        return bool(self._finished or self._inner.is_finished())
 
 
 class Judge:

@@ -114,7 +114,8 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     """
     from gspo_rllib.configs import load_run
 
-    source, overrides = arguments.config, overrides_of(arguments)
+    source: str | None = arguments.config
+    overrides = overrides_of(arguments)
     if source is not None and arguments.resume and "=" in source and not Path(source).exists():
         # With CONFIG left out, the first override stands in its place.
         source, overrides = None, [source, *overrides]

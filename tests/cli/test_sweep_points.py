@@ -44,6 +44,19 @@ def test_a_label_has_the_settings_in_full_and_a_folder_only_what_folders_take() 
     assert len(set(long)) == 2 and max(map(len, long)) < 140
 
 
+def test_one_value_in_two_writings_is_one_trial(config_file: str) -> None:
+    overrides = ["training.lr=1e-5,0.00001,2e-5", "training.entropy_coeff=0,0.0", "run.iterations=1"]
+    _, made = points(argparse.Namespace(config=config_file, verbose=False), overrides, samples=None)
+    assert [point.label for point in made] == ["lr=1e-05,entropy_coeff=0", "lr=2e-05,entropy_coeff=0"]
+
+
+def test_what_is_said_of_every_trial_is_said_once(config_file: str, caplog: pytest.LogCaptureFixture) -> None:
+    overrides = ["training.lr=1e-5,2e-5,3e-5", "training.clip_high=0.3", "run.iterations=1"]
+    points(argparse.Namespace(config=config_file, verbose=False), overrides, samples=None)
+    said = [record.getMessage() for record in caplog.records if record.name == "gspo_rllib"]
+    assert len(said) == len(set(said)) > 0
+
+
 def test_a_trial_has_all_of_its_settings_even_in_one_mapping(config_file: str) -> None:
     overrides = [
         "environment.env_config.operations=1,2",
