@@ -29,7 +29,7 @@ class Declared:
 
     Attributes:
         name: Where a YAML file has it, e.g. ``"training.lr"``; deeper for what is in a mapping.
-        default: Its value where nobody sets one; ``...`` where RLlib keeps none that could be read.
+        default: The value where nobody sets one; ``Ellipsis`` where RLlib keeps none that could be read.
         allowed: What may be set, in words.
         effect: What it changes.
         unit: Unit of the value; "" for none.

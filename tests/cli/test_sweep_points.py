@@ -45,9 +45,9 @@ def test_a_label_has_the_settings_in_full_and_a_folder_only_what_folders_take() 
 
 
 def test_one_value_in_two_writings_is_one_trial(config_file: str) -> None:
-    overrides = ["training.lr=1e-5,0.00001,2e-5", "training.entropy_coeff=0,0.0", "run.iterations=1"]
+    overrides = ["training.lr=1e-5,0.00001,2e-5", "training.entropy_coeff=1,1.0", "run.iterations=1"]
     _, made = points(argparse.Namespace(config=config_file, verbose=False), overrides, samples=None)
-    assert [point.label for point in made] == ["lr=1e-05,entropy_coeff=0", "lr=2e-05,entropy_coeff=0"]
+    assert [point.label for point in made] == ["lr=1e-05,entropy_coeff=1", "lr=2e-05,entropy_coeff=1"]
 
 
 def test_what_is_said_of_every_trial_is_said_once(config_file: str, caplog: pytest.LogCaptureFixture) -> None:
