@@ -213,7 +213,7 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
             builder(**arguments)
         except GSPOError as error:
             raise SettingError(f"{source}: {error}") from error
-        except (TypeError, ValueError, KeyError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
             message = " ".join(str(error).split())[:300]
             raise SettingError(f"{source}: section {name!r} was refused by RLlib: {message}") from error
     return config

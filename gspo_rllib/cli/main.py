@@ -24,7 +24,7 @@ from gspo_rllib.cli import (
     validate,
     warmstart,
 )
-from gspo_rllib.errors import GSPOError
+from gspo_rllib.errors import own_error
 
 COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing, report)
 
@@ -133,21 +133,6 @@ def _import_from_here() -> None:
     here = os.getcwd()
     if not sys.flags.safe_path and here not in sys.path:
         sys.path.insert(0, here)
-
-
-def own_error(error: BaseException) -> GSPOError | None:
-    """The error of our own tree behind an exception, looking through Ray's wrappers; None if there is none."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            return None
-        remote = getattr(seen, "cause", None)
-        if isinstance(remote, GSPOError):
-            return remote
-        if isinstance(seen, GSPOError):
-            return seen
-        seen = remote if isinstance(remote, BaseException) else seen.__cause__
-    return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -111,13 +112,18 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
 def _set_up(*, verbose: bool) -> Iterator[None]:
     before = dict(os.environ)
     os.environ |= _TUNE
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
     if verbose:
         del os.environ["RAY_AIR_NEW_OUTPUT"]
+    else:
+        logger.setLevel(logging.CRITICAL)  # a failed trial's pages are in its error.txt
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consider boosting PBT performance")
             yield
     finally:
+        logger.setLevel(level)
         for name in _TUNE:
             os.environ.pop(name, None)
             if name in before:

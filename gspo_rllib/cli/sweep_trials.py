@@ -16,7 +16,7 @@ from gspo_rllib.cli.progress import clock
 from gspo_rllib.cli.recorder import flatten
 from gspo_rllib.cli.sweep_points import Point
 from gspo_rllib.cli.training_loop import stop_reason
-from gspo_rllib.errors import described
+from gspo_rllib.errors import own_error
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -228,13 +228,13 @@ def report(
     """
     made = {point.folder: point for point in points}
     ranked = sorted(results, key=lambda result: -_score(result))
+    print()
     print(HEADER)
     for result in ranked:
         how = "failed" if result.error else state(result.metrics or {}, run.settings)
         print(row(result.metrics or {}, run.settings, how, _label(result, made)))
         if result.error:
-            own = getattr(result.error, "cause", None) or result.error
-            print(f"{'':>9} {' '.join(described(own).split())[:200]}; see {short(result.path)}/error.txt")
+            print(f"{'':>9} {reason(result.error)}; see {short(result.path)}/error.txt")
     best = ranked[0]
     if math.isfinite(_score(best)):
         print(f"best: {_label(best, made)}")
@@ -242,6 +242,23 @@ def report(
     elif not results.errors:
         print(f"no trial reported {metric!r} (--metric), so none is the best; result.json has what there is")
     return 1 if results.errors else 0
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    """Why a trial failed, in a line: our own error behind Ray's, else the last line of what Ray says.
+
+    Args:
+        error: What Tune has of it.
+        most: Length to which it is cut, in characters.
+
+    Example:
+        >>> reason(RuntimeError("The actor died\\nTraceback\\n  File x\\nValueError: too wide\\n"))
+        'ValueError: too wide'
+    """
+    ours = own_error(error)
+    lines = [line.strip() for line in str(ours or error).splitlines() if line.strip()]
+    text = " ".join(lines) if ours is not None else lines[-1] if lines else type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _label(result: tune.Result, made: Mapping[str, Point]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gspo_rllib.cli.main import main, own_error, parse_arguments
-from gspo_rllib.errors import EngineError, SettingError
+from gspo_rllib.cli.main import main, parse_arguments
+from gspo_rllib.errors import EngineError, SettingError, own_error
 
 ROOT = Path(__file__).resolve().parents[2]
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
