@@ -118,7 +118,8 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     overrides = overrides_of(arguments)
     if source is not None and arguments.resume and "=" in source and not Path(source).exists():
         # With CONFIG left out, the first override stands in its place.
-        source, overrides = None, [source, *overrides]
+        overrides = [source, *overrides]
+        source = None
     in_place = bool(arguments.resume) and is_run(arguments.resume)
     if source is None and not in_place:
         arguments.usage_error("the following arguments are required: CONFIG")
