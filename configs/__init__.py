@@ -10,8 +10,8 @@ from __future__ import annotations
 if __name__ == "configs":
     raise ImportError("import gspo_rllib.configs, not configs: under two names its classes would exist twice")
 
+from gspo_rllib.configs.run_settings import RunSettings as RunSettings
 from gspo_rllib.configs.runs import Run as Run
-from gspo_rllib.configs.runs import RunSettings as RunSettings
 from gspo_rllib.configs.runs import load_config as load_config
 from gspo_rllib.configs.runs import load_run as load_run
 from gspo_rllib.configs.runs import shipped_configs as shipped_configs

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.configs.run_settings import RunSettings
 from gspo_rllib.configs.strict_yaml import parse_value, parse_yaml
 from gspo_rllib.errors import GSPOError, SettingError, did_you_mean
 
@@ -39,75 +40,7 @@ BUILDERS = (
 _UNIONS = (typing.Union, types.UnionType)
 _NOT_TEXT = (int, float, bool, type(None), dict, list, tuple)
 
-ON_COLLAPSE = ("stop", "restore")
-"""What ``run.on_collapse`` may ask for."""
-
 Sections = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunSettings:
-    """The ``run:`` section: when ``gspo-rllib train`` stops, and what it saves. The first limit reached stops it.
-
-    Attributes:
-        algorithm: What trains, by its registered name; its config has the builders that the sections call.
-        name: Leading part of the results folder's name; None: the config's file name.
-        storage: Folder that results are written under.
-        iterations: Stop after this many; None: no limit.
-        minutes: Stop when this much wall time has passed since the first iteration began; None: no limit.
-        success: Stop when this share (0 … 1) of the trajectories succeeded: of an evaluation's where the run evaluates,
-            of an iteration's own otherwise; None: never.
-        evaluate_every: Iterations between evaluations on a fixed set of tasks, none of them drawn for training. Where
-            set, they and not the iterations' own tasks, which differ from one to the next, are what progress, early
-            stopping and the best checkpoint go by. None: no evaluation, unless the ``evaluation:`` section asks for it.
-        evaluate_tasks: How many tasks that set has; each is played once. ``"all"`` where the environment counts them.
-        on_collapse: What happens when an evaluation is below half of the best one, and that is no matter of luck: None
-            says so, ``"stop"`` ends the run, ``"restore"`` goes back to the best checkpoint, with half the learning
-            rate.
-        give_up_after: Stop after this many consecutive iterations that had nothing to learn from; None: go on.
-        checkpoint_every: Iterations between checkpoints; one is always written at the end. None: only that one.
-        record_groups: Write every group that is sampled to ``groups.jsonl`` in the results folder; see
-            ``gspo_rllib.load_groups``.
-    """
-
-    algorithm: str = "GSPO"
-    name: str | None = None
-    storage: str = "results"
-    iterations: int | None = None
-    minutes: float | None = None
-    success: float | None = None
-    evaluate_every: int | None = None
-    evaluate_tasks: int | str = 128
-    on_collapse: str | None = None
-    give_up_after: int | None = None
-    checkpoint_every: int | None = 10
-    record_groups: bool = False
-
-    def __post_init__(self) -> None:
-        for key in ("iterations", "checkpoint_every", "evaluate_every", "evaluate_tasks", "give_up_after"):
-            value = getattr(self, key)
-            other = "all" if key == "evaluate_tasks" else None
-            if value != other and (type(value) is not int or value < 1):
-                raise SettingError(f"run.{key}: expected a whole number >= 1, got {value!r}.")
-        for key, most in (("minutes", float("inf")), ("success", 1.0)):
-            value = getattr(self, key)
-            if value is not None and not (type(value) in (int, float) and 0 < value <= most):
-                allowed = "a number > 0" if most > 1 else "a share in (0, 1]"
-                raise SettingError(f"run.{key}: expected {allowed}, got {value!r}.")
-        if type(self.record_groups) is not bool:
-            raise SettingError(f"run.record_groups: expected true or false, got {self.record_groups!r}.")
-        if self.on_collapse not in (None, *ON_COLLAPSE):
-            hint = did_you_mean(str(self.on_collapse), ON_COLLAPSE)
-            raise SettingError(f"run.on_collapse: got {self.on_collapse!r}. {hint}")
-        if self.on_collapse is not None and self.evaluate_every is None:
-            raise SettingError(
-                f"run.on_collapse: {self.on_collapse!r} needs evaluations to see a collapse, and the checkpoint of the "
-                "best one; set run.evaluate_every, e.g. 5."
-            )
-        for key in ("algorithm", "name", "storage"):
-            value = getattr(self, key)
-            if value is not None and not (isinstance(value, str) and value.strip()):
-                raise SettingError(f"run.{key}: expected text, got {value!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +213,7 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
             builder(**arguments)
         except GSPOError as error:
             raise SettingError(f"{source}: {error}") from error
-        except (TypeError, ValueError, KeyError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
             message = " ".join(str(error).split())[:300]
             raise SettingError(f"{source}: section {name!r} was refused by RLlib: {message}") from error
     return config
@@ -298,14 +231,7 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
     Raises:
         SettingError: With the nearest allowed name, or the value without its quotes.
     """
-    # RLlib gives arguments it no longer takes the default -1 ("deprecated"); none of the others defaults to it.
-    allowed = {
-        name: parameter
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        and not name.startswith("_")
-        and (isinstance(parameter.default, bool) or parameter.default != -1)
-    }
+    allowed = accepted(signature)
     for key, value in arguments.items():
         if key not in allowed:
             what = "RLlib no longer takes it" if key in signature.parameters else "no such setting"
@@ -316,6 +242,22 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
             takes = getattr(annotation, "__name__", str(annotation))
             hint = f"it takes {takes}." if isinstance(unquoted, str) else "write it without quotes."
             raise SettingError(f"{source}: {section}.{key}: got the text {value!r}; {hint}")
+
+
+def accepted(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
+    """The arguments of a builder that a section may hold.
+
+    Args:
+        signature: Signature of the builder, without ``self``.
+    """
+    # RLlib gives arguments it no longer takes the default -1 ("deprecated"); none of the others defaults to it.
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        and not name.startswith("_")
+        and (isinstance(parameter.default, bool) or parameter.default != -1)
+    }
 
 
 def _may_be_text(annotation: Any) -> bool:

@@ -56,6 +56,21 @@ class NoProgressError(GSPOError, RuntimeError):
     """An iteration could not produce a single complete trajectory group."""
 
 
+def own_error(error: BaseException) -> GSPOError | None:
+    """The error of our own tree behind an exception, looking through Ray's wrappers; None if there is none."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return None
+        remote = getattr(seen, "cause", None)
+        if isinstance(remote, GSPOError):
+            return remote
+        if isinstance(seen, GSPOError):
+            return seen
+        seen = remote if isinstance(remote, BaseException) else seen.__cause__
+    return None
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """A sentence that helps after a misspelt name: the nearest allowed name, or all of them.
 

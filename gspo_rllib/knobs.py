@@ -113,9 +113,12 @@ def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
     if value is None and type(None) in kinds:
         return
     allowed = allowed_text(hint, metadata)
-    if metadata["choices"] is not None:
-        if value not in metadata["choices"]:
-            guess = did_you_mean(value, metadata["choices"]) if isinstance(value, str) else ""
+    choices = metadata["choices"]
+    if choices is not None:
+        # 1 equals True in Python, but is no switch here.
+        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices):
+            texts = [choice for choice in choices if isinstance(choice, str)]
+            guess = did_you_mean(value, texts) if isinstance(value, str) and texts else ""
             raise SettingError(f"{name} is {value!r}; allowed: {allowed}. {guess}".rstrip())
         return
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -159,7 +162,7 @@ def takes(
 
     The wrapped method sets the knobs of ``settings`` as attributes of the config and hands the other arguments to the
     method itself, whose base class's parameters they must be. To a type checker it takes exactly the arguments of the
-    settings class's own constructor, and returns the config it was called on.
+    settings class's own constructor, and returns the config it was called on. The class is its attribute ``settings``.
     """
     assert isinstance(settings, type) and issubclass(settings, Settings)
     group: type[Settings] = settings
@@ -196,6 +199,7 @@ def takes(
         ]
         rest = [p.replace(kind=empty) for name, p in inherited.items() if name not in fields]
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        vars(builder)["settings"] = group
         vars(builder)["__signature__"] = inspect.Signature([this, *own, *rest])
         builder.__doc__ = f"{inspect.cleandoc(method.__doc__ or '')}\n\nArgs:\n{describe(group)}"
         return typing.cast("Callable[Concatenate[_Config, _Arguments], _Config]", builder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import ModelError
@@ -61,6 +63,30 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
             f"name ({str(error)[:200]}). Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` "
             "makes a small one."
         ) from error
+
+
+def check_weights(path: str) -> None:
+    """Whether the weights of a local folder are all there, without reading them; a hub name is not asked.
+
+    Raises:
+        ModelError: There are none, or a file that the folder's index names is missing.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
+    for index in indices:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise ModelError(
+                f"model path {path!r}: {index.name} names {len(named)} files with weights, of which {len(missing)} are "
+                f"missing, {missing[0]!r} for one. Download or save the model again."
+            )
+    if not indices and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise ModelError(
+            f"model path {path!r}: the folder holds no weights (*.safetensors). Download or save the model again."
+        )
 
 
 def declared_end_ids(

@@ -98,6 +98,7 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "__main__.py": "cli/test_main.py",
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
     "agents/chat_completions.py": "agents/test_server.py",
@@ -119,8 +120,12 @@ TESTED_IN = {
     "cli/curve.py": "cli/test_train.py",
     "cli/interrupts.py": "cli/test_train.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
+    "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",
+    "cli/rows.py": "cli/test_evaluate.py",
+    "cli/terminal.py": "cli/test_listing.py",
     "columns.py": "test_packing.py",
+    "configs/run_settings.py": "configs/test_runs.py",
     "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",
     "connectors/scoring.py": "modules/test_prefix_attention.py",
     "driver/failures.py": "test_weight_sync.py",
@@ -156,6 +161,7 @@ TESTED_IN = {
     "modules/hidden_states.py": "modules/test_critic.py",
     "modules/probe.py": "modules/test_exactness.py",
     "modules/scoring.py": "modules/test_exactness.py",
+    "modules/settings.py": "algorithms/policy_gradient/test_validation.py",
     "ops/spans.py": "algorithms/policy_gradient/test_choices.py",
     "types.py": "env_runners/test_rollout.py",
     "warmstart/student.py": "warmstart/test_imitation.py",

@@ -23,7 +23,7 @@ from gspo_rllib import columns, metrics, ops
 from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
-from gspo_rllib.cli.main import main, parse_arguments
+from gspo_rllib.cli.main import build_parser, main, parse_arguments
 from gspo_rllib.configs.runs import load_run
 from gspo_rllib.driver import selection
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -76,9 +76,14 @@ def test_every_command_could_be_run(path: Path) -> None:
             assert program in {"pip", "git", "cd", ".venv/bin/python"}, command
 
 
-def test_the_readme_shows_all_of_the_command_line() -> None:
-    shown = {shlex.split(c)[1] for c in _commands(ROOT / "README.md") if c.startswith("gspo-rllib")}
-    assert shown == {"train", "rollout", "evaluate", "sweep", "export", "warmstart", "check-env", "list"}
+def test_the_documents_show_all_of_the_command_line() -> None:
+    readme, runs = (
+        {shlex.split(c)[1] for c in _commands(path) if c.startswith("gspo-rllib")}
+        for path in (ROOT / "README.md", ROOT / "docs" / "runs.md")
+    )
+    first_day = {"train", "rollout", "evaluate", "sweep", "export", "warmstart", "check-env", "list"}
+    assert readme == first_day | {"settings", "validate"}
+    assert runs == set(build_parser()._subparsers._group_actions[0].choices)
 
 
 def test_the_readme_snippets_run(

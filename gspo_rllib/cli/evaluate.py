@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
+import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
+from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import TRUNCATED_BY, group_episodes, succeeded, turns
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-
-    from gspo_rllib.driver.evaluation_scores import Task
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--episodes", type=int, metavar="N", help="tasks to play; default 256")
     parser.add_argument("--all", action="store_true", help="every task of an environment that counts them, each once")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="trajectories per task; default 1")
-    parser.add_argument("--json", metavar="FILE", help="also write one row per task: .jsonl, or .parquet")
+    add_json(parser, "task")
     parser.set_defaults(run=run)
 
 
@@ -55,11 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     shown |= summary(episodes, seconds)
     if arguments.all or arguments.samples > 1:
         shown |= {name: str(estimate) for name, estimate in estimates(tasks, seed=arguments.seed).items()}
-    for name, text in shown.items():
-        print(f"{name:<12} {text}")
     if file is not None:
-        write_rows(tasks, file)
-        print(f"{'rows':<12} {file}")
+        shown["rows"] = str(file)
+    for name, text in shown.items():
+        print(f"{name:<12} {text}", file=sys.stderr if arguments.json and file is None else sys.stdout)
+    if arguments.json:
+        write_rows([dataclasses.asdict(task) for task in tasks], file)
     return 0
 
 
@@ -70,32 +68,6 @@ def _all_tasks(num_tasks: int | None, env: Any) -> int:
             "one. Use --episodes N."
         )
     return num_tasks
-
-
-def rows_file(path: str) -> Path:
-    """The file to write rows to, checked before anything is played.
-
-    Raises:
-        SettingError: Its ending says no known format, or its folder does not exist.
-    """
-    file = Path(path).expanduser()
-    if file.suffix not in (".jsonl", ".parquet"):
-        raise SettingError(f"--json: {path!r} must end in .jsonl or .parquet, which says how rows are written.")
-    if not file.parent.is_dir():
-        raise SettingError(f"--json: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
-    return file
-
-
-def write_rows(tasks: Sequence[Task], file: Path) -> None:
-    """Writes one row per task: its id, question and samples."""
-    rows = [dataclasses.asdict(task) for task in tasks]
-    if file.suffix == ".jsonl":
-        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        return
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
 
 
 def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str]:

@@ -10,10 +10,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gspo_rllib import __version__
-from gspo_rllib.cli import check_env, evaluate, export, listing, rollout, sweep, train, warmstart
-from gspo_rllib.errors import GSPOError
+from gspo_rllib.cli import (
+    check_env,
+    evaluate,
+    export,
+    listing,
+    recipes,
+    report,
+    rollout,
+    settings,
+    sweep,
+    train,
+    validate,
+    warmstart,
+)
+from gspo_rllib.errors import own_error
 
-COMMANDS = (train, evaluate, rollout, sweep, export, warmstart, check_env, listing)
+COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing, report)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -33,9 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _OneLineParser(prog="gspo-rllib", description="GSPO for multi-turn language agents on Ray RLlib.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
+
+    def show_help(_arguments: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=show_help)
     return parser
 
 
@@ -94,6 +113,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
     arguments = parse_arguments(argv)
+    _import_from_here()
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
@@ -108,19 +128,11 @@ def _run(argv: Sequence[str] | None) -> int:
         return EXIT_BAD_INPUT
 
 
-def own_error(error: BaseException) -> GSPOError | None:
-    """The error of our own tree behind an exception, looking through Ray's wrappers; None if there is none."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            return None
-        remote = getattr(seen, "cause", None)
-        if isinstance(remote, GSPOError):
-            return remote
-        if isinstance(seen, GSPOError):
-            return seen
-        seen = remote if isinstance(remote, BaseException) else seen.__cause__
-    return None
+def _import_from_here() -> None:
+    """Has modules of the current folder found, as ``python -m`` does; Ray does the same for its workers."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.insert(0, here)
 
 
 if __name__ == "__main__":

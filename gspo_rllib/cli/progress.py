@@ -76,8 +76,8 @@ MEASURES = (
     Column("tok/s", 5, lambda flat: f"{tokens_per_second(flat):.0f}"),
     Column("sample", 6, _metric(PHASES["sample"], "{:.1f}s")),
     Column("update", 6, _metric(PHASES["update"], "{:.1f}s")),
-    Column("elapsed", 7, lambda flat: _clock(flat["time_total_s"])),
-    Column("left", 6, lambda flat: _clock(flat[SECONDS_LEFT])),
+    Column("elapsed", 7, lambda flat: clock(flat["time_total_s"])),
+    Column("left", 6, lambda flat: clock(flat[SECONDS_LEFT])),
 )
 
 
@@ -124,7 +124,13 @@ def _shown(column: Column, flat: Flat) -> str:
     return "-" if "nan" in text else text
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as people read it.
+
+    Example:
+        >>> clock(75.9), clock(4000)
+        ('1:15', '1:06:40')
+    """
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

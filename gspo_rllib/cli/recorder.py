@@ -1,7 +1,8 @@
-"""What a run leaves behind: ``config.yaml``, ``result.json``, ``progress.csv``, TensorBoard events.
+"""What a run leaves behind: ``run.json``, ``config.yaml``, ``result.json``, ``progress.csv``, TensorBoard events.
 
 Names and layout are those of Ray Tune's loggers (one JSON object per line; nested keys joined by ``/``), so whatever
-reads a Tune trial's folder reads these. Unlike Tune's, the table grows a column when a metric first appears later.
+reads a Tune trial's folder reads these. Unlike Tune's, the table has only what a person reads, and grows a column when
+a metric first appears later; everything is in ``result.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,35 @@ from typing import Any
 
 import yaml
 
+from gspo_rllib.cli.progress import LEARNER, PHASES
+
 Result = Mapping[str, Any]
+
+READ_BY_PEOPLE = (
+    "training_iteration",
+    "time_total_s",
+    "time_this_iter_s",
+    "evaluation/env_runners/success_mean",
+    "evaluation/env_runners/episode_return_mean",
+    "evaluation/env_runners/episode_len_mean",
+    "evaluation/env_runners/estimates/",
+    "env_runners/success_mean",
+    "env_runners/episode_return_mean",
+    "env_runners/episode_len_mean",
+    "env_runners/turn_tokens_mean",
+    "env_runners/num_tokens_sampled",
+    "env_runners/epoch",
+    "env_runners/env_metrics/",
+    f"{LEARNER}clip_fraction",
+    f"{LEARNER}kl_to_behavior",
+    f"{LEARNER}kl_to_reference",
+    f"{LEARNER}entropy",
+    f"{LEARNER}grad_norm",
+    f"{LEARNER}default_optimizer_learning_rate",
+    f"{LEARNER}num_zero_advantage_trajectories",
+    *PHASES.values(),
+)
+"""Columns of ``progress.csv`` in their order; of a name that ends in ``/`` everything below it."""
 
 
 def new_run_folder(storage: str, name: str) -> Path:
@@ -39,23 +68,47 @@ def new_run_folder(storage: str, name: str) -> Path:
     raise FileExistsError(f"{base} holds 1000 runs of this second")
 
 
+def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes ``run.json``; what it said of earlier starts of the run is kept under ``earlier``, the latest last.
+
+    Args:
+        folder: The run's folder.
+        record: How the run is started now.
+    """
+    file, earlier = folder / "run.json", []
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        earlier = [*before.pop("earlier", []), before]
+    file.write_text(json.dumps({**record, "earlier": earlier}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 class RunRecorder:
     """Writes every result of a run as it comes.
 
     Args:
         folder: The run's folder.
         sections: The config document, written beside the results.
+        resume_at: The iteration a run goes on from in its folder, 0 for a new one; results after it were not saved,
+            and are taken out.
+
+    Attributes:
+        history: One flat result per iteration (keys joined by ``/``), those from before included.
     """
 
-    def __init__(self, folder: Path, sections: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, sections: Mapping[str, Any], *, resume_at: int = 0) -> None:
         from tensorboardX import SummaryWriter
 
         self.folder = folder
-        self.history: list[dict[str, Any]] = []
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
+        kept = until(read_results(folder), resume_at)
+        self.history: list[dict[str, Any]] = [flatten(result) for result in kept]
+        partial = folder / ".writing_result.json"
+        partial.write_text("".join(f"{json.dumps(result)}\n" for result in kept), encoding="utf-8")
+        partial.replace(folder / "result.json")
         self._json = (folder / "result.json").open("a", encoding="utf-8")
         self._columns: list[str] = []
-        self._events = SummaryWriter(str(folder), flush_secs=30)
+        # Events cannot be taken out of a file; TensorBoard passes over those from a step on.
+        self._events = SummaryWriter(str(folder), flush_secs=30, purge_step=resume_at + 1 if resume_at else None)
 
     def record(self, result: Result) -> None:
         """Appends one iteration to every file."""
@@ -73,19 +126,59 @@ class RunRecorder:
                 self._events.add_scalar(f"ray/tune/{key}", value, global_step=int(row["training_iteration"]))
 
     def _append_row(self, row: dict[str, Any]) -> None:
-        new = [key for key in row if key not in self._columns]
-        self._columns += new
-        rows = self.history if new else [row]
-        with (self.folder / "progress.csv").open("w" if new else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            if new:
+        columns = read_by_people([*self._columns, *row])
+        is_new = columns != self._columns
+        self._columns = columns
+        with (self.folder / "progress.csv").open("w" if is_new else "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+            if is_new:
                 writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(self.history if is_new else [row])
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self._json.close()
         self._events.close()
+
+
+def read_by_people(keys: list[str]) -> list[str]:
+    """Those of the keys of flat results that are columns of the table, in its order, each once.
+
+    Example:
+        >>> read_by_people(["pid", "env_runners/success_mean", "time_total_s", "env_runners/env_metrics/keys_found"])
+        ['time_total_s', 'env_runners/success_mean', 'env_runners/env_metrics/keys_found']
+    """
+    found = []
+    for name in READ_BY_PEOPLE:
+        found += sorted({key for key in keys if key == name or (name.endswith("/") and key.startswith(name))})
+    return found
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The results a run has left so far, oldest first; a line that was being written when it was killed is no result.
+
+    Args:
+        folder: The run's folder; there are none where it is new.
+    """
+    file, results = folder / "result.json", []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                results.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return results
+
+
+def until(results: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
+    """The results up to an iteration; up to the last of its number, where a run went back and trained it twice.
+
+    Example:
+        >>> [r["training_iteration"] for r in until([{"training_iteration": i} for i in (1, 2, 3, 2, 3)], 2)]
+        [1, 2, 3, 2]
+    """
+    ends = [place for place, result in enumerate(results, 1) if result["training_iteration"] == iteration]
+    return results[: ends[-1]] if ends else [r for r in results if r["training_iteration"] <= iteration]
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

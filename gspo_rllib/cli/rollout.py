@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
+from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
 
@@ -24,6 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--episodes", type=int, default=3, metavar="N", help="tasks to play; default 3")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="trajectories per task; default 1")
     parser.add_argument("--groups", metavar="FILE", help="write each task's trajectories here, as JSONL to train on")
+    add_json(parser, "trajectory")
     parser.set_defaults(run=run)
 
 
@@ -32,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("episodes", "samples"):
         if getattr(arguments, option) < 1:
             raise SettingError(f"--{option}: expected a whole number >= 1, got {getattr(arguments, option)}.")
-    file = None if arguments.groups is None else groups_file(arguments.groups)
+    kept = None if arguments.groups is None else groups_file(arguments.groups)
+    file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
-    if file is not None and config.temperature == 0:
+    if kept is not None and config.temperature == 0:
         raise SettingError(
             "--groups: at temperature 0 all trajectories of a task are the same, and log-probabilities are not those "
             "of what was sampled from. Use --temperature 1, or what the policy is trained with."
@@ -42,12 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
     wanted, version = arguments.episodes * arguments.samples, policy_source.weights_version(arguments)
     with policy_source.opened_runner(config, episodes=wanted, group_size=arguments.samples, version=version) as runner:
         episodes = runner.sample(num_episodes=wanted)
-    if file is not None:
+    if kept is not None:
         from gspo_rllib.driver.group_file import save_groups
 
         groups = group_episodes(episodes)
-        save_groups(file, groups)
-        print(f"{len(groups)} groups of {arguments.samples} trajectories: {file}")
+        save_groups(kept, groups)
+        print(f"{len(groups)} groups of {arguments.samples} trajectories: {kept}")
+    if arguments.json:
+        write_rows([row(episode) for episode in episodes], file)
+        if file is not None:
+            print(f"{len(episodes)} trajectories: {file}")
+    if kept is not None or arguments.json:
         return 0
     for number, episode in enumerate(episodes, start=1):
         print(f"trajectory {number} of {len(episodes)}")
@@ -90,6 +98,35 @@ def describe(episode: SingleAgentEpisode) -> Iterator[str]:
     if episode.is_truncated:
         yield f"  last seen    {printable(observations[-1])}"
     yield f"  return       {episode.get_return():g} · {len(actions)} turns, {total_tokens} tokens, {outcome(episode)}"
+
+
+def row(episode: SingleAgentEpisode) -> dict[str, Any]:
+    """One trajectory as plain values: its task, each turn, how it ended.
+
+    Args:
+        episode: A finished episode whose steps carry a ``Turn``.
+    """
+    observations, actions = episode.get_observations(), episode.get_actions()
+    success = episode.get_infos(-1).get("success")
+    played = [
+        {
+            "observation": observations[number],
+            "action": actions[number],
+            "reward": float(episode.get_rewards(number)),
+            "num_tokens": len(turn.action_token_ids),
+            "finish_reason": turn.finish_reason,
+        }
+        for number, turn in enumerate(turns(episode))
+    ]
+    return {
+        "task_seed": episode.custom_data[GROUP].task_seed,
+        "return": float(episode.get_return()),
+        "success": None if success is None else bool(success),
+        "truncated_by": episode.custom_data.get(TRUNCATED_BY),
+        "num_tokens": sum(turn["num_tokens"] for turn in played),
+        "turns": played,
+        "last_observation": observations[-1],
+    }
 
 
 def outcome(episode: SingleAgentEpisode) -> str:

@@ -3,134 +3,151 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Callable
-from pathlib import Path
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli.train import add_config_arguments, check_limits, overrides_of
+from gspo_rllib.cli.sweep_points import Point, points
+from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short
 from gspo_rllib.cli.training_loop import stop_reason
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
-    from ray import tune
-
     from gspo_rllib.configs import Run, RunSettings
 
-_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+
+_TUNE = {
+    # Tune's newer output prints a box about the experiment even where it is asked for nothing.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # There is no score before the first evaluation; Tune would end the sweep.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Relative paths and modules mean in a trial what they mean to `gspo-rllib train`.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""What Ray Tune reads from the environment only."""
 
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("sweep", help="a grid of runs as Ray Tune trials", description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument("--trials-at-once", type=int, default=None, metavar="N", help="default: as many as fit")
+    parser.add_argument("--trials-at-once", type=int, metavar="N", help="default: as many as fit")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="so many trials: random combinations, or each with several seeds"
+    )
+    parser.add_argument(
+        "--metric",
+        default="success",
+        metavar="NAME",
+        help="what is to be high: success (default; the return where there is none), return, or a key of result.json",
+    )
+    parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the trials, then prints one line per trial, best first."""
-    from ray import tune
-
-    from gspo_rllib.cli.cluster import ray_session, required_cpus
-    from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.configs import load_run
-
-    fixed, axes = split_axes(overrides_of(arguments))
-    base = load_run(arguments.config, fixed)
+    for option in ("samples", "trials_at_once"):
+        given = getattr(arguments, option)
+        if given is not None and given < 1:
+            raise SettingError(f"--{option.replace('_', '-')}: expected a whole number >= 1, got {given}.")
+    base, trials = points(arguments, overrides_of(arguments), samples=arguments.samples)
     if base.settings.record_groups:
         raise SettingError("run.record_groups=true: a sweep records no groups. Use `gspo-rllib train`.")
     stop = stopper(base.settings)
-    hush(base.config, verbose=arguments.verbose)
-    base.config.validate()
-    space = base.config.to_dict()
-    # Every value of every axis goes through the builders, so an illegal one fails here and not inside a trial.
-    for key, texts in axes.items():
-        points = [load_run(arguments.config, [*fixed, f"{key}={text}"]) for text in texts]
-        for point in points:
-            hush(point.config, verbose=arguments.verbose)
-            point.config.validate()
-        attribute = swept_attribute(key, base, points)
-        space[attribute] = tune.grid_search([getattr(point.config, attribute) for point in points])
-    trials = len(list(itertools.product(*axes.values())))
-    with ray_session(
-        required_cpus(base.config) * min(trials, arguments.trials_at_once or trials), verbose=arguments.verbose
+    if arguments.scheduler == "pbt" and not any(set(point.values) - {"seed"} for point in trials):
+        raise SettingError("--scheduler pbt: there is nothing to move; give a setting several values.")
+    return _tune(arguments, base, trials, stop)
+
+
+def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: Callable[..., bool]) -> int:
+    from ray import tune
+
+    from gspo_rllib.cli import sweep_trials
+    from gspo_rllib.cli.cluster import ray_session, required_cpus
+    from gspo_rllib.cli.provenance import run_record
+    from gspo_rllib.cli.recorder import new_run_folder, write_run_record
+
+    judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
+    base.config.callbacks(on_train_result=judge)
+    folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
+    write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
+    # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
+    space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}
+    print(f"{len(trials)} trials, results: {short(folder)}", flush=True)
+    if not arguments.quiet:
+        print(sweep_trials.HEADER, flush=True)
+    at_once = min(len(trials), arguments.trials_at_once or len(trials))
+    with (
+        _set_up(verbose=arguments.verbose),
+        ray_session(required_cpus(base.config) * at_once, verbose=arguments.verbose),
     ):
         tuner = tune.Tuner(
             base.config.algo_class.__name__,
             param_space=space,
-            tune_config=tune.TuneConfig(max_concurrent_trials=arguments.trials_at_once),
+            tune_config=tune.TuneConfig(
+                num_samples=len(trials),
+                search_alg=sweep_trials.Points(trials, arguments.trials_at_once),
+                scheduler=sweep_trials.scheduler(arguments.scheduler, base.settings, trials),
+                trial_name_creator=Named(trials, "label"),
+                trial_dirname_creator=Named(trials, "folder"),
+            ),
             run_config=tune.RunConfig(
-                name=base.settings.name or f"sweep-{base.name}",
-                storage_path=str(Path(base.settings.storage).expanduser().resolve()),
+                name=folder.name,
+                storage_path=str(folder.parent),
                 stop=stop,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
-                verbose=1,
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_at_end=True, checkpoint_frequency=base.settings.checkpoint_every or 0
+                ),
+                callbacks=[sweep_trials.Report(base, shows=not arguments.quiet)],
+                verbose=1 if arguments.verbose else 0,
             ),
         )
-        return report(tuner.fit())
+        return sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
 
 
-def split_axes(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Separates overrides with one value from those with several.
-
-    Args:
-        overrides: ``"section.key=value"`` or ``"section.key=value,value,…"``.
-
-    Returns:
-        The overrides with one value, and key to values of the others.
-
-    Example:
-        >>> split_axes(["run.iterations=3", "training.lr=1e-5,2e-5"])
-        (['run.iterations=3'], {'training.lr': ['1e-5', '2e-5']})
-        >>> split_axes(["learners.x=[1, 2]"])
-        (['learners.x=[1, 2]'], {})
-    """
-    fixed: list[str] = []
-    axes: dict[str, list[str]] = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        values = _split_outside_brackets(text)
-        if separator and len(values) > 1:
-            axes[key] = values
-        else:
-            fixed.append(override)
-    return fixed, axes
+@contextlib.contextmanager
+def _set_up(*, verbose: bool) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ |= _TUNE
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    if verbose:
+        del os.environ["RAY_AIR_NEW_OUTPUT"]
+    else:
+        logger.setLevel(logging.CRITICAL)  # a failed trial's pages are in its error.txt
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consider boosting PBT performance")
+            yield
+    finally:
+        logger.setLevel(level)
+        for name in _TUNE:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
-def _split_outside_brackets(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "[{") - (character in "]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
-
-
-def swept_attribute(key: str, base: Run, points: list[Run]) -> str:
-    """The config attribute that an override sets.
+class Named:
+    """What a Tune trial is called: the label or the folder of the point it was made from.
 
     Args:
-        key: The override's ``section.key``.
-        base: The run without it.
-        points: The run with each of its values.
-
-    Raises:
-        SettingError: It changes no attribute, or several, so Tune cannot vary it alone.
+        trials: All points.
+        attribute: Which of the two.
     """
-    before = vars(base.config)
-    changed = {
-        name
-        for point in points
-        for name, value in vars(point.config).items()
-        if isinstance(value, _PLAIN) and value != before.get(name)
-    }
-    if len(changed) != 1:
-        what = f"it changes {', '.join(sorted(changed))}" if changed else "it changes nothing in the algorithm's config"
-        raise SettingError(f"sweep: {key} cannot be varied: {what}. Start one `gspo-rllib train` per value instead.")
-    return changed.pop()
+
+    def __init__(self, trials: list[Point], attribute: str) -> None:
+        self._trials = trials
+        self._attribute = attribute
+
+    def __call__(self, trial: Any) -> str:
+        """Called by Tune with a new trial."""
+        (point,) = (p for p in self._trials if all(trial.config[name] == v for name, v in p.values.items()))
+        return str(getattr(point, self._attribute))
 
 
 def stopper(limits: RunSettings) -> Callable[[str, dict[str, Any]], bool]:
@@ -145,22 +162,3 @@ def stopper(limits: RunSettings) -> Callable[[str, dict[str, Any]], bool]:
         return stop_reason(result, limits, minutes=result["time_total_s"] / 60) is not None
 
     return stop
-
-
-def report(results: tune.ResultGrid) -> int:
-    """Prints one line per trial, most successful first.
-
-    Returns:
-        0, or 1 when a trial failed.
-    """
-    rows = sorted(results, key=lambda r: -_metric(r, "success_mean"))
-    print(f"{'success':>8} {'return':>8}  checkpoint")
-    for result in rows:
-        where = result.checkpoint.path if result.checkpoint else f"none ({result.error or 'stopped early'})"
-        print(f"{_metric(result, 'success_mean'):>8.1%} {_metric(result, 'episode_return_mean'):>8.3f}  {where}")
-    return 1 if results.errors else 0
-
-
-def _metric(result: Any, name: str) -> float:
-    value = ((result.metrics or {}).get("env_runners") or {}).get(name)
-    return float(value) if value is not None else float("nan")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.interrupts import StopRequest
-from gspo_rllib.cli.recorder import RunRecorder, new_run_folder
+from gspo_rllib.cli.provenance import run_record
+from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_record
+from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 
@@ -33,18 +37,33 @@ _RUN_OPTIONS = {
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("train", help="train what a YAML file describes", description=__doc__)
-    add_config_arguments(parser)
-    parser.add_argument("--resume", metavar="CHECKPOINT", help="continue from this checkpoint")
-    parser.set_defaults(run=run)
+    add_config_arguments(parser, config="?")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="continue this run in its folder, CONFIG left out; or continue from a CHECKPOINT in a new folder",
+    )
+    add_quiet(parser)
+    parser.set_defaults(run=run, usage_error=parser.error)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the config, its overrides and one option per ``run:`` setting."""
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, or the name of a shipped config")
+def add_config_arguments(parser: argparse.ArgumentParser, *, config: str | None = None) -> None:
+    """Adds the config, its overrides and one option per ``run:`` setting.
+
+    Args:
+        parser: The sub-command's parser.
+        config: ``nargs`` of the config; None for one that is needed.
+    """
+    parser.add_argument("config", nargs=config, metavar="CONFIG", help="YAML file, or the name of a shipped config")
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="e.g. training.lr=2e-5")
     for key, (metavar, text) in _RUN_OPTIONS.items():
         parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=text)
     parser.add_argument("--verbose", action="store_true", help="show what env runners and learners print")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that leaves only the end of the output."""
+    parser.add_argument("--quiet", action="store_true", help="print only how it ended, and where the results are")
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
@@ -65,45 +84,98 @@ def check_limits(limits: RunSettings, what: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains until a limit of the ``run:`` section, Ctrl-C or SIGTERM; always leaves a checkpoint."""
-    from gspo_rllib import checkpoints
     from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.configs import load_run
 
-    loaded = load_run(arguments.config, overrides_of(arguments))
-    check_limits(loaded.settings, "this run")
+    loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()
-    resume = checkpoints.verify(arguments.resume) if arguments.resume else None
-    print("starting Ray, learners, env runners and their engines …", flush=True)
+    say = _silent if arguments.quiet else print
+    say("starting Ray, learners, env runners and their engines …", flush=True)
     with ray_session(required_cpus(loaded.config), verbose=arguments.verbose):
         algorithm = loaded.config.build_algo()
         try:
             if resume is not None:
-                algorithm.restore_from_path(str(resume))
+                algorithm.restore_from_path(str(resume.checkpoint))
+                resume = dataclasses.replace(resume, iteration=algorithm.iteration)
         except BaseException:
             algorithm.stop()
             raise
-        return _train(algorithm, loaded)
+        return _train(algorithm, loaded, resume, say=say)
 
 
-def _train(algorithm: PolicyGradient, loaded: Run) -> int:
-    folder = new_run_folder(loaded.settings.storage, loaded.name)
-    recorder = RunRecorder(folder, loaded.sections)
-    print(f"results: {_short(folder)}", flush=True)
+def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
+    """The run that the arguments describe, and what it continues.
+
+    Raises:
+        SettingError: The config or an option is refused.
+        CheckpointError: What is to be continued has no whole checkpoint.
+    """
+    from gspo_rllib.configs import load_run
+
+    source: str | None = arguments.config
+    overrides = overrides_of(arguments)
+    if source is not None and arguments.resume and "=" in source and not Path(source).exists():
+        # With CONFIG left out, the first override stands in its place.
+        overrides = [source, *overrides]
+        source = None
+    in_place = bool(arguments.resume) and is_run(arguments.resume)
+    if source is None and not in_place:
+        arguments.usage_error("the following arguments are required: CONFIG")
+    loaded = load_run(source or Path(arguments.resume).expanduser() / "config.yaml", overrides)
+    check_limits(loaded.settings, "this run")
+    resume = find_resume(arguments.resume) if arguments.resume else None
+    if resume is not None and resume.folder is not None:
+        if arguments.name or arguments.storage:
+            raise SettingError(
+                "--name and --storage have no effect on a run that is continued in its folder; leave them out, or "
+                f"continue from its checkpoint in a new folder: --resume {short(resume.checkpoint)}"
+            )
+        resume.check_limits(loaded.settings)
+        loaded = dataclasses.replace(loaded, name=name_of(resume.folder))
+    return loaded, resume
+
+
+def _train(algorithm: PolicyGradient, loaded: Run, resume: Resume | None, *, say: Callable[..., None]) -> int:
+    in_place = resume if resume is not None and resume.folder is not None else None
+    folder = in_place.folder if in_place else None
+    folder = folder or new_run_folder(loaded.settings.storage, loaded.name)
+    write_run_record(folder, run_record(loaded, resumed_from=resume.record() if resume else None))
+    recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
+    if resume is not None:
+        say(f"continuing {'this run' if in_place else 'in a new folder'} from {_described(resume)}")
+    say(f"results: {short(folder)}", flush=True)
     with StopRequest() as request:
-        loop = TrainingLoop(loaded, algorithm, recorder, interrupted=lambda: request.signal is not None)
+        loop = TrainingLoop(
+            loaded,
+            algorithm,
+            recorder,
+            interrupted=lambda: request.signal is not None,
+            best=in_place.best if in_place else None,
+            shows=say is print,
+        )
         try:
             checkpoint, reason = loop.run()
         finally:
             recorder.close()
             loop.close()
             _draw(recorder, loaded.name)
-    print(f"stopped: {reason}\ncheckpoint: {_short(checkpoint)}")
+    print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")
     if loop.best is not None:
-        print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {_short(loop.best_checkpoint)}")
-    print(f"curve: {_short(folder / 'learning_curve.png')}")
+        print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {short(loop.best_checkpoint)}")
+    print(f"curve: {short(folder / 'learning_curve.png')}")
     return request.exit_code
+
+
+def _described(resume: Resume) -> str:
+    text = f"iteration {resume.iteration}, {short(resume.checkpoint)}"
+    if resume.num_lost:
+        text += f"; {resume.num_lost} later iterations were not saved, and are trained again"
+    return text
+
+
+def _silent(*_: object, **__: object) -> None:
+    """In place of ``print``, for ``--quiet``."""
 
 
 def _draw(recorder: RunRecorder, name: str) -> None:
@@ -117,6 +189,6 @@ def _draw(recorder: RunRecorder, name: str) -> None:
         print(f"no learning curve: {error}; pip install 'gspo-rllib[plot]'", file=sys.stderr)
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """The path as seen from here, where that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.cli import progress
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
+from gspo_rllib.cli.resume import BEST
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -31,6 +32,8 @@ class TrainingLoop:
         algorithm: Built from that config; the loop stops it.
         recorder: Takes every result; checkpoints are written below its folder.
         interrupted: Whether the run was asked to end after the iteration at hand.
+        best: The best evaluation of a run that is continued, whose checkpoint is there.
+        shows: Whether a line is printed per iteration.
 
     Attributes:
         algorithm: What is being trained; another object after a return to the best checkpoint. ``close`` stops it.
@@ -38,7 +41,14 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, run: Run, algorithm: PolicyGradient, recorder: RunRecorder, *, interrupted: Callable[[], bool]
+        self,
+        run: Run,
+        algorithm: PolicyGradient,
+        recorder: RunRecorder,
+        *,
+        interrupted: Callable[[], bool],
+        best: Score | None = None,
+        shows: bool = True,
     ) -> None:
         self.algorithm = algorithm
         self._limits = run.settings
@@ -47,16 +57,23 @@ class TrainingLoop:
         self._checkpoints = recorder.folder / "checkpoints"
         self._interrupted = interrupted
         self._columns = progress.columns(evaluates=bool(run.config.evaluation_interval))
-        self._seconds = 0.0
-        self._num_shown = 0
+        # One clock for a run, however often it is started or goes back to its best checkpoint.
+        self._seconds_before = float(recorder.history[-1]["time_total_s"]) if recorder.history else 0.0
+        self._seconds_here = 0.0
+        self._num_here = 0
         self._num_restores = 0
-        self.best: Score | None = None
+        self._shows = shows
+        self.best = best
         self._record_groups()
 
     @property
     def best_checkpoint(self) -> Path:
         """Where the checkpoint of the best evaluation is, once there was one."""
-        return self._checkpoints / "best"
+        return self._checkpoints / BEST
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + self._seconds_here
 
     def close(self) -> None:
         """Stops the algorithm, its actors and engines."""
@@ -94,22 +111,24 @@ class TrainingLoop:
         if not interval or result["training_iteration"] % interval:
             # RLlib reports an evaluation a second time, with the iteration after it.
             result.pop("evaluation", None)
+        self._seconds_here += result["time_this_iter_s"]
+        result["time_total_s"] = self._seconds
         return result
 
     def _record(self, result: Result) -> None:
         self._recorder.record(result)
-        if self._num_shown % HEADER_EVERY == 0:
+        if self._shows and self._num_here % HEADER_EVERY == 0:
             print(progress.header(self._columns))
-        self._num_shown += 1
-        self._seconds += result["time_this_iter_s"]
+        self._num_here += 1
         known = {progress.LAST_ITERATION: self._limits.iterations, progress.SECONDS_LEFT: self._seconds_left(result)}
-        print(progress.line(flatten(result) | known, self._columns), flush=True)
+        if self._shows:
+            print(progress.line(flatten(result) | known, self._columns), flush=True)
 
     def _seconds_left(self, result: Result) -> float | None:
         """Until the first limit but success, if iterations take as long as they took so far; None without such one."""
         limits, left = self._limits, []
         if limits.iterations is not None:
-            left.append((limits.iterations - result["training_iteration"]) * self._seconds / self._num_shown)
+            left.append((limits.iterations - result["training_iteration"]) * self._seconds_here / self._num_here)
         if limits.minutes is not None:
             left.append(limits.minutes * 60 - self._seconds)
         return max(0.0, min(left)) if left else None
@@ -174,7 +193,7 @@ def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str |
     Args:
         result: What ``Algorithm.train`` returned.
         limits: The ``run:`` section.
-        minutes: Wall time spent training in this process.
+        minutes: Wall time spent training, all starts of the run together.
     """
     flat = flatten(result)
     # Where a run evaluates, success on an iteration's own tasks is no reason: the next one's may be harder.

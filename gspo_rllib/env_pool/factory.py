@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 
-from gspo_rllib.env_pool.process import sendable
 from gspo_rllib.errors import EnvError, GSPOError, described, did_you_mean, shown
 from gspo_rllib.types import ChatSpec
 
@@ -144,6 +144,8 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
     metadata = instance.metadata or {}
     process = bool(metadata.get("process", False))
     if process:
+        from gspo_rllib.env_pool.process import sendable  # imports ray, which other environments do without
+
         sendable(make)
     return LanguageEnvSpec(
         make=make,
@@ -214,6 +216,8 @@ def _first_parameter(env: Callable[..., Any]) -> str | None:
 
 
 def _tune_creator(name: str) -> Callable[[Any], gym.Env] | None:
+    if "ray" not in sys.modules:  # so nothing was registered with it, here or in a cluster; importing it takes seconds
+        return None
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
     return _global_registry.get(ENV_CREATOR, name) if _global_registry.contains(ENV_CREATOR, name) else None

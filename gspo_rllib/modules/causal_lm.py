@@ -8,9 +8,11 @@ Shapes: see ``columns``; D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
+import typing
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
+from gspo_rllib.knobs import check, default_of
 from gspo_rllib.model_files import ModelFiles, copy_files
 from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
@@ -30,36 +33,12 @@ from gspo_rllib.modules.hidden_states import trunk_of
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
 from gspo_rllib.modules.scoring import Scoring, check_length, score, trunk_states
+from gspo_rllib.modules.settings import ModelSettings
 from gspo_rllib.modules.varlen_attention import serves_dtype
 
-MODEL_CONFIG: dict[str, Any] = {
-    "path": None,
-    "autocast_dtype": None,
-    "head_dtype": None,
-    "activation_checkpointing": False,
-    "packing": None,
-    "attn_implementation": None,
-    "trust_remote_code": False,
-    "vf_share_layers": False,
-    "shared_prefixes": None,
-}
-"""What ``.rl_module(model_config=...)`` takes, with defaults:
-
-``path``: local Hugging Face folder or hub name (required). ``autocast_dtype``: None for float32 or ``"bfloat16"`` for
-mixed precision; weights, optimiser state, log-probabilities and loss stay float32. ``head_dtype``: None lets the head
-multiply in the precision of the layers; ``"float32"`` keeps it exact under mixed precision.
-``activation_checkpointing``: recompute activations in the backward pass, about 1.3 times the time for a fraction of
-the memory. ``packing``: True for packed rows, False for rows of their own, None to pack wherever that is exact.
-``attn_implementation``: None for ours; ``"flash_attention_2"`` where it is installed. ``trust_remote_code``: whether
-the model folder may run its own code. ``vf_share_layers``: for algorithms with a critic only. False gives the critic
-layers of its own, loaded from ``path`` (twice the memory); True lets its value head read the policy's last hidden
-states. ``shared_prefixes``: whether trajectories of a group compute the prompt they share once per packed row, exact
-to float noise. None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True:
-wherever two share a token; False: never. What is set by hand and not exact for the model is refused (``exactness``).
-
-There is no setting for dropout or router noise, and those of the model's own config are passed over: the tokens were
-sampled without them, so a policy scored with them is another one, and its ratios to the one that sampled are noise.
-"""
+_KNOBS = {field.name: field for field in dataclasses.fields(ModelSettings)}
+MODEL_CONFIG: dict[str, Any] = {name: default_of(field) for name, field in _KNOBS.items()}
+"""What ``.rl_module(model_config=...)`` takes, with defaults; ``ModelSettings`` says what each does."""
 
 
 def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
@@ -80,20 +59,9 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
             f"rl_module.model_config['path'] is {full['path']!r}; give a local Hugging Face folder or a hub name, for "
             'example .rl_module(model_config={"path": "models/seed"}). `gspo-rllib warmstart` makes a small one.'
         )
-    if full["autocast_dtype"] not in (None, "bfloat16"):
-        raise SettingError(
-            f"rl_module.model_config['autocast_dtype'] is {full['autocast_dtype']!r}; allowed: None, 'bfloat16'"
-        )
-    if full["head_dtype"] not in (None, "float32"):
-        raise SettingError(f"rl_module.model_config['head_dtype'] is {full['head_dtype']!r}; allowed: None, 'float32'")
-    if not isinstance(full["vf_share_layers"], bool):
-        raise SettingError(
-            f"rl_module.model_config['vf_share_layers'] is {full['vf_share_layers']!r}; allowed: True, False"
-        )
-    if full["shared_prefixes"] is not None and not isinstance(full["shared_prefixes"], bool):
-        raise SettingError(
-            f"rl_module.model_config['shared_prefixes'] is {full['shared_prefixes']!r}; allowed: None, True, False"
-        )
+    hints = typing.get_type_hints(ModelSettings)
+    for name, field in _KNOBS.items():
+        check(f"rl_module.model_config[{name!r}]", full[name], hints[name], field.metadata)
     return full
 
 

@@ -82,6 +82,15 @@ def test_a_greedy_score_is_the_same_to_the_bit_and_parquet_says_the_same(
     assert parquet.read_table(files[2]).to_pylist() == rows
 
 
+def test_rows_on_standard_output_have_it_to_themselves(
+    tiny_dense: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _evaluate(tiny_dense, dataset, "--all", "--json") == 0
+    output = capsys.readouterr()
+    assert [json.loads(line)["task_id"] for line in output.out.splitlines()] == [str(n) for n in range(11)]
+    assert "episodes     11" in output.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

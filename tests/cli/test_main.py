@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gspo_rllib.cli.main import main, own_error, parse_arguments
-from gspo_rllib.errors import EngineError, SettingError
+from gspo_rllib.cli.main import main, parse_arguments
+from gspo_rllib.errors import EngineError, SettingError, own_error
 
+ROOT = Path(__file__).resolve().parents[2]
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 
 
@@ -78,6 +79,68 @@ def test_help_of_every_command_is_there_without_a_framework(capsys: pytest.Captu
             main([command, "--help"])
         assert stop.value.code == 0
         assert "usage: gspo-rllib" in capsys.readouterr().out
+
+
+def test_what_needs_no_framework_loads_none() -> None:
+    """By what is imported, not by the clock: ray, torch and transformers are what takes seconds."""
+    code = f"""if True:
+        import sys
+        from gspo_rllib.cli import main
+        names = list(main.build_parser()._subparsers._group_actions[0].choices)
+        assert "train" in names and "list" in names
+        for arguments in ([], ["--help"], ["list"], ["check-env", {CALCULATOR!r}], *([n, "--help"] for n in names)):
+            try:
+                assert main.main(arguments) == 0, arguments
+            except SystemExit as stop:
+                assert stop.code == 0, arguments
+            heavy = {{"ray", "torch", "transformers", "vllm", "pandas", "scipy", "matplotlib"}} & sys.modules.keys()
+            assert not heavy, (arguments, heavy)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "keeps the language-environment contract" in done.stdout
+
+
+def test_the_package_is_the_command_too() -> None:
+    """Bare, it shows what there is."""
+    done = subprocess.run([sys.executable, "-m", "gspo_rllib"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: gspo-rllib [-h] [--version] COMMAND")
+    assert "train what a YAML file describes" in done.stdout
+
+
+_ENVIRONMENT_OF_MINE = """
+import gymnasium
+from gspo_rllib.envs import UnicodeText
+
+class Echo(gymnasium.Env):
+    observation_space = action_space = UnicodeText(100)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.word = str(self.np_random.integers(1000))
+        return f"Say {self.word}", {}
+
+    def step(self, action):
+        return "", float(action == self.word), True, False, {}
+
+gymnasium.register(id="mine/Echo-v0", entry_point=Echo)
+"""
+
+
+def test_a_module_of_the_current_folder_is_found(tmp_path: Path) -> None:
+    script, folder = tmp_path / "bin" / "command.py", tmp_path / "here"
+    for place in (script.parent, folder):
+        place.mkdir()
+    # As the installed script does it: its own folder is on the path, the current one is not.
+    script.write_text("import sys\nfrom gspo_rllib.cli.main import main\nsys.exit(main())\n")
+    (folder / "my_envs.py").write_text(_ENVIRONMENT_OF_MINE)
+    command = [sys.executable, str(script), "check-env", "my_envs:mine/Echo-v0"]
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "my_envs:mine/Echo-v0 keeps the language-environment contract" in done.stdout
 
 
 def test_overrides_may_stand_anywhere() -> None:

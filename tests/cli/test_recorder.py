@@ -3,20 +3,76 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
-from gspo_rllib.cli.recorder import RunRecorder, new_run_folder
+import yaml
+
+from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, read_results, write_run_record
+
+SUCCESS, EVALUATED = "env_runners/success_mean", "evaluation/env_runners/success_mean"
 
 
 def test_a_metric_that_appears_later_gets_its_own_column(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, {})
-    recorder.record({"training_iteration": 1, "a": {"b": 1.5}})
-    recorder.record({"training_iteration": 2, "a": {"b": 2.5}, "evaluation": {"success": float("nan")}})
+    recorder.record({"training_iteration": 1, "env_runners": {"success_mean": 0.5}})
+    evaluation = {"env_runners": {"success_mean": float("nan")}}
+    recorder.record({"training_iteration": 2, "env_runners": {"success_mean": 0.75}, "evaluation": evaluation})
+    recorder.record({"training_iteration": 3, "env_runners": {"success_mean": 0.875}})
     recorder.close()
     with (tmp_path / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["a/b"] for row in rows] == ["1.5", "2.5"]
-    assert [row["evaluation/success"] for row in rows] == ["", "nan"]
+    assert [row[SUCCESS] for row in rows] == ["0.5", "0.75", "0.875"]
+    assert [row[EVALUATED] for row in rows] == ["", "nan", ""]
+
+
+def test_the_table_has_what_people_read_and_the_rest_is_in_result_json(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, {})
+    kept = {
+        "env_runners": {"success_mean": 0.5, "env_metrics": {"keys_found": 2.0}, "weights_seq_no": 7},
+        "learners": {"default_policy": {"clip_fraction": 0.1}, "__all_modules__": {"num_module_steps_trained": 3}},
+        "training_iteration": 1,
+        "pid": 4711,
+    }
+    recorder.record(kept)
+    recorder.close()
+    header, row = (tmp_path / "progress.csv").read_text().splitlines()
+    assert header.split(",") == [
+        "training_iteration",
+        SUCCESS,
+        "env_runners/env_metrics/keys_found",
+        "learners/default_policy/clip_fraction",
+    ]
+    assert row == "1,0.5,2.0,0.1"
+    assert read_results(tmp_path) == [kept]
+
+
+def test_a_run_that_goes_on_has_one_history(tmp_path: Path) -> None:
+    """Results after the checkpoint were not saved with it: they are trained again, and must not be there twice."""
+    first = RunRecorder(tmp_path, {"run": {"iterations": 4}})
+    for iteration in (1, 2, 3, 4):
+        first.record({"training_iteration": iteration, "time_total_s": 10.0 * iteration})
+    first.close()
+    with (tmp_path / "result.json").open("a") as file:
+        file.write('{"training_iteration": 5, "time')  # killed while it was being written
+    again = RunRecorder(tmp_path, {"run": {"iterations": 9}}, resume_at=2)
+    assert [row["training_iteration"] for row in again.history] == [1, 2]
+    again.record({"training_iteration": 3, "time_total_s": 31.0})
+    again.close()
+    assert [(row["training_iteration"], row["time_total_s"]) for row in read_results(tmp_path)] == [
+        (1, 10.0),
+        (2, 20.0),
+        (3, 31.0),
+    ]
+    assert (tmp_path / "progress.csv").read_text().splitlines()[1:] == ["1,10.0", "2,20.0", "3,31.0"]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"run": {"iterations": 9}}
+
+
+def test_what_was_said_of_earlier_starts_is_kept(tmp_path: Path) -> None:
+    for start in ("first", "second", "third"):
+        write_run_record(tmp_path, {"started": start})
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record == {"started": "third", "earlier": [{"started": "first"}, {"started": "second"}]}
 
 
 def test_run_folders_of_the_same_second_do_not_collide(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gspo_rllib import load_groups
 from gspo_rllib.cli.main import main
+from gspo_rllib.cli.rollout import printable
 from gspo_rllib.types import turns
 
 
@@ -51,6 +52,27 @@ def test_rollout_keeps_groups_to_train_on(
     assert {call["version"] for one in row["trajectories"] for call in one["calls"]} == {0}
 
 
+def test_a_trajectory_is_a_row_with_what_is_printed(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["rollout", str(trained.checkpoint), "--episodes", "2"]
+    assert main(options) == 0
+    text = capsys.readouterr().out
+    assert main([*options, "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert main([*options, "--json", str(tmp_path / "rows.jsonl")]) == 0
+    assert (tmp_path / "rows.jsonl").read_text().splitlines() == lines
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 2
+    for row in rows:
+        assert f"task seed    {row['task_seed']}" in text
+        assert row["return"] == sum(turn["reward"] for turn in row["turns"])
+        assert f"{len(row['turns'])} turns, {row['num_tokens']} tokens, " in text
+        for turn in row["turns"]:
+            assert printable(turn["action"]) in text
+            assert f"{turn['reward']:+g} · {turn['num_tokens']} tokens, {turn['finish_reason']}" in text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -64,4 +86,18 @@ def test_groups_that_could_not_be_kept_are_refused_first(
     options: list[str], message: str, trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["rollout", str(trained.checkpoint), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--episodes", "0"], "--episodes: expected a whole number >= 1, got 0."),
+        (["--json", "rows.csv"], "--json: 'rows.csv' must end in .jsonl or .parquet"),
+    ],
+)
+def test_what_cannot_be_played_is_said_before_anything_is_loaded(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rollout", "no-such-checkpoint", *options]) == 2
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`gspo-rllib sweep`: axes, and one trial per value."""
+"""`gspo-rllib sweep`: one trial per combination, told in one line each, under one folder."""
 
 from __future__ import annotations
 
@@ -9,36 +9,71 @@ import pytest
 
 from gspo_rllib import checkpoints
 from gspo_rllib.cli.main import main
-from gspo_rllib.cli.sweep import split_axes
-
-
-@pytest.mark.parametrize(
-    ("overrides", "fixed", "axes"),
-    [
-        (["a.b=1"], ["a.b=1"], {}),
-        (["a.b=1,2", "a.c=x,y"], [], {"a.b": ["1", "2"], "a.c": ["x", "y"]}),
-        (["a.b=[1, 2]", "a.c={x: 1, y: 2}"], ["a.b=[1, 2]", "a.c={x: 1, y: 2}"], {}),
-        (["a.b=[1, 2],[3]"], [], {"a.b": ["[1, 2]", "[3]"]}),
-    ],
-)
-def test_commas_outside_brackets_make_an_axis(
-    overrides: list[str], fixed: list[str], axes: dict[str, list[str]]
-) -> None:
-    assert split_axes(overrides) == (fixed, axes)
 
 
 def test_a_sweep_trains_one_trial_per_value(
     config_file: str, ray_local: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["sweep", config_file, "training.lr=1e-5,3e-5", "--iterations", "1", "--storage", str(tmp_path)]
-    assert main([*arguments, "--name", "lr"]) == 0
-    trials = sorted((tmp_path / "lr").glob("GSPO_*"))
-    rates = {json.loads((trial / "params.json").read_text())["lr"] for trial in trials if trial.is_dir()}
-    assert rates == {1e-5, 3e-5}
-    for trial in trials:
-        (checkpoint,) = trial.glob("checkpoint_*")
-        checkpoints.verify(checkpoint)
-    assert capfd.readouterr().out.count("checkpoint_") >= 2
+    """Two settings reach into one mapping: each trial must have both of its own."""
+    settings = ["training.lr=1e-5,3e-5", "environment.env_config.operations=1", "run.checkpoint_every=1"]
+    options = ["--iterations", "2", "--storage", str(tmp_path), "--name", "lr"]
+    assert main(["sweep", config_file, *settings, *options]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("lr-2")
+    trials = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert [trial.name for trial in trials] == ["lr=1e-05", "lr=3e-05"]
+    for trial, rate in zip(trials, (1e-5, 3e-5), strict=True):
+        assert json.loads((trial / "params.json").read_text())["lr"] == rate
+        saved = sorted(trial.glob("checkpoint_*"))
+        assert len(saved) == 2, "one after each iteration"
+        checkpoints.verify(saved[-1])
+
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("2 trials, results: ")
+    told = [line for line in lines if "lr=" in line and not line.startswith(("best: ", "checkpoint: "))]
+    assert len(told) == 4, "each when it ends, and all of them at the end"
+    assert all(line.split()[0] == "2/2" and line.split()[4] == "done" for line in told)
+    assert max(map(len, lines[1:-1])) <= 80 and len(lines) <= 10
+    assert lines[-2] in ("best: lr=1e-05", "best: lr=3e-05")
+    best = lines[-2].removeprefix("best: ")
+    checkpoints.verify(lines[-1].removeprefix("checkpoint: "))
+    assert lines[-1].endswith(f"{best}/checkpoint_000001")
+
+    record = json.loads((folder / "run.json").read_text())
+    assert record["trials"] == ["lr=1e-05", "lr=3e-05"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
+def test_a_scheduler_is_given_what_it_compares(
+    scheduler: str, config_file: str, ray_local: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["training.lr=1e-5,3e-5", "--scheduler", scheduler, "--evaluate-every", "2", "--evaluate-tasks", "4"]
+    options = ["--iterations", "4", "--storage", str(tmp_path), "--metric", "return", "--quiet"]
+    assert main(["sweep", config_file, *settings, *options]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    ended = [line.split()[4] for line in lines if "lr=" in line and "/4 " in line]
+    assert len(ended) == 2 and "done" in ended
+    checkpoints.verify(lines[-1].removeprefix("checkpoint: "))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "0"], "--samples: expected a whole number >= 1, got 0."),
+        (["--trials-at-once", "0"], "--trials-at-once: expected a whole number >= 1, got 0."),
+        (["--scheduler", "pbt", "--samples", "2"], "there is nothing to move; give a setting several values."),
+        (["run.algorithm=GSPO,GRPO"], "run.algorithm cannot be varied: each value is an algorithm of its own."),
+        (["debugging.seed=1,2", "--samples", "3"], "cannot be repeated with other seeds. Give it more seeds."),
+        (["training.num_minibatches=1,8"], "there are only 4 groups_per_iteration"),
+    ],
+)
+def test_what_could_not_be_swept_is_refused(
+    options: list[str], message: str, config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", config_file, "--iterations", "1", "--storage", str(tmp_path / "none"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_a_sweep_would_leave_out_is_refused(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:

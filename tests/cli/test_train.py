@@ -53,6 +53,25 @@ def test_training_resumes_from_a_checkpoint(
     (folder,) = tmp_path.iterdir()
     results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
     assert [result["training_iteration"] for result in results] == [3]
+    said = capsys.readouterr().out
+    assert "continuing in a new folder from iteration 2, " in said and trained.checkpoint.name in said
+    assert json.loads((folder / "run.json").read_text())["resumed_from"]["iteration"] == 2
+
+
+def test_a_run_says_what_it_was_started_with(trained: SimpleNamespace) -> None:
+    record = json.loads((trained.folder / "run.json").read_text())
+    assert record["config"]["training"]["group_size"] == 2
+    assert record["config"]["run"]["iterations"] == 2
+    assert "training.group_size" in record["given"] and "training.num_epochs" not in record["given"]
+    assert record["resumed_from"] is None and record["earlier"] == []
+
+
+def test_quiet_leaves_the_end(
+    config_file: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", config_file, "--quiet", "--iterations", "1", "--storage", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["stopped", "checkpoint", "curve"]
 
 
 def test_an_override_wins_over_the_checkpoint_that_is_resumed(

@@ -134,6 +134,11 @@ def test_an_illegal_evaluation_override_is_refused(run_file: Path) -> None:
         load_config(run_file, ["evaluation.evaluation_config={group_sizes: 1}"])
 
 
+def test_what_rllib_trips_over_is_a_refusal(run_file: Path) -> None:
+    with pytest.raises(SettingError, match=r"section 'environment' was refused by RLlib: 'NoneType' object"):
+        load_config(run_file, ["environment.env_config=null"])
+
+
 def test_overrides_reach_into_mappings_and_the_last_one_wins(run_file: Path) -> None:
     overrides = [
         "environment.env_config.operations=8",

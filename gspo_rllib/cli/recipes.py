@@ -1,0 +1,52 @@
+"""``gspo-rllib show`` and ``gspo-rllib cp``: a shipped config to read, or to start one of your own from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gspo_rllib.errors import SettingError
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the two sub-commands."""
+    text = "Prints a config as it is written, comments included."
+    parser = commands.add_parser("show", help="print a shipped config", description=text)
+    parser.add_argument("name", metavar="NAME", help="one of `gspo-rllib list`, or a file")
+    parser.set_defaults(run=show)
+    text = "Copies a config to a new file, to be changed and trained: gspo-rllib train FILE."
+    parser = commands.add_parser("cp", help="copy a shipped config to a new file", description=text)
+    parser.add_argument("name", metavar="NAME", help="one of `gspo-rllib list`, or a file")
+    parser.add_argument("file", metavar="FILE", help="new file, or a folder to put NAME.yaml into")
+    parser.set_defaults(run=copy)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Prints the file."""
+    from gspo_rllib.configs.runs import find_config
+
+    print(find_config(arguments.name).read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def copy(arguments: argparse.Namespace) -> int:
+    """Writes the new file.
+
+    Raises:
+        SettingError: There is such a file already, or no folder to put it into.
+    """
+    from gspo_rllib.configs.runs import find_config
+
+    source, target = find_config(arguments.name), Path(arguments.file).expanduser()
+    if target.is_dir():
+        target /= source.name
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise SettingError(f"cp: {str(target)!r} exists, and is not overwritten; name a new file.") from None
+    except OSError as error:
+        raise SettingError(f"cp: {str(target)!r} cannot be written: {error.strerror}.") from error
+    print(f"{target}: change it, then `gspo-rllib validate {target}` and `gspo-rllib train {target}`")
+    return 0

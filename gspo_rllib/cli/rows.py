@@ -1,0 +1,65 @@
+"""``--json``: what a command found, as rows that a program reads: a file of them, or lines on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gspo_rllib.errors import SettingError
+
+STDOUT = "-"
+"""What ``--json`` has without a file: rows go to standard output, and what people read to standard error."""
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds the option.
+
+    Args:
+        parser: The sub-command's parser.
+        what: What a row is, e.g. "task".
+    """
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help=f"one row per {what}: to FILE (.jsonl or .parquet), or as lines on standard output instead of the text",
+    )
+
+
+def rows_file(path: str) -> Path | None:
+    """The file to write rows to, checked before anything is played; None for standard output.
+
+    Raises:
+        SettingError: Its ending says no known format, or its folder does not exist.
+    """
+    if path == STDOUT:
+        return None
+    file = Path(path).expanduser()
+    if file.suffix not in (".jsonl", ".parquet"):
+        raise SettingError(f"--json: {path!r} must end in .jsonl or .parquet, which says how rows are written.")
+    if not file.parent.is_dir():
+        raise SettingError(f"--json: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
+    return file
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], file: Path | None) -> None:
+    """Writes the rows.
+
+    Args:
+        rows: Plain values only.
+        file: Ends in ``.jsonl`` or ``.parquet``; None for standard output.
+    """
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    if file is None:
+        print(lines, end="")
+    elif file.suffix == ".jsonl":
+        file.write_text(lines, encoding="utf-8")
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), file)

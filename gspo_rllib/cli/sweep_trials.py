@@ -1,0 +1,274 @@
+"""What Ray Tune is given for a sweep: the trials, what they are judged by, and how they are reported."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, SearchGenerator
+
+from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
+from gspo_rllib.cli.progress import clock
+from gspo_rllib.cli.recorder import flatten
+from gspo_rllib.cli.sweep_points import Point
+from gspo_rllib.cli.training_loop import stop_reason
+from gspo_rllib.errors import own_error
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from gspo_rllib.configs import Run, RunSettings
+
+SCORE = "sweep/score"
+"""Where a trial's result has what it is judged by, as Tune's keys are written."""
+
+TIME = "training_iteration"
+"""What schedulers count in."""
+
+SHOW_EVERY_S = 60.0
+"""Seconds between two lines about a trial that is running."""
+
+HEADER = f"{'iter':>9} {'success':>7} {'return':>7} {'time':>7}  {'state':<7}  trial"
+
+
+class _HandOut(Searcher):
+    """Suggests the trials, in their order; nothing is learnt from any."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        super().__init__()
+        self._left = list(points)
+
+    def suggest(self, trial_id: str) -> Any:
+        return dict(self._left.pop(0).values) if self._left else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+
+class Points(SearchAlgorithm):
+    """Makes the trials, in their order: whole combinations, where Tune's own grid knows single attributes only.
+
+    Around Tune's generator for searchers, because PBT refuses those by their class: it moves trials by itself, and a
+    searcher that learns from them would be misled. This one does not.
+
+    Args:
+        points: The trials.
+        at_once: Most trials that run at a time; None for as many as fit.
+    """
+
+    def __init__(self, points: Sequence[Point], at_once: int | None) -> None:
+        searcher: Searcher = _HandOut(points)
+        self._inner = SearchGenerator(ConcurrencyLimiter(searcher, at_once) if at_once else searcher)
+
+    @property
+    def total_samples(self) -> int:
+        """How many trials there will be."""
+        return int(self._inner.total_samples)
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Called by Tune with what all trials share."""
+        self._inner.add_configurations(experiments)
+
+    def next_trial(self) -> Trial | None:
+        """Called by Tune when there is room for a trial."""
+        trial: Trial | None = self._inner.next_trial()
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Called by Tune when a trial has ended, which makes room."""
+        self._inner.on_trial_complete(trial_id, result, error)
+
+    def is_finished(self) -> bool:
+        """Whether every trial has been made."""
+        return bool(self._finished or self._inner.is_finished())
+
+
+class Judge:
+    """Adds to every result of a trial what the trial is judged by: the latest value there is.
+
+    An RLlib callback, so that schedulers find it in each result: an evaluation comes only so often.
+
+    Args:
+        metric: ``"success"`` (the return, where an environment reports none), ``"return"``, or a key of the results.
+        evaluates: Whether runs evaluate, so that those are the success and return that count.
+    """
+
+    def __init__(self, metric: str, *, evaluates: bool) -> None:
+        self._metric = metric
+        self._place = EVALUATED if evaluates else SAMPLED
+        self._latest = math.nan
+
+    def __call__(self, *, result: dict[str, Any], **_: Any) -> None:
+        """Called by RLlib with a new result, which it changes."""
+        value = self.of(flatten(result))
+        self._latest = self._latest if value is None else value
+        if not math.isnan(self._latest):
+            result["sweep"] = {"score": self._latest}
+
+    def of(self, flat: Mapping[str, Any]) -> float | None:
+        """What a flat result says of it; None for nothing."""
+        if self._metric == "success":
+            score = Score.of(flat, self._place)
+            return None if score is None else score.value
+        value = flat.get(f"{self._place}episode_return_mean" if self._metric == "return" else self._metric)
+        return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
+
+
+def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) -> TrialScheduler | None:
+    """Tune's scheduler of a name.
+
+    Args:
+        name: ``"asha"`` stops the worse two thirds at a ninth and at a third of the iterations; ``"pbt"`` has the worst
+            quarter go on from the best one's weights with neighbouring values, every ninth; None runs all to their end.
+        limits: The ``run:`` section.
+        points: The trials.
+    """
+    interval = max(limits.evaluate_every or 1, (limits.iterations or 90) // 9)
+    if name == "asha":
+        longest = max(limits.iterations or 10**6, interval)
+        return ASHAScheduler(TIME, metric=SCORE, mode="max", grace_period=interval, reduction_factor=3, max_t=longest)
+    if name == "pbt":
+        values: dict[str, list[Any]] = {}
+        for attribute in [a for a in points[0].values if a != "seed"]:
+            for point in points:
+                if point.values[attribute] not in values.setdefault(attribute, []):
+                    values[attribute].append(point.values[attribute])
+        return PopulationBasedTraining(
+            TIME,
+            metric=SCORE,
+            mode="max",
+            perturbation_interval=interval,
+            hyperparam_mutations=values,
+            require_attrs=False,  # there is no score before the first evaluation
+        )
+    return None
+
+
+class Report(tune.Callback):
+    """Prints one line when a trial ends, and one a minute while it runs.
+
+    Args:
+        run: What all trials share.
+        shows: Whether anything is printed before the end.
+    """
+
+    def __init__(self, run: Run, *, shows: bool) -> None:
+        self._limits = run.settings
+        self._shows = shows
+        self._shown_at: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune."""
+        self._shown_at.setdefault(trial.trial_id, time.monotonic())
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune."""
+        now = time.monotonic()
+        if self._shows and now - self._shown_at.get(trial.trial_id, now) >= SHOW_EVERY_S:
+            self._shown_at[trial.trial_id] = now
+            print(row(result, self._limits, "running", str(trial)), flush=True)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune."""
+        if self._shows:
+            print(row(trial.last_result, self._limits, state(trial.last_result, self._limits), str(trial)), flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune."""
+        if self._shows:
+            print(row(trial.last_result or {}, self._limits, "failed", str(trial)), flush=True)
+
+
+def state(result: Mapping[str, Any], limits: RunSettings) -> str:
+    """Whether a trial that ended reached a limit of its run, or was ended by the scheduler."""
+    done = stop_reason(result, limits, minutes=result.get("time_total_s", 0.0) / 60) if result else None
+    return "done" if done else "stopped"
+
+
+def row(result: Mapping[str, Any], limits: RunSettings, how: str, label: str) -> str:
+    """One trial as a line: the measures in columns, then its settings in full, which may be long.
+
+    Example:
+        >>> from gspo_rllib.configs import RunSettings
+        >>> result = {"training_iteration": 8, "time_total_s": 75.0, "env_runners": {"success_mean": 0.5}}
+        >>> print(HEADER, row(result, RunSettings(iterations=8), "done", "lr=1e-05"), sep="\\n")
+             iter success  return    time  state    trial
+              8/8     50%       -    1:15  done     lr=1e-05
+    """
+    flat = flatten(result)
+    place = EVALUATED if limits.evaluate_every else SAMPLED
+    score, mean = Score.of(flat, place) if flat else None, flat.get(f"{place}episode_return_mean")
+    success = str(score) if score is not None and score.is_success else "-"
+    iterations = f"{flat.get('training_iteration', 0)}" + (f"/{limits.iterations}" if limits.iterations else "")
+    returned = "-" if mean is None or math.isnan(mean) else f"{mean:.3f}"
+    seconds = clock(flat.get("time_total_s", 0.0))
+    return f"{iterations:>9} {success:>7} {returned:>7} {seconds:>7}  {how:<7}  {label}"
+
+
+def report(
+    results: tune.ResultGrid, run: Run, points: Sequence[Point], metric: str, short: Callable[[Any], str]
+) -> int:
+    """Prints the trials, best first, and where the best one's checkpoint is.
+
+    Args:
+        results: What Tune returned.
+        run: What all trials share.
+        points: The trials.
+        metric: What they were judged by.
+        short: How a path is shown.
+
+    Returns:
+        0, or 1 when a trial failed.
+    """
+    made = {point.folder: point for point in points}
+    ranked = sorted(results, key=lambda result: -_score(result))
+    print()
+    print(HEADER)
+    for result in ranked:
+        how = "failed" if result.error else state(result.metrics or {}, run.settings)
+        print(row(result.metrics or {}, run.settings, how, _label(result, made)))
+        if result.error:
+            print(f"{'':>9} {reason(result.error)}; see {short(result.path)}/error.txt")
+    best = ranked[0]
+    if math.isfinite(_score(best)):
+        print(f"best: {_label(best, made)}")
+        print(f"checkpoint: {short(best.checkpoint.path) if best.checkpoint else 'none'}")
+    elif not results.errors:
+        print(f"no trial reported {metric!r} (--metric), so none is the best; result.json has what there is")
+    return 1 if results.errors else 0
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    """Why a trial failed, in a line: our own error behind Ray's, else the last line of what Ray says.
+
+    Args:
+        error: What Tune has of it.
+        most: Length to which it is cut, in characters.
+
+    Example:
+        >>> reason(RuntimeError("The actor died\\nTraceback\\n  File x\\nValueError: too wide\\n"))
+        'ValueError: too wide'
+    """
+    ours = own_error(error)
+    lines = [line.strip() for line in str(ours or error).splitlines() if line.strip()]
+    text = " ".join(lines) if ours is not None else lines[-1] if lines else type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _label(result: tune.Result, made: Mapping[str, Point]) -> str:
+    """A trial's settings, and those that a scheduler changed since."""
+    point = made[result.path.rstrip("/").rpartition("/")[2]]
+    config = result.config or {}
+    now = [f"{name}={config[name]}" for name, value in point.values.items() if config.get(name, value) != value]
+    return point.label + (f" (now {','.join(now)})" if now else "")
+
+
+def _score(result: tune.Result) -> float:
+    value = ((result.metrics or {}).get("sweep") or {}).get("score", -math.inf)
+    return float(value)

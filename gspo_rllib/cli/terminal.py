@@ -1,0 +1,59 @@
+"""How wide the terminal is, and text that fits it; what is piped stays one line per thing, for ``grep``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+
+NARROWEST = 20
+"""Characters that a line of text has at least, however narrow the terminal is."""
+
+BESIDE = 40
+"""Characters that are left beside the names where texts stand there; with fewer they stand below."""
+
+
+def columns() -> int | None:
+    """Width of the terminal in characters (``COLUMNS`` says another); None where output goes to a file or a pipe."""
+    if "COLUMNS" in os.environ or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def wrapped(text: str, *, indent: int, width: int | None) -> list[str]:
+    """A text as lines, each indented.
+
+    Args:
+        text: One paragraph.
+        indent: Spaces before each line.
+        width: Longest line, in characters; None for one line of any length.
+
+    Example:
+        >>> wrapped("one two three four five six", indent=2, width=24)
+        ['  one two three four', '  five six']
+    """
+    if width is None:
+        return [" " * indent + text]
+    lines = textwrap.wrap(text, max(width - indent, NARROWEST), break_long_words=False, break_on_hyphens=False)
+    return [" " * indent + line for line in lines]
+
+
+def print_names(title: str, rows: Iterable[tuple[str, str]], *, width: int | None) -> None:
+    """Prints names and, in a column beside them, what they are; below them where the terminal is too narrow.
+
+    Args:
+        title: Line above them.
+        rows: Name and text of each.
+        width: As for ``wrapped``.
+    """
+    rows = list(rows)
+    column = 2 + max(len(name) for name, _ in rows) + 2
+    print(title)
+    for name, text in rows:
+        if width is not None and width - column < BESIDE:
+            print(f"  {name}", *wrapped(text, indent=6, width=width), sep="\n")
+        else:
+            first, *rest = wrapped(text, indent=column, width=width) or [""]
+            print(f"  {name:<{column - 2}}{first.strip()}".rstrip(), *rest, sep="\n")

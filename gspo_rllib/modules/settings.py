@@ -1,0 +1,70 @@
+"""Every knob of the model, once: default, what is allowed, effect and the source of the default."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import ClassVar
+
+from gspo_rllib.knobs import Settings, knob, settings_dataclass
+
+
+@settings_dataclass
+class ModelSettings(Settings):
+    """``.rl_module(model_config=...)``.
+
+    There is no setting for dropout or router noise, and those of the model's own config are passed over: the tokens
+    were sampled without them, so a policy scored with them is another one, and its ratios to the one that sampled are
+    noise. What is set by hand and not exact for the model is refused (``modules.exactness``).
+    """
+
+    SECTION: ClassVar[str] = "rl_module.model_config"
+
+    path: str | pathlib.Path | None = knob(
+        None, "Local Hugging Face folder or hub name of the model; required.", source="ours"
+    )
+    autocast_dtype: str | None = knob(
+        None,
+        "bfloat16 trains in mixed precision; weights, optimiser state, log-probabilities and loss stay float32.",
+        choices=(None, "bfloat16"),
+        source="ours: exact log-probs",
+    )
+    head_dtype: str | None = knob(
+        None,
+        "float32 keeps the head exact under mixed precision; None lets it multiply in the precision of the layers.",
+        choices=(None, "float32"),
+        source="ours",
+    )
+    activation_checkpointing: bool = knob(
+        False,
+        "Recomputes activations in the backward pass: about 1.3 times the time for a fraction of the memory.",
+        choices=(True, False),
+        source="ours",
+    )
+    packing: bool | None = knob(
+        None,
+        "Whether trajectories share rows: True packs, False gives each a row of its own, None packs wherever that is "
+        "exact.",
+        choices=(None, True, False),
+        source="ours",
+    )
+    attn_implementation: str | None = knob(
+        None, "Attention of the learner: None for ours; flash_attention_2 where it is installed.", source="ours"
+    )
+    trust_remote_code: bool = knob(
+        False, "Whether the model folder may run its own code.", choices=(True, False), source="transformers"
+    )
+    vf_share_layers: bool = knob(
+        False,
+        "For algorithms with a critic: its value head reads the policy's last hidden states, instead of having layers "
+        "of its own, loaded from path (twice the memory).",
+        choices=(True, False),
+        source="RLlib",
+    )
+    shared_prefixes: bool | None = knob(
+        None,
+        "Whether trajectories of a group compute the prompt they share once per packed row, exact to float noise. "
+        "None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True: "
+        "wherever two share a token; False: never.",
+        choices=(None, True, False),
+        source="ours",
+    )

@@ -1,0 +1,68 @@
+"""What trials are judged by and how they are reported."""
+
+from __future__ import annotations
+
+import pytest
+
+from gspo_rllib.cli.sweep_points import Point
+from gspo_rllib.cli.sweep_trials import Judge, row, scheduler, state
+from gspo_rllib.configs import RunSettings
+
+
+def _judged(judge: Judge, result: dict) -> float | None:
+    judge(result=result, algorithm=None, metrics_logger=None)
+    return result.get("sweep", {}).get("score")
+
+
+def test_a_trial_is_judged_by_its_latest_evaluation() -> None:
+    """Between two evaluations the last one holds; what an iteration samples is another measure, and never counts."""
+    judge = Judge("success", evaluates=True)
+    sampled = {"env_runners": {"success_mean": 0.9}}
+    assert _judged(judge, {"training_iteration": 1, **sampled}) is None
+    evaluated = {"evaluation": {"env_runners": {"success_mean": 0.25}}}
+    assert _judged(judge, {"training_iteration": 2, **sampled, **evaluated}) == 0.25
+    assert _judged(judge, {"training_iteration": 3, **sampled}) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("success", 0.5), ("return", -3.0), ("learners/default_policy/entropy", 1.25), ("learners/no_such", None)],
+)
+def test_any_measure_may_be_the_one(metric: str, value: float | None) -> None:
+    result = {
+        "training_iteration": 1,
+        "env_runners": {"success_mean": 0.5, "episode_return_mean": -3.0},
+        "learners": {"default_policy": {"entropy": 1.25}},
+    }
+    assert _judged(Judge(metric, evaluates=False), result) == value
+
+
+def test_without_success_the_return_counts() -> None:
+    result = {"training_iteration": 1, "env_runners": {"episode_return_mean": 7.0}}
+    assert _judged(Judge("success", evaluates=False), result) == 7.0
+
+
+def test_schedulers_compare_where_there_is_an_evaluation() -> None:
+    limits = RunSettings(iterations=90, evaluate_every=20)
+    points = [
+        Point("a", {"lr": 1e-5, "seed": 1}),
+        Point("b", {"lr": 3e-5, "seed": 2}),
+        Point("c", {"lr": 1e-5, "seed": 3}),
+    ]
+    asha = scheduler("asha", limits, points)
+    assert [milestone for milestone, _ in asha._brackets[0]._rungs] == [60, 20]
+    pbt = scheduler("pbt", limits, points)
+    assert pbt._perturbation_interval == 20
+    assert pbt._hyperparam_mutations == {"lr": [1e-5, 3e-5]}, "a seed is nothing to be moved"
+    assert scheduler(None, limits, points) is None
+
+
+def test_a_line_says_how_a_trial_ended() -> None:
+    limits = RunSettings(iterations=8, evaluate_every=4)
+    evaluation = {"env_runners": {"success_mean": 0.5, "episode_return_mean": 0.75}}
+    result = {"training_iteration": 4, "time_total_s": 3700.0, "evaluation": evaluation}
+    assert state(result, limits) == "stopped"
+    assert state(result | {"training_iteration": 8}, limits) == "done"
+    label = "lr=1e-05," + "x" * 200
+    assert row(result, limits, "stopped", label) == f"      4/8     50%   0.750 1:01:40  stopped  {label}"
+    assert row({}, limits, "failed", "a").split() == ["0/8", "-", "-", "0:00", "failed", "a"]
