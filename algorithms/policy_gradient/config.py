@@ -32,7 +32,7 @@ from gspo_rllib.connectors import (
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.engine_spec import load_renderer, resolve_max_model_len
+from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer, resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import Settings, default_of, takes
@@ -191,7 +191,7 @@ class PolicyGradientConfig(_FlatSettings):
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env)
         if agent.play is not None:
-            load_renderer(generation, model_config, None)
+            check_vocabulary(load_renderer(generation, model_config, None), model_config)
         else:
             validation.check_chat(generation, model_config, check_language_env_spec(self.env, self.env_config))
         if self.evaluation_interval and not self.in_evaluation:

@@ -24,7 +24,7 @@ from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.agent_rollout import AgentRollout
 from gspo_rllib.env_runners.agent_slots import AgentSlots
-from gspo_rllib.env_runners.engine_spec import load_message_renderer
+from gspo_rllib.env_runners.engine_spec import load_message_renderer, vocabulary_size
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.player import Slots
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
@@ -74,6 +74,7 @@ class AgentParts(RolloutParts):
         """A rollout on this engine and in these places; greedy unless it explores."""
         assert isinstance(pool, AgentSlots)
         settings = self.settings if explore else dataclasses.replace(self.settings, temperature=0.0)
+        vocab_size = vocabulary_size(self._config.model_config)
 
         def make_session() -> Session:
             return Session(
@@ -82,6 +83,7 @@ class AgentParts(RolloutParts):
                 max_tokens=settings.max_tokens_per_turn,
                 max_calls=settings.max_turns,
                 history=self._agent.history,
+                vocab_size=vocab_size,
             )
 
         return AgentRollout(

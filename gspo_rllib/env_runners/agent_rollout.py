@@ -35,7 +35,7 @@ from gspo_rllib.env_runners.engine_player import EnginePlayer
 from gspo_rllib.env_runners.group_scheduler import Assignment, GroupScheduler
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.env_runners.trajectory import EpisodeObserver
-from gspo_rllib.errors import EngineError, EnvError
+from gspo_rllib.errors import EnvError
 from gspo_rllib.types import GroupMember, turns
 
 MakeSession = Callable[[], Session]
@@ -78,6 +78,8 @@ class AgentRollout(EnginePlayer):
 
     Raises:
         WeightSyncError: The engine holds no weights yet.
+        EngineError: From ``run`` and ``advance``: the engine failed, or refused a request. What a client may not ask
+            is refused by its session, and never gets here.
     """
 
     def __init__(
@@ -197,14 +199,6 @@ class AgentRollout(EnginePlayer):
             playing.waiting[request.request_id] = future
             self._by_request[request.request_id] = playing
             self._submit_or_hold(request)
-
-    def _submit(self, request: GenerationRequest) -> None:
-        try:
-            self._engine.submit(request)
-        except EngineError as error:
-            playing = self._by_request.pop(request.request_id)
-            _settle(playing.waiting.pop(request.request_id), SessionEnded())
-            self._fail(playing, EnvFailure("engine", str(error)), retry=False)
 
     def _on_generation(self, generation: Generation) -> None:
         playing = self._by_request.pop(generation.request_id, None)

@@ -168,17 +168,48 @@ def test_an_agent_that_hangs_is_left_behind(make_runner: Callable, play: Any, li
     agents.blocked.set()
 
 
-def test_an_engine_that_refuses_or_breaks_fails_trajectories_and_no_thread(make_runner: Callable) -> None:
-    def refuse(request: Any) -> None:
-        raise EngineError("no room")
+def _refuse(request: Any) -> None:
+    raise EngineError("no room")
 
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("kind", ["agent", "environment"])
+def test_an_engine_that_refuses_a_legal_request_ends_the_run(
+    make_runner: Callable, tiny_dense: str, weights: Weights, kind: str, background: bool
+) -> None:
+    runner: LanguageEnvRunner = make_runner()
+    if kind == "environment":
+        runner = LanguageEnvRunner(config=runner_config(tiny_dense), worker_index=0, num_workers=0)
+        runner.set_weights(weights, 1)
+    engine = runner._acquire_engine()
+    submit = engine.submit
+    vars(engine)["submit"] = _refuse
+    if background:
+        runner.sample_in_background(["a"])
+        with pytest.raises(EngineError, match="no room"):
+            runner.take_finished(20.0)
+        runner.stop_sampling()
+    else:
+        with pytest.raises(EngineError, match="no room"):
+            runner.sample(group_ids=["a"])
+    vars(engine)["submit"] = submit
+    assert not engine.has_work()
+    assert len(runner.sample(group_ids=["a"])) == 2
+    runner.stop()
+
+
+@pytest.mark.parametrize("play", [agents.says_too_much, agents.stops_at_nothing, agents.asks_for_no_tokens])
+def test_a_bad_call_is_the_agents_fault_and_never_reaches_the_engine(make_runner: Callable, play: Any) -> None:
+    runner = make_runner(play)
+    vars(runner._acquire_engine())["submit"] = _refuse
+    assert runner.sample(group_ids=["a"]) == []
+    del vars(runner._acquire_engine())["submit"]
+
+
+def test_an_engine_that_returns_no_usable_sample_fails_trajectories_and_no_thread(make_runner: Callable) -> None:
     runner = make_runner()
     engine = runner._acquire_engine()
-    submit, step = engine.submit, engine.step
-    vars(engine)["submit"] = refuse
-    assert runner.sample(group_ids=["a"]) == []
-    assert runner.last_errors() == ["no room"]
-    vars(engine)["submit"] = submit
+    step = engine.step
     vars(engine)["step"] = lambda: [
         dataclasses.replace(done, logp=np.full(len(done.token_ids), np.nan, np.float32)) for done in step()
     ]
