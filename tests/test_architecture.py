@@ -95,6 +95,7 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "agents/address.py": "agents/test_external.py",
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
     "agents/chat_completions.py": "agents/test_server.py",
@@ -102,8 +103,11 @@ TESTED_IN = {
     "agents/door.py": "agents/test_server.py",
     "agents/endpoint.py": "agents/test_server.py",
     "agents/env_agent.py": "env_runners/test_agent_env_runner.py",
+    "agents/external_routes.py": "agents/test_external.py",
+    "agents/lobby.py": "agents/test_external.py",
     "agents/script.py": "agents/test_rendering.py",
     "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
+    "agents/workers.py": "env_runners/test_agent_env_runner.py",
     "algorithms/": "algorithms/policy_gradient/",
     "chat/format.py": "env_runners/test_chat.py",
     "chat/frames.py": "env_runners/test_chat.py",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +33,9 @@ def _trained(path: str, *, agent: Any, num_env_runners: int = 0, iterations: int
         .evaluation(evaluation_interval=iterations, evaluation_duration=2)
         .debugging(seed=1)
     )
-    if agent:
+    if isinstance(agent, dict):
+        config.agent(**agent)
+    elif agent:
         config.agent(agent, tasks=[CALCULATOR])
     else:
         config.environment(CALCULATOR["env"], env_config=CALCULATOR["env_config"])
@@ -87,3 +95,45 @@ def test_the_commands_play_an_agents_checkpoint(checkpoint: str, capsys: pytest.
     # Another environment takes the agent's place.
     assert main(["evaluate", checkpoint, "--episodes", "2", "--env", CALCULATOR["env"]]) == 0
     assert "return" in capsys.readouterr().out
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+(HARNESS,) = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S) if "sys.argv" in block]
+
+
+@contextlib.contextmanager
+def _harness(folder: Path) -> Iterator[None]:
+    """The page's harness, without this package, in a process of its own."""
+    (folder / "harness.py").write_text(HARNESS)
+    process = subprocess.Popen([sys.executable, "-I", "harness.py", "agents"], cwd=folder, stderr=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+        assert errors == b""
+
+
+@pytest.mark.parametrize(
+    ("num_env_runners", "max_staleness"),
+    [
+        (0, 0),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_the_harness_of_the_page_trains_a_policy(
+    tiny_dense: str, tmp_path: Path, num_env_runners: int, max_staleness: int, ray_local: None
+) -> None:
+    agent = {"workers": "external", "addresses": str(tmp_path / "agents")}
+    agent["tasks"] = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
+    with _harness(tmp_path):
+        result, _ = _trained(
+            tiny_dense, agent=agent, num_env_runners=num_env_runners, max_staleness=max_staleness, iterations=2
+        )
+    assert result["env_runners"]["num_episodes"] >= 8
+    assert result["evaluation"]["env_runners"]["num_episodes"] == 2
+    assert result["learners"][DEFAULT_MODULE_ID]["num_trajectories"] == 8
+    assert result["learners"][DEFAULT_MODULE_ID]["logp_gap_max"] <= 1e-4
+    assert not list((tmp_path / "agents").glob("*"))

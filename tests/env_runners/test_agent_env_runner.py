@@ -302,8 +302,10 @@ def test_the_page_shows_every_setting_with_its_default() -> None:
     shown = dict(re.findall(r"^\| `([a-z_]+)` \| `?([^`|]+?)`? \|", PAGE.partition("## Settings")[2], flags=re.M))
     defaults = {field.name: default_of(field) for field in dataclasses.fields(AgentSettings)}
     written = {name: f"{value:g}" if isinstance(value, float) else value for name, value in defaults.items()}
-    assert shown == {name: f'"{value}"' if name == "history" else str(value) for name, value in written.items()}
-    (config,) = [block for block in BLOCKS if ".agent(" in block]
+    assert shown == {
+        name: f'"{value}"' if name in ("history", "workers", "host") else str(value) for name, value in written.items()
+    }
+    config = next(block for block in BLOCKS if ".agent(" in block)
     names: dict[str, Any] = {}
     exec(config, names)
     assert names["config"].env_runner_cls is AgentEnvRunner and names["config"].play == "my_package.bot:play"
