@@ -9,6 +9,7 @@ from typing import Any
 from gspo_rllib.agents.address import LOOPBACK, check_server_packages
 from gspo_rllib.agents.external import check_external
 from gspo_rllib.agents.function import find_play
+from gspo_rllib.agents.process_workers import importable_name
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
@@ -148,6 +149,8 @@ def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: An
     else:
         assert agent.play is not None
         find_play(agent.play)
+        if agent.workers == "process":
+            importable_name(agent.play)
         if agent.addresses is not None or agent.host != LOOPBACK:
             name = "host" if agent.addresses is None else "addresses"
             raise SettingError(f"agent.{name} is set, but has no effect unless agent.workers='external'.")

@@ -17,6 +17,7 @@ from ray.rllib.utils.annotations import override
 from gspo_rllib.agents.context_watch import ContextWatch
 from gspo_rllib.agents.external import ExternalDoor
 from gspo_rllib.agents.function import find_play
+from gspo_rllib.agents.process_workers import ProcessWorkers, importable_name
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Session
 from gspo_rllib.agents.settings import AgentSettings
@@ -105,6 +106,8 @@ class AgentParts(RolloutParts):
             self._door.open()
             return AgentSlots(size, self._door.lobby, self._door.endpoint)
         assert self._play is not None
+        if self._agent.workers == "process":
+            return AgentSlots(size, ProcessWorkers(importable_name(self._agent.play or self._play)))
         return AgentSlots(size, ThreadWorkers(self._play))
 
     def make_rollout(self, engine: Engine, pool: Slots, *, explore: bool, observer: EpisodeObserver) -> AgentRollout:

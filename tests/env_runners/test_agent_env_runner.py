@@ -22,6 +22,7 @@ from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.errors import EngineError, SettingError
 from gspo_rllib.knobs import default_of
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
+from tests.agents import process_agents
 from tests.env_runners import agents
 from tests.env_runners.small_runner import Weights, runner_config, same_samples, shifted
 
@@ -261,6 +262,21 @@ def test_a_pause_stops_the_clocks_and_an_evaluation_may_play_meanwhile(make_runn
     while len(groups) < 8:
         groups += runner.take_finished(5.0).groups
     assert not any("timeout" in error for error in runner.last_errors())
+
+
+def test_processes_are_sampled_token_for_token_like_threads_and_a_crash_is_played_again(make_runner: Callable) -> None:
+    tasks = [{"question": f"question {n}"} for n in range(5)]
+    expected = make_runner(process_agents.repeats, tasks=tasks).sample(group_ids=["a", "b"])
+    settings = {"workers": "process", "num_envs_per_env_runner": 2, "tasks": tasks}
+    runner = make_runner(process_agents.repeats, **settings)
+    episodes = runner.sample(group_ids=["a", "b"])
+    assert same_samples(episodes, expected)
+    assert [e.get_return() for e in episodes] == [e.get_return() for e in expected]
+    runner.stop()
+    runner = make_runner("tests.agents.process_agents:crashes_at_first", **settings)
+    assert len(runner.sample(group_ids=["a"])) == 2
+    assert runner.last_errors() == ["the agent's process exited with status 3 before the agent returned."]
+    assert _counts(runner)(names.NUM_TRAJECTORY_RETRIES) == 1
 
 
 def test_stopping_leaves_no_agent_behind(make_runner: Callable) -> None:

@@ -109,6 +109,16 @@ def test_an_unknown_environment_names_the_nearest_one(tiny_dense):
 PLAY = "gspo_rllib.agents.env_agent:play"
 
 
+def _made_here():
+    async def play(task, session):
+        return 0.0
+
+    return play
+
+
+_local_play = _made_here()
+
+
 @pytest.mark.parametrize(
     ("knobs", "parts"),
     [
@@ -134,6 +144,8 @@ PLAY = "gspo_rllib.agents.env_agent:play"
         ({"workers": "external", "play": None, "host": "me"}, ["agent.host='me' is no IP address"]),
         ({"addresses": "a"}, ["agent.addresses is set, but has no effect unless agent.workers='external'"]),
         ({"host": "0.0.0.0"}, ["agent.host is set, but has no effect unless agent.workers='external'"]),
+        ({"workers": "process", "play": _local_play}, ["cannot be found by a name in another process, which agent.wo"]),
+        ({"workers": "process", "tasks": [{1: 2}]}, ["agent.tasks: task 0 is {1: 2}, which is no plain JSON"]),
         ({"play": None, "workers": "process"}, ["agent.workers='process' is set, but agent.play is not"]),
     ],
 )
