@@ -31,8 +31,11 @@ def in_url(host: str) -> str:
         # Which of its addresses this machine talks to others with; nothing is sent to the one that is asked about.
         family, elsewhere = (socket.AF_INET, "192.0.2.1") if address.version == 4 else (socket.AF_INET6, "2001:db8::1")
         with socket.socket(family, socket.SOCK_DGRAM) as asking:
-            asking.connect((elsewhere, 9))
-            host = asking.getsockname()[0]
+            try:
+                asking.connect((elsewhere, 9))
+                host = asking.getsockname()[0]
+            except OSError:  # it talks to no other
+                host = LOOPBACK if address.version == 4 else "::1"
     return f"[{host}]" if ":" in host else host
 
 
