@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import secrets
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gspo_rllib.agents.endpoint import Endpoint
 from gspo_rllib.agents.lobby import Lobby, Outside
@@ -34,7 +36,8 @@ class ExternalDoor:
 
     Args:
         agent: The agent's settings.
-        name: Tells the env runner from all others that may share its folder of addresses.
+        name: What the env runner is called in the log and, with a few random digits, in its folder of addresses: trials
+            of a study may share that, and each has runners of the same names.
 
     Attributes:
         lobby: Where trajectories wait.
@@ -55,7 +58,8 @@ class ExternalDoor:
         self.endpoint = Endpoint(agent.host, self._routes)
         self._name = name
         self._shows_token = token is None
-        self._file = None if agent.addresses is None else Path(agent.addresses) / f"{name}.json"
+        unique = f"{name}-{secrets.token_hex(3)}.json"
+        self._file = None if agent.addresses is None else Path(agent.addresses) / unique
 
     def open(self) -> None:
         """Starts the server and says where it is, once.
@@ -75,11 +79,9 @@ class ExternalDoor:
         """Ends the server and takes its address back; returns at once."""
         self.lobby.shut()
         self.endpoint.stop()
-        if self._file is not None and self.url is not None:
-            with contextlib.suppress(OSError, ValueError):
-                # The runner that came in this one's place may have written its own by now.
-                if json.loads(self._file.read_text())["url"] == self.url:
-                    self._file.unlink()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink()
 
     def _routes(self, read_body: Any, key_of: Any) -> Sequence[Any]:
         from gspo_rllib.agents.external_routes import external_routes  # loads starlette
@@ -89,6 +91,7 @@ class ExternalDoor:
     def _write(self, file: Path, address: dict[str, str]) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            _remove_dead(file.parent)
             descriptor, new = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".new")  # for this user's eyes only
             with os.fdopen(descriptor, "w") as writing:
                 json.dump(address, writing)
@@ -128,3 +131,14 @@ def _checked_host(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         return ipaddress.ip_address(host)
     except ValueError as error:
         raise SettingError(f"agent.host={host!r} is no IP address, such as '127.0.0.1' or '10.0.0.5'.") from error
+
+
+def _remove_dead(folder: Path) -> None:
+    """Removes the addresses of env runners that were killed: nobody listens there."""
+    for file in folder.glob("*runner-*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            address = urlsplit(json.loads(file.read_text())["url"])
+            try:
+                socket.create_connection((address.hostname, address.port), timeout=1.0).close()
+            except ConnectionRefusedError:
+                file.unlink()

@@ -54,7 +54,8 @@ class AgentEnvRunner(LanguageEnvRunner):
         self._close_door()
         agent = AgentSettings.of(self.config)
         if agent.workers == "external":
-            self._door = ExternalDoor(agent, name=self._name)
+            role = "evaluation-" if self.config.in_evaluation else ""
+            self._door = ExternalDoor(agent, name=f"{role}runner-{self.worker_index or 0}")
         return AgentParts(self.config, self._env_spec, run_seed=self._run_seed, door=self._door)
 
     @override(LanguageEnvRunner)
@@ -67,12 +68,6 @@ class AgentEnvRunner(LanguageEnvRunner):
         door, self._door = self._door, None
         if door is not None:
             door.close()
-
-    @property
-    def _name(self) -> str:
-        """Tells this runner from all others of its run, and of the trials of a study."""
-        trial = f"{self.tune_trial_id}-" if self.tune_trial_id else ""
-        return f"{trial}{'evaluation-' if self.config.in_evaluation else ''}runner-{self.worker_index or 0}"
 
 
 class AgentParts(RolloutParts):

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import re
+import socket
 import stat
 import subprocess
 import time
@@ -56,11 +57,17 @@ def start(tiny_dense: str, weights: dict[str, Any], tmp_path: Path) -> Iterator[
         runners.append(runner)
         runner.set_weights(weights, 1)
         runner.sample_in_background([f"g/{number}" for number in range(groups)])
-        return runner, Harness(tmp_path / "a" / "runner-0.json")
+        assert runner._door is not None and runner._door._file is not None
+        return runner, Harness(runner._door._file)
 
     yield begin
     for runner in runners:
         runner.stop()
+
+
+def _file(tmp_path: Path) -> Path:
+    (file,) = (tmp_path / "a").glob("runner-0-*.json")
+    return file
 
 
 def _groups(runner: AgentEnvRunner, count: int) -> list[Any]:
@@ -225,9 +232,9 @@ def test_the_token_is_in_no_log_no_config_and_in_no_file_that_others_read(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         runner, harness = start()
-    file = tmp_path / "a" / "runner-0.json"
+    file = _file(tmp_path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [found.name for found in file.parent.iterdir()] == ["runner-0.json"]
+    assert list(file.parent.iterdir()) == [file]
     assert f"Agents are awaited at {harness.url} (runner-0)" in caplog.text and harness.token not in caplog.text
     assert harness.token.encode() not in pickle.dumps(runner.config) + json.dumps(runner.get_state()).encode()
     assert runner._door is not None and harness.token not in repr(runner._door._outside)
@@ -236,8 +243,8 @@ def test_the_token_is_in_no_log_no_config_and_in_no_file_that_others_read(
     secret = "0123456789abcdef0123456789abcdef"
     monkeypatch.setenv(TOKEN_VARIABLE, secret)
     start()
-    address = json.loads(file.read_text())
-    assert list(address) == ["url"] and secret.encode() not in file.read_bytes()
+    address = json.loads(_file(tmp_path).read_text())
+    assert list(address) == ["url"] and secret not in address["url"]
     assert post(f"{address['url']}/sessions", secret, {"wait_s": 20})[0] == 200
 
 
@@ -262,7 +269,7 @@ def test_a_door_is_open_to_others_only_where_that_was_meant(tmp_path: Path, monk
         door(host="203.0.113.1").open()
     (tmp_path / "file").write_text("")
     blocked = door(addresses=str(tmp_path / "file"))
-    with pytest.raises(SettingError, match=r"runner-1\.json cannot be written"):
+    with pytest.raises(SettingError, match=r"runner-1-.*\.json cannot be written"):
         blocked.open()
     blocked.close()
     anywhere = door(host="0.0.0.0")
@@ -273,6 +280,23 @@ def test_a_door_is_open_to_others_only_where_that_was_meant(tmp_path: Path, monk
         assert post(f"{anywhere.url}/sessions", "wrong")[0] == 401
     finally:
         anywhere.close()
+
+
+def test_addresses_of_runners_that_were_killed_are_cleared_away(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with socket.socket() as once:
+        once.bind(("127.0.0.1", 0))
+        dead = {"url": f"http://127.0.0.1:{once.getsockname()[1]}/v1"}
+    for name, content in {"runner-0-x": json.dumps(dead), "notes": json.dumps(dead), "runner-1-broken": "{"}.items():
+        (tmp_path / "a" / f"{name}.json").write_text(content)
+    start()
+    found = {file.name.rpartition("-")[0] or file.name for file in (tmp_path / "a").iterdir()}
+    assert found == {"runner-0", "notes.json", "runner-1"} and not (tmp_path / "a" / "runner-0-x.json").exists()
+    other = ExternalDoor(AgentSettings(workers="external", addresses=str(tmp_path / "a")), name="runner-0")
+    other.open()
+    assert len(list((tmp_path / "a").glob("runner-0-*.json"))) == 2
+    other.close()
+    assert len(list((tmp_path / "a").glob("runner-0-*.json"))) == 1
 
 
 def test_a_server_that_ends_answers_who_still_waits(start: Start) -> None:

@@ -191,7 +191,7 @@ def test_trials_at_the_same_time_do_not_share_an_address(
     if workers == "external":
         names, urls = zip(*(one.split() for one in seen), strict=True)
         assert len(seen) == len(set(names)) == len(set(urls)) == 4
-        assert sorted(name.rpartition("-runner-")[2] for name in names) == ["1.json", "1.json", "2.json", "2.json"]
+        assert sorted(name.rpartition("-")[0] for name in names) == ["runner-1", "runner-1", "runner-2", "runner-2"]
 
 
 @pytest.mark.slow
