@@ -99,6 +99,7 @@ SPANNING = {
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
     "__main__.py": "cli/test_main.py",
+    "agents/address.py": "agents/test_external.py",
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
     "agents/chat_completions.py": "agents/test_server.py",
@@ -110,8 +111,14 @@ TESTED_IN = {
     "agents/record_fields.py": "driver/test_group_file.py",
     "agents/recorded_calls.py": "driver/test_group_file.py",
     "agents/raw_prompts.py": "agents/test_completions.py",
+    "agents/external_routes.py": "agents/test_external.py",
+    "agents/http_session.py": "agents/test_process_workers.py",
+    "agents/lobby.py": "agents/test_external.py",
+    "agents/process_child.py": "agents/test_process_workers.py",
+    "agents/process_guard.py": "agents/test_process_workers.py",
     "agents/script.py": "agents/test_rendering.py",
     "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
+    "agents/workers.py": "env_runners/test_agent_env_runner.py",
     "algorithms/": "algorithms/policy_gradient/",
     "chat/format.py": "env_runners/test_chat.py",
     "chat/frames.py": "env_runners/test_chat.py",

@@ -33,7 +33,7 @@ from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.curriculum import check_stages
-from gspo_rllib.env_runners.engine_spec import load_renderer, resolve_max_model_len
+from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer, resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
@@ -127,11 +127,15 @@ class PolicyGradientConfig(_FlatSettings):
 
     @takes(AgentSettings)
     def agent(self: _Self, **kwargs: Any) -> _Self:
-        """Has a function of your own play the trajectories, in place of an environment."""
+        """Has a function of your own, or a harness outside, play the trajectories in place of an environment."""
         del kwargs  # every accepted name is a setting
+        # Tune moves trials elsewhere.
         if isinstance(self.tasks, str) and os.path.isfile(self.tasks):
-            self.tasks = os.path.abspath(self.tasks)  # Tune moves trials elsewhere
-        self.env_runner_cls = LanguageEnvRunner if self.play is None else AgentEnvRunner
+            self.tasks = os.path.abspath(self.tasks)
+        if isinstance(self.addresses, str):
+            self.addresses = os.path.abspath(os.path.expanduser(self.addresses))
+        plays = self.play is not None or self.workers == "external"
+        self.env_runner_cls = AgentEnvRunner if plays else LanguageEnvRunner
         return self
 
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
@@ -192,12 +196,12 @@ class PolicyGradientConfig(_FlatSettings):
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env)
-        if agent.play is not None:
+        if agent.plays:
             if self.curriculum:
                 raise SettingError(
                     "training.curriculum has no effect on an agent: have its tasks say how hard they are."
                 )
-            load_renderer(generation, model_config, None)
+            check_vocabulary(load_renderer(generation, model_config, None), model_config)
         else:
             stages = [] if self.in_evaluation else check_stages(self)
             for env in (check_language_env_spec(self.env, self.env_config), *stages):
@@ -221,7 +225,7 @@ class PolicyGradientConfig(_FlatSettings):
     def num_tasks(self) -> int | None:
         """How many tasks the environment, or the agent's file, counts; None where it does not."""
         agent = self.settings(AgentSettings)
-        if agent.play is not None:
+        if agent.plays:
             return Tasks(agent.tasks).count
         return check_language_env_spec(self.env, self.env_config).num_tasks
 
@@ -233,7 +237,8 @@ class PolicyGradientConfig(_FlatSettings):
         if played[0] == played[1]:
             validation.say_if_evaluation_repeats_training(num_tasks)
         if self.plays_all_tasks:
-            validation.check_all_tasks(num_tasks, evaluation.play or evaluation.env, self.evaluation_duration_unit)
+            played_by = evaluation.play or evaluation.env or "the harness outside"
+            validation.check_all_tasks(num_tasks, played_by, self.evaluation_duration_unit)
 
     @property
     def plays_all_tasks(self) -> bool:

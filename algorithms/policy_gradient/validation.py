@@ -6,7 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from gspo_rllib.agents.address import LOOPBACK, check_server_packages
+from gspo_rllib.agents.external import check_external
 from gspo_rllib.agents.function import find_play
+from gspo_rllib.agents.process_workers import importable_name
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
@@ -15,7 +18,7 @@ from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat_probe import check_conversation
 from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import SettingError, shown
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -118,22 +121,42 @@ def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: An
     Raises:
         SettingError: The agent or its tasks cannot be found or are not what they must be, or a setting is refused.
     """
-    if agent.play is None:
-        if agent.tasks is not None:
-            raise SettingError("agent.tasks is set, but agent.play is not: name the function that plays them.")
+    if not agent.plays:
+        given = [name for name in ("tasks", "addresses") if getattr(agent, name) is not None]
+        given += [f"workers={agent.workers!r}"] if agent.workers != "thread" else []
+        if given:
+            raise SettingError(f"agent.{given[0]} is set, but agent.play is not: name the function that plays.")
         return
     if env is not None:
+        played_by = "agent.workers='external'" if agent.play is None else f"agent.play={agent.play!r}"
         raise SettingError(
-            f"agent.play={agent.play!r} and environment.env={env!r} are both set; an agent plays in place of an "
-            "environment. Remove one of the two."
+            f"{played_by} and environment.env={env!r} are both set; an agent plays in place of an environment. Remove "
+            "one of the two."
         )
     if generation.edits_history:
         raise SettingError(
             f"generation.context_overflow is {generation.context_overflow!r}, which has no effect on an agent: it is "
             "told that its messages do not fit, and shortens them itself. Use 'truncate'."
         )
-    find_play(agent.play)
-    Tasks(agent.tasks)
+    tasks = Tasks(agent.tasks)
+    if agent.workers == "external":
+        if agent.play is not None:
+            raise SettingError(
+                f"agent.play={shown(agent.play)} and agent.workers='external' are both set; a harness outside plays "
+                "then, and nothing is started here. Remove one of the two."
+            )
+        check_external(agent)
+    else:
+        assert agent.play is not None
+        find_play(agent.play)
+        if agent.workers == "process":
+            importable_name(agent.play)
+        if agent.addresses is not None or agent.host != LOOPBACK:
+            name = "host" if agent.addresses is None else "addresses"
+            raise SettingError(f"agent.{name} is set, but has no effect unless agent.workers='external'.")
+    if agent.workers != "thread":
+        tasks.check_plain()
+        check_server_packages(f"agent.workers={agent.workers!r}")
 
 
 def check_devices(*, num_gpus_per_learner: float, num_env_runners: int, num_gpus_per_env_runner: float) -> None:

@@ -49,13 +49,14 @@ class AgentThread:
         self._cancelled = False
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def cancel(self) -> None:
-        """Asks the agent to stop where it next waits for something; returns at once."""
+    def cancel(self) -> bool:
+        """Asks the agent to stop where it next waits for something; returns at once, always True."""
         with self._lock:
-            self._cancelled = True
-            if self._loop is not None and self._task is not None:
+            asked_before, self._cancelled = self._cancelled, True
+            if not asked_before and self._loop is not None and self._task is not None:
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                     self._loop.call_soon_threadsafe(self._task.cancel)
+        return True
 
     def _run(self) -> None:
         # In a thread of its own even a KeyboardInterrupt is the agent's: people interrupt the main thread.

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from gspo_rllib.agents.address import LOOPBACK, MoreRoutes, check_server_packages
 from gspo_rllib.agents.door import Door, OpenSession
 from gspo_rllib.agents.messages import RequestRefused, SessionEnded
 from gspo_rllib.errors import SettingError
@@ -19,9 +20,16 @@ MOST_REMEMBERED = 100_000
 
 
 class Endpoint:
-    """The sessions of one env runner's agents, by key."""
+    """The sessions of one env runner's agents, by key.
 
-    def __init__(self) -> None:
+    Args:
+        host: IP address that the server listens on.
+        more_routes: What the server answers beside sessions' calls; None for nothing.
+    """
+
+    def __init__(self, host: str = LOOPBACK, more_routes: MoreRoutes | None = None) -> None:
+        self._host = host
+        self._more_routes = more_routes
         self._lock = threading.Lock()
         self._open: dict[str, OpenSession] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -65,20 +73,19 @@ class Endpoint:
         """Where the server listens, e.g. ``http://127.0.0.1:40001/v1``; started by the first call.
 
         Raises:
-            SettingError: The server's packages are not installed, or this endpoint was stopped.
+            SettingError: The server's packages are not installed, it cannot listen there, or this endpoint was stopped.
         """
         with self._lock:
             if self._stopped:
                 raise SettingError("the env runner of this session was stopped; its address is gone.")
             if self._server is None:
+                check_server_packages("an agent that asks for an address")
+                from gspo_rllib.agents.server import AgentServer
+
                 try:
-                    from gspo_rllib.agents.server import AgentServer
-                except ModuleNotFoundError as error:
-                    raise SettingError(
-                        f"an agent asked for an address, which needs the package {error.name!r}: pip install "
-                        "'gspo-rllib[agents]'. Without it, agents can call session.chat()."
-                    ) from error
-                self._server = AgentServer(self.find)
+                    self._server = AgentServer(self.find, host=self._host, more_routes=self._more_routes)
+                except OSError as error:
+                    raise SettingError(f"agents cannot be served on {self._host}: {error}.") from error
             return self._server.url
 
     def stop(self) -> None:

@@ -57,35 +57,52 @@ def checked_result(returned: Any, *, num_calls: int) -> AgentResult:
     """
     if num_calls == 0:
         raise EnvError("the agent returned without having received a single reply of the policy: nothing to train on.")
-    if not isinstance(returned, AgentResult):
-        if not _is_finite(returned):
-            raise EnvError(f"the agent returned {shown(returned)}; it must return a finite number or an AgentResult.")
-        return AgentResult(float(returned))
-    if not _is_finite(returned.reward):
-        raise EnvError(f"AgentResult.reward is {shown(returned.reward)}; it must be a finite number.")
-    rewards = returned.call_rewards
+    if isinstance(returned, AgentResult):
+        return checked_fields(returned, num_calls=num_calls)
+    if not _is_finite(returned):
+        raise EnvError(f"the agent returned {shown(returned)}; it must return a finite number or an AgentResult.")
+    return AgentResult(float(returned))
+
+
+def checked_fields(result: AgentResult, *, num_calls: int | None, owner: str = "AgentResult.") -> AgentResult:
+    """A result with plain values.
+
+    Args:
+        result: The result, its fields untrusted.
+        num_calls: Calls of the trajectory; None where they are counted later.
+        owner: Leads the names of fields in messages.
+
+    Raises:
+        EnvError: A field is not what it must be.
+    """
+    if not _is_finite(result.reward):
+        raise EnvError(f"{owner}reward is {shown(result.reward)}; it must be a finite number.")
+    rewards = result.call_rewards
     if not isinstance(rewards, Sequence) or isinstance(rewards, str) or not all(map(_is_finite, rewards)):
-        raise EnvError(f"AgentResult.call_rewards is {shown(rewards)}; it must be a list of finite numbers.")
-    if len(rewards) not in (0, num_calls):
-        raise EnvError(f"AgentResult.call_rewards has {len(rewards)} rewards for {num_calls} calls; give one for each.")
-    if not isinstance(returned.success, bool | np.bool_ | None):
-        raise EnvError(f"AgentResult.success is {shown(returned.success)}; it must be True, False or None.")
-    parts = returned.reward_parts
+        raise EnvError(f"{owner}call_rewards is {shown(rewards)}; it must be a list of finite numbers.")
+    if num_calls is not None and len(rewards) not in (0, num_calls):
+        raise EnvError(f"{owner}call_rewards has {len(rewards)} rewards for {num_calls} calls; give one for each.")
+    if not isinstance(result.success, bool | np.bool_ | None):
+        raise EnvError(f"{owner}success is {shown(result.success)}; it must be True, False or None.")
+    parts = result.reward_parts
     if parts is not None and not (
         isinstance(parts, Mapping) and all(isinstance(k, str) and _is_finite(v) for k, v in parts.items())
     ):
-        raise EnvError(f"AgentResult.reward_parts is {shown(parts)}; it must be a mapping of names to finite numbers.")
-    if returned.truncated_by is not None and returned.truncated_by not in get_args(TruncatedBy):
+        raise EnvError(f"{owner}reward_parts is {shown(parts)}; it must be a mapping of names to finite numbers.")
+    if result.truncated_by is not None and result.truncated_by not in get_args(TruncatedBy):
         allowed = ", ".join(map(repr, get_args(TruncatedBy)))
-        raise EnvError(f"AgentResult.truncated_by is {shown(returned.truncated_by)}; allowed: {allowed}, or None.")
+        raise EnvError(f"{owner}truncated_by is {shown(result.truncated_by)}; allowed: {allowed}, or None.")
     return AgentResult(
-        float(returned.reward),
+        float(result.reward),
         tuple(map(float, rewards)),
-        None if returned.success is None else bool(returned.success),
+        None if result.success is None else bool(result.success),
         None if parts is None else {name: float(value) for name, value in parts.items()},
-        returned.truncated_by,
+        result.truncated_by,
     )
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

@@ -1,4 +1,4 @@
-"""The server that agents call: loopback only, one key for each trajectory, in a thread of its own.
+"""The server that agents call: loopback unless told otherwise, one key for each trajectory, in a thread of its own.
 
 What clients say in the dialects of OpenAI and Anthropic is treated alike. Nothing that takes long runs in the event
 loop: bodies are read with limits, then parsed and rendered in a few threads. A client's SDK tries again when it lost
@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from gspo_rllib.agents.address import LOOPBACK, MoreRoutes, in_url
 from gspo_rllib.agents.anthropic_messages import ANTHROPIC_MESSAGES
 from gspo_rllib.agents.chat_completions import CHAT_COMPLETIONS
 from gspo_rllib.agents.completions import COMPLETIONS
@@ -78,10 +79,12 @@ class _Answering:
 
 
 class AgentServer:
-    """Listens on a free port of the loopback interface until it is stopped.
+    """Listens on a free port until it is stopped.
 
     Args:
         find: The session of a key; raises RequestRefused where there is none.
+        host: IP address to listen on.
+        more_routes: What is answered beside sessions' calls; None for nothing.
 
     Attributes:
         url: Base URL for clients.
@@ -90,13 +93,17 @@ class AgentServer:
         OSError: No port could be had, or the server did not start.
     """
 
-    def __init__(self, find: Find) -> None:
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+    def __init__(self, find: Find, *, host: str = LOOPBACK, more_routes: MoreRoutes | None = None) -> None:
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            self._socket.bind((host, 0))
+        except OSError:
+            self._socket.close()
+            raise
+        self.url = f"http://{in_url(host)}:{self._socket.getsockname()[1]}/v1"
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gspo-agent-server")
         config = uvicorn.Config(
-            make_app(find, self._threads),
+            make_app(find, self._threads, more_routes),
             log_level="error",
             access_log=False,
             lifespan="off",
@@ -140,19 +147,22 @@ class _Server(uvicorn.Server):
         self.is_up.set()
 
 
-def make_app(find: Find, threads: ThreadPoolExecutor) -> Starlette:
+def make_app(find: Find, threads: ThreadPoolExecutor, more_routes: MoreRoutes | None = None) -> Starlette:
     """The application that answers clients.
 
     Args:
         find: The session of a key; raises RequestRefused where there is none.
         threads: Parse and render.
+        more_routes: What is answered beside sessions' calls; None for nothing.
     """
+    more = () if more_routes is None else more_routes(_body, _key)
     handlers = _Handlers(find, threads)
     return Starlette(
         routes=[
             *(Route(d.path, functools.partial(handlers.replies, d), methods=["POST"]) for d in DIALECTS),
             Route("/v1/models", handlers.models, methods=["GET"]),
             Route("/v1/models/{name:path}", handlers.model, methods=["GET"]),
+            *more,
         ],
         exception_handlers={RequestRefused: _refused, 404: _no_such_path, 405: _no_such_path},
     )

@@ -142,6 +142,7 @@ class Session:
         max_tokens: Most tokens of a reply, whatever a client asks for.
         max_calls: Most replies of a trajectory; None for no limit.
         history: ``"as_sent"`` writes every prompt from scratch.
+        vocab_size: How many ids the model has embeddings for; None where that is not known.
 
     Attributes:
         renderer: Writes messages as ids.
@@ -158,6 +159,7 @@ class Session:
         max_tokens: int,
         max_calls: int | None = None,
         history: History = "sampled",
+        vocab_size: int | None = None,
     ) -> None:
         self.calls: list[Call] = []
         self.new_contexts: Counter[NewContext] = Counter()
@@ -167,6 +169,7 @@ class Session:
         self._max_tokens = max_tokens
         self._max_calls = max_calls
         self._keeps_history = history == "sampled"
+        self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._num_asked = 0
         self._sealed = False
@@ -194,6 +197,7 @@ class Session:
             self._check_open(request.choices)
             parent, known = self._recognised(chain, request)
         prompt, appended, parent, has_bridge = self._write(request, parent, known)
+        self._check_ids(prompt, appended)
         room = self._max_model_len - len(prompt)
         if room < 1:
             raise RequestRefused(
@@ -277,6 +281,18 @@ class Session:
             raise RequestRefused(
                 f"this trajectory has had {self._num_asked} of at most {self._max_calls} replies (max_turns).",
                 code="max_turns_exceeded",
+            )
+
+    def _check_ids(self, prompt: Sequence[int], appended: Sequence[int]) -> None:
+        """Refuses a call that the engine would refuse, which ends a run."""
+        if not prompt:
+            raise RequestRefused("the chat template writes nothing for these messages.", "messages")
+        largest = max(appended, default=0)
+        if self._vocab_size is not None and largest >= self._vocab_size:
+            raise RequestRefused(
+                f"these messages hold the token id {largest}, but the model has only {self._vocab_size} "
+                "embeddings: the token was added to the tokenizer alone.",
+                "messages",
             )
 
     def _recognised(self, chain: Sequence[bytes], request: ChatRequest) -> tuple[Call | None, int]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from gspo_rllib.agents.address import LOOPBACK
 from gspo_rllib.agents.function import Play
 from gspo_rllib.agents.session import HISTORIES, History
 from gspo_rllib.knobs import Settings, knob, positional_settings_dataclass
+
+WorkersKind = Literal["thread", "process", "external"]
+WORKERS: tuple[WorkersKind, ...] = ("thread", "process", "external")
 
 
 @positional_settings_dataclass
@@ -24,6 +28,23 @@ class AgentSettings(Settings):
     tasks: str | list[Any] | None = knob(
         None,
         "A JSONL file with a task on each line, or a list of them; each group plays one. None gives the agent a seed.",
+        source="ours",
+    )
+    workers: WorkersKind = knob(
+        "thread",
+        "Who plays: the function in a thread of the env runner for each trajectory (thread), in a process of its own "
+        "(process), or a harness of yours that takes trajectories over HTTP; play stays None then (external).",
+        choices=WORKERS,
+        source="ours",
+    )
+    host: str = knob(
+        LOOPBACK,
+        "IP address that env runners listen on for a harness outside; any but a loopback address needs an admin token.",
+        source="ours",
+    )
+    addresses: str | None = knob(
+        None,
+        "A folder in which each env runner writes where a harness outside finds it; None only logs it.",
         source="ours",
     )
     history: History = knob(
@@ -45,3 +66,8 @@ class AgentSettings(Settings):
         low_open=True,
         source="ours",
     )
+
+    @property
+    def plays(self) -> bool:
+        """Whether agents play, in place of an environment."""
+        return self.play is not None or self.workers == "external"

@@ -31,6 +31,23 @@ class Tasks:
         """How many tasks there are; None where an agent makes its own."""
         return None if self._rows is None else len(self._rows)
 
+    def check_plain(self) -> None:
+        """Refuses tasks that would reach an agent elsewhere changed, or not at all: they are sent as JSON.
+
+        Raises:
+            SettingError: One is no plain JSON, as a tuple, a number as a key, and NaN are not.
+        """
+        for number, row in enumerate(self._rows or []):
+            try:
+                is_plain = json.loads(json.dumps(row, allow_nan=False)) == row
+            except (TypeError, ValueError, RecursionError):
+                is_plain = False
+            if not is_plain:
+                raise SettingError(
+                    f"agent.tasks: task {number} is {shown(row)}, which is no plain JSON; it must be, to be sent to an "
+                    "agent elsewhere: text, finite numbers, true, false, null, lists, and objects with names as keys."
+                )
+
     def task(self, seed: int, task_id: str | None = None) -> Task:
         """The task that a seed means, the same for every trajectory of a group; a copy, which the agent may change.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
         SettingError: A Hugging Face folder was given without an environment.
     """
     from gspo_rllib import checkpoints
+    from gspo_rllib.agents.settings import AgentSettings
     from gspo_rllib.algorithms import GSPOConfig
 
     source = Path(arguments.checkpoint).expanduser()
@@ -79,7 +81,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     if arguments.env:
         # Another environment's settings would not fit this one.
         config.env_config = {}
-        config.agent(None, tasks=None).environment(arguments.env)
+        config.agent(**dataclasses.asdict(AgentSettings())).environment(arguments.env)
     config.environment(env_config=env_config)
     for name in ("engine", "temperature", "max_tokens_per_turn"):
         if getattr(arguments, name) is not None:

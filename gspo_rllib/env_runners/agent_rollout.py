@@ -3,6 +3,8 @@
 It answers the same calls as ``rollout.Rollout``, so whoever drives it knows no difference. Each trajectory is a call of
 the user's function in a thread; what it asks is posted to the thread that advances the rollout, which alone touches the
 engine. The clock of a trajectory stands still while nobody advances.
+
+In place of threads the function may have processes, or somebody outside plays; see ``agents.workers``.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from dataclasses import dataclass, field
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib.agents.agent_session import AgentSession
-from gspo_rllib.agents.agent_thread import AgentThread, Outcome
+from gspo_rllib.agents.agent_thread import Outcome
 from gspo_rllib.agents.context_watch import ContextWatch
 from gspo_rllib.agents.door import Door
-from gspo_rllib.agents.function import Play
 from gspo_rllib.agents.messages import SessionEnded
 from gspo_rllib.agents.result import checked_result
 from gspo_rllib.agents.session import Sampled, Session
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.stitching import episode_of
 from gspo_rllib.agents.tasks import Tasks
+from gspo_rllib.agents.workers import Job, Running, Workers
 from gspo_rllib.engines.protocol import Engine, Generation, GenerationRequest
 from gspo_rllib.env_pool.calls import EnvFailure
 from gspo_rllib.env_runners.agent_slots import AgentSlots
@@ -35,10 +37,13 @@ from gspo_rllib.env_runners.engine_player import EnginePlayer
 from gspo_rllib.env_runners.group_scheduler import Assignment, GroupScheduler
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.env_runners.trajectory import EpisodeObserver
-from gspo_rllib.errors import EngineError, EnvError
+from gspo_rllib.errors import EnvError
 from gspo_rllib.types import GroupMember, turns
 
 MakeSession = Callable[[], Session]
+
+LONGEST_SLEEP_S = 3600.0
+"""Clocks of the system take no infinite time-out; who wakes up early sleeps again."""
 
 
 @dataclass(eq=False, slots=True)
@@ -52,7 +57,8 @@ class _Playing:
     started: float
     last_reply: float
     own_s: float = 0.0
-    thread: AgentThread | None = None
+    has_begun: bool = False
+    running: Running | None = None
     waiting: dict[str, Future[Sampled]] = field(default_factory=dict)
 
 
@@ -63,7 +69,7 @@ class AgentRollout(EnginePlayer):
         engine: Samples the replies; nothing else may use it between ``begin`` and ``end``, except while turns are held
             and it is idle.
         slots: As many trajectories run at a time as it has places.
-        play: The user's function.
+        workers: Play the trajectories.
         tasks: What it is to do.
         make_session: Makes an empty session.
         settings: Temperature.
@@ -78,6 +84,8 @@ class AgentRollout(EnginePlayer):
 
     Raises:
         WeightSyncError: The engine holds no weights yet.
+        EngineError: From ``run`` and ``advance``: the engine failed, or refused a request. What a client may not ask
+            is refused by its session, and never gets here.
     """
 
     def __init__(
@@ -85,7 +93,7 @@ class AgentRollout(EnginePlayer):
         engine: Engine,
         slots: AgentSlots,
         *,
-        play: Play,
+        workers: Workers,
         tasks: Tasks,
         make_session: MakeSession,
         settings: GenerationSettings,
@@ -96,7 +104,7 @@ class AgentRollout(EnginePlayer):
     ) -> None:
         super().__init__(engine)
         self._slots = slots
-        self._play = play
+        self._workers = workers
         self._tasks = tasks
         self._make_session = make_session
         self._temperature = settings.temperature
@@ -106,7 +114,7 @@ class AgentRollout(EnginePlayer):
         self._observe = observer
         self._running: dict[Assignment, _Playing] = {}
         self._by_request: dict[str, _Playing] = {}
-        self._left = time.monotonic()
+        self._left = self._last_begun = time.monotonic()
         self._stood_still = 0.0
 
     def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
@@ -167,12 +175,16 @@ class AgentRollout(EnginePlayer):
             submit=functools.partial(self._submit_from_anywhere, playing),
         )
         playing.key = endpoint.open(door)
-        session = AgentSession(door, endpoint, key=playing.key, seed=assignment.task_seed)
-        playing.thread = AgentThread(
-            functools.partial(self._play, self._tasks.task(assignment.task_seed, assignment.task_id), session),
-            functools.partial(self._end_from_anywhere, playing),
-            name=f"gspo-agent-{slot}",
+        job = Job(
+            slot,
+            assignment.attempt,
+            self._tasks.task(assignment.task_seed, assignment.task_id),
+            AgentSession(door, endpoint, key=playing.key, seed=assignment.task_seed),
+            playing.session,
+            on_begin=lambda: self._slots.post(lambda: self._on_begin(playing)),
+            on_end=functools.partial(self._end_from_anywhere, playing),
         )
+        playing.running = self._workers.start(job)
         return playing
 
     def _submit_from_anywhere(self, playing: _Playing, request: GenerationRequest) -> Future[Sampled]:
@@ -189,6 +201,10 @@ class AgentRollout(EnginePlayer):
     def _end_from_anywhere(self, playing: _Playing, outcome: Outcome) -> None:
         self._slots.post(lambda: self._on_end(playing, outcome))
 
+    def _on_begin(self, playing: _Playing) -> None:
+        playing.has_begun = True
+        playing.started = playing.last_reply = self._last_begun = self._now
+
     def _on_request(self, playing: _Playing, request: GenerationRequest, future: Future[Sampled]) -> None:
         if self._running.get(playing.assignment) is not playing:
             _settle(future, SessionEnded())
@@ -197,14 +213,6 @@ class AgentRollout(EnginePlayer):
             playing.waiting[request.request_id] = future
             self._by_request[request.request_id] = playing
             self._submit_or_hold(request)
-
-    def _submit(self, request: GenerationRequest) -> None:
-        try:
-            self._engine.submit(request)
-        except EngineError as error:
-            playing = self._by_request.pop(request.request_id)
-            _settle(playing.waiting.pop(request.request_id), SessionEnded())
-            self._fail(playing, EnvFailure("engine", str(error)), retry=False)
 
     def _on_generation(self, generation: Generation) -> None:
         playing = self._by_request.pop(generation.request_id, None)
@@ -256,10 +264,13 @@ class AgentRollout(EnginePlayer):
         return None if observe is None else lambda event, episode: observe(event, episode, playing.slot)
 
     def _until_next_deadline(self) -> float:
-        return max(0.0, min(map(self._deadline, self._running.values())) - self._now)
+        return max(0.0, min(LONGEST_SLEEP_S, min(map(self._deadline, self._running.values())) - self._now))
 
     def _deadline(self, playing: _Playing) -> float:
         """When a trajectory is overdue; an agent that waits for a reply is not idle."""
+        if not playing.has_begun:
+            # Where places are few, who waits in line is not forgotten as long as the line moves.
+            return max(playing.started, self._last_begun) + self._workers.patience_s
         idle = math.inf if playing.waiting else playing.last_reply + self._agent.idle_timeout_s
         return min(idle, playing.started + self._agent.trajectory_timeout_s)
 
@@ -268,6 +279,11 @@ class AgentRollout(EnginePlayer):
         for playing in [playing for playing in self._running.values() if self._deadline(playing) <= now]:
             if self._running.get(playing.assignment) is not playing:
                 continue  # its group was discarded with the one before
+            if playing.running is not None and not playing.running.cancel():
+                continue  # it has just ended, which is about to be told
+            if not playing.has_begun:
+                self._fail(playing, EnvFailure("timeout", self._workers.impatience))
+                continue
             if playing.started + self._agent.trajectory_timeout_s <= now:
                 message = f"did not return within trajectory_timeout_s={self._agent.trajectory_timeout_s:g} seconds."
             else:
@@ -295,8 +311,8 @@ class AgentRollout(EnginePlayer):
         for request_id, future in list(playing.waiting.items()):
             self._forget(playing, request_id)
             _settle(future, SessionEnded())
-        if playing.thread is not None:
-            playing.thread.cancel()
+        if playing.running is not None:
+            playing.running.cancel()
         self._slots.release(playing.slot)
 
 

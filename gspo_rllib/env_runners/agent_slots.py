@@ -12,6 +12,7 @@ from collections.abc import Callable
 import gymnasium as gym
 
 from gspo_rllib.agents.endpoint import Endpoint
+from gspo_rllib.agents.workers import Workers
 
 Posted = Callable[[], object]
 
@@ -21,13 +22,18 @@ class AgentSlots:
 
     Args:
         size: Trajectories that are played at a time.
+        workers: Play them; closed with the places.
+        endpoint: Serves them for others, too, and is theirs to stop; None makes one that is stopped with the places.
 
     Attributes:
         endpoint: Serves the sessions of agents that ask for an address.
+        workers: Play the trajectories.
     """
 
-    def __init__(self, size: int) -> None:
-        self.endpoint = Endpoint()
+    def __init__(self, size: int, workers: Workers, endpoint: Endpoint | None = None) -> None:
+        self.endpoint = Endpoint() if endpoint is None else endpoint
+        self.workers = workers
+        self._owns_endpoint = endpoint is None
         self._posted: queue.SimpleQueue[Posted] = queue.SimpleQueue()
         self._free = list(range(size - 1, -1, -1))
 
@@ -66,5 +72,7 @@ class AgentSlots:
         return None
 
     def close(self) -> None:
-        """Stops the server; a rollout that ends abandons its agents itself."""
-        self.endpoint.stop()
+        """Ends the workers and the server; a rollout that ends abandons its agents itself."""
+        self.workers.close()
+        if self._owns_endpoint:
+            self.endpoint.stop()

@@ -28,7 +28,7 @@ class EnginePlayer:
 
     Raises:
         WeightSyncError: The engine holds no weights yet.
-        EngineError: From ``run`` and ``advance``: the engine failed.
+        EngineError: From ``run`` and ``advance``: the engine failed, or refused a request.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -90,7 +90,8 @@ class EnginePlayer:
             self._submit(request)
 
     def _submit(self, request: GenerationRequest) -> None:
-        # What it refuses is no fault of the environment's, and no other task would help.
+        # Environments' turns and agents' calls are made legal before they get here. What the engine refuses all the
+        # same is nobody's fault but the engine's or ours, and no other task would help: it ends the run, in either.
         with registry.failing_as_itself(self._engine):
             self._engine.submit(request)
 

@@ -34,6 +34,7 @@ NUMBER = "it must return a finite number or an AgentResult."
         (float("nan"), 1, f"the agent returned nan; {NUMBER}"),
         (float("inf"), 1, f"the agent returned inf; {NUMBER}"),
         (True, 1, f"the agent returned True; {NUMBER}"),
+        (10**400, 1, f"the agent returned {'1' + '0' * 99}… (int); {NUMBER}"),
         ("1", 1, f"the agent returned '1'; {NUMBER}"),
         ((1.0, {}), 1, f"the agent returned (1.0, {{}}); {NUMBER}"),
         (AgentResult(None), 1, "AgentResult.reward is None; it must be a finite number."),

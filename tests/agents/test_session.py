@@ -176,3 +176,10 @@ def test_a_reply_that_nobody_received_is_not_trained_unless_a_call_goes_on_from_
     assert child.parent is known
     assert policy.session.trained_calls() == [known, child]
     assert lost in policy.session.calls
+
+
+def test_ids_that_the_model_does_not_have_are_refused_before_the_engine_sees_them(renderer: MessageRenderer) -> None:
+    largest = max(renderer.full([user("a")], (), {}))
+    MadeUpPolicy(renderer, vocab_size=largest + 1).session.prepare(ChatRequest([user("a")]))
+    with pytest.raises(RequestRefused, match=f"hold the token id {largest}, but the model has only {largest} embed"):
+        MadeUpPolicy(renderer, vocab_size=largest).session.prepare(ChatRequest([user("a")]))

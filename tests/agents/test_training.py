@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import yaml
+from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib import GSPOConfig, load_groups
+from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
 from gspo_rllib.cli.main import main
+from gspo_rllib.types import group_episodes
 from tests.env_runners import agents
 
 CALCULATOR = {"env": "gspo_rllib.envs:gspo_rllib/Calculator-v0", "env_config": {"operations": 1}}
@@ -28,7 +41,9 @@ def _trained(path: str, *, agent: Any, num_env_runners: int = 0, iterations: int
         .evaluation(evaluation_interval=iterations, evaluation_duration=2)
         .debugging(seed=1)
     )
-    if agent:
+    if isinstance(agent, dict):
+        config.agent(**agent)
+    elif agent:
         config.agent(agent, tasks=[CALCULATOR])
     else:
         config.environment(CALCULATOR["env"], env_config=CALCULATOR["env_config"])
@@ -94,3 +109,176 @@ def test_the_commands_play_an_agents_checkpoint(
     # Another environment takes the agent's place.
     assert main(["evaluate", checkpoint, "--episodes", "2", "--env", CALCULATOR["env"]]) == 0
     assert "return" in capsys.readouterr().out
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+(HARNESS,) = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S) if "sys.argv" in block]
+
+
+@contextlib.contextmanager
+def _harness(folder: Path) -> Iterator[None]:
+    """The page's harness, without this package, in a process of its own."""
+    (folder / "harness.py").write_text(HARNESS)
+    process = subprocess.Popen([sys.executable, "-I", "harness.py", "agents"], cwd=folder, stderr=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+        assert errors == b""
+
+
+@pytest.mark.parametrize(
+    ("num_env_runners", "max_staleness"),
+    [
+        (0, 0),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_the_harness_of_the_page_trains_a_policy(
+    tiny_dense: str, tmp_path: Path, num_env_runners: int, max_staleness: int, ray_local: None
+) -> None:
+    agent = {"workers": "external", "addresses": str(tmp_path / "agents")}
+    agent["tasks"] = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
+    with _harness(tmp_path):
+        result, _ = _trained(
+            tiny_dense, agent=agent, num_env_runners=num_env_runners, max_staleness=max_staleness, iterations=2
+        )
+    assert result["env_runners"]["num_episodes"] >= 8
+    assert result["evaluation"]["env_runners"]["num_episodes"] == 2
+    assert result["learners"][DEFAULT_MODULE_ID]["num_trajectories"] == 8
+    assert result["learners"][DEFAULT_MODULE_ID]["logp_gap_max"] <= 1e-4
+    assert not list((tmp_path / "agents").glob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["external", "process"])
+def test_trials_at_the_same_time_do_not_share_an_address(
+    tiny_dense: str, tmp_path: Path, workers: str, ray_local: None
+) -> None:
+    folder = tmp_path / "agents"
+    agent = {"workers": workers, "tasks": [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]}
+    agent |= {"addresses": str(folder)} if workers == "external" else {"play": "tests.agents.process_agents:repeats"}
+    config = (
+        GSPOConfig()
+        .agent(**agent)
+        .rl_module(model_config={"path": tiny_dense})
+        .generation(engine="transformers", max_tokens_per_turn=4)
+        .env_runners(num_env_runners=2, num_envs_per_env_runner=4, num_cpus_per_env_runner=0.5)
+        .training(group_size=2, groups_per_iteration=4)
+        .debugging(seed=1)
+    )
+    config.update_from_dict({"lr": tune.grid_search([1e-6, 1e-5])})
+    tuner = tune.Tuner(
+        "GSPO",
+        param_space=config.to_dict(),
+        run_config=tune.RunConfig(stop={"training_iteration": 2}, storage_path=str(tmp_path / "runs"), verbose=0),
+    )
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.05):
+            for file in folder.glob("*.json"):
+                with contextlib.suppress(OSError):
+                    seen.add(f"{file.name} {json.loads(file.read_text())['url']}")
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    with _harness(tmp_path) if workers == "external" else contextlib.nullcontext():
+        results = tuner.fit()
+    stop.set()
+    looking.join()
+    assert not results.errors
+    assert [result.metrics["training_iteration"] for result in results] == [2, 2]
+    assert all(result.metrics["learners"][DEFAULT_MODULE_ID]["num_trajectories"] == 8 for result in results)
+    if workers == "external":
+        names, urls = zip(*(one.split() for one in seen), strict=True)
+        assert len(seen) == len(set(names)) == len(set(urls)) == 4
+        assert sorted(name.rpartition("-")[0] for name in names) == ["runner-1", "runner-1", "runner-2", "runner-2"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_runners_with_live_sessions_lose_no_group_and_train_none_twice(
+    tiny_dense: str, tmp_path: Path, ray_local: None
+) -> None:
+    config = (
+        GSPOConfig()
+        .agent(workers="external", addresses=str(tmp_path / "agents"), tasks=[{"question": "1 + 1?", "answer": "2"}])
+        .rl_module(model_config={"path": tiny_dense})
+        .generation(engine="transformers", max_tokens_per_turn=4)
+        .env_runners(num_env_runners=2, num_envs_per_env_runner=4)
+        .training(group_size=2, groups_per_iteration=4, max_staleness=1)
+    )
+    algo = config.build_algo()
+    trained: list[str] = []
+    update = algo.learner_group.update
+
+    def watched(**batch: Any) -> Any:
+        trained.extend(group.group_id for group in group_episodes(batch["training_data"].episodes))
+        return update(**batch)
+
+    algo.learner_group.update = watched
+    try:
+        with _harness(tmp_path):
+            algo.train()
+            for kill in range(20):
+                assert algo._source.unfinished
+                victim = algo.env_runner_group._worker_manager.actors()[1 + kill % 2]
+                ray.kill(victim, no_restart=False)
+                learner = algo.train()["learners"][DEFAULT_MODULE_ID]
+                assert learner["num_trajectories"] == 8 and learner["staleness"] <= 1.0
+        state = algo.get_state(components=[])
+        known = [*trained, *state[UNFINISHED_GROUPS]]
+        assert sorted(known, key=int) == [str(number) for number in range(state["next_group"])]
+    finally:
+        algo.stop()
+
+
+DRIVER = """
+import sys
+from gspo_rllib import GSPOConfig
+from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
+
+config = (
+    GSPOConfig()
+    .agent("tests.agents.process_agents:never_ends", workers="process", tasks=[{"file": sys.argv[2]}])
+    .rl_module(model_config={"path": sys.argv[1]})
+    .generation(engine="transformers", max_tokens_per_turn=4)
+    .env_runners(num_env_runners=2, num_envs_per_env_runner=2)
+    .training(group_size=2, groups_per_iteration=2)
+)
+config.build_algo().train()
+"""
+
+
+@pytest.mark.slow
+def test_fifteen_seconds_after_the_driver_was_killed_nothing_of_the_run_is_left(
+    tiny_dense: str, tmp_path: Path
+) -> None:
+    pids_file = tmp_path / "pids"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, tiny_dense, str(pids_file)], env=environment)
+    try:
+        deadline = time.monotonic() + 240
+        while not (pids_file.exists() and pids_file.read_text().count("\n") >= 4):
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        pids = [int(pid) for pid in pids_file.read_text().split()]
+        pids += [int(_stat(pid)[1]) for pid in pids[::2]]  # the env runners
+        assert driver.pid not in pids and all(_stat(pid)[0] != "Z" for pid in pids)
+    finally:
+        driver.kill()
+        driver.wait()
+    time.sleep(15)
+    assert not [pid for pid in pids if _stat(pid)[0] != "Z"]
+
+
+def _stat(pid: int) -> list[str]:
+    """State and parent of a process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return ["Z", "0"]

@@ -80,6 +80,16 @@ async def says_too_much(task: dict[str, Any], session: AgentSession) -> float:
     return 1.0
 
 
+async def stops_at_nothing(task: dict[str, Any], session: AgentSession) -> float:
+    await session.chat([user("a")], stop=[""])
+    return 1.0
+
+
+async def asks_for_no_tokens(task: dict[str, Any], session: AgentSession) -> float:
+    await session.chat([user("a")], max_tokens=0)
+    return 1.0
+
+
 async def shortens(task: dict[str, Any], session: AgentSession) -> float:
     try:
         await session.chat([user("a " * 1000)])

@@ -22,6 +22,7 @@ from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.errors import EngineError, SettingError
 from gspo_rllib.knobs import default_of
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
+from tests.agents import process_agents
 from tests.env_runners import agents
 from tests.env_runners.small_runner import Weights, runner_config, same_samples, shifted
 
@@ -168,17 +169,48 @@ def test_an_agent_that_hangs_is_left_behind(make_runner: Callable, play: Any, li
     agents.blocked.set()
 
 
-def test_an_engine_that_refuses_or_breaks_fails_trajectories_and_no_thread(make_runner: Callable) -> None:
-    def refuse(request: Any) -> None:
-        raise EngineError("no room")
+def _refuse(request: Any) -> None:
+    raise EngineError("no room")
 
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("kind", ["agent", "environment"])
+def test_an_engine_that_refuses_a_legal_request_ends_the_run(
+    make_runner: Callable, tiny_dense: str, weights: Weights, kind: str, background: bool
+) -> None:
+    runner: LanguageEnvRunner = make_runner()
+    if kind == "environment":
+        runner = LanguageEnvRunner(config=runner_config(tiny_dense), worker_index=0, num_workers=0)
+        runner.set_weights(weights, 1)
+    engine = runner._acquire_engine()
+    submit = engine.submit
+    vars(engine)["submit"] = _refuse
+    if background:
+        runner.sample_in_background(["a"])
+        with pytest.raises(EngineError, match="no room"):
+            runner.take_finished(20.0)
+        runner.stop_sampling()
+    else:
+        with pytest.raises(EngineError, match="no room"):
+            runner.sample(group_ids=["a"])
+    vars(engine)["submit"] = submit
+    assert not engine.has_work()
+    assert len(runner.sample(group_ids=["a"])) == 2
+    runner.stop()
+
+
+@pytest.mark.parametrize("play", [agents.says_too_much, agents.stops_at_nothing, agents.asks_for_no_tokens])
+def test_a_bad_call_is_the_agents_fault_and_never_reaches_the_engine(make_runner: Callable, play: Any) -> None:
+    runner = make_runner(play)
+    vars(runner._acquire_engine())["submit"] = _refuse
+    assert runner.sample(group_ids=["a"]) == []
+    del vars(runner._acquire_engine())["submit"]
+
+
+def test_an_engine_that_returns_no_usable_sample_fails_trajectories_and_no_thread(make_runner: Callable) -> None:
     runner = make_runner()
     engine = runner._acquire_engine()
-    submit, step = engine.submit, engine.step
-    vars(engine)["submit"] = refuse
-    assert runner.sample(group_ids=["a"]) == []
-    assert runner.last_errors() == ["no room"]
-    vars(engine)["submit"] = submit
+    step = engine.step
     vars(engine)["step"] = lambda: [
         dataclasses.replace(done, logp=np.full(len(done.token_ids), np.nan, np.float32)) for done in step()
     ]
@@ -232,6 +264,21 @@ def test_a_pause_stops_the_clocks_and_an_evaluation_may_play_meanwhile(make_runn
     assert not any("timeout" in error for error in runner.last_errors())
 
 
+def test_processes_are_sampled_token_for_token_like_threads_and_a_crash_is_played_again(make_runner: Callable) -> None:
+    tasks = [{"question": f"question {n}"} for n in range(5)]
+    expected = make_runner(process_agents.repeats, tasks=tasks).sample(group_ids=["a", "b"])
+    settings = {"workers": "process", "num_envs_per_env_runner": 2, "tasks": tasks}
+    runner = make_runner(process_agents.repeats, **settings)
+    episodes = runner.sample(group_ids=["a", "b"])
+    assert same_samples(episodes, expected)
+    assert [e.get_return() for e in episodes] == [e.get_return() for e in expected]
+    runner.stop()
+    runner = make_runner("tests.agents.process_agents:crashes_at_first", **settings)
+    assert len(runner.sample(group_ids=["a"])) == 2
+    assert runner.last_errors() == ["the agent's process exited with status 3 before the agent returned."]
+    assert _counts(runner)(names.NUM_TRAJECTORY_RETRIES) == 1
+
+
 def test_stopping_leaves_no_agent_behind(make_runner: Callable) -> None:
     runner = make_runner(agents.sleeps)
     runner.sample_in_background(["a", "b"])
@@ -271,8 +318,10 @@ def test_the_page_shows_every_setting_with_its_default() -> None:
     shown = dict(re.findall(r"^\| `([a-z_]+)` \| `?([^`|]+?)`? \|", PAGE.partition("## Settings")[2], flags=re.M))
     defaults = {field.name: default_of(field) for field in dataclasses.fields(AgentSettings)}
     written = {name: f"{value:g}" if isinstance(value, float) else value for name, value in defaults.items()}
-    assert shown == {name: f'"{value}"' if name == "history" else str(value) for name, value in written.items()}
-    (config,) = [block for block in BLOCKS if ".agent(" in block]
+    assert shown == {
+        name: f'"{value}"' if name in ("history", "workers", "host") else str(value) for name, value in written.items()
+    }
+    config = next(block for block in BLOCKS if ".agent(" in block)
     names: dict[str, Any] = {}
     exec(config, names)
     assert names["config"].env_runner_cls is AgentEnvRunner and names["config"].play == "my_package.bot:play"

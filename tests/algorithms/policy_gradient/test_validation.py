@@ -109,6 +109,16 @@ def test_an_unknown_environment_names_the_nearest_one(tiny_dense):
 PLAY = "gspo_rllib.agents.env_agent:play"
 
 
+def _made_here():
+    async def play(task, session):
+        return 0.0
+
+    return play
+
+
+_local_play = _made_here()
+
+
 @pytest.mark.parametrize(
     ("knobs", "parts"),
     [
@@ -124,6 +134,19 @@ PLAY = "gspo_rllib.agents.env_agent:play"
         ({"history": "sent"}, ["agent.history is 'sent'; allowed: 'sampled', 'as_sent'"]),
         ({"trajectory_timeout_s": 0}, ["agent.trajectory_timeout_s is 0", "> 0"]),
         ({"idle_timeout_s": "5"}, ["agent.idle_timeout_s is '5'", "given as text"]),
+        ({"workers": "threads"}, ["agent.workers is 'threads'; allowed: 'thread', 'process', 'external'. Did you"]),
+        ({"workers": "external"}, [f"agent.play='{PLAY}' and agent.workers='external' are both set; a harness"]),
+        ({"workers": "external", "play": None}, ["nobody could learn the admin token. Name a folder for the add"]),
+        (
+            {"workers": "external", "play": None, "addresses": "a", "tasks": [{"t": (1, 2)}]},
+            ["agent.tasks: task 0 is {'t': (1, 2)}, which is no plain JSON; it must be"],
+        ),
+        ({"workers": "external", "play": None, "host": "me"}, ["agent.host='me' is no IP address"]),
+        ({"addresses": "a"}, ["agent.addresses is set, but has no effect unless agent.workers='external'"]),
+        ({"host": "0.0.0.0"}, ["agent.host is set, but has no effect unless agent.workers='external'"]),
+        ({"workers": "process", "play": _local_play}, ["cannot be found by a name in another process, which agent.wo"]),
+        ({"workers": "process", "tasks": [{1: 2}]}, ["agent.tasks: task 0 is {1: 2}, which is no plain JSON"]),
+        ({"play": None, "workers": "process"}, ["agent.workers='process' is set, but agent.play is not"]),
     ],
 )
 def test_an_agent_that_cannot_play_is_refused_at_build_time(tiny_dense, knobs, parts):
@@ -132,6 +155,8 @@ def test_an_agent_that_cannot_play_is_refused_at_build_time(tiny_dense, knobs, p
 
 def test_an_agent_plays_in_place_of_an_environment(tiny_dense):
     _refused(_config(tiny_dense).agent(PLAY), SettingError, "are both set; an agent plays in place of an environment")
+    external = _config(tiny_dense).agent(workers="external", addresses="a")
+    _refused(external, SettingError, "agent.workers='external' and environment.env=", "are both set")
     summarising = _config(tiny_dense, None).agent(PLAY).generation(context_overflow="summarize")
     _refused(summarising, SettingError, "context_overflow is 'summarize', which has no effect on an agent")
     with pytest.raises(SettingError, match="Did you mean 'tasks'"):
