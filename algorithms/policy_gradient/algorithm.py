@@ -11,26 +11,30 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
+    ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
     EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
 from ray.util import log_once
 
 from gspo_rllib import checkpoints
+from gspo_rllib.algorithms.policy_gradient import resources
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
+from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
@@ -64,7 +68,13 @@ class PolicyGradient(Algorithm):
     config: PolicyGradientConfig
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Builds runners and learners and puts the same weights everywhere."""
+        """Builds runners and learners and puts the same weights everywhere.
+
+        Raises:
+            SettingError: Ray has not got, and cannot get, what they need.
+        """
+        resources.check_own_gpu(config)
+        resources.check_schedulable(config, main_process=False)
         self._next_group = 0
         self._unfinished: list[str] = []
         self._source: GroupSource
@@ -113,8 +123,45 @@ class PolicyGradient(Algorithm):
             self._source = sampling
         return result
 
+    def _run_one_training_iteration(self) -> tuple[dict[str, Any], Any]:
+        """RLlib's, which repeats training steps until ``reporting``'s minima are reached."""
+        self._num_futile_steps = 0
+        as_set = self.config
+        try:
+            result: tuple[dict[str, Any], Any] = super()._run_one_training_iteration()
+        finally:
+            self.config = as_set
+        return result
+
     def training_step(self) -> None:
-        """One iteration: sample groups, update on them in minibatches, sync the weights."""
+        """One training step, and the only one of an iteration unless ``reporting`` asks for more."""
+        trained = self._lifetime_trained_steps()
+        self._sample_and_update()
+        self._num_futile_steps = self._num_futile_steps + 1 if self._lifetime_trained_steps() == trained else 0
+        self._end_if_futile()
+
+    def _end_if_futile(self) -> None:
+        """Has an iteration end that could never reach a minimum: RLlib would repeat the step for ever."""
+        config = self.config
+        if isinstance(self._source, RecordedGroups):
+            # They are used up.
+            unreachable = {"min_time_s_per_iteration": None, "min_sample_timesteps_per_iteration": 0}
+        elif self._num_futile_steps >= PATIENCE and config.min_train_timesteps_per_iteration:
+            unreachable = {}
+            logger.warning(
+                "reporting.min_train_timesteps_per_iteration is %s, but %d training steps in a row had nothing to "
+                "learn from: the iteration ends without.",
+                config.min_train_timesteps_per_iteration,
+                self._num_futile_steps,
+            )
+        else:
+            return
+        self.config = config.copy(copy_frozen=False)
+        self.config.reporting(min_train_timesteps_per_iteration=0, **unreachable)
+        self.config.freeze()
+
+    def _sample_and_update(self) -> None:
+        """Samples groups, updates on them in minibatches, syncs the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
                 self._take,
@@ -241,6 +288,18 @@ class PolicyGradient(Algorithm):
         return algorithm
 
     @classmethod
+    def default_resource_request(cls, config: Any) -> Any:
+        """RLlib's, for Ray Tune.
+
+        Raises:
+            SettingError: Ray has not got, and cannot get, what a trial needs.
+        """
+        request = super().default_resource_request(config)
+        if ray.is_initialized():
+            resources.check_schedulable(cls.get_default_config().update_from_dict(config), main_process=True)
+        return request
+
+    @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
         # Without remote ones RLlib would make one in this process, which loads a second engine beside the runners'.
         return bool(eval_config.evaluation_num_env_runners)
@@ -325,6 +384,9 @@ class PolicyGradient(Algorithm):
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)
         self._source.start(self._weights)
+
+    def _lifetime_trained_steps(self) -> int:
+        return int(self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), default=0))
 
     def _lifetime_env_steps(self) -> int:
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))

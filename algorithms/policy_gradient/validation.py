@@ -25,7 +25,7 @@ def check_training(
     generation: GenerationSettings,
     *,
     recomputes_old_log_probs: bool,
-    no_effect: Mapping[str, Any],
+    explore: bool,
 ) -> None:
     """Refuses, or warns about, training settings that would not do what they are called.
 
@@ -33,17 +33,16 @@ def check_training(
         settings: The training settings.
         generation: The generation settings, which some training settings must agree with.
         recomputes_old_log_probs: Whether the ratio's denominator is the learner's own.
-        no_effect: Values of RLlib's own parameters of ``training`` that would change nothing; None where not set.
+        explore: Whether env runners sample, or take the likeliest token.
 
     Raises:
         SettingError: A value or a combination is refused.
     """
-    for name, value in no_effect.items():
-        if value is not None:
-            raise SettingError(
-                f"training.{name} has no effect here: an iteration trains on groups_per_iteration x group_size "
-                "trajectories, split into num_minibatches optimiser steps. Set those three instead."
-            )
+    if not explore:
+        raise SettingError(
+            f"env_runners.explore is {explore!r}: all trajectories of a group would be the same, their advantages 0. "
+            "Leave it True for training; evaluation can be greedy with evaluation_config={'explore': False}."
+        )
     betas = settings.adam_betas
     if len(betas) != 2 or not all(isinstance(beta, (int, float)) and 0.0 <= beta < 1.0 for beta in betas):
         raise SettingError(f"training.adam_betas is {betas!r}; allowed: two numbers, each >= 0 and < 1")
@@ -189,6 +188,27 @@ def say_if_evaluation_repeats_training(num_tasks: int | None) -> None:
             "not how well others would be solved. Give it others: "
             ".evaluation(evaluation_config={'env_config': {...}}).",
             num_tasks,
+        )
+
+
+def check_evaluation_runner(
+    *, num_env_runners: int, evaluation_num_env_runners: int, create_local_env_runner: bool
+) -> None:
+    """Refuses an evaluation that RLlib could not start.
+
+    Args:
+        num_env_runners: Remote training runners.
+        evaluation_num_env_runners: Remote evaluation runners.
+        create_local_env_runner: Whether there is a local training runner beside the remote ones.
+
+    Raises:
+        SettingError: There is neither an evaluation runner nor a local one.
+    """
+    if num_env_runners and not evaluation_num_env_runners and not create_local_env_runner:
+        raise SettingError(
+            "env_runners.create_local_env_runner is False, but with evaluation.evaluation_num_env_runners=0 RLlib "
+            "starts evaluations through the local one, which loads no model. Leave it True, or set "
+            "evaluation_num_env_runners=1."
         )
 
 
