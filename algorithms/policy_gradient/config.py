@@ -170,9 +170,9 @@ class PolicyGradientConfig(_FlatSettings):
         Raises:
             SettingError: A key is no setting, here or in ``evaluation_config``.
         """
-        rllib_checks.check_keys(config_dict, self, "config")
-        self._check_overrides(config_dict.get("evaluation_config"))
-        own = dict(config_dict)
+        own = dict(config_dict.items())  # RLlib hands over whole configs, too
+        rllib_checks.check_keys(own, self, "config")
+        self._check_overrides(own.get("evaluation_config"))
         if "model_config" in own:
             self.rl_module(model_config=own.pop("model_config"))
         super().update_from_dict(own)

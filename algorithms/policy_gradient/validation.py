@@ -10,6 +10,7 @@ from gspo_rllib.agents.function import find_play
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
+from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat_probe import check_conversation
@@ -56,6 +57,8 @@ def check_training(
             f"generation.weight_update is {generation.weight_update!r}, which has no effect with "
             "training.max_staleness=0: no turn is being sampled when weights change. Use 'turn', or max_staleness=1."
         )
+    for problem in idle_settings(settings):
+        raise SettingError(f"training.{problem}")
     for problem in refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs):
         raise SettingError(f"training.{problem}")
     for problem in cautions(settings):
