@@ -141,12 +141,13 @@ class PolicyGradientConfig(_FlatSettings):
         super().rl_module(model_config=model_config, **kwargs)
         return self
 
-    @functools.wraps(AlgorithmConfig.evaluation)
     def evaluation(self, **kwargs: Any) -> Self:
         """RLlib's; a key of ``evaluation_config`` that is no setting is refused, with the nearest one."""
-        self._check_overrides(kwargs.get("evaluation_config"))
+        rllib_checks.check_overrides(kwargs.get("evaluation_config"), self)
         super().evaluation(**kwargs)
         return self
+
+    vars(evaluation)["__signature__"] = inspect.signature(AlgorithmConfig.evaluation)
 
     @classmethod
     def overrides(cls, **kwargs: Any) -> dict[str, Any]:
@@ -170,17 +171,13 @@ class PolicyGradientConfig(_FlatSettings):
         Raises:
             SettingError: A key is no setting, here or in ``evaluation_config``.
         """
-        own = dict(config_dict.items())  # RLlib hands over whole configs, too
+        own = dict(config_dict.items())  # of RLlib's own, a whole config
         rllib_checks.check_keys(own, self, "config")
-        self._check_overrides(own.get("evaluation_config"))
+        rllib_checks.check_overrides(own.get("evaluation_config"), self)
         if "model_config" in own:
             self.rl_module(model_config=own.pop("model_config"))
         super().update_from_dict(own)
         return self
-
-    def _check_overrides(self, overrides: Any) -> None:
-        if isinstance(overrides, Mapping):
-            rllib_checks.check_keys(overrides, self, "evaluation.evaluation_config")
 
     def get_state(self) -> dict[str, Any]:
         """RLlib's state, whole: RLlib leaves out whatever is -1, its mark of a deprecated setting.
@@ -397,4 +394,4 @@ class PolicyGradientConfig(_FlatSettings):
 @functools.cache
 def _defaults() -> dict[str, Any]:
     """The attributes of a config in which nobody has set anything."""
-    return vars(PolicyGradientConfig())
+    return dict(vars(PolicyGradientConfig()))

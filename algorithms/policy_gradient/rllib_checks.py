@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import logging
 import math
 import numbers
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -65,7 +64,7 @@ def check_attributes(config: Any, defaults: Mapping[str, Any]) -> None:
         SettingError: Says what was got, what is allowed and what to do.
     """
     unknown = [name for name in vars(config) if not name.startswith("_") and name not in _RLLIB_S_OWN]
-    own = vars(_made_anew(type(config)))
+    own = vars(type(config)())
     for name in unknown:
         if name not in own and not hasattr(type(config), name):
             raise SettingError(
@@ -94,6 +93,12 @@ def check_keys(keys: Iterable[str], config: Any, where: str) -> None:
     for key in keys:
         if key not in known and key not in _RLLIB_S_OWN:
             raise SettingError(f"{where}[{key!r}] is no setting. {did_you_mean_or_own(str(key), known)}")
+
+
+def check_overrides(overrides: Any, config: Any) -> None:
+    """``check_keys`` for an ``evaluation_config``, which may also be a whole config, or None."""
+    if isinstance(overrides, Mapping):
+        check_keys(overrides, config, "evaluation.evaluation_config")
 
 
 def check_evaluation_keys(overrides: Mapping[str, Any], config: Any, *, trains: Collection[str]) -> None:
@@ -131,11 +136,6 @@ def attribute_of(key: str) -> str:
     return _OTHER_KEYS.get(key, key)
 
 
-@functools.cache
-def _made_anew(config_class: Callable[[], Any]) -> Any:
-    return config_class()
-
-
 def _settable(config_class: type) -> set[str]:
     """Properties that can be set, such as RLlib's ``train_batch_size_per_learner``."""
     members = inspect.getmembers(config_class, lambda member: isinstance(member, property))
@@ -144,7 +144,7 @@ def _settable(config_class: type) -> set[str]:
 
 def _is_default(name: str, value: Any, default: Any) -> bool:
     if name == "policies":
-        return _plain_policies(value) == _plain_policies(default)
+        return bool(_plain_policies(value) == _plain_policies(default))
     if value is default:
         return True
     if inspect.isfunction(value) and inspect.isfunction(default):
