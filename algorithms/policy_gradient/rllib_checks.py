@@ -31,8 +31,8 @@ _OTHER_KEYS = {
 }
 """Keys of a config dict that are not the attribute's own name."""
 
-_RLLIB_S_OWN = frozenset({"multiagent", "_enable_new_api_stack", "replay_buffer_config", "__trial_info__", "class"})
-"""Keys that RLlib and Ray Tune put into dicts and states, or take apart themselves."""
+_RLLIB_S_OWN = frozenset({"multiagent", "_enable_new_api_stack", "replay_buffer_config", "class"})
+"""Keys that RLlib puts into dicts and states, or takes apart itself."""
 
 _SET_INSTEAD = {"num_env_runners": "evaluation_num_env_runners"}
 """What says for an evaluation what the setting of that name says for training."""
@@ -91,7 +91,8 @@ def check_keys(keys: Iterable[str], config: Any, where: str) -> None:
     """
     known = {*vars(config), *_OTHER_KEYS, *_settable(type(config))}
     for key in keys:
-        if key not in known and key not in _RLLIB_S_OWN:
+        # Ray Tune hands a trial what it needs itself in the same dict, as __trial_info__ and the like.
+        if key not in known and key not in _RLLIB_S_OWN and not str(key).startswith("__"):
             raise SettingError(f"{where}[{key!r}] is no setting. {did_you_mean_or_own(str(key), known)}")
 
 

@@ -235,6 +235,11 @@ def test_a_tune_space_is_refused_before_the_first_trial(tiny_dense):
         GSPO(config=space)
 
 
+def test_what_ray_tune_puts_into_a_trials_config_is_no_misspelt_setting(tiny_dense):
+    own = {"__trial_info__": 1, "__stdout_file__": None, "__stderr_file__": None}
+    GSPOConfig().update_from_dict({**_config(tiny_dense).to_dict(), **own}).validate()
+
+
 def test_overrides_that_do_not_exist_are_rllibs_error_with_the_nearest_setting():
     with pytest.raises(KeyError, match="Did you mean 'explore'"):
         GSPOConfig.overrides(exlore=False)
