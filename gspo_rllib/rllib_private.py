@@ -51,6 +51,11 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _ALGORITHM,
+        "_run_one_training_iteration",
+        "Overridden: it repeats training steps until enough is trained, for ever where there is nothing to learn.",
+    ),
+    PrivateName(
+        _ALGORITHM,
         "_should_create_evaluation_env_runners",
         "Overridden: a local evaluation runner would load an engine in the driver beside the training runners'.",
     ),
@@ -72,8 +77,24 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _CONFIG,
-        "_train_batch_size_per_learner",
-        "Read to refuse it: the public property falls back on another setting, so it does not tell whether it was set.",
+        "_learner_class",
+        "What the user gave as learners(learner_class=...), to be checked as such; the public property is never None.",
+    ),
+    PrivateName(
+        _CONFIG,
+        "_rl_module_spec",
+        "What the user gave as rl_module(rl_module_spec=...), likewise.",
+    ),
+    # -- the cluster
+    PrivateName(
+        "ray",
+        "_private",
+        "Of its module state: the largest cluster that an autoscaler was told of. Nothing public says if there is one.",
+    ),
+    PrivateName(
+        "ray.experimental.internal_kv",
+        "_internal_kv_get",
+        "What Ray's monitor says of the nodes: whether an autoscaler started them.",
     ),
     # -- learners
     PrivateName(

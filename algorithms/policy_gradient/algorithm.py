@@ -5,48 +5,47 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
-import numpy as np
+import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
+    ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
     EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
 from ray.util import log_once
 
 from gspo_rllib import checkpoints
+from gspo_rllib.algorithms.policy_gradient import resources
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.algorithms.policy_gradient.idle_monitor import IdleMonitor
+from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
+from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
-from gspo_rllib.connectors.group_advantages import ADVANTAGE_ESTIMATORS
 from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
-from gspo_rllib.driver.group_file import save_groups
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
-from gspo_rllib.driver.recorded import Behavior, RecordedGroups, check_recorded, with_own_behavior
+from gspo_rllib.driver.recorded import RecordedGroups
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
-from gspo_rllib.env_runners.engine_spec import longest_context, vocabulary_size
-from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import (
@@ -57,7 +56,7 @@ from gspo_rllib.metrics import (
     NUM_ITERATIONS_IDLE,
 )
 from gspo_rllib.seeds import derive_seed
-from gspo_rllib.types import TokenTrajectory, TrajectoryGroup
+from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
@@ -69,18 +68,23 @@ UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
-class PolicyGradient(Algorithm):
+class PolicyGradient(TrainsOnRecorded, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Builds runners and learners and puts the same weights everywhere."""
+        """Builds runners and learners and puts the same weights everywhere.
+
+        Raises:
+            SettingError: Ray has not got, and cannot get, what they need.
+        """
+        resources.check_own_gpu(config)
+        resources.check_schedulable(config, main_process=False)
         self._next_group = 0
         self._unfinished: list[str] = []
         self._source: GroupSource
         self._settings: TrainingSettings = config.settings(config.training_settings)
-        self._record: str | os.PathLike[str] | None = None
         self._clip_monitor = ClipMonitor(self._settings)
         self._idle_monitor = IdleMonitor()
         self._curriculum = Curriculum(
@@ -93,66 +97,45 @@ class PolicyGradient(Algorithm):
         self._source = self._make_source()
         self._sync_weights()
 
-    def train_on(
-        self, groups: Sequence[TrajectoryGroup] | Iterator[TrajectoryGroup], *, behavior: Behavior = "recorded"
-    ) -> dict[str, Any]:
-        """One ordinary iteration, on groups that were made elsewhere instead of sampled ones.
-
-        Selection, update, weights, metrics, evaluation and checkpoints are those of ``train``. What env runners are
-        sampling meanwhile stays in flight.
-
-        Args:
-            groups: Any number of groups, such as those of ``load_groups``, each of any size from 2, or from 1 where
-                an advantage needs no group; taken whole or not at all.
-            behavior: ``"unknown"`` takes trajectories without log-probabilities too, with the learner's own in their
-                place: their ratio starts at 1, whatever wrote the text.
-
-        Returns:
-            What ``train`` returns.
-
-        Raises:
-            RecordError: A group cannot be trained on; nothing was changed.
-        """
-        if isinstance(groups, Iterator):
-            groups = list(groups)
-        version, model = self._weights.version, self.config.model_config
-        check_recorded(
-            groups,
-            version=version,
-            vocab_size=vocabulary_size(model),
-            longest=longest_context(model),
-            smallest=2 if ADVANTAGE_ESTIMATORS[self._settings.advantage_estimator].needs_group else 1,
-            reward_parts=self._settings.reward_part_weights or (),
-            behavior=behavior,
-        )
-        temperature = float(self.config.settings(GenerationSettings).temperature)
-
-        def score(trajectories: list[TokenTrajectory]) -> list[np.ndarray]:
-            (scored,) = self._first_learner(
-                lambda learner: learner.score(trajectories, [temperature] * len(trajectories))
-            )
-            return list(scored)
-
-        filled, num_unknown = with_own_behavior(groups, version=version, score=score)
-        sampling = self._source
-        self._source = RecordedGroups(filled, sampling, num_unknown=num_unknown)
-        self._next_group += len(filled)
+    def _run_one_training_iteration(self) -> tuple[dict[str, Any], Any]:
+        """RLlib's, which repeats training steps until ``reporting``'s minima are reached."""
+        self._num_futile_steps = 0
+        as_set = self.config
         try:
-            result: dict[str, Any] = self.train()
+            result: tuple[dict[str, Any], Any] = super()._run_one_training_iteration()
         finally:
-            self._source = sampling
+            self.config = as_set
         return result
 
-    def record_groups(self, file: str | os.PathLike[str] | None) -> None:
-        """Writes every group that is sampled from now on, as ``save_groups`` does; what is there stays.
-
-        Args:
-            file: A JSONL file, added to before each update; None ends it.
-        """
-        self._record = file
-
     def training_step(self) -> None:
-        """One iteration: sample groups, update on them in minibatches, sync the weights."""
+        """One training step, and the only one of an iteration unless ``reporting`` asks for more."""
+        trained = self._lifetime_trained_steps()
+        self._sample_and_update()
+        self._num_futile_steps = self._num_futile_steps + 1 if self._lifetime_trained_steps() == trained else 0
+        self._end_if_futile()
+
+    def _end_if_futile(self) -> None:
+        """Has an iteration end that could never reach a minimum: RLlib would repeat the step for ever."""
+        config = self.config
+        if isinstance(self._source, RecordedGroups):
+            # They are used up.
+            unreachable = {"min_time_s_per_iteration": None, "min_sample_timesteps_per_iteration": 0}
+        elif self._num_futile_steps >= PATIENCE and config.min_train_timesteps_per_iteration:
+            unreachable = {}
+            logger.warning(
+                "reporting.min_train_timesteps_per_iteration is %s, but %d training steps in a row had nothing to "
+                "learn from: the iteration ends without.",
+                config.min_train_timesteps_per_iteration,
+                self._num_futile_steps,
+            )
+        else:
+            return
+        self.config = config.copy(copy_frozen=False)
+        self.config.reporting(min_train_timesteps_per_iteration=0, **unreachable)
+        self.config.freeze()
+
+    def _sample_and_update(self) -> None:
+        """Samples groups, updates on them in minibatches, syncs the weights."""
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
                 self._take,
@@ -284,6 +267,18 @@ class PolicyGradient(Algorithm):
         return algorithm
 
     @classmethod
+    def default_resource_request(cls, config: Any) -> Any:
+        """RLlib's, for Ray Tune.
+
+        Raises:
+            SettingError: Ray has not got, and cannot get, what a trial needs.
+        """
+        request = super().default_resource_request(config)
+        if ray.is_initialized():
+            resources.check_schedulable(cls.get_default_config().update_from_dict(config), main_process=True)
+        return request
+
+    @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
         # Without remote ones RLlib would make one in this process, which loads a second engine beside the runners'.
         return bool(eval_config.evaluation_num_env_runners)
@@ -356,10 +351,10 @@ class PolicyGradient(Algorithm):
 
     def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         groups, metrics = self._source.take(count)
-        if self._record is not None and not isinstance(self._source, RecordedGroups):
-            save_groups(self._record, groups, append=True)
         self._idle_monitor.draw(groups)
-        self._curriculum.watch(groups)
+        if not isinstance(self._source, RecordedGroups):
+            self._keep(groups)
+            self._curriculum.watch(groups)
         return groups, metrics
 
     def _warn_if_idle(self, num_informative: float, num_stale: int) -> None:
@@ -371,6 +366,9 @@ class PolicyGradient(Algorithm):
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)
         self._source.start(self._weights)
+
+    def _lifetime_trained_steps(self) -> int:
+        return int(self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), default=0))
 
     def _lifetime_env_steps(self) -> int:
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ from ray.util.debug import log_once
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
-from gspo_rllib.algorithms.policy_gradient import validation
+from gspo_rllib.algorithms.policy_gradient import rllib_checks, validation
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
     EpisodesToTokens,
@@ -32,8 +33,8 @@ from gspo_rllib.connectors import (
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.curriculum import check_stages
-from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer, resolve_max_model_len
+from gspo_rllib.env_runners.curriculum import played_envs
+from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
@@ -145,6 +146,44 @@ class PolicyGradientConfig(_FlatSettings):
         super().rl_module(model_config=model_config, **kwargs)
         return self
 
+    def evaluation(self, **kwargs: Any) -> Self:
+        """RLlib's; a key of ``evaluation_config`` that is no setting is refused, with the nearest one."""
+        rllib_checks.check_overrides(kwargs.get("evaluation_config"), self)
+        super().evaluation(**kwargs)
+        return self
+
+    vars(evaluation)["__signature__"] = inspect.signature(AlgorithmConfig.evaluation)
+
+    @classmethod
+    def overrides(cls, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's ``overrides``: settings for ``evaluation_config``.
+
+        Raises:
+            KeyError: One is unknown; RLlib's own error for it, with the nearest setting.
+        """
+        try:
+            rllib_checks.check_keys(kwargs, cls(), "overrides")
+        except SettingError as error:
+            raise KeyError(str(error)) from None
+        return {rllib_checks.attribute_of(name): value for name, value in kwargs.items()}
+
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
+        """Sets attributes from a dict, as Ray Tune does.
+
+        Args:
+            config_dict: Attribute to value. ``model_config`` stands for ``rl_module(model_config=...)``.
+
+        Raises:
+            SettingError: A key is no setting, here or in ``evaluation_config``.
+        """
+        own = dict(config_dict.items())  # of RLlib's own, a whole config
+        rllib_checks.check_keys(own, self, "config")
+        rllib_checks.check_overrides(own.get("evaluation_config"), self)
+        if "model_config" in own:
+            self.rl_module(model_config=own.pop("model_config"))
+        super().update_from_dict(own)
+        return self
+
     def get_state(self) -> dict[str, Any]:
         """RLlib's state, whole: RLlib leaves out whatever is -1, its mark of a deprecated setting.
 
@@ -177,16 +216,15 @@ class PolicyGradientConfig(_FlatSettings):
             ModelError: The model folder cannot be used.
             EngineError: The chosen engine is not installed.
         """
+        self._resolve_env_runner()
+        rllib_checks.check_attributes(self, _defaults())
         generation = self.settings(GenerationSettings)
         if not self.in_evaluation:
             validation.check_training(
                 self.settings(self.training_settings),
                 generation,
                 recomputes_old_log_probs=self.recompute_old_log_probs,
-                no_effect={
-                    "minibatch_size": self.minibatch_size,
-                    "train_batch_size_per_learner": self._train_batch_size_per_learner,
-                },
+                explore=self.explore,
             )
         validation.check_generation(
             generation,
@@ -195,18 +233,9 @@ class PolicyGradientConfig(_FlatSettings):
         )
         model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
         agent = self.settings(AgentSettings)
-        validation.check_agent(agent, generation, env=self.env)
-        if agent.plays:
-            if self.curriculum:
-                raise SettingError(
-                    "training.curriculum has no effect on an agent: have its tasks say how hard they are."
-                )
-            check_vocabulary(load_renderer(generation, model_config, None), model_config)
-        else:
-            stages = [] if self.in_evaluation else check_stages(self)
-            for env in (check_language_env_spec(self.env, self.env_config), *stages):
-                validation.check_chat(generation, model_config, env)
-        if self.evaluation_interval and not self.in_evaluation:
+        validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
+        validation.check_chats(generation, model_config, [] if agent.plays else played_envs(self))
+        if not self.in_evaluation:
             self._check_evaluation()
         validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         check_engine(generation.engine or default_engine())
@@ -229,9 +258,27 @@ class PolicyGradientConfig(_FlatSettings):
             return Tasks(agent.tasks).count
         return check_language_env_spec(self.env, self.env_config).num_tasks
 
+    def _resolve_env_runner(self) -> None:
+        """Takes the runner for an agent, or for an environment, where attributes or a dict changed which is played."""
+        runners = (LanguageEnvRunner, AgentEnvRunner)
+        wanted = AgentEnvRunner if self.settings(AgentSettings).plays else LanguageEnvRunner
+        if self.env_runner_cls in runners and self.env_runner_cls is not wanted:
+            self.env_runner_cls = wanted
+
     def _check_evaluation(self) -> None:
+        if isinstance(self.evaluation_config, Mapping):
+            trained = {field.name for field in dataclasses.fields(self.training_settings)} - {"group_size"}
+            rllib_checks.check_evaluation_keys(self.evaluation_config, self, trains=trained)
         with self._duration_as_rllib_knows_it():
             evaluation = self.get_evaluation_config_object() or self
+        rllib_checks.check_attributes(evaluation, _defaults())
+        if not self.evaluation_interval:
+            return
+        validation.check_evaluation_runner(
+            num_env_runners=self.num_env_runners,
+            evaluation_num_env_runners=self.evaluation_num_env_runners,
+            create_local_env_runner=self.create_local_env_runner,
+        )
         played = [(c.env, c.env_config, c.play, c.tasks) for c in (evaluation, self)]
         num_tasks = evaluation.num_tasks
         if played[0] == played[1]:
@@ -262,6 +309,10 @@ class PolicyGradientConfig(_FlatSettings):
         """
         config = super().get_evaluation_config_object()
         overrides = self.evaluation_config or {}
+        if config is not None:
+            # RLlib sets them for its own env runners; here trajectories are played to their end whatever they say.
+            for name in ("batch_mode", "rollout_fragment_length"):
+                setattr(config, name, overrides.get(name, getattr(self, name)))
         if config is not None and isinstance(overrides, dict):
             if "group_size" not in overrides:
                 config.group_size = 1
@@ -341,3 +392,9 @@ class PolicyGradientConfig(_FlatSettings):
     def _sampling(self) -> dict[str, Any]:
         """How the policy is sampled, as far as a module that scores must know."""
         return {"temperature": self.temperature, "max_model_len": self.max_model_len}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The attributes of a config in which nobody has set anything."""
+    return dict(vars(PolicyGradientConfig()))

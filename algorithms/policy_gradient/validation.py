@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gspo_rllib.agents.address import LOOPBACK, check_server_packages
@@ -13,6 +13,7 @@ from gspo_rllib.agents.process_workers import importable_name
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
+from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat_probe import check_conversation
@@ -28,7 +29,7 @@ def check_training(
     generation: GenerationSettings,
     *,
     recomputes_old_log_probs: bool,
-    no_effect: Mapping[str, Any],
+    explore: bool,
 ) -> None:
     """Refuses, or warns about, training settings that would not do what they are called.
 
@@ -36,17 +37,16 @@ def check_training(
         settings: The training settings.
         generation: The generation settings, which some training settings must agree with.
         recomputes_old_log_probs: Whether the ratio's denominator is the learner's own.
-        no_effect: Values of RLlib's own parameters of ``training`` that would change nothing; None where not set.
+        explore: Whether env runners sample, or take the likeliest token.
 
     Raises:
         SettingError: A value or a combination is refused.
     """
-    for name, value in no_effect.items():
-        if value is not None:
-            raise SettingError(
-                f"training.{name} has no effect here: an iteration trains on groups_per_iteration x group_size "
-                "trajectories, split into num_minibatches optimiser steps. Set those three instead."
-            )
+    if not explore:
+        raise SettingError(
+            f"env_runners.explore is {explore!r}: all trajectories of a group would be the same, their advantages 0. "
+            "Leave it True for training; evaluation can be greedy with evaluation_config={'explore': False}."
+        )
     betas = settings.adam_betas
     if len(betas) != 2 or not all(isinstance(beta, (int, float)) and 0.0 <= beta < 1.0 for beta in betas):
         raise SettingError(f"training.adam_betas is {betas!r}; allowed: two numbers, each >= 0 and < 1")
@@ -60,6 +60,8 @@ def check_training(
             f"generation.weight_update is {generation.weight_update!r}, which has no effect with "
             "training.max_staleness=0: no turn is being sampled when weights change. Use 'turn', or max_staleness=1."
         )
+    for problem in idle_settings(settings):
+        raise SettingError(f"training.{problem}")
     for problem in refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs):
         raise SettingError(f"training.{problem}")
     for problem in cautions(settings):
@@ -89,34 +91,42 @@ def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: i
         )
 
 
-def check_chat(generation: GenerationSettings, model_config: Mapping[str, Any], env: LanguageEnvSpec) -> None:
-    """Refuses a model whose chat template cannot frame the environment's conversations; tells what else to know.
+def check_chats(
+    generation: GenerationSettings, model_config: Mapping[str, Any], envs: Sequence[LanguageEnvSpec]
+) -> None:
+    """Refuses a model whose chat template cannot frame the conversations; tells what else to know.
 
     Args:
         generation: The generation settings.
         model_config: What ``rl_module`` was given.
-        env: What is known about the environment.
+        envs: What is known about the environments that are played; none where agents play.
 
     Raises:
         ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
             writes tokens that the model does not have.
         SettingError: ``template_kwargs`` holds a name that is not the run's to set.
     """
-    renderer = load_renderer(generation, model_config, env.chat)
-    limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
-    # A summary is asked for by the user, whatever role the observations have.
-    roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
-    check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
-    check_vocabulary(renderer, model_config)
+    if not envs:
+        check_vocabulary(load_renderer(generation, model_config, None), model_config)
+    for env in envs:
+        renderer = load_renderer(generation, model_config, env.chat)
+        limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
+        # A summary is asked for by the user, whatever role the observations have.
+        roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
+        check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
+        check_vocabulary(renderer, model_config)
 
 
-def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: Any) -> None:
+def check_agent(
+    agent: AgentSettings, generation: GenerationSettings, *, env: Any, curriculum: Sequence[Any] = ()
+) -> None:
     """Refuses an agent that could not play, and settings that would have no effect on it.
 
     Args:
         agent: The agent's settings.
         generation: How text is sampled.
         env: The environment that is set, if any.
+        curriculum: Stages of an environment, which an agent has none of.
 
     Raises:
         SettingError: The agent or its tasks cannot be found or are not what they must be, or a setting is refused.
@@ -133,6 +143,8 @@ def check_agent(agent: AgentSettings, generation: GenerationSettings, *, env: An
             f"{played_by} and environment.env={env!r} are both set; an agent plays in place of an environment. Remove "
             "one of the two."
         )
+    if curriculum:
+        raise SettingError("training.curriculum has no effect on an agent: have its tasks say how hard they are.")
     if generation.edits_history:
         raise SettingError(
             f"generation.context_overflow is {generation.context_overflow!r}, which has no effect on an agent: it is "
@@ -212,6 +224,27 @@ def say_if_evaluation_repeats_training(num_tasks: int | None) -> None:
             "not how well others would be solved. Give it others: "
             ".evaluation(evaluation_config={'env_config': {...}}).",
             num_tasks,
+        )
+
+
+def check_evaluation_runner(
+    *, num_env_runners: int, evaluation_num_env_runners: int, create_local_env_runner: bool
+) -> None:
+    """Refuses an evaluation that RLlib could not start.
+
+    Args:
+        num_env_runners: Remote training runners.
+        evaluation_num_env_runners: Remote evaluation runners.
+        create_local_env_runner: Whether there is a local training runner beside the remote ones.
+
+    Raises:
+        SettingError: There is neither an evaluation runner nor a local one.
+    """
+    if num_env_runners and not evaluation_num_env_runners and not create_local_env_runner:
+        raise SettingError(
+            "env_runners.create_local_env_runner is False, but with evaluation.evaluation_num_env_runners=0 RLlib "
+            "starts evaluations through the local one, which loads no model. Leave it True, or set "
+            "evaluation_num_env_runners=1."
         )
 
 

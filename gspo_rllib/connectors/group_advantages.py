@@ -130,12 +130,16 @@ class AdvantageTraits:
         make: Knobs -> the estimator of a group; None: a critic estimates, and no group is needed.
         follows_returns: Whether trajectories with equal returns have equal advantages.
         reads_reward_parts: Whether it reads ``info["reward_parts"]`` instead of the rewards.
+        discounts: Whether ``gamma`` changes it.
+        weighs_steps: Whether ``step_advantage_weight`` does.
     """
 
     span: Span
     make: Callable[[EstimatorKnobs], Estimator] | None
     follows_returns: bool = True
     reads_reward_parts: bool = False
+    discounts: bool = False
+    weighs_steps: bool = False
 
     @property
     def needs_critic(self) -> bool:
@@ -153,9 +157,9 @@ ADVANTAGE_ESTIMATORS: dict[str, AdvantageTraits] = {
     "group_mean": AdvantageTraits(Span.TRAJECTORY, _of_returns(group_mean_baseline)),
     "leave_one_out": AdvantageTraits(Span.TRAJECTORY, _of_returns(leave_one_out)),
     "reward_parts": AdvantageTraits(Span.TRAJECTORY, _reward_parts, follows_returns=False, reads_reward_parts=True),
-    "turn_returns": AdvantageTraits(Span.TURN, _turn_returns, follows_returns=False),
-    "step_groups": AdvantageTraits(Span.TURN, _step_groups, follows_returns=False),
-    "gae": AdvantageTraits(Span.TOKEN, None, follows_returns=False),
+    "turn_returns": AdvantageTraits(Span.TURN, _turn_returns, follows_returns=False, discounts=True),
+    "step_groups": AdvantageTraits(Span.TURN, _step_groups, follows_returns=False, discounts=True, weighs_steps=True),
+    "gae": AdvantageTraits(Span.TOKEN, None, follows_returns=False, discounts=True),
 }
 """Every ``training.advantage_estimator`` and what follows from it."""
 

@@ -18,6 +18,8 @@ from gspo_rllib.errors import EnvError, SettingError
 def check_stages(config: Any, *, worker_index: int = 0) -> list[LanguageEnvSpec]:
     """What is played in each stage of a config's ``curriculum``: its environment with some settings replaced.
 
+    An evaluation has no stages.
+
     Args:
         config: An ``AlgorithmConfig``.
         worker_index: RLlib's index of the env runner.
@@ -26,7 +28,9 @@ def check_stages(config: Any, *, worker_index: int = 0) -> list[LanguageEnvSpec]
         SettingError: A stage is no mapping of settings.
         EnvError: The environment does not take these settings.
     """
-    specs = []
+    specs: list[LanguageEnvSpec] = []
+    if config.in_evaluation:
+        return specs
     for stage, changes in enumerate(GroupSettings.of(config).curriculum):
         if not isinstance(changes, Mapping) or not changes or not all(isinstance(name, str) for name in changes):
             raise SettingError(
@@ -39,3 +43,13 @@ def check_stages(config: Any, *, worker_index: int = 0) -> list[LanguageEnvSpec]
         except EnvError as error:
             raise EnvError(f"training.curriculum[{stage}] is {changes!r}: {error}") from error
     return specs
+
+
+def played_envs(config: Any) -> list[LanguageEnvSpec]:
+    """A config's environment, and what the stages of its curriculum make of it.
+
+    Raises:
+        SettingError: A stage is no mapping of settings.
+        EnvError: The environment cannot be used, or does not take the settings of a stage.
+    """
+    return [check_language_env_spec(config.env, config.env_config), *check_stages(config)]

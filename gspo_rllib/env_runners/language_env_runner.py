@@ -269,7 +269,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         return check_language_env_spec(self.config.env, self.config.env_config, worker_index=self.worker_index or 0)
 
     def _make_parts(self) -> RolloutParts:
-        stages = () if self.config.in_evaluation else check_stages(self.config, worker_index=self.worker_index or 0)
+        stages = check_stages(self.config, worker_index=self.worker_index or 0)
         return RolloutParts(self.config, self._env_spec, run_seed=self._run_seed, stages=stages)
 
     @property

@@ -196,6 +196,7 @@ class SurrogateTraits:
         clips_gradient: Whether a token outside ``clip_low`` … ``clip_high`` loses its gradient.
         clip_span: The tokens that share one decision of the clip; None: those that share a ratio.
         has_ceiling: Whether ``dual_clip`` bounds the ratio of a negative advantage.
+        gates: Whether the ``sapo_temperature_…`` shape it.
         bounds_policy: Whether anything keeps the policy near the one that sampled, however many steps are taken.
         token_range: A ``clip_low`` and ``clip_high`` for single tokens that are known to work, and whose they are.
     """
@@ -206,6 +207,7 @@ class SurrogateTraits:
     clips_gradient: bool = False
     clip_span: Span | None = None
     has_ceiling: bool = False
+    gates: bool = False
     bounds_policy: bool = True
     token_range: str = "GRPO uses 0.2 and 0.28"
 
@@ -216,7 +218,7 @@ SURROGATES: dict[str, SurrogateTraits] = {
         _dual_clip_objective, _where_the_dual_clip_is_flat, clips_gradient=True, has_ceiling=True
     ),
     "cispo": SurrogateTraits(_cispo_objective, _outside),
-    "sapo": SurrogateTraits(_soft_gate_objective),
+    "sapo": SurrogateTraits(_soft_gate_objective, gates=True),
     "policy_gradient": SurrogateTraits(_plain_objective, bounds_policy=False),
     "log_clip": SurrogateTraits(
         _plain_objective,
