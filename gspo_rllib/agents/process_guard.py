@@ -24,5 +24,6 @@ def guard(lines: Iterable[bytes]) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.fork() == 0:
+    # As nobody's child: Ray ends the children of a worker that goes, before this could end what they have started.
     guard(sys.stdin.buffer)

@@ -248,7 +248,7 @@ config = (
     .rl_module(model_config={"path": sys.argv[1]})
     .generation(engine="transformers", max_tokens_per_turn=4)
     .env_runners(num_env_runners=2, num_envs_per_env_runner=2)
-    .training(group_size=2, groups_per_iteration=2)
+    .training(group_size=2, groups_per_iteration=4)
 )
 config.build_algo().train()
 """
