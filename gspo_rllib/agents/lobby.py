@@ -108,7 +108,7 @@ class Lobby:
         """Settles a trajectory.
 
         Args:
-            ticket_id: Its id.
+            ticket_id: Name of the trajectory in the paths of the server.
             result: What it was worth, its fields untrusted.
 
         Raises:
