@@ -84,7 +84,7 @@ class Points(SearchAlgorithm):
 
     def is_finished(self) -> bool:
         """Whether every trial has been made."""
-        return bool(self._finished or self._inner.is_finished())
+        return bool(super().is_finished() or self._inner.is_finished())
 
 
 class Judge:
