@@ -163,7 +163,8 @@ def _train(algo: Any, iterations: int) -> None:
         algo.train()
 
 
-@pytest.mark.parametrize("max_staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_staleness", [0, 1])
 def test_an_engine_that_fails_in_another_process_is_named_and_no_environment_is(
     tiny_dense: str, ray_local: None, max_staleness: int
 ) -> None:

@@ -11,6 +11,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.cli.main import main
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_one_trial_per_value(
     config_file: str, ray_local: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

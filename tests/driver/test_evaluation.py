@@ -51,6 +51,7 @@ def _played(algo, unit="episodes", duration=7):
     ]
 
 
+@pytest.mark.slow
 def test_every_row_once_whoever_plays_and_after_a_runner_was_lost(tiny_dense, ray_local):
     played = {}
     for training, evaluation in ((0, 0), (0, 2)):
@@ -68,7 +69,7 @@ def test_every_row_once_whoever_plays_and_after_a_runner_was_lost(tiny_dense, ra
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize(("training", "max_staleness"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize(("training", "max_staleness"), [(0, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_training_runners_play_it_on_the_engines_they_have(training, max_staleness, tiny_dense, ray_local):
     algo = _algorithm(tiny_dense, training=training, max_staleness=max_staleness, explore=False)
     try:

@@ -215,6 +215,7 @@ def test_recorded_groups_are_trained_bit_for_bit_like_sampled_ones(tiny_dense: s
         recorded.stop()
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_goes_on_while_recorded_groups_are_trained(tiny_dense: str, ray_local: None) -> None:
     algo = _config(tiny_dense, num_env_runners=1, max_staleness=1).build_algo()
     try:

@@ -324,6 +324,7 @@ def test_a_runner_that_dies_while_playing_loses_no_group(tiny_dense, ray_local):
         algo.stop()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_taken_while_playing_loses_no_group(tiny_dense, tmp_path, ray_local):
     algo = _config(tiny_dense, env=SlowCoinEnv).build_algo()
     trained = _spy(algo)

@@ -194,6 +194,7 @@ def test_a_device_this_build_cannot_use_is_refused(tiny_dense: str) -> None:
 
 
 # Last: it ends the module's engine, and the next one must still be able to start.
+@pytest.mark.slow
 def test_closing_twice_is_fine_and_a_new_engine_can_start(started: Started, tiny_dense: str) -> None:
     engine = started.engine
     before = process_state()

@@ -96,7 +96,7 @@ def test_what_goes_wrong_in_a_process_is_counted_and_retried(
     assert words in stats.errors[0]
 
 
-@pytest.mark.parametrize("fault", ["hang", "crash"])
+@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "crash"])
 def test_a_hung_or_crashed_process_is_gone_and_its_slot_gets_another(
     make_pool: MakePool, ray_local: None, tmp_path: Path, fault: str
 ) -> None:

@@ -541,6 +541,7 @@ def test_the_random_state_is_kept_on_the_main_thread_and_never_turned_back_besid
     assert not torch.equal(torch.rand(4), drawn), "a learner would have dropped out the same units again"
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_vllm_made_in_the_main_thread_plays_in_another_beside_training(
     make_runner: Callable, weights: Weights, tiny_dense: str

@@ -260,6 +260,7 @@ def test_random_actions_are_refused(make_runner: Callable) -> None:
         make_runner(version=None).sample(random_actions=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_it_works_as_a_ray_actor_and_its_episodes_travel(tiny_dense: str, weights: Weights) -> None:
     import ray

@@ -257,6 +257,7 @@ def test_two_vllm_runners_and_two_learners_train_like_one_process(tiny_tied, ray
         assert _learner_results(many)["grad_norm"] == pytest.approx(_learner_results(one)["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_runner_that_died_unnoticed_never_samples_with_other_weights(tiny_dense, ray_local):
     algo = _config(tiny_dense, num_env_runners=2).build_algo()
     try:

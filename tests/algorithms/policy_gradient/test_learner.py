@@ -49,6 +49,7 @@ def test_micro_batches_agree_with_every_regulariser_and_a_critic_too(tiny_dense)
     _assert_same(got, expected)
 
 
+@pytest.mark.slow
 def test_two_ranks_standardise_advantages_and_train_a_critic_like_one(tiny_dense, ray_local):
     parts = {"old_log_probs": "learner", "kl_coeff": 0.5, "group_size": 4, "groups_per_iteration": 4}
     config = objective_config(tiny_dense, LanguagePPOConfig(), **parts)
