@@ -116,6 +116,8 @@ def check_schedulable(config: AlgorithmConfig, *, main_process: bool) -> None:
     asked = requests(config, main_process=main_process)
     if not asked:
         return
+    if not ray.is_initialized():
+        ray.init()  # as Ray itself would, a moment later, for the first actor
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     where = "the Ray cluster"
     group = None if main_process else ray.util.get_current_placement_group()

@@ -229,7 +229,8 @@ def test_twenty_kills_of_runners_with_live_sessions_lose_no_group_and_train_none
                 victim = algo.env_runner_group._worker_manager.actors()[1 + kill % 2]
                 ray.kill(victim, no_restart=False)
                 learner = algo.train()["learners"][DEFAULT_MODULE_ID]
-                assert learner["num_trajectories"] == 8 and learner["staleness"] <= 1.0
+                # Where all trajectories of an update are worth the same, nothing is measured.
+                assert learner["num_trajectories"] == 8 and learner.get("staleness", 0.0) <= 1.0
         state = algo.get_state(components=[])
         known = [*trained, *state[UNFINISHED_GROUPS]]
         assert sorted(known, key=int) == [str(number) for number in range(state["next_group"])]

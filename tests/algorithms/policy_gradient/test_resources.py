@@ -120,3 +120,15 @@ def test_a_cluster_that_may_grow_is_waited_for(sign, tiny_dense, ray_local, monk
     resources.check_schedulable(config, main_process=False)
     assert "there is room for 4 of 40 env runners" in caplog.text
     assert "Waiting for the cluster's autoscaler" in caplog.text
+
+
+def test_ray_is_started_where_nobody_has_started_it_yet(tiny_dense, monkeypatch):
+    started = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(ray, "init", lambda: started.append(True))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}] if started else 1 / 0)
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: None)
+    resources.check_schedulable(_config(tiny_dense).env_runners(num_env_runners=0), main_process=False)
+    assert not started, "a run that is one process needs none"
+    resources.check_schedulable(_config(tiny_dense).env_runners(num_env_runners=1), main_process=False)
+    assert started == [True]
