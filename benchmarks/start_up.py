@@ -68,8 +68,8 @@ def start(model: str, num_env_runners: int, profile: bool) -> dict[str, Any]:
     engines = 0
     if local:
         algo.evaluate()
-        runners = [algo.env_runner_group.local_env_runner, algo.eval_env_runner_group.local_env_runner]
-        engines = len({id(runner._engine) for runner in runners})
+        runner = algo.env_runner_group.local_env_runner
+        engines = len({id(runner._engine), id(runner._evaluator._engine)})
     marks.append(time.perf_counter())
     algo.stop()
     took = [later - earlier for earlier, later in itertools.pairwise(marks)]

@@ -105,6 +105,7 @@ class BackgroundSampler:
         self._any_offered = self._pausing = self._stopping = False
         self._idle = True  # the thread sleeps, and nothing it was told would wake it
         self._finished = RolloutStats()
+        self._played_s = 0.0
         self._counted_until = 0.0
         self._failure: BaseException | None = None
         _samplers.add(self)
@@ -225,8 +226,7 @@ class BackgroundSampler:
                 while self._sleep_until_needed():
                     self._counted_until = time.perf_counter()
                     self._advance()
-                    with self._changed:
-                        self._count_time()
+                    self._count_time()
             finally:
                 if self._rollout is not None:
                     self._rollout.end()
@@ -268,8 +268,10 @@ class BackgroundSampler:
         if self._scheduler.has_settled:
             stats = self._rollout.collect()
             self._on_groups(stats.groups)
+            self._count_time()
+            # With the engine's own seconds since the last groups, whenever those are taken.
+            stats.sample_s, self._played_s = self._played_s, 0.0
             with self._changed:
-                self._count_time()  # before the groups can be taken, whose last step was a part of it
                 self._finished.add(stats)
                 for group_id in stats.settled_ids:
                     del self._in_flight[group_id]
@@ -277,7 +279,7 @@ class BackgroundSampler:
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self._finished.sample_s += now - self._counted_until
+        self._played_s += now - self._counted_until
         self._counted_until = now
 
     def _update_weights(self) -> None:
