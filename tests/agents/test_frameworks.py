@@ -151,13 +151,15 @@ async def _agents_streamed(session: AgentSession, kind: str) -> Any:
 
 
 async def _langgraph_streamed(session: AgentSession, **options: Any) -> Any:
+    import httpx
     from langchain_openai import ChatOpenAI
     from langgraph.prebuilt import create_react_agent
 
-    model = ChatOpenAI(model="policy", base_url=session.base_url, api_key=session.api_key, streaming=True, **options)
-    agent = create_react_agent(model, [add])
-    state = await agent.ainvoke({"messages": [("user", TASK["question"])]})
-    state = await agent.ainvoke({"messages": [*state["messages"], ("user", "Sure?")]})
+    options |= {"base_url": session.base_url, "api_key": session.api_key, "streaming": True}
+    async with httpx.AsyncClient() as client:
+        agent = create_react_agent(ChatOpenAI(model="policy", http_async_client=client, **options), [add])
+        state = await agent.ainvoke({"messages": [("user", TASK["question"])]})
+        state = await agent.ainvoke({"messages": [*state["messages"], ("user", "Sure?")]})
     return state["messages"][-1].text
 
 
@@ -296,11 +298,12 @@ def test_what_real_clients_asked_is_scored_as_it_was_sampled(ray_local: None, tm
     algo = config.build_algo()
     try:
         result = algo.train()
+        errors = algo.env_runner_group.local_env_runner.last_errors()
     finally:
         algo.stop()
     learner, played = result["learners"][DEFAULT_MODULE_ID], result["env_runners"]
     assert played["num_episodes"] == 2 * len(UNTAUGHT)
-    assert played["num_trajectory_failures"]["raised"] == 0
+    assert not errors
     assert played["num_new_segments"] >= 2  # those of smolagents, a group of two
     assert learner["logp_gap_max"] <= 1e-4
 
