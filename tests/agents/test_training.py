@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import yaml
 from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib import GSPOConfig, load_groups
-from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
 from gspo_rllib.cli.main import main
-from gspo_rllib.types import group_episodes
 from tests.env_runners import agents
 
 CALCULATOR = {"env": "gspo_rllib.envs:gspo_rllib/Calculator-v0", "env_config": {"operations": 1}}
@@ -199,44 +196,6 @@ def test_trials_at_the_same_time_do_not_share_an_address(
         names, urls = zip(*(one.split() for one in seen), strict=True)
         assert len(seen) == len(set(names)) == len(set(urls)) == 4
         assert sorted(name.rpartition("-")[0] for name in names) == ["runner-1", "runner-1", "runner-2", "runner-2"]
-
-
-@pytest.mark.slow
-def test_twenty_kills_of_runners_with_live_sessions_lose_no_group_and_train_none_twice(
-    tiny_dense: str, tmp_path: Path, ray_local: None
-) -> None:
-    config = (
-        GSPOConfig()
-        .agent(workers="external", addresses=str(tmp_path / "agents"), tasks=[{"question": "1 + 1?", "answer": "2"}])
-        .rl_module(model_config={"path": tiny_dense})
-        .generation(engine="transformers", max_tokens_per_turn=4)
-        .env_runners(num_env_runners=2, num_envs_per_env_runner=4)
-        .training(group_size=2, groups_per_iteration=4, max_staleness=1)
-    )
-    algo = config.build_algo()
-    trained: list[str] = []
-    update = algo.learner_group.update
-
-    def watched(**batch: Any) -> Any:
-        trained.extend(group.group_id for group in group_episodes(batch["training_data"].episodes))
-        return update(**batch)
-
-    algo.learner_group.update = watched
-    try:
-        with _harness(tmp_path):
-            algo.train()
-            for kill in range(20):
-                assert algo._source.unfinished
-                victim = algo.env_runner_group._worker_manager.actors()[1 + kill % 2]
-                ray.kill(victim, no_restart=False)
-                learner = algo.train()["learners"][DEFAULT_MODULE_ID]
-                # Where all trajectories of an update are worth the same, nothing is measured.
-                assert learner["num_trajectories"] == 8 and not learner.get("staleness", 0.0) > 1.0
-        state = algo.get_state(components=[])
-        known = [*trained, *state[UNFINISHED_GROUPS]]
-        assert sorted(known, key=int) == [str(number) for number in range(state["next_group"])]
-    finally:
-        algo.stop()
 
 
 DRIVER = """
