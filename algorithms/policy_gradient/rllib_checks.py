@@ -114,7 +114,7 @@ def check_evaluation_keys(overrides: Mapping[str, Any], config: Any, *, trains: 
         SettingError: Says where the setting belongs.
     """
     for key, value in overrides.items():
-        name = _OTHER_KEYS.get(key, key)
+        name = attribute_of(key)
         setting = RLLIB_SETTINGS.get(name)
         ignored = name in trains if setting is None else setting.fate in ("used", "forwarded") and not setting.evaluates
         if not ignored or _is_default(name, value, getattr(config, name, None)):

@@ -68,11 +68,11 @@ def test_an_update_on_an_agents_groups_is_the_one_on_the_environments(tiny_dense
 )
 def test_agents_play_on_while_the_learner_trains(tiny_dense: str, num_env_runners: int, ray_local: None) -> None:
     runners = {"num_env_runners": num_env_runners}
-    result, _ = _trained(tiny_dense, agent=agents.two_turns, iterations=3, max_staleness=1, **runners)
+    agent = agents.two_turns_that_differ_in_worth
+    result, _ = _trained(tiny_dense, agent=agent, iterations=3, max_staleness=1, **runners)
     learner = result["learners"][DEFAULT_MODULE_ID]
     assert learner["num_trajectories"] == 8
-    # Where all trajectories of an update are worth the same, nothing is measured.
-    assert 0.0 < learner["staleness"] <= 1.0 or np.isnan(learner["staleness"])
+    assert 0.0 < learner["staleness"] <= 1.0
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,12 @@ async def two_turns(task: dict[str, Any], session: AgentSession) -> float:
     return float(len(reply.content) % 3)
 
 
+async def two_turns_that_differ_in_worth(task: dict[str, Any], session: AgentSession) -> float:
+    """The members of a group are never worth the same, so every update has something to learn from."""
+    await two_turns(task, session)
+    return float(session.name.split("/")[-2])
+
+
 async def three_at_once(task: dict[str, Any], session: AgentSession) -> float:
     first = await session.chat([user("plan")])
     history = [user("plan"), first.message]
