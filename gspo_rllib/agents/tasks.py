@@ -38,11 +38,7 @@ class Tasks:
             SettingError: One is no plain JSON, as a tuple, a number as a key, and NaN are not.
         """
         for number, row in enumerate(self._rows or []):
-            try:
-                is_plain = json.loads(json.dumps(row, allow_nan=False)) == row
-            except (TypeError, ValueError, RecursionError):
-                is_plain = False
-            if not is_plain:
+            if not _is_plain(row):
                 raise SettingError(
                     f"agent.tasks: task {number} is {shown(row)}, which is no plain JSON; it must be, to be sent to an "
                     "agent elsewhere: text, finite numbers, true, false, null, lists, and objects with names as keys."
@@ -61,9 +57,29 @@ class Tasks:
             >>> Tasks(None).task(7)
             {'seed': 7}
         """
+        return copy.deepcopy(self._row(seed, task_id))
+
+    def recorded(self, seed: int, task_id: str | None = None) -> Task | None:
+        """The task as it is kept with what was played, whatever the agent made of its own copy.
+
+        Returns:
+            A copy; None where the task is no plain JSON, since a file of recorded groups would hold another.
+        """
+        row = self._row(seed, task_id)
+        return copy.deepcopy(row) if _is_plain(row) else None
+
+    def _row(self, seed: int, task_id: str | None) -> Task:
         if self._rows is None:
             return {"seed": seed}
-        return copy.deepcopy(self._rows[seed % len(self._rows) if task_id is None else int(task_id)])
+        return self._rows[seed % len(self._rows) if task_id is None else int(task_id)]
+
+
+def _is_plain(row: Task) -> bool:
+    """Whether a task comes out of JSON as it went in."""
+    try:
+        return bool(json.loads(json.dumps(row, allow_nan=False)) == row)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _read(path: str) -> list[Task]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -85,6 +86,24 @@ class Points(SearchAlgorithm):
     def is_finished(self) -> bool:
         """Whether every trial has been made."""
         return bool(super().is_finished() or self._inner.is_finished())
+
+
+class RecordsGroups:
+    """Has a trial write the groups that it samples to ``groups.jsonl`` in its own folder; an RLlib callback.
+
+    Args:
+        folder: The sweep's, as an absolute path.
+        trials: All points.
+    """
+
+    def __init__(self, folder: Path, trials: Sequence[Point]) -> None:
+        self._files = {point.label: folder / point.folder / "groups.jsonl" for point in trials}
+
+    def __call__(self, *, algorithm: Any, **_: Any) -> None:
+        """Called by RLlib with a new algorithm, in the trial's process."""
+        file = self._files[algorithm.trial_name]
+        file.parent.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
+        algorithm.record_groups(file)
 
 
 class Judge:

@@ -17,6 +17,16 @@ def test_every_seed_means_one_row_and_the_agent_may_change_its_copy(tmp_path: Pa
     assert [tasks.task(seed)["q"] for seed in (0, 1, 2, 7)] == [["a"], ["b"], ["a"], ["b"]]
     tasks.task(0)["q"].append("changed")
     assert tasks.task(0) == {"q": ["a"]}
+    kept = tasks.recorded(2)
+    assert kept == {"q": ["a"]}
+    kept["q"].append("changed")
+    assert tasks.recorded(2) == {"q": ["a"]} and tasks.recorded(0, "1") == {"q": ["b"]}
+
+
+def test_a_task_is_kept_where_a_file_can_hold_it_as_it_is() -> None:
+    assert Tasks(None).recorded(7) == {"seed": 7}
+    rows = [{"q": 1}, {"q": (1, 2)}, {1: 2}, {"q": float("nan")}, {"q": {1, 2}}]
+    assert [Tasks(rows).recorded(number) for number in range(5)] == [{"q": 1}, None, None, None, None]
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,18 @@ async def calls_until_refused(task: dict[str, Any], session: AgentSession) -> fl
     return 0.5
 
 
+async def goes_on_without_a_reply(task: dict[str, Any], session: AgentSession) -> float:
+    """One long call, then as many short ones as it takes."""
+    try:
+        await session.chat([user("long")], max_tokens=200)
+    except RequestRefused as refused:
+        if (refused.code, refused.status) != ("call_timeout", 408):
+            raise
+        await session.chat([user("short")], max_tokens=1)
+        return 0.5
+    return 1.0
+
+
 class Unreliable:
     """Fails at the first attempt of every trajectory."""
 
