@@ -24,6 +24,10 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 MAX_STOP_STRINGS = 16
 
+# Made once: json.dumps makes an encoder for every text that is not written in its default form.
+_in_json = json.JSONEncoder(ensure_ascii=False).encode
+_in_canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -293,12 +297,11 @@ def _canonical_arguments(arguments: str) -> str:
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _in_canonical_json(value)
 
 
 def _digest(key: bytes, parts: list[Any]) -> bytes:
-    text = json.dumps(parts, ensure_ascii=False)
-    return hashlib.blake2b(key + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(key + _in_json(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _sound(value: Any) -> Any:
