@@ -138,7 +138,7 @@ def checked_max_tokens(value: Any, name: str) -> int | None:
 
 
 def checked_stop(value: Any, name: str) -> tuple[str, ...]:
-    """A client's stop strings.
+    """A client's stop strings; without those that no reply can hold.
 
     Raises:
         RequestRefused: They are neither a string nor a list of a few strings, or one is empty.
@@ -152,7 +152,8 @@ def checked_stop(value: Any, name: str) -> tuple[str, ...]:
             f"{name} is {shown(value)}; it must be a string or a list of at most {MAX_STOP_STRINGS}, none empty.",
             name,
         )
-    return tuple(strings)
+    # What has no UTF-8 form is never sampled, and cannot be sent to an engine in another process.
+    return tuple(one for one in strings if one == sound_text(one))
 
 
 def start_key(tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> bytes:

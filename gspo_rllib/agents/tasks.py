@@ -85,14 +85,18 @@ def _is_plain(row: Task) -> bool:
 def _read(path: str) -> list[Task]:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise SettingError(f"agent.tasks={path!r}: no such file; it must be a JSONL file with one task on each line.")
+        what = "a folder" if file.is_dir() else "no such file"
+        raise SettingError(f"agent.tasks={path!r}: {what}; it must be a JSONL file with one task on each line.")
     rows = []
     try:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        # Not splitlines(): text of a task may hold what Python takes for the end of a line, such as U+2028.
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
-                rows.append(_row(json.loads(line), f"{path!r}, line {number}"))
+                rows.append(_row(json.loads(line, object_pairs_hook=_without_doubles), f"{path!r}, line {number}"))
     except UnicodeDecodeError as error:
         raise SettingError(f"agent.tasks={path!r} is not UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise SettingError(f"agent.tasks={path!r} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, SettingError):
             raise
@@ -100,6 +104,14 @@ def _read(path: str) -> list[Task]:
     if not rows:
         raise SettingError(f"agent.tasks={path!r} is empty; it must hold one task, a JSON object, on each line.")
     return rows
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> Task:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice in one object")
+    return row
 
 
 def _checked(rows: Sequence[Task]) -> list[Task]:

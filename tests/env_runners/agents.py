@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 from gspo_rllib.agents.agent_session import AgentSession
@@ -59,6 +60,10 @@ async def raises(task: dict[str, Any], session: AgentSession) -> float:
 
 async def interrupts(task: dict[str, Any], session: AgentSession) -> float:
     raise KeyboardInterrupt
+
+
+async def yields(task: dict[str, Any], session: AgentSession) -> AsyncIterator[float]:
+    yield 1.0
 
 
 async def returns_nothing(task: dict[str, Any], session: AgentSession) -> None:
