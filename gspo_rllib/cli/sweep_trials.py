@@ -93,15 +93,15 @@ class RecordsGroups:
 
     Args:
         folder: The sweep's, as an absolute path.
-        trials: All points.
     """
 
-    def __init__(self, folder: Path, trials: Sequence[Point]) -> None:
-        self._files = {point.label: folder / point.folder / "groups.jsonl" for point in trials}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def __call__(self, *, algorithm: Any, **_: Any) -> None:
         """Called by RLlib with a new algorithm, in the trial's process."""
-        file = self._files[algorithm.trial_name]
+        # Tune tells a trial its name only later; the folder that it works in is called like the one of its results.
+        file = self._folder / Path(algorithm.logdir).name / "groups.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
         algorithm.record_groups(file)
 

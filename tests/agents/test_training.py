@@ -111,6 +111,37 @@ def test_the_commands_play_an_agents_checkpoint(
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+QUICKSTART = dict(
+    zip(("play", "config", "run"), re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S), strict=False)
+)
+(TASKS,) = re.findall(r"^```json\n(.*?)^```", PAGE.partition("## Two ways")[0], flags=re.M | re.S)
+(YAML,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.M | re.S)
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_the_page_trains_from_python_and_from_yaml(
+    tiny_dense: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ray_local: None,
+) -> None:
+    for name, text in {"my_package/bot.py": QUICKSTART["play"], "tasks.jsonl": TASKS, "mine.yaml": YAML}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "seed").symlink_to(tiny_dense)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, Any] = {}
+    exec(QUICKSTART["config"], names)
+    exec(QUICKSTART["run"], names)
+    names["algo"].stop()
+    assert len(capsys.readouterr().out.split()) == 3
+    assert main(["train", "mine.yaml", "--iterations", "1", "--storage", str(tmp_path / "runs")]) == 0
+    assert "stopped: 1 iterations done" in capsys.readouterr().out
+
+
 (HARNESS,) = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S) if "sys.argv" in block]
 
 
@@ -159,7 +190,7 @@ class Records:
         self._folder = folder
 
     def __call__(self, *, algorithm: Any, **_: Any) -> None:
-        algorithm.record_groups(self._folder / f"{algorithm.trial_id}.jsonl")
+        algorithm.record_groups(self._folder / f"{Path(algorithm.logdir).name}.jsonl")
 
 
 @pytest.mark.slow
@@ -208,7 +239,7 @@ def test_trials_at_the_same_time_do_not_share_an_address(
         assert len({group.group_id for group in recorded}) == len(recorded) == 8
         tasks = [[episode.custom_data[TASK] for episode in group.episodes] for group in recorded]
         assert all(one == other and one in agent["tasks"] for one, other in tasks)
-    assert {file.stem for file in tmp_path.glob("*.jsonl")} == {result.metrics["trial_id"] for result in results}
+    assert {file.stem for file in tmp_path.glob("*.jsonl")} == {Path(result.path).name for result in results}
     if workers == "external":
         names, urls = zip(*(one.split() for one in seen), strict=True)
         assert len(seen) == len(set(names)) == len(set(urls)) == 4
