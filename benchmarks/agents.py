@@ -1,10 +1,12 @@
 """What it costs to train an agent over HTTP instead of an environment, and whether both sample the same.
 
-    .venv/bin/python benchmarks/agents.py --model models/seed [--engine vllm] [--goals]
+    .venv/bin/python benchmarks/agents.py --model models/seed [--engine vllm] [--goals] [--only bridge server]
 
-Four parts. Sameness: Calculator played as an agent, in process and over HTTP, against the env runner, token for token.
-Throughput: sessions with long replies over HTTP against the same prompts given to the engine directly, in turn.
-Bridge: the prompt of a call in a long conversation. Server: its start.
+Sameness: Calculator played as an agent, in process and over HTTP, against the env runner, token for token. Throughput:
+sessions with long replies over HTTP against the same prompts given to the engine directly, in turn. Many: sessions that
+are all open at once. Bridge: the prompt of a call in a long conversation. Server: its start. Load: what it withstands.
+
+Other programs use the machine meanwhile: of wall times the shortest counts, and beside each ratio stands that of CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from measure import alternate, ratios
+from agent_load import withstands
+from measure import Timing, alternate
 
 from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.endpoint import Endpoint
@@ -37,11 +40,18 @@ CALCULATOR = {"env": "gspo_rllib.envs:gspo_rllib/Calculator-v0", "env_config": {
 ENV_AGENT = "gspo_rllib.agents.env_agent"
 GROUPS = [f"0/{n}" for n in range(8)]
 SESSIONS, TURNS, REPLY_TOKENS = 32, 10, 64
+AT_ONCE = 200
+CONTEXT = 24_000
+"""Tokens of the long conversation."""
+
+clients_cpu: list[float] = []
+"""CPU seconds of the thread of each conversation that has ended."""
 
 
-def opened(arguments: argparse.Namespace, play: Any, **changes: Any) -> LanguageEnvRunner:
+def opened(arguments: argparse.Namespace, play: Any, *, slots: int = 64, **changes: Any) -> LanguageEnvRunner:
     """An env runner that holds the model's weights; of Calculator as an environment where nothing plays."""
     config = load_config("calculator", [f"rl_module.model_config={{path: {arguments.model}}}"])
+    config.env_runners(num_envs_per_env_runner=slots)
     config.generation(engine=arguments.engine, **changes)
     if play is not None:
         config.env, config.env_config = None, {}
@@ -79,27 +89,39 @@ def _gap(episode: Any, other: Any) -> float:
 
 
 async def talk(task: dict[str, Any], session: AgentSession) -> float:
-    """A light client's conversation: one connection, no SDK."""
+    """A light client's conversation."""
+    return await _talk(session, TURNS)
+
+
+async def talk_briefly(task: dict[str, Any], session: AgentSession) -> float:
+    """The same, not as long."""
+    return await _talk(session, 2)
+
+
+async def _talk(session: AgentSession, num_turns: int) -> float:
+    """One connection, no SDK; blocks the thread, which is its own."""
     address = urlsplit(session.base_url)
     connection = http.client.HTTPConnection(address.netloc)
     headers = {"authorization": f"Bearer {session.api_key}", "content-type": "application/json"}
     messages = [{"role": "user", "content": "3+4*2-5+1+6*1"}]
-    for _ in range(TURNS):
+    for _ in range(num_turns):
         body = json.dumps({"model": "policy", "messages": messages})
         connection.request("POST", f"{address.path}/chat/completions", body, headers)
         answer = json.loads(connection.getresponse().read())
         messages += [answer["choices"][0]["message"], {"role": "tool", "content": "7*2-5+1+6*1"}]
     connection.close()
+    clients_cpu.append(time.thread_time())
     return 1.0
 
 
 def throughput(arguments: argparse.Namespace) -> dict[str, float]:
-    """Time that the engine alone takes ÷ that over HTTP, client included, and what a call costs the server."""
+    """Time that the engine alone takes ÷ that over HTTP, and what a call costs the server."""
     runner = opened(arguments, talk, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
     group_ids = [f"0/{n}" for n in range(SESSIONS // 8)]
     engine = runner._acquire_engine()
     asked: list[GenerationRequest] = []
     served_ms: list[float] = []
+    without_clients: list[float] = []
     submit = engine.submit
 
     def noting(request: GenerationRequest) -> None:
@@ -108,19 +130,35 @@ def throughput(arguments: argparse.Namespace) -> dict[str, float]:
 
     def over_http() -> None:
         asked.clear()
-        before = _server_cpu_s()
+        clients_cpu.clear()
+        before, began = _server_cpu_s(), time.process_time()
         vars(engine)["submit"] = noting
         runner.sample(group_ids=group_ids)
         vars(engine)["submit"] = submit
         served_ms.append((_server_cpu_s() - before) / len(asked) * 1e3)
+        without_clients.append(time.process_time() - began - sum(clients_cpu))
 
     timings = alternate({"http": over_http, "engine": lambda: _directly(engine, list(asked))}, arguments.repetitions)
     runner.stop()
-    measured = {
-        f"engine alone ÷ HTTP, {clock}": statistics.median(ratios(timings["engine"], timings["http"], clock))
-        for clock in ("wall_s", "cpu_s")
+    alone = statistics.median(timing.cpu_s for timing in timings["engine"])
+    return {
+        "engine alone ÷ HTTP, wall time": _shortest(timings["engine"]) / _shortest(timings["http"]),
+        "engine alone ÷ HTTP, CPU without the clients'": alone / statistics.median(without_clients[1:]),
+        "engine alone ÷ HTTP, CPU": alone / statistics.median(timing.cpu_s for timing in timings["http"]),
+        "server CPU ms per call": statistics.median(served_ms[1:]),
     }
-    return measured | {"server CPU ms per call": statistics.median(served_ms[1:])}
+
+
+def _shortest(timings: list[Timing]) -> float:
+    return min(timing.wall_s for timing in timings)
+
+
+def many(arguments: argparse.Namespace) -> dict[str, float]:
+    """Sessions that are all open at once: how many are served to their end."""
+    runner = opened(arguments, talk_briefly, slots=AT_ONCE, max_tokens_per_turn=8, temperature=5.0)
+    episodes = runner.sample(group_ids=[f"0/{n}" for n in range(AT_ONCE // 8)])
+    runner.stop()
+    return {f"of {AT_ONCE} sessions at once, served": sum(len(episode) == 2 for episode in episodes)}
 
 
 def _server_cpu_s() -> float:
@@ -144,24 +182,25 @@ def _directly(engine: Any, asked: list[GenerationRequest]) -> None:
 
 
 def bridge(arguments: argparse.Namespace) -> dict[str, float]:
-    """CPU milliseconds to write the prompt of the last call of a conversation, from its text and from its ids."""
+    """CPU milliseconds to write the prompt of the last calls of a conversation, from its text and from its ids."""
     tokenizer = load_tokenizer(arguments.model)
     renderer = MessageRenderer(tokenizer)
     measured: dict[str, float] = {}
     for history in ("sampled", "as_sent"):
         session = Session(renderer, max_model_len=10**6, max_tokens=64, history=history)
         messages: list[dict[str, Any]] = [{"role": "user", "content": "3+4*2-5"}]
-        taken, tokens = 0.0, 0
-        while tokens < 24_000:
-            # Only the last call of a conversation written anew is of interest; the ones before would take minutes.
-            started = time.process_time()
+        taken: list[float] = []
+        tokens = 0
+        while tokens < CONTEXT:
+            started = time.thread_time()
             prepared = session.prepare(ChatRequest(messages))
-            taken, tokens = time.process_time() - started, len(prepared.prompt)
+            taken.append(time.thread_time() - started)
+            tokens = len(prepared.prompt)
             ids = [*tokenizer.encode("3+4*2-5+1+6*1 " * 30, add_special_tokens=False), tokenizer.eos_token_id]
             generation = Generation("", ids, np.zeros(len(ids), np.float32), "stop")
             call = session.record(prepared, prepared.numbers[0], Sampled(generation, 0))
             messages = [*messages, call.reply.message, {"role": "tool", "content": "7*2-5 " * 30}]
-        measured[f"prompt of {tokens} tokens, history={history!r}, ms"] = taken * 1e3
+        measured[f"prompt at {CONTEXT} tokens, history={history!r}, ms"] = statistics.median(taken[-5:]) * 1e3
     return measured
 
 
@@ -178,15 +217,27 @@ def server(arguments: argparse.Namespace) -> dict[str, float]:
     return {"server start, s": taken}
 
 
+def load(arguments: argparse.Namespace) -> dict[str, float]:
+    """What the server withstands; see ``agent_load``."""
+    return withstands(arguments.model, arguments.requests)
+
+
 GOALS: dict[str, tuple[str, float]] = {
     "in process, trajectories alike": (">=", 64),
     "http, trajectories alike": (">=", 64),
     "in process, largest log-prob gap": ("<=", 1e-4),
     "http, largest log-prob gap": ("<=", 1e-4),
-    "engine alone ÷ HTTP, wall_s": (">=", 0.85),
+    "engine alone ÷ HTTP, wall time": (">=", 0.85),
+    f"of {AT_ONCE} sessions at once, served": (">=", AT_ONCE),
+    f"prompt at {CONTEXT} tokens, history='sampled', ms": ("<=", 1.0),
     "server CPU ms per call": ("<=", 3.0),
     "server start, s": ("<=", 1.0),
+    "10 MB are refused with 413 after, ms": ("<=", 50.0),
+    "p95 of a neighbour's calls beside 10 MB ÷ alone": ("<=", 1.25),
+    "a body that never comes is cut off beyond its limit after, s": ("<=", 1.0),
+    "of them answered with other than 200 or 400": ("<=", 0.0),
 }
+PARTS = {part.__name__: part for part in (server, bridge, load, many, sameness, throughput)}
 
 
 def main() -> int:
@@ -195,11 +246,13 @@ def main() -> int:
     parser.add_argument("--model", default="models/seed", help="a policy that plays Calculator")
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--repetitions", type=int, default=3, help="pairs of runs that throughput is the median of")
+    parser.add_argument("--requests", type=int, default=10_000, help="broken calls that the server is sent")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--goals", action="store_true", help="exit 1 where a goal is missed")
     arguments = parser.parse_args()
     missed = 0
-    for part in (server, bridge, sameness, throughput):
-        for name, value in part(arguments).items():
+    for part in arguments.only:
+        for name, value in PARTS[part](arguments).items():
             sign, goal = GOALS.get(name, ("", 0.0))
             met = not sign or (value >= goal if sign == ">=" else value <= goal)
             missed += not met

@@ -81,6 +81,10 @@ STATED_ANSWER = "stated_answer"
 TURN_REWARDS = "turn_rewards"
 """Key in an episode's ``custom_data``: rewards to learn from instead of the environment's; see ``turn_rewards``."""
 
+TASK = "task"
+"""Key in an episode's ``custom_data``: what an agent was to do, as plain JSON; absent where nothing says so. Nothing
+trains on it."""
+
 ORIGIN = "origin"
 """Key of the ``Origin`` in a recorded episode's ``custom_data``."""
 

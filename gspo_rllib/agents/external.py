@@ -119,6 +119,8 @@ def check_external(agent: AgentSettings) -> None:
             f"agent.host={agent.host!r} can be reached from other machines, which needs an admin token: set the "
             f"environment variable {TOKEN_VARIABLE} for every process of the run, or keep the default host."
         )
+    if agent.addresses is not None and (not agent.addresses or Path(agent.addresses).is_file()):
+        raise SettingError(f"agent.addresses={agent.addresses!r} is no folder; name one, for example 'agents'.")
     if token is None and agent.addresses is None:
         raise SettingError(
             "agent.workers='external': nobody could learn the admin token. Name a folder for the addresses "

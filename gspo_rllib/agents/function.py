@@ -32,6 +32,8 @@ def find_play(play: str | Play) -> Play:
     name = repr(play) if isinstance(play, str) else shown(play)
     if not callable(function):
         raise SettingError(f"agent.play={name} is a {type(function).__name__}; {_SIGNATURE}.")
+    if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(type(function).__call__):
+        raise SettingError(f"agent.play={name} yields; {_SIGNATURE} and return the reward once.")
     if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
         raise SettingError(
             f"agent.play={name} is not asynchronous; {_SIGNATURE}. Blocking code may run in it: every trajectory has a "

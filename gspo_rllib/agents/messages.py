@@ -24,6 +24,10 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 MAX_STOP_STRINGS = 16
 
+# Made once: json.dumps makes an encoder for every text that is not written in its default form.
+_in_json = json.JSONEncoder(ensure_ascii=False).encode
+_in_canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -134,7 +138,7 @@ def checked_max_tokens(value: Any, name: str) -> int | None:
 
 
 def checked_stop(value: Any, name: str) -> tuple[str, ...]:
-    """A client's stop strings.
+    """A client's stop strings; without those that no reply can hold.
 
     Raises:
         RequestRefused: They are neither a string nor a list of a few strings, or one is empty.
@@ -148,7 +152,8 @@ def checked_stop(value: Any, name: str) -> tuple[str, ...]:
             f"{name} is {shown(value)}; it must be a string or a list of at most {MAX_STOP_STRINGS}, none empty.",
             name,
         )
-    return tuple(strings)
+    # What has no UTF-8 form is never sampled, and cannot be sent to an engine in another process.
+    return tuple(one for one in strings if one == sound_text(one))
 
 
 def start_key(tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> bytes:
@@ -293,12 +298,11 @@ def _canonical_arguments(arguments: str) -> str:
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _in_canonical_json(value)
 
 
 def _digest(key: bytes, parts: list[Any]) -> bytes:
-    text = json.dumps(parts, ensure_ascii=False)
-    return hashlib.blake2b(key + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(key + _in_json(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _sound(value: Any) -> Any:

@@ -342,7 +342,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     # SDKs retry some of these on their own, and would be refused again, but for a session that is busy.
     headers = {"x-should-retry": "true" if error.status == 429 else "false"}
     answer: type[JSONResponse] = JSONResponse
-    if error.status in (408, 413):
+    if error.code in ("body_timeout", "body_too_large"):
         headers["connection"] = "close"
         answer = _BeforeTheBodyEnded
     spoken = next((one for one in DIALECTS if request.url.path.startswith(one.path)), CHAT_COMPLETIONS)

@@ -9,6 +9,7 @@ A session is used by several threads: the agent's, the server's, and the one tha
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +83,7 @@ class Call:
         new_text: What the client said since the parent's reply, or all it said.
         delivered: Whether the reply reached the client, as far as is known.
         children: Calls that go on from this one.
+        token_ids: int32, the sampled ids.
     """
 
     number: int
@@ -93,11 +95,10 @@ class Call:
     new_text: str
     delivered: bool = False
     children: list[Call] = field(default_factory=list)
+    token_ids: np.ndarray = field(init=False)
 
-    @property
-    def token_ids(self) -> np.ndarray:
-        """int32, the sampled ids."""
-        return np.asarray(self.sampled.generation.token_ids, dtype=np.int32)
+    def __post_init__(self) -> None:
+        self.token_ids = np.asarray(self.sampled.generation.token_ids, dtype=np.int32)
 
     def prompt(self) -> np.ndarray:
         """int32, all ids the engine was given for this call."""
@@ -174,6 +175,7 @@ class Session:
         self._num_asked = 0
         self._sealed = False
         self._by_key: dict[bytes, list[Call]] = {}
+        self._latest: tuple[bytes, Sequence[Message], list[bytes]] = (b"", (), [])  # start, messages and their keys
         self._raw: RawPrompts[Call] = RawPrompts()
         self._starts: set[bytes] = set()
         self._first_keys: set[bytes] = set()
@@ -192,7 +194,7 @@ class Session:
                 had all its calls.
         """
         start = start_key(request.tools, request.template_kwargs)
-        chain = keys(start, request.messages)
+        chain = self._chain(start, request.messages)
         with self._lock:
             self._check_open(request.choices)
             parent, known = self._recognised(chain, request)
@@ -272,6 +274,18 @@ class Session:
             if call.delivered or not kept.isdisjoint(call.children):
                 kept.add(call)
         return [call for call in by_number if call in kept]
+
+    def _chain(self, start: bytes, messages: Sequence[Message]) -> list[bytes]:
+        """The keys of a conversation, those of messages that the call before had too taken from there."""
+        before_start, before, chain = self._latest
+        shared = 0
+        if before_start == start:
+            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, messages, strict=False))
+            shared = sum(1 for _ in alike)
+        chain = chain[: shared + 1] if shared else [start]
+        chain += keys(chain[-1], messages[shared:])[1:]
+        self._latest = (start, messages, chain)
+        return chain
 
     def _check_open(self, choices: int) -> None:
         if self._sealed:

@@ -67,6 +67,16 @@ class AgentSettings(Settings):
         source="ours",
     )
 
+    call_timeout_s: float | None = knob(
+        None,
+        "Longest a call may wait for its reply before it is refused, which is the agent's business; None lets it wait "
+        "as long as its trajectory may take.",
+        unit="seconds",
+        low=0.0,
+        low_open=True,
+        source="ours",
+    )
+
     @property
     def plays(self) -> bool:
         """Whether agents play, in place of an environment."""

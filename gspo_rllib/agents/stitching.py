@@ -7,14 +7,14 @@ far. So every segment is what the engine saw, and what was sampled once is train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 
 from gspo_rllib.agents.result import AgentResult
 from gspo_rllib.agents.session import Call
-from gspo_rllib.types import GROUP, REWARD_PARTS, TRUNCATED_BY, TURN, GroupMember, Turn
+from gspo_rllib.types import GROUP, REWARD_PARTS, TASK, TRUNCATED_BY, TURN, GroupMember, Turn
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -86,6 +86,7 @@ def episode_of(
     result: AgentResult,
     member: GroupMember,
     *,
+    task: Mapping[str, Any] | None = None,
     observe: Observe | None = None,
 ) -> SingleAgentEpisode:
     """A finished trajectory.
@@ -94,6 +95,7 @@ def episode_of(
         calls: The calls to train on, by number; at least one.
         result: What the agent returned; as many ``call_rewards`` as calls, or none.
         member: Which trajectory of which group it is.
+        task: What the agent was to do; None keeps nothing of it.
         observe: Called with every event of the episode, as it grows.
     """
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -104,6 +106,8 @@ def episode_of(
     seen = [*(call.new_text for call, _ in ordered), ""]
     episode = SingleAgentEpisode(id_=f"{member.group_id}/{member.index}")
     episode.custom_data[GROUP] = member
+    if task is not None:
+        episode.custom_data[TASK] = task
     observe("on_episode_created", episode)
     episode.add_env_reset(observation=seen[0], infos={})
     observe("on_episode_start", episode)

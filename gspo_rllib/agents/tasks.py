@@ -38,11 +38,7 @@ class Tasks:
             SettingError: One is no plain JSON, as a tuple, a number as a key, and NaN are not.
         """
         for number, row in enumerate(self._rows or []):
-            try:
-                is_plain = json.loads(json.dumps(row, allow_nan=False)) == row
-            except (TypeError, ValueError, RecursionError):
-                is_plain = False
-            if not is_plain:
+            if not _is_plain(row):
                 raise SettingError(
                     f"agent.tasks: task {number} is {shown(row)}, which is no plain JSON; it must be, to be sent to an "
                     "agent elsewhere: text, finite numbers, true, false, null, lists, and objects with names as keys."
@@ -61,22 +57,46 @@ class Tasks:
             >>> Tasks(None).task(7)
             {'seed': 7}
         """
+        return copy.deepcopy(self._row(seed, task_id))
+
+    def recorded(self, seed: int, task_id: str | None = None) -> Task | None:
+        """The task as it is kept with what was played, whatever the agent made of its own copy.
+
+        Returns:
+            A copy; None where the task is no plain JSON, since a file of recorded groups would hold another.
+        """
+        row = self._row(seed, task_id)
+        return copy.deepcopy(row) if _is_plain(row) else None
+
+    def _row(self, seed: int, task_id: str | None) -> Task:
         if self._rows is None:
             return {"seed": seed}
-        return copy.deepcopy(self._rows[seed % len(self._rows) if task_id is None else int(task_id)])
+        return self._rows[seed % len(self._rows) if task_id is None else int(task_id)]
+
+
+def _is_plain(row: Task) -> bool:
+    """Whether a task comes out of JSON as it went in."""
+    try:
+        return bool(json.loads(json.dumps(row, allow_nan=False)) == row)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _read(path: str) -> list[Task]:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise SettingError(f"agent.tasks={path!r}: no such file; it must be a JSONL file with one task on each line.")
+        what = "a folder" if file.is_dir() else "no such file"
+        raise SettingError(f"agent.tasks={path!r}: {what}; it must be a JSONL file with one task on each line.")
     rows = []
     try:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        # Not splitlines(): text of a task may hold what Python takes for the end of a line, such as U+2028.
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
-                rows.append(_row(json.loads(line), f"{path!r}, line {number}"))
+                rows.append(_row(json.loads(line, object_pairs_hook=_without_doubles), f"{path!r}, line {number}"))
     except UnicodeDecodeError as error:
         raise SettingError(f"agent.tasks={path!r} is not UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise SettingError(f"agent.tasks={path!r} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, SettingError):
             raise
@@ -84,6 +104,14 @@ def _read(path: str) -> list[Task]:
     if not rows:
         raise SettingError(f"agent.tasks={path!r} is empty; it must hold one task, a JSON object, on each line.")
     return rows
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> Task:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice in one object")
+    return row
 
 
 def _checked(rows: Sequence[Task]) -> list[Task]:

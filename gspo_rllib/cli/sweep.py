@@ -56,8 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         if given is not None and given < 1:
             raise SettingError(f"--{option.replace('_', '-')}: expected a whole number >= 1, got {given}.")
     base, trials = points(arguments, overrides_of(arguments), samples=arguments.samples)
-    if base.settings.record_groups:
-        raise SettingError("run.record_groups=true: a sweep records no groups. Use `gspo-rllib train`.")
+    if base.settings.record_groups and arguments.scheduler == "pbt":
+        raise SettingError(
+            "run.record_groups=true: --scheduler pbt has trials go on from another's checkpoint, so that two groups "
+            "of a file have one name. Use `gspo-rllib train`, or another scheduler."
+        )
     stop = stopper(base.settings)
     if arguments.scheduler == "pbt" and not any(set(point.values) - {"seed"} for point in trials):
         raise SettingError("--scheduler pbt: there is nothing to move; give a setting several values.")
@@ -75,6 +78,8 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
     base.config.callbacks(on_train_result=judge)
     folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
+    if base.settings.record_groups:
+        base.config.callbacks(on_algorithm_init=sweep_trials.RecordsGroups(folder.absolute()))
     write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
     # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
     space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -85,6 +86,24 @@ class Points(SearchAlgorithm):
     def is_finished(self) -> bool:
         """Whether every trial has been made."""
         return bool(super().is_finished() or self._inner.is_finished())
+
+
+class RecordsGroups:
+    """Has a trial write the groups that it samples to ``groups.jsonl`` in its own folder; an RLlib callback.
+
+    Args:
+        folder: The sweep's, as an absolute path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, *, algorithm: Any, **_: Any) -> None:
+        """Called by RLlib with a new algorithm, in the trial's process."""
+        # Tune tells a trial its name only later; the folder that it works in is called like the one of its results.
+        file = self._folder / Path(algorithm.logdir).name / "groups.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
+        algorithm.record_groups(file)
 
 
 class Judge:

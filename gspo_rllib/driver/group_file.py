@@ -34,6 +34,7 @@ from gspo_rllib.errors import RecordError, shown
 from gspo_rllib.types import (
     GROUP,
     REWARD_PARTS,
+    TASK,
     TRUNCATED_BY,
     GroupMember,
     TrajectoryGroup,
@@ -41,9 +42,6 @@ from gspo_rllib.types import (
     Turn,
     turns,
 )
-
-TASK = "task"
-"""Key in an episode's ``custom_data``: what it was to do, as the file says it; nothing trains on it."""
 
 GROUP_FIELDS = ("group_id", "trajectories", "task", "task_seed")
 """What a recorded group may hold."""

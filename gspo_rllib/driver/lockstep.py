@@ -6,6 +6,7 @@ and returns nothing; it is sent the weights and asked again. Groups of a runner 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,8 +19,12 @@ from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
 
-MAX_ROUNDS = 3
-"""Times the groups of lost or out-of-date runners are sampled again before the iteration goes on with what there is."""
+RESTART_S = 300.0
+"""Longest without a group from any runner, while some died or are being restarted. A death is not the group's fault, so
+it is played again however often; but one whose agent or environment takes its process along would be for ever."""
+
+RETRY_S = 1.0
+"""Between two looks at whether Ray has restarted a runner."""
 
 
 def _sample_groups(runner: Any, group_ids: list[str], version: int) -> SampleReport:
@@ -77,10 +82,8 @@ class Lockstep:
         metrics: list[Any] = []
         errors: list[str] = []
         pending = group_ids
-        for attempt in range(MAX_ROUNDS):
-            if attempt:
-                self._runners.probe_unhealthy_env_runners()
-                self.readmit()
+        deadline = time.monotonic() + RESTART_S
+        while True:
             answered: set[str] = set()
             for asked, report in self._sample_once(pending):
                 errors += [m for m in report.errors if m not in errors]
@@ -90,7 +93,9 @@ class Lockstep:
                     groups.update({group.group_id: group for group in report.groups})
             # What a runner answered without is given up: its environment failed too often, and would again.
             pending = [group_id for group_id in pending if group_id not in answered]
-            if not pending:
+            if answered:
+                deadline = time.monotonic() + RESTART_S
+            if not pending or time.monotonic() > deadline or not self._regain_runners():
                 break
         if not groups:
             raise NoProgressError(no_progress_message(len(group_ids), self._runners, errors))
@@ -111,6 +116,16 @@ class Lockstep:
     def measure(self) -> dict[str, float]:
         """See ``GroupSource.measure``: there is nothing to tell beyond the runners' own metrics."""
         return {}
+
+    def _regain_runners(self) -> bool:
+        """Sends the weights to those that were restarted; False where no runner is left and none will be restarted."""
+        self._runners.probe_unhealthy_env_runners()
+        if self._runners.num_remote_env_runners() and not self._runners.num_healthy_remote_workers():
+            if not self._runners._remote_config.restart_failed_env_runners:
+                return False
+            time.sleep(RETRY_S)  # one that is being restarted answers at once that it is not there yet
+        self.readmit()
+        return True
 
     def _sample_once(self, group_ids: Sequence[str]) -> list[tuple[list[str], SampleReport]]:
         remote, version = self._runners.num_remote_env_runners() > 0, self._weights.version

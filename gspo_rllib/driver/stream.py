@@ -25,7 +25,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib import metrics as names
 from gspo_rllib.driver.admission import Admission
-from gspo_rllib.driver.lockstep import MAX_ROUNDS, no_progress_message
+from gspo_rllib.driver.lockstep import RESTART_S, no_progress_message
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.runner_calls import RunnerCall, returned
@@ -34,9 +34,6 @@ from gspo_rllib.weight_sync import Weights
 
 POLL_S = 0.2
 """Longest a runner waits for a group to finish before it answers; it takes no other call meanwhile."""
-
-RESTART_S = 300.0
-"""Longest to wait for Ray to restart a runner when none is left."""
 
 LOCAL = 0
 """RLlib's number of the env runner in the driver's own process."""
@@ -61,7 +58,7 @@ class _Group:
         version: The oldest weights version among its tokens; until it is finished, the oldest there can be.
         state: How far the group has come.
         worker: RLlib's number of the runner that samples or sampled it; None before it is dispatched.
-        deaths: Runners that died while sampling it.
+        lost_since: When the first runner died while sampling it; None where none did.
         trajectories: What was sampled; None until it is finished.
         overtaken: Whether there was an update on groups from elsewhere since it was drawn.
     """
@@ -71,7 +68,7 @@ class _Group:
     version: int
     state: GroupState = GroupState.DRAWN
     worker: int | None = None
-    deaths: int = 0
+    lost_since: float | None = None
     trajectories: TrajectoryGroup | None = None
     overtaken: bool = False
 
@@ -83,8 +80,10 @@ class _Group:
         self.version = min(turn.policy_version for episode in trajectories.episodes for turn in turns(episode))
 
     def lose_runner(self) -> None:
-        self.deaths += 1
-        self.state = GroupState.DRAWN if self.deaths < MAX_ROUNDS else GroupState.GIVEN_UP
+        now = time.monotonic()
+        self.lost_since = now if self.lost_since is None else self.lost_since
+        # However often, but not for ever: its environment or agent may be what takes the process along.
+        self.state = GroupState.DRAWN if now - self.lost_since < RESTART_S else GroupState.GIVEN_UP
 
 
 class GroupStream:

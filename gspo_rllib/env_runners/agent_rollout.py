@@ -23,7 +23,7 @@ from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.agent_thread import Outcome
 from gspo_rllib.agents.context_watch import ContextWatch
 from gspo_rllib.agents.door import Door
-from gspo_rllib.agents.messages import SessionEnded
+from gspo_rllib.agents.messages import RequestRefused, SessionEnded
 from gspo_rllib.agents.result import checked_result
 from gspo_rllib.agents.session import Sampled, Session
 from gspo_rllib.agents.settings import AgentSettings
@@ -47,6 +47,14 @@ LONGEST_SLEEP_S = 3600.0
 
 
 @dataclass(eq=False, slots=True)
+class _Asked:
+    """A reply that is waited for."""
+
+    future: Future[Sampled]
+    since: float
+
+
+@dataclass(eq=False, slots=True)
 class _Playing:
     """A trajectory, and the calls it waits for."""
 
@@ -59,7 +67,7 @@ class _Playing:
     own_s: float = 0.0
     has_begun: bool = False
     running: Running | None = None
-    waiting: dict[str, Future[Sampled]] = field(default_factory=dict)
+    waiting: dict[str, _Asked] = field(default_factory=dict)
 
 
 class AgentRollout(EnginePlayer):
@@ -210,7 +218,7 @@ class AgentRollout(EnginePlayer):
             _settle(future, SessionEnded())
         elif not future.cancelled():
             playing.own_s += self._own_time(playing)
-            playing.waiting[request.request_id] = future
+            playing.waiting[request.request_id] = _Asked(future, self._now)
             self._by_request[request.request_id] = playing
             self._submit_or_hold(request)
 
@@ -218,7 +226,7 @@ class AgentRollout(EnginePlayer):
         playing = self._by_request.pop(generation.request_id, None)
         if playing is None:
             return
-        future = playing.waiting.pop(generation.request_id)
+        future = playing.waiting.pop(generation.request_id).future
         playing.last_reply = self._now
         failure = self._counted(generation)
         if failure is not None:
@@ -248,7 +256,8 @@ class AgentRollout(EnginePlayer):
             result = dataclasses.replace(result, truncated_by="turns")
         assignment = playing.assignment
         member = GroupMember(assignment.group_id, assignment.index, assignment.task_seed)
-        episode = episode_of(calls, result, member, observe=self._observer_of(playing))
+        task = self._tasks.recorded(assignment.task_seed, assignment.task_id)
+        episode = episode_of(calls, result, member, task=task, observe=self._observer_of(playing))
         self._stats.num_segments += sum(turn.starts_segment for turn in turns(episode))
         self._stats.env_s += playing.own_s
         self._contexts.note(playing.session)
@@ -271,11 +280,29 @@ class AgentRollout(EnginePlayer):
         if not playing.has_begun:
             # Where places are few, who waits in line is not forgotten as long as the line moves.
             return max(playing.started, self._last_begun) + self._workers.patience_s
-        idle = math.inf if playing.waiting else playing.last_reply + self._agent.idle_timeout_s
-        return min(idle, playing.started + self._agent.trajectory_timeout_s)
+        next_due = playing.last_reply + self._agent.idle_timeout_s
+        if playing.waiting:
+            next_due = min(asked.since for asked in playing.waiting.values()) + self._call_timeout_s
+        return min(next_due, playing.started + self._agent.trajectory_timeout_s)
+
+    @property
+    def _call_timeout_s(self) -> float:
+        limit = self._agent.call_timeout_s
+        return math.inf if limit is None else limit
+
+    def _refuse_overdue_calls(self, now: float) -> None:
+        """Answers calls that took too long; their trajectories go on."""
+        for playing in list(self._running.values()):
+            for request_id, asked in list(playing.waiting.items()):
+                if asked.since + self._call_timeout_s <= now:
+                    self._forget(playing, request_id)
+                    message = f"there was no reply within agent.call_timeout_s={self._call_timeout_s:g} seconds."
+                    _settle(asked.future, RequestRefused(message, code="call_timeout", status=408))
 
     def _fail_overdue(self) -> None:
         now = self._now
+        if self._agent.call_timeout_s is not None:
+            self._refuse_overdue_calls(now)
         for playing in [playing for playing in self._running.values() if self._deadline(playing) <= now]:
             if self._running.get(playing.assignment) is not playing:
                 continue  # its group was discarded with the one before
@@ -308,9 +335,9 @@ class AgentRollout(EnginePlayer):
         playing.session.seal()
         self._slots.endpoint.end(playing.key)
         del self._running[playing.assignment]
-        for request_id, future in list(playing.waiting.items()):
+        for request_id, asked in list(playing.waiting.items()):
             self._forget(playing, request_id)
-            _settle(future, SessionEnded())
+            _settle(asked.future, SessionEnded())
         if playing.running is not None:
             playing.running.cancel()
         self._slots.release(playing.slot)

@@ -268,7 +268,10 @@ def test_a_door_is_open_to_others_only_where_that_was_meant(tmp_path: Path, monk
     with pytest.raises(SettingError, match=r"agents cannot be served on 203\.0\.113\.1"):
         door(host="203.0.113.1").open()
     (tmp_path / "file").write_text("")
-    blocked = door(addresses=str(tmp_path / "file"))
+    for addresses in ("", str(tmp_path / "file")):
+        with pytest.raises(SettingError, match=r"agent\.addresses='.*' is no folder; name one, for example 'agents'\."):
+            door(addresses=addresses)
+    blocked = door(addresses=str(tmp_path / "file" / "within"))
     with pytest.raises(SettingError, match=r"runner-1-.*\.json cannot be written"):
         blocked.open()
     blocked.close()

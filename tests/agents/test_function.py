@@ -30,6 +30,7 @@ def test_an_asynchronous_function_of_task_and_session_is_taken(play: Any) -> Non
         (f"{MODULE}:two_turn", "has no 'two_turn'. Did you mean 'two_turns'?"),
         (f"{MODULE}:NO_FUNCTION", "is a int; it must be `async def play(task, session)`."),
         (f"{MODULE}:not_asynchronous", "is not asynchronous; it must be `async def play(task, session)`."),
+        (f"{MODULE}:yields", "yields; it must be `async def play(task, session)` and return the reward once."),
         (lambda task, session: 1.0, "is not asynchronous; it must be `async def play(task, session)`."),
         (f"{MODULE}:takes_one", "cannot be called with a task and a session (too many positional arguments)"),
         (7, "is a int; it must be `async def play(task, session)`."),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gspo_rllib.agents.messages import RequestRefused, SessionEnded, checked_messages, checked_tools
+from gspo_rllib.agents.messages import RequestRefused, SessionEnded, checked_messages, checked_stop, checked_tools
 
 REFUSED: list[tuple[Any, str]] = [
     (None, "messages is None; it must be a list of at least one message."),
@@ -97,6 +97,11 @@ def test_broken_tools_are_refused(tools: Any, words: str) -> None:
     with pytest.raises(RequestRefused) as refused:
         checked_tools(tools)
     assert words in str(refused.value)
+
+
+def test_stop_strings_that_no_reply_can_hold_are_left_out() -> None:
+    assert checked_stop(["a", "\ud800", "b\0"], "stop") == ("a", "b\0")
+    assert checked_stop("\ud800", "stop") == ()
 
 
 def test_refusals_survive_being_sent_to_another_process() -> None:

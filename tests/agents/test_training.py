@@ -22,6 +22,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib import GSPOConfig, load_groups
 from gspo_rllib.cli.main import main
+from gspo_rllib.types import TASK
 from tests.env_runners import agents
 
 CALCULATOR = {"env": "gspo_rllib.envs:gspo_rllib/Calculator-v0", "env_config": {"operations": 1}}
@@ -110,6 +111,37 @@ def test_the_commands_play_an_agents_checkpoint(
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+QUICKSTART = dict(
+    zip(("play", "config", "run"), re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S), strict=False)
+)
+(TASKS,) = re.findall(r"^```json\n(.*?)^```", PAGE.partition("## Two ways")[0], flags=re.M | re.S)
+(YAML,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.M | re.S)
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_the_page_trains_from_python_and_from_yaml(
+    tiny_dense: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ray_local: None,
+) -> None:
+    for name, text in {"my_package/bot.py": QUICKSTART["play"], "tasks.jsonl": TASKS, "mine.yaml": YAML}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "seed").symlink_to(tiny_dense)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, Any] = {}
+    exec(QUICKSTART["config"], names)
+    exec(QUICKSTART["run"], names)
+    names["algo"].stop()
+    assert len(capsys.readouterr().out.split()) == 3
+    assert main(["train", "mine.yaml", "--iterations", "1", "--storage", str(tmp_path / "runs")]) == 0
+    assert "stopped: 1 iterations done" in capsys.readouterr().out
+
+
 (HARNESS,) = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S) if "sys.argv" in block]
 
 
@@ -151,6 +183,16 @@ def test_the_harness_of_the_page_trains_a_policy(
     assert not list((tmp_path / "agents").glob("*"))
 
 
+class Records:
+    """Has each trial of a study write what it samples to a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, *, algorithm: Any, **_: Any) -> None:
+        algorithm.record_groups(self._folder / f"{Path(algorithm.logdir).name}.jsonl")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["external", "process"])
 def test_trials_at_the_same_time_do_not_share_an_address(
@@ -168,6 +210,7 @@ def test_trials_at_the_same_time_do_not_share_an_address(
         .training(group_size=2, groups_per_iteration=4)
         .debugging(seed=1)
     )
+    config.callbacks(on_algorithm_init=Records(tmp_path))
     config.update_from_dict({"lr": tune.grid_search([1e-6, 1e-5])})
     tuner = tune.Tuner(
         "GSPO",
@@ -192,6 +235,11 @@ def test_trials_at_the_same_time_do_not_share_an_address(
     assert not results.errors
     assert [result.metrics["training_iteration"] for result in results] == [2, 2]
     assert all(result.metrics["learners"][DEFAULT_MODULE_ID]["num_trajectories"] == 8 for result in results)
+    for recorded in [list(load_groups(file)) for file in tmp_path.glob("*.jsonl")]:
+        assert len({group.group_id for group in recorded}) == len(recorded) == 8
+        tasks = [[episode.custom_data[TASK] for episode in group.episodes] for group in recorded]
+        assert all(one == other and one in agent["tasks"] for one, other in tasks)
+    assert {file.stem for file in tmp_path.glob("*.jsonl")} == {Path(result.path).name for result in results}
     if workers == "external":
         names, urls = zip(*(one.split() for one in seen), strict=True)
         assert len(seen) == len(set(names)) == len(set(urls)) == 4
@@ -201,7 +249,6 @@ def test_trials_at_the_same_time_do_not_share_an_address(
 DRIVER = """
 import sys
 from gspo_rllib import GSPOConfig
-from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
 
 config = (
     GSPOConfig()
@@ -211,20 +258,31 @@ config = (
     .env_runners(num_env_runners=2, num_envs_per_env_runner=2)
     .training(group_size=2, groups_per_iteration=4)
 )
-config.build_algo().train()
+"""
+TRAINS = "config.build_algo().train()"
+TUNES = """
+import ray
+from ray import tune
+
+ray.init(num_cpus=4, include_dashboard=False)
+config.env_runners(num_cpus_per_env_runner=0.5)
+config.update_from_dict({"lr": tune.grid_search([1e-6, 1e-5])})
+tune.Tuner("GSPO", param_space=config.to_dict(), run_config=tune.RunConfig(storage_path=sys.argv[3])).fit()
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("ends", "agents_played"), [(TRAINS, 4), (TUNES, 8)], ids=["one run", "a grid"])
 def test_fifteen_seconds_after_the_driver_was_killed_nothing_of_the_run_is_left(
-    tiny_dense: str, tmp_path: Path
+    tiny_dense: str, tmp_path: Path, ends: str, agents_played: int
 ) -> None:
     pids_file = tmp_path / "pids"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, tiny_dense, str(pids_file)], env=environment)
+    arguments = [tiny_dense, str(pids_file), str(tmp_path / "runs")]
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER + ends, *arguments], env=environment)
     try:
         deadline = time.monotonic() + 240
-        while not (pids_file.exists() and pids_file.read_text().count("\n") >= 4):
+        while not (pids_file.exists() and pids_file.read_text().count("\n") >= agents_played):
             assert driver.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         pids = [int(pid) for pid in pids_file.read_text().split()]

@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # What a run of each is given; {model} is a tiny model's folder, {folder} an empty one.
 SMALLEST = {
-    "agents.py": "--model {model} --repetitions 1",
+    "agents.py": "--model {model} --repetitions 1 --requests 100",
     "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",
     "clip_range.py": "simulate --updates 2 --lengths 43",
@@ -37,7 +37,16 @@ SMALLEST = {
     "start_up.py": "--runners 0 --repetitions 1",
     "weight_sync.py": "--runners 0 --remote --repetitions 1",
 }
-NO_PROGRAMS = {"bare.py", "family_models.py", "family_play.py", "gpu.py", "measure.py", "workload.py"}
+NO_PROGRAMS = {
+    "agent_fuzz.py",
+    "agent_load.py",
+    "bare.py",
+    "family_models.py",
+    "family_play.py",
+    "gpu.py",
+    "measure.py",
+    "workload.py",
+}
 IN_AN_ENVIRONMENT_OF_THEIR_OWN = {"peers_learner.py", "peers_loop.py"}
 
 

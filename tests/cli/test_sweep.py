@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gspo_rllib import checkpoints
+from gspo_rllib import checkpoints, load_groups
 from gspo_rllib.cli.main import main
 
 
@@ -17,6 +17,7 @@ def test_a_sweep_trains_one_trial_per_value(
 ) -> None:
     """Two settings reach into one mapping: each trial must have both of its own."""
     settings = ["training.lr=1e-5,3e-5", "environment.env_config.operations=1", "run.checkpoint_every=1"]
+    settings += ["run.record_groups=true"]
     options = ["--iterations", "2", "--storage", str(tmp_path), "--name", "lr"]
     assert main(["sweep", config_file, *settings, *options]) == 0
     (folder,) = tmp_path.iterdir()
@@ -28,6 +29,8 @@ def test_a_sweep_trains_one_trial_per_value(
         saved = sorted(trial.glob("checkpoint_*"))
         assert len(saved) == 2, "one after each iteration"
         checkpoints.verify(saved[-1])
+        groups = list(load_groups(trial / "groups.jsonl"))
+        assert len({group.group_id for group in groups}) == len(groups) == 2 * 4, "its own, and all of them"
 
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("2 trials, results: ")
@@ -78,5 +81,6 @@ def test_what_could_not_be_swept_is_refused(
 
 
 def test_what_a_sweep_would_leave_out_is_refused(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", config_file, "run.record_groups=true", "run.iterations=1"]) == 2
-    assert "run.record_groups=true: a sweep records no groups." in capsys.readouterr().err
+    settings = ["run.record_groups=true", "run.iterations=1", "training.lr=1e-5,3e-5"]
+    assert main(["sweep", config_file, *settings, "--scheduler", "pbt"]) == 2
+    assert "run.record_groups=true: --scheduler pbt has trials go on" in capsys.readouterr().err

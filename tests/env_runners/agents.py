@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 from gspo_rllib.agents.agent_session import AgentSession
@@ -61,6 +62,10 @@ async def interrupts(task: dict[str, Any], session: AgentSession) -> float:
     raise KeyboardInterrupt
 
 
+async def yields(task: dict[str, Any], session: AgentSession) -> AsyncIterator[float]:
+    yield 1.0
+
+
 async def returns_nothing(task: dict[str, Any], session: AgentSession) -> None:
     await session.chat([user("a")])
 
@@ -114,6 +119,18 @@ async def calls_until_refused(task: dict[str, Any], session: AgentSession) -> fl
         if refused.code != "max_turns_exceeded":
             raise
     return 0.5
+
+
+async def goes_on_without_a_reply(task: dict[str, Any], session: AgentSession) -> float:
+    """One long call, then as many short ones as it takes."""
+    try:
+        await session.chat([user("long")], max_tokens=200)
+    except RequestRefused as refused:
+        if (refused.code, refused.status) != ("call_timeout", 408):
+            raise
+        await session.chat([user("short")], max_tokens=1)
+        return 0.5
+    return 1.0
 
 
 class Unreliable:

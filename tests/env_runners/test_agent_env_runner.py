@@ -21,7 +21,7 @@ from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.errors import EngineError, SettingError
 from gspo_rllib.knobs import default_of
-from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
+from gspo_rllib.types import GROUP, TASK, TRUNCATED_BY, group_episodes, turns
 from tests.agents import process_agents
 from tests.env_runners import agents
 from tests.env_runners.small_runner import Weights, runner_config, same_samples, shifted
@@ -84,7 +84,7 @@ def test_an_environment_played_as_an_agent_is_sampled_token_for_token_alike(
     for mine, its in zip(episodes, expected, strict=True):
         assert [t.prompt_token_ids.tolist() for t in turns(mine)] == [t.prompt_token_ids.tolist() for t in turns(its)]
         assert mine.get_actions() == its.get_actions() and mine.get_rewards() == its.get_rewards()
-        assert mine.custom_data == its.custom_data and mine.is_truncated == its.is_truncated
+        assert mine.custom_data == {**its.custom_data, TASK: CALCULATOR} and mine.is_truncated == its.is_truncated
     count = _counts(agent)
     assert count(names.NUM_NEW_SEGMENTS) == 0
     assert count(names.NUM_TOKENS_DISCARDED) == 0
@@ -102,6 +102,7 @@ def test_groups_are_whole_and_share_their_task(make_runner: Callable) -> None:
         ("3/3", 2),
     ]
     asked = [{episode.get_observations(0) for episode in group.episodes} for group in groups]
+    assert asked == [{e.custom_data[TASK]["question"] for e in group.episodes} for group in groups]
     assert all(len(questions) == 1 for questions in asked)
     assert len(set.union(*asked)) > 1
     assert all(episode.is_done and not episode.is_numpy for episode in episodes)
@@ -232,6 +233,24 @@ def test_limits_are_told_to_the_agent(make_runner: Callable) -> None:
     assert [len(episode) for episode in make_runner(agents.shortens).sample(group_ids=["a"])] == [1, 1]
     cut = make_runner(agents.calls_until_refused, max_turns=3).sample(group_ids=["a"])
     assert [(len(e), e.is_truncated, e.custom_data[TRUNCATED_BY]) for e in cut] == [(3, True, "turns")] * 2
+
+
+def test_a_call_that_takes_too_long_is_refused_and_its_trajectory_goes_on(make_runner: Callable) -> None:
+    runner = make_runner(agents.goes_on_without_a_reply, call_timeout_s=0.5, max_tokens_per_turn=200)
+    runner.sample(group_ids=["first use"])
+    engine = runner._acquire_engine()
+    step = engine.step
+
+    def slowly() -> Any:
+        time.sleep(0.02)
+        return step()
+
+    vars(engine)["step"] = slowly
+    episodes = runner.sample(group_ids=["a"])
+    assert [episode.get_return() for episode in episodes] == [0.5, 0.5]
+    assert [episode.get_observations(0) for episode in episodes] == ["short"] * 2
+    assert runner.last_errors() == [] and not engine.has_work()
+    vars(engine)["step"] = step
 
 
 def test_in_the_background_weights_are_taken_up_between_calls(make_runner: Callable, weights: Weights) -> None:

@@ -133,6 +133,7 @@ _local_play = _made_here()
         ({"tasks": []}, ["agent.tasks is an empty list"]),
         ({"history": "sent"}, ["agent.history is 'sent'; allowed: 'sampled', 'as_sent'"]),
         ({"trajectory_timeout_s": 0}, ["agent.trajectory_timeout_s is 0", "> 0"]),
+        ({"call_timeout_s": 0}, ["agent.call_timeout_s is 0", "> 0"]),
         ({"idle_timeout_s": "5"}, ["agent.idle_timeout_s is '5'", "given as text"]),
         ({"workers": "threads"}, ["agent.workers is 'threads'; allowed: 'thread', 'process', 'external'. Did you"]),
         ({"workers": "external"}, [f"agent.play='{PLAY}' and agent.workers='external' are both set; a harness"]),
