@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow.fs
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from gspo_rllib import checkpoints
@@ -181,6 +183,23 @@ class SavedAsData(_Base):
             algorithm.stop()
             raise
         return algorithm
+
+
+def _open_from_rllib_too() -> None:
+    """Has RLlib's own ``Algorithm.from_checkpoint`` open checkpoints of this package, which it would unpickle."""
+    stock = vars(Checkpointable)["from_checkpoint"].__func__
+
+    @functools.wraps(stock)
+    def from_checkpoint(cls: Any, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
+        if cls is Algorithm and (pathlib.Path(str(path)) / checkpoints.MANIFEST).is_file():
+            return SavedAsData.from_checkpoint(path, filesystem, **kwargs)
+        return stock(cls, path, filesystem, **kwargs)
+
+    # mypy takes a method that is replaced for a mistake.
+    Checkpointable.from_checkpoint = classmethod(from_checkpoint)  # type: ignore[method-assign,assignment]
+
+
+_open_from_rllib_too()
 
 
 def _check_local(filesystem: Any) -> None:

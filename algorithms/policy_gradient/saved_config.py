@@ -10,7 +10,7 @@ import dataclasses
 import ipaddress
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -44,6 +44,8 @@ _KINDS: Mapping[str, type] = {
 }
 """What the class of a setting must be; those of this package's own need no trust then."""
 _NOT_SAVED = frozenset({"class", "policies", "algo_class", "_is_frozen"})
+PLAYED = frozenset({"env", "env_config", "curriculum", "play", "tasks", "evaluation_config"})
+"""Settings that say what is played."""
 _PLAIN_WORD = re.compile(r"\w+")
 
 
@@ -56,12 +58,15 @@ def save_config(algorithm: Algorithm, folder: pathlib.Path) -> None:
     write_tree(folder, tree, name=NAME)
 
 
-def load_config(folder: pathlib.Path, trust: Trust) -> tuple[type[Algorithm], dict[str, Any]]:
+def load_config(
+    folder: pathlib.Path, trust: Trust, *, passed_over: Collection[str] = ()
+) -> tuple[type[Algorithm], dict[str, Any]]:
     """The class of the algorithm and the config's state, its model paths replaced by those inside the checkpoint.
 
     Args:
         folder: A verified checkpoint.
         trust: What the checkpoint may name.
+        passed_over: Settings that the caller gives anew; what the checkpoint has of them is not looked at.
 
     Raises:
         CheckpointError: It names what it may not, or says nothing of a setting that could not be saved.
@@ -69,7 +74,7 @@ def load_config(folder: pathlib.Path, trust: Trust) -> tuple[type[Algorithm], di
     algorithm_class, tree = _read(folder, trust)
     config_class = trust.find(tree["config"], kind=PolicyGradientConfig, what="config class", where=str(folder))
     loader = _Loader(folder, trust, config_class)
-    state = {name: loader.value(name, saved) for name, saved in tree["settings"].items()}
+    state = {name: loader.value(name, saved) for name, saved in tree["settings"].items() if name not in passed_over}
     state["_model_config"] = {**state.get("_model_config", {}), "path": str(folder / POLICY)}
     has_reference = (folder / REFERENCE).is_dir()
     if state.get("kl_coeff") and not has_reference:

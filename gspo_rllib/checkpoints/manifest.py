@@ -231,10 +231,10 @@ def _refuse_strangers(folder: pathlib.Path, files: Mapping[str, Any]) -> None:
             )
     for top in {name.split("/")[0] for name in files if "/" in name}:
         for file in (folder / top).rglob("*"):
-            if not file.is_dir() and file.relative_to(folder).as_posix() not in files:
+            found = file.relative_to(folder).as_posix()
+            if not file.is_dir() and found not in files:
                 raise CheckpointError(
-                    f"checkpoint {folder}: {_printable(file.relative_to(folder).as_posix())} is not in its {MANIFEST}, so "
-                    "it came later. Remove it."
+                    f"checkpoint {folder}: {_printable(found)} is not in its {MANIFEST}, so it came later. Remove it."
                 )
 
 
@@ -250,8 +250,8 @@ def _check_model_configs(folder: pathlib.Path, files: Mapping[str, Any]) -> None
         fetched = [value for key, value in _entries(found) if key.endswith("_implementation") and "/" in str(value)]
         if fetched:
             raise CheckpointError(
-                f"checkpoint {folder}: {_printable(name)} asks for {shown(fetched[0])}, a program from elsewhere. Remove it "
-                "from the model's config before training."
+                f"checkpoint {folder}: {_printable(name)} asks for {shown(fetched[0])}, a program from elsewhere. Remove "
+                "it from the model's config before training."
             )
 
 

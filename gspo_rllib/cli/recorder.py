@@ -7,10 +7,15 @@ a metric first appears later; everything is in ``result.json``.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
+import errno
 import json
 import math
+import os
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,22 +110,41 @@ class RunRecorder:
         partial = folder / ".writing_result.json"
         partial.write_text("".join(f"{json.dumps(result)}\n" for result in kept), encoding="utf-8")
         partial.replace(folder / "result.json")
-        self._json = (folder / "result.json").open("a", encoding="utf-8")
+        self._json = _Lines(folder / "result.json")
         self._columns: list[str] = []
-        # Events cannot be taken out of a file; TensorBoard passes over those from a step on.
-        self._events = SummaryWriter(str(folder), flush_secs=30, purge_step=resume_at + 1 if resume_at else None)
+        self._failing = False
+        # Events cannot be taken out of a file; TensorBoard passes over those from a step on. The queue is long: should
+        # the disk be full, the thread that empties it ends, and a full queue would be waited for, for ever.
+        purge_step = resume_at + 1 if resume_at else None
+        before = set(threading.enumerate())
+        self._events = SummaryWriter(str(folder), flush_secs=30, max_queue=10_000, purge_step=purge_step)
+        started = set(threading.enumerate()) - before
+        self._events_thread = next(thread for thread in started if type(thread).__module__.startswith("tensorboardX"))
 
     def record(self, result: Result) -> None:
-        """Appends one iteration to every file."""
+        """Appends one iteration to every file; what a full disk has no room for is said, kept and written later."""
         from ray.tune.utils.util import SafeFallbackEncoder
 
         kept = {key: value for key, value in result.items() if key != "config"}
-        json.dump(kept, self._json, cls=SafeFallbackEncoder)
-        self._json.write("\n")
-        self._json.flush()
         row = flatten(kept)
         self.history.append(row)
-        self._append_row(row)
+        self._json.add(json.dumps(kept, cls=SafeFallbackEncoder))
+        failed = None
+        for write in (self._json.write, lambda: self._append_row(row)):
+            try:
+                write()
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            self._columns = []  # the whole table is written when there is room again
+            if not self._failing:
+                print(f"results of {self.folder} cannot be written now: {failed}", file=sys.stderr, flush=True)
+        self._failing = failed is not None
+        self._add_events(row)
+
+    def _add_events(self, row: Mapping[str, Any]) -> None:
+        if not self._writes_events():
+            return
         for key, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 self._events.add_scalar(f"ray/tune/{key}", value, global_step=int(row["training_iteration"]))
@@ -137,8 +161,49 @@ class RunRecorder:
 
     def close(self) -> None:
         """Flushes and closes the files."""
+        with contextlib.suppress(OSError):  # was said
+            self._json.write()
         self._json.close()
-        self._events.close()
+        if self._writes_events():
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+    def _writes_events(self) -> bool:
+        """Whether TensorBoard's thread is alive; a disk that was full once has ended it."""
+        return self._events_thread.is_alive()
+
+
+class _Lines:
+    """A file that grows by whole lines: what a write left half done is cut off before the next one."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("ab", buffering=0)
+        self._size = file.stat().st_size
+        self._waiting: list[bytes] = []
+
+    def add(self, line: str) -> None:
+        """Takes a line that is to be written."""
+        self._waiting.append(f"{line}\n".encode())
+
+    def write(self) -> None:
+        """Writes the lines that wait.
+
+        Raises:
+            OSError: There is no room; they go on waiting.
+        """
+        while self._waiting:
+            line = self._waiting[0]
+            if os.fstat(self._file.fileno()).st_size != self._size:
+                self._file.truncate(self._size)
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, "no room for a line", self._file.name)
+            self._size += len(line)
+            del self._waiting[0]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def read_by_people(keys: list[str]) -> list[str]:
