@@ -5,6 +5,7 @@ RLlib's own ``save_to_path`` and ``restore_from_path`` do the same walk and pick
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.tune.utils.file_transfer import sync_dir_between_nodes
 
 from gspo_rllib.checkpoints.codec import STATE, read_tree, write_tree
-from gspo_rllib.errors import CheckpointError
+from gspo_rllib.errors import CheckpointError, described
 
 WRITES_ITSELF = "writes_itself"
 """Attribute of a component whose own ``save_to_path`` and ``restore_from_path`` are data already."""
@@ -117,12 +118,43 @@ def _restore_remote(manager: Any, folder: pathlib.Path, only: str | None) -> Non
             sync_dir_between_nodes(here, str(folder), there, copy)
             restore_component(component, pathlib.Path(copy), only=only)
 
-    _on_actors(manager, restore, manager.healthy_actor_ids())
+    try:
+        _on_actors(manager, restore, manager.healthy_actor_ids())
+    except OSError as error:
+        raise CheckpointError(f"restore: {folder} could not be restored ({described(error)}).") from error
 
 
 def _on_actors(manager: Any, function: Callable[[Any], Any], actors: list[int]) -> list[Any]:
-    # RLlib does not look at the answers: a learner with a full disk would be saved without its weights.
-    return [result.get() for result in manager.foreach_actor(function, remote_actor_ids=actors)]
+    """What each actor answers.
+
+    RLlib does not look at the answers, so a learner with a full disk would be saved without its weights; and it takes
+    an actor in which anything is raised out of service, for good. So what is raised there comes back as an answer.
+    """
+
+    def answer(component: Any) -> Any:
+        try:
+            return function(component)
+        except Exception as error:  # noqa: BLE001, of any class: it is raised again where it can be answered for
+            return _Raised(described(error, 300), isinstance(error, CheckpointError), str(error))
+
+    answers = []
+    for result in manager.foreach_actor(answer, remote_actor_ids=actors):
+        found = result.get()
+        if not result.ok:
+            raise found
+        if isinstance(found, _Raised):
+            raise CheckpointError(found.message) if found.is_ours else OSError(f"in its process: {found.text}")
+        answers.append(found)
+    return answers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Raised:
+    """What an actor's function raised."""
+
+    text: str
+    is_ours: bool
+    message: str
 
 
 def _remove(folder: str) -> None:

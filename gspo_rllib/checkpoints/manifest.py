@@ -250,8 +250,8 @@ def _check_model_configs(folder: pathlib.Path, files: Mapping[str, Any]) -> None
         fetched = [value for key, value in _entries(found) if key.endswith("_implementation") and "/" in str(value)]
         if fetched:
             raise CheckpointError(
-                f"checkpoint {folder}: {_printable(name)} asks for {shown(fetched[0])}, a program from elsewhere. Remove "
-                "it from the model's config before training."
+                f"checkpoint {folder}: {_printable(name)} asks for {shown(fetched[0])}, a program from elsewhere. "
+                "Remove it from the model's config before training."
             )
 
 

@@ -54,7 +54,7 @@ def written(path: Any) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     except Exception as error:
         ours = own_error(error)
         if isinstance(ours, CheckpointError):
-            raise ours from error
+            raise ours from (None if ours is error else error)
         if ours is not None or not _is_of_writing(error):
             raise
         raise CheckpointError(f"save: {target} could not be written ({described(_cause(error), 200)}).") from error

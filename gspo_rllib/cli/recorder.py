@@ -15,7 +15,7 @@ import json
 import math
 import os
 import sys
-import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ import yaml
 from gspo_rllib.cli.progress import LEARNER, PHASES
 
 Result = Mapping[str, Any]
+
+FLUSH_EVERY_S = 30.0
+"""Between two times that TensorBoard's events are written to the disk, in seconds."""
 
 READ_BY_PEOPLE = (
     "training_iteration",
@@ -101,8 +104,6 @@ class RunRecorder:
     """
 
     def __init__(self, folder: Path, sections: Mapping[str, Any], *, resume_at: int = 0) -> None:
-        from tensorboardX import SummaryWriter
-
         self.folder = folder
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
         kept = until(read_results(folder), resume_at)
@@ -113,13 +114,7 @@ class RunRecorder:
         self._json = _Lines(folder / "result.json")
         self._columns: list[str] = []
         self._failing = False
-        # Events cannot be taken out of a file; TensorBoard passes over those from a step on. The queue is long: should
-        # the disk be full, the thread that empties it ends, and a full queue would be waited for, for ever.
-        purge_step = resume_at + 1 if resume_at else None
-        before = set(threading.enumerate())
-        self._events = SummaryWriter(str(folder), flush_secs=30, max_queue=10_000, purge_step=purge_step)
-        started = set(threading.enumerate()) - before
-        self._events_thread = next(thread for thread in started if type(thread).__module__.startswith("tensorboardX"))
+        self._events = _Events(folder, resume_at=resume_at)
 
     def record(self, result: Result) -> None:
         """Appends one iteration to every file; what a full disk has no room for is said, kept and written later."""
@@ -130,7 +125,7 @@ class RunRecorder:
         self.history.append(row)
         self._json.add(json.dumps(kept, cls=SafeFallbackEncoder))
         failed = None
-        for write in (self._json.write, lambda: self._append_row(row)):
+        for write in (self._json.write, lambda: self._append_row(row), lambda: self._events.add(row)):
             try:
                 write()
             except OSError as error:
@@ -140,14 +135,6 @@ class RunRecorder:
             if not self._failing:
                 print(f"results of {self.folder} cannot be written now: {failed}", file=sys.stderr, flush=True)
         self._failing = failed is not None
-        self._add_events(row)
-
-    def _add_events(self, row: Mapping[str, Any]) -> None:
-        if not self._writes_events():
-            return
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-                self._events.add_scalar(f"ray/tune/{key}", value, global_step=int(row["training_iteration"]))
 
     def _append_row(self, row: dict[str, Any]) -> None:
         columns = read_by_people([*self._columns, *row])
@@ -164,13 +151,69 @@ class RunRecorder:
         with contextlib.suppress(OSError):  # was said
             self._json.write()
         self._json.close()
-        if self._writes_events():
-            with contextlib.suppress(OSError):
-                self._events.close()
+        self._events.close()
 
-    def _writes_events(self) -> bool:
-        """Whether TensorBoard's thread is alive; a disk that was full once has ended it."""
-        return self._events_thread.is_alive()
+
+class _Events:
+    """TensorBoard's events. Its writer's own thread would end with a traceback on a full disk, and be waited for then.
+
+    Args:
+        folder: Where the files are.
+        resume_at: The iteration a run goes on from: events cannot be taken out of a file, but TensorBoard passes over
+            those from a step on. 0 for a new run.
+    """
+
+    def __init__(self, folder: Path, *, resume_at: int) -> None:
+        self._folder = folder
+        self._num_files = 0
+        self._writer: Any = None
+        self._flushed_at = 0.0
+        with contextlib.suppress(OSError):  # said when there is something to write
+            self._open()
+            if resume_at:
+                from tensorboardX.proto.event_pb2 import SessionLog
+
+                self._write(resume_at + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes the numbers of a flat result.
+
+        Raises:
+            OSError: There is no room; a new file is begun with the next result.
+        """
+        from tensorboardX.summary import scalar
+
+        try:
+            if self._writer is None:
+                self._open()
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                    self._write(int(row["training_iteration"]), summary=scalar(f"ray/tune/{key}", value))
+            if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
+                self._flushed_at = time.monotonic()
+                self._writer.flush()
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _open(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        suffix = f".{self._num_files}" if self._num_files else ""
+        self._num_files += 1
+        self._writer = EventsWriter(str(self._folder / "events"), suffix)
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class _Lines:
