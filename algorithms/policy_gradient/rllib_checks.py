@@ -73,7 +73,7 @@ def check_attributes(config: Any, defaults: Mapping[str, Any]) -> None:
             )
     for name, setting in RLLIB_SETTINGS.items():
         value = getattr(config, name, defaults[name])
-        if not is_default(name, value, defaults[name]):
+        if not _is_default(name, value, defaults[name]):
             _check_value(name, value, defaults[name], setting)
     _check_classes(config)
 
@@ -117,7 +117,7 @@ def check_evaluation_keys(overrides: Mapping[str, Any], config: Any, *, trains: 
         name = attribute_of(key)
         setting = RLLIB_SETTINGS.get(name)
         ignored = name in trains if setting is None else setting.fate in ("used", "forwarded") and not setting.evaluates
-        if not ignored or is_default(name, value, getattr(config, name, None)):
+        if not ignored or _is_default(name, value, getattr(config, name, None)):
             continue
         instead = _SET_INSTEAD.get(name)
         remedy = f"Set evaluation.{instead}." if instead else "Set it for training, or leave it out."
@@ -143,8 +143,7 @@ def _settable(config_class: type) -> set[str]:
     return {name for name, member in members if member.fset is not None}
 
 
-def is_default(name: str, value: Any, default: Any) -> bool:
-    """Whether the value of an attribute is the one that a config begins with; a copy of it is, too."""
+def _is_default(name: str, value: Any, default: Any) -> bool:
     if name == "policies":
         return bool(_plain_policies(value) == _plain_policies(default))
     if value is default:

@@ -114,7 +114,7 @@ def _settings(config: Any) -> dict[str, Any]:
     found = {}
     for name, value in config.get_state().items():
         # A whole table of classes that nobody has changed says nothing.
-        same = name in defaults and rllib_checks.is_default(name, value, defaults[name])
+        same = name in defaults and rllib_checks._is_default(name, value, defaults[name])
         if name in _NOT_SAVED or (same and not _is_data(value)):
             continue
         found[name] = _named(value)
@@ -176,7 +176,7 @@ class _Loader:
             setting = RLLIB_SETTINGS.get(name)
             if (
                 (setting is None or setting.fate == "refused")
-                and not rllib_checks.is_default(name, value, self._defaults[name])
+                and not rllib_checks._is_default(name, value, self._defaults[name])
                 and (setting is None or value not in setting.also)
             ):
                 raise CheckpointError(
