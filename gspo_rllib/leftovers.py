@@ -46,7 +46,7 @@ class Watch:
         self.run = uuid.uuid4().hex
         os.environ[MARK] = self.run
         self._record = _records() / f"{self.run}.json"
-        self._record.write_text(json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "run": self.run}))
+        self._write([])
         reader, self._writer = os.pipe()
         # A session of its own: Ctrl-C, a terminal's end or a killed process group is no business of its.
         environment = {name: value for name, value in os.environ.items() if name != MARK}
@@ -61,6 +61,17 @@ class Watch:
         )
         os.close(reader)
         self._owner = os.getpid()
+
+    def note_folder(self) -> None:
+        """Notes Ray's folder of its session, once it has started: its daemons may be gone before the watcher looks."""
+        self._write(sorted({folder for pid in processes_of(self.run) for folder in _ray_folders(pid)}))
+
+    def _write(self, folders: list[str]) -> None:
+        """Writes the record; there is one at any moment."""
+        record = {"pid": os.getpid(), "started": _started(os.getpid()), "run": self.run, "folders": folders}
+        partial = self._record.with_suffix(".tmp")
+        partial.write_text(json.dumps(record))
+        partial.replace(self._record)
 
     def __enter__(self) -> Watch:
         return self
@@ -90,6 +101,7 @@ def watched_while_it_lives() -> Iterator[None]:
     watch = Watch()
     try:
         yield
+        watch.note_folder()
     finally:
         del os.environ[MARK]
         atexit.register(watch.close)
@@ -102,11 +114,11 @@ def remove_leftovers() -> list[str]:
         try:
             run = json.loads(record.read_text())
             is_dead = _started(int(run["pid"])) != run["started"]
-            name = str(run["run"])
+            name, folders = str(run["run"]), {str(folder) for folder in run["folders"]}
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being written
         if is_dead and record.stem == name:
-            _clean(name)
+            _clean(name, folders)
             record.unlink(missing_ok=True)
             found.append(name)
     return found
@@ -133,9 +145,9 @@ def _records() -> Path:
     return folder
 
 
-def _clean(run: str) -> None:
+def _clean(run: str, noted: set[str]) -> None:
     """Ends the processes of a run whose driver is dead, then removes what they had open, and Ray's folder of it."""
-    folders: set[str] = set()
+    folders = {folder for folder in noted if _SESSION.fullmatch(folder)}
     shared: set[str] = set()
     until = time.monotonic() + GRACE_S
     own = {os.getpid()}
@@ -180,7 +192,7 @@ def _ray_folders(pid: int) -> set[str]:
     """Ray's folder of a session, as the commands of its processes name it."""
     with contextlib.suppress(OSError):
         return set(_SESSION.findall(Path(f"/proc/{pid}/cmdline").read_text(errors="replace")))
-    return set()
+    return set()  # it has ended
 
 
 def _shared_memory(pid: int) -> set[str]:
@@ -200,7 +212,7 @@ def _shared_memory(pid: int) -> set[str]:
 
 def _wait_and_clean(record: Path) -> None:
     """The watcher: returns when the driver has ended, one way or the other, and nothing of it is left."""
-    driver = int(json.loads(record.read_text())["pid"])
+    driver = int(json.loads(record.read_text())["pid"])  # kept whole by renaming
     done = b""
     with contextlib.suppress(OSError):  # it is dead already
         handle = os.pidfd_open(driver)
@@ -208,7 +220,7 @@ def _wait_and_clean(record: Path) -> None:
         ready, _, _ = select.select([0, handle], [], [])
         done = os.read(0, 1) if 0 in ready else b""
     if done != _DONE:
-        _clean(record.stem)
+        _clean(record.stem, set(json.loads(record.read_text())["folders"]))
     record.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # other runs have theirs there
         record.parent.rmdir()

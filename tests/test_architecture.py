@@ -126,7 +126,6 @@ TESTED_IN = {
     "checkpoints/pickled.py": "algorithms/gspo/test_gspo.py",
     "cli/cluster.py": "cli/test_train.py",
     "cli/curve.py": "cli/test_train.py",
-    "cli/interrupts.py": "cli/test_train.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
     "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",

@@ -156,11 +156,12 @@ def test_a_number_that_another_process_has_now_is_not_taken_for_the_dead_run(
     drivers.append(Driver(tmp_path, temporary))
     folder = next(temporary.iterdir())
     # Of this process, with another start: the number was given away. Then what is no record at all.
-    forged = {"pid": os.getpid(), "started": ["another boot", "1"], "run": "nobody"}
+    forged = {"pid": os.getpid(), "started": ["another boot", "1"], "run": "nobody", "folders": [str(tmp_path), "/"]}
     (folder / "nobody.json").write_text(json.dumps(forged))
     (folder / "half.json").write_text('{"pid": ')
     (folder / "list.json").write_text("[]")
     (folder / "other.json").write_text(json.dumps(forged))
     assert leftovers.remove_leftovers() == ["nobody"]
     assert _is_alive(os.getpid())
+    assert tmp_path.is_dir()  # no folder of Ray's
     assert len(drivers[0].left()) == 4

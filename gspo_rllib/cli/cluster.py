@@ -38,11 +38,13 @@ def ray_session(num_cpus: float, *, verbose: bool = False) -> Iterator[None]:
     if is_ours:
         num_cpus = max(os.cpu_count() or 1, int(num_cpus + 0.999))
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-    with Watch() if is_ours else contextlib.nullcontext():
+    with Watch() if is_ours else contextlib.nullcontext() as watch:
         try:
             if started:
                 with handler_kept():
                     ray.init(log_to_driver=verbose, **options)
+            if watch is not None:
+                watch.note_folder()
             yield
         finally:
             if started:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -120,7 +121,8 @@ def _leave_terminal() -> None:
     """Has output go nowhere that would go to a terminal which is gone: writing to it fails, and would end the run."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
-            if os.isatty(descriptor):
+            # Not isatty, which says no of a terminal that is gone.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
