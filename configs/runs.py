@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.configs.run_settings import RunSettings
 from gspo_rllib.configs.strict_yaml import parse_value, parse_yaml
-from gspo_rllib.errors import GSPOError, SettingError, did_you_mean
+from gspo_rllib.errors import GSPOError, SettingError, UnknownSettingError, did_you_mean
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import GSPOConfig
@@ -211,6 +211,8 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
             if isinstance(arguments.get("evaluation_config"), dict):
                 arguments["evaluation_config"] = GSPOConfig.overrides(**arguments["evaluation_config"])
             builder(**arguments)
+        except UnknownSettingError as error:
+            raise SettingError(f"{source}: section {name!r} was refused by RLlib: {error}") from error
         except GSPOError as error:
             raise SettingError(f"{source}: {error}") from error
         except (AttributeError, TypeError, ValueError, KeyError) as error:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import math
-import numbers
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -15,11 +13,14 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils import force_list
+from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
 from gspo_rllib.algorithms.policy_gradient.rllib_setting import RLlibSetting
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.errors import SettingError, did_you_mean, shown
+from gspo_rllib.knobs import LARGEST_COUNT, is_one_of, plain
+from gspo_rllib.value_forms import is_finite
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -76,6 +77,24 @@ def check_attributes(config: Any, defaults: Mapping[str, Any]) -> None:
         if not _is_default(name, value, defaults[name]):
             _check_value(name, value, defaults[name], setting)
     _check_classes(config)
+
+
+def check_arguments(builder: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of one of RLlib's builders that are not what the table says; for a builder that failed.
+
+    Args:
+        builder: Its name.
+        arguments: What it was called with.
+
+    Raises:
+        SettingError: Says what was got, what is allowed and what to do.
+    """
+    defaults = vars(AlgorithmConfig())
+    for name, setting in RLLIB_SETTINGS.items():
+        key = argument(name).partition(".")[2]
+        value = arguments.get(key, NotProvided) if setting.builder == builder else NotProvided
+        if value is not NotProvided and not _is_default(name, value, defaults[name]):
+            _check_value(name, value, defaults[name], setting)
 
 
 def check_keys(keys: Iterable[str], config: Any, where: str) -> None:
@@ -168,20 +187,36 @@ def _plain_policies(policies: Any) -> Any:
 
 
 def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:
-    if setting.fate == "refused" and value not in setting.also:
+    if setting.fate == "refused" and not is_one_of(value, setting.also):
         raise SettingError(
             f"{argument(name)} is {_difference(value, default)}; allowed: {shown(default)}. {setting.note}"
         )
-    if setting.choices is not None and value not in setting.choices:
-        guess = did_you_mean(value, setting.choices) if isinstance(value, str) else ""
+    if is_one_of(value, setting.also):
+        return
+    if setting.choices is not None and not is_one_of(value, setting.choices):
+        texts = [choice for choice in setting.choices if isinstance(choice, str)]
+        guess = did_you_mean(value, texts) if isinstance(value, str) and texts else ""
         allowed = ", ".join(map(repr, setting.choices))
         raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {allowed}. {guess}".rstrip())
-    if setting.at_least is not None and value is not None:
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        fits = is_number and value >= setting.at_least and (not setting.whole or value == int(value))
-        if not fits:
-            kind = "a whole number" if setting.whole else "a number"
-            raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {kind}, >= {setting.at_least:g}.")
+    if setting.at_least is not None and not _fits(plain(value), setting):
+        kind = "a whole number" if setting.whole else "a number"
+        kind += ", a whole one above 1" if setting.whole_above_1 else ""
+        most = "" if setting.at_most is None else f", <= {setting.at_most:.10g}"
+        others = "".join(f", or {other!r}" for other in setting.also)
+        raise SettingError(
+            f"{argument(name)} is {shown(value)}; allowed: {kind}, >= {setting.at_least:g}{most}{others}."
+        )
+    if setting.form is not None and (expected := setting.form(value)) is not None:
+        raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {expected}.")
+
+
+def _fits(value: Any, setting: RLlibSetting) -> bool:
+    most = LARGEST_COUNT if setting.at_most is None else setting.at_most
+    assert setting.at_least is not None
+    if not is_finite(value) or (setting.whole and not isinstance(value, int)):
+        return False
+    fits_whole = not setting.whole_above_1 or value < 1 or value == int(value)
+    return setting.at_least <= value <= most and fits_whole
 
 
 def _difference(value: Any, default: Any) -> str:
@@ -214,6 +249,8 @@ def _check_classes(config: Any) -> None:
                 "would not see it. Set rl_module(model_config={...})."
             )
     for callbacks in force_list(config.callbacks_class):
+        if isinstance(callbacks, type):
+            _check_class("callbacks.callbacks_class", callbacks, RLlibCallback)
         overridden = getattr(callbacks, "on_environment_created", None)
         if overridden is not RLlibCallback.on_environment_created and log_once(f"gspo_rllib_{callbacks}_environment"):
             logger.warning(

@@ -51,7 +51,7 @@ def checked(arguments: argparse.Namespace) -> Run:
     """
     from gspo_rllib.cli.quiet import hush
     from gspo_rllib.configs import load_run
-    from gspo_rllib.model_folder import check_weights
+    from gspo_rllib.model_check import check_weights
 
     loaded = load_run(arguments.config, overrides_of(arguments))
     check_limits(loaded.settings, "this run")

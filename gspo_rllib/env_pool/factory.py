@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from gspo_rllib.errors import EnvError, GSPOError, described, did_you_mean, show
 from gspo_rllib.types import ChatSpec
 
 logger = logging.getLogger(__name__)
+
+_ID = re.compile(r"(?:\w+(?:\.\w+)*:)?(?:[\w.-]+/)*[\w.-]+")
 
 EnvMaker = Callable[[], gym.Env]
 
@@ -67,6 +71,11 @@ def env_maker(
         creator = _tune_creator(env)
         if creator is not None:
             return lambda: creator(_context(kwargs, worker_index))
+        if not _ID.fullmatch(env):
+            raise EnvError(
+                f"environment {shown(env)} is no Gymnasium id; allowed: 'name-v0', 'namespace/name-v0', or either with "
+                "the module that registers it, as in 'gspo_rllib.envs:gspo_rllib/Calculator-v0'."
+            )
         return lambda: gym.make(env, disable_env_checker=True, **kwargs)
     if callable(env):
         if _first_parameter(env) == "config":
@@ -203,7 +212,8 @@ def _unknown(name: str, error: Exception) -> str:
     known = [
         spec.id for spec in gym.registry.values() if not str(spec.entry_point).startswith(("gymnasium.", "shimmy"))
     ]
-    near = did_you_mean(env_id, known) if known else ""
+    near = did_you_mean(env_id, known) if difflib.get_close_matches(env_id, known, n=1) else ""
+    near = near or "`gspo-rllib list` names those of this package."
     hint = "" if module else " Its package may not be imported yet: write 'module:id' to import it first."
     return f"environment {name!r} is not registered with Gymnasium. {near}{hint}"
 
