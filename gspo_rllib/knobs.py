@@ -227,11 +227,13 @@ def takes(
         @functools.wraps(method)
         def builder(self: Any, *args: Any, **kwargs: Any) -> Any:
             if len(args) > len(positional) or kwargs.keys() & positional[: len(args)]:
-                raise ArgumentError(
-                    f"{method.__name__}: too many positional arguments, or one twice: "
-                    f"{', '.join(map(shown, args))}. Give "
-                    f"settings by name, e.g. {method.__name__}({(positional or list(fields))[0]}=...)."
-                )
+                try:
+                    inspect.signature(builder).bind(self, *args, **kwargs)
+                except TypeError as error:
+                    raise ArgumentError(
+                        f"{method.__name__}: {error}, got {', '.join(map(shown, args))}. Give settings by name, e.g. "
+                        f"{method.__name__}({(positional or list(fields))[0]}=...)."
+                    ) from error
             kwargs |= zip(positional, args, strict=False)
             for name in kwargs:
                 if name in group.REFUSED:

@@ -6,12 +6,14 @@ Only local folders are looked at; a hub name is read when it is loaded.
 from __future__ import annotations
 
 import json
+import os
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gspo_rllib.errors import ModelError
+from gspo_rllib.errors import ModelError, shown
 from gspo_rllib.model_files import in_folder_format
 from gspo_rllib.model_folder import load_model_config, translated
 
@@ -19,6 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _AGAIN = "Download or save the model again"
 _LONGEST_HEADER = 100_000_000
+_RELATED = 0.25
+"""Share of the kinds of weights (``q_proj.weight``) that a folder and its config must have in common."""
 _ALIKE = 0.5
 """Share of a model's weights that must be in its folder by name, for one that is not to be called missing: transformers
 loads folders under older names, too."""
@@ -30,9 +34,9 @@ def check_weights(path: str) -> None:
     Raises:
         ModelError: There are none, one that the folder's index names is missing, or one is cut off.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(path):
         return
+    folder = Path(path)
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     for index in indices:
@@ -48,8 +52,8 @@ def check_weights(path: str) -> None:
     for file in files:
         if file.suffix == ".safetensors":
             _shapes(path, file)
-        elif not file.is_file() or file.stat().st_size == 0:
-            raise ModelError(f"model path {path!r}: {file.name} is empty. {_AGAIN}.")
+        else:
+            _check_pickled(path, file)
 
 
 def check_model(path: str, *, trust_remote_code: bool = False) -> None:
@@ -62,20 +66,15 @@ def check_model(path: str, *, trust_remote_code: bool = False) -> None:
     Raises:
         ModelError: The config describes no model, or another one than the weights are of.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        return
-    check_weights(path)
-    config = load_model_config(path, trust_remote_code=trust_remote_code)
     there: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        there |= _shapes(path, file)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if there and isinstance(layers, int) and not 0 < layers <= len(there):
-        raise ModelError(
-            f"model path {path!r}: config.json has num_hidden_layers={layers}, but the folder holds {len(there)} "
-            f"weights in all; allowed: at least 1, and no more than there are weights for. {_AGAIN}."
-        )
+    if os.path.isdir(path):
+        check_weights(path)
+        for file in sorted(Path(path).glob("*.safetensors")):
+            there |= _shapes(path, file)
+        _check_layers(path, len(there))
+    config = load_model_config(path, trust_remote_code=trust_remote_code)
+    if not os.path.isdir(path):
+        return
     wanted = _wanted(path, config, trust_remote_code=trust_remote_code)
     for name, shape in wanted.items():
         if name in there and there[name] != shape:
@@ -84,6 +83,12 @@ def check_model(path: str, *, trust_remote_code: bool = False) -> None:
                 f"a model in which it has {list(shape)}. {_AGAIN}."
             )
     missing = [name for name in wanted if name not in there]
+    kinds = {_leaf(name) for name in wanted}
+    if there and len(kinds & {_leaf(name) for name in there}) < _RELATED * len(kinds):
+        raise ModelError(
+            f"model path {path!r}: config.json describes another kind of model than the weights are of: it has weights "
+            f"such as {missing[0]}, and the folder such as {next(iter(there))}. {_AGAIN}."
+        )
     if missing and len(wanted) - len(missing) > _ALIKE * len(wanted):
         raise ModelError(
             f"model path {path!r}: {len(missing)} of {len(wanted)} weights of the model that config.json describes "
@@ -108,6 +113,32 @@ def _wanted(path: str, config: Any, *, trust_remote_code: bool) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def _check_layers(path: str, num_weights: int) -> None:
+    """Refuses a number of layers that there are no weights for, before transformers makes a list of as many."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # told by whoever loads it
+        return
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    for part in [part for part in parts if isinstance(part, dict)]:
+        layers = part.get("num_hidden_layers")
+        if num_weights and isinstance(layers, int) and not 0 < layers <= num_weights:
+            raise ModelError(
+                f"model path {path!r}: config.json has num_hidden_layers={shown(layers)}, but the folder holds "
+                f"{num_weights} weights in all; allowed: at least 1, and no more than there are weights for. {_AGAIN}."
+            )
+
+
+def _leaf(name: str) -> str:
+    """The last two parts of a weight's name, which no prefix of the model's changes.
+
+    Example:
+        >>> _leaf("model.layers.0.self_attn.q_proj.weight")
+        'q_proj.weight'
+    """
+    return ".".join(name.split(".")[-2:])
+
+
 def _indexed(path: str, index: Path) -> set[str]:
     """The files that an index names."""
     try:
@@ -120,6 +151,22 @@ def _indexed(path: str, index: Path) -> set[str]:
             f"files of this folder. {_AGAIN}."
         )
     return names
+
+
+def _check_pickled(path: str, file: Path) -> None:
+    """Refuses a file of torch's that is empty or something else; it is not read."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(2)
+    except OSError as error:
+        raise ModelError(f"model path {path!r}: {file.name} cannot be read ({error.strerror}). {_AGAIN}.") from error
+    if not start:
+        raise ModelError(f"model path {path!r}: {file.name} is empty. {_AGAIN}.")
+    # A zip archive is read from its end: one that is cut off has none. Before torch 1.6 it was a pickle.
+    if not zipfile.is_zipfile(file) and start[:1] != b"\x80":
+        raise ModelError(
+            f"model path {path!r}: {file.name} is cut off, or no file of torch's: it cannot be read. {_AGAIN}."
+        )
 
 
 def _shapes(path: str, file: Path) -> Shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,12 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
+    what = "not a local Hugging Face folder (no usable config.json) and not a reachable hub name"
+    if os.path.isfile(os.path.join(path, "config.json")):
+        what = "its config.json cannot be used"
     with translated(
         path,
-        "not a local Hugging Face folder (no usable config.json) and not a reachable hub name",
+        what,
         "Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` makes a small one.",
     ):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

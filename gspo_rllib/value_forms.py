@@ -157,3 +157,13 @@ def overriding(value: Any) -> str | None:
     if hasattr(value, "to_dict") and not isinstance(value, type):
         return None
     return "a mapping of settings and their values, or a config" if named(value) else None
+
+
+def short_text(value: Any) -> str | None:
+    """Text that a folder's name may begin with: some file systems end names at 255 bytes, and more is added to it.
+
+    Example:
+        >>> short_text("a run"), short_text("x" * 300)
+        (None, 'text of at most 200 characters')
+    """
+    return None if text(value) is None and len(value.encode()) <= 200 else "text of at most 200 characters"

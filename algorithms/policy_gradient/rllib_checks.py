@@ -186,28 +186,50 @@ def _plain_policies(policies: Any) -> Any:
     return {name: spec.get_state() if hasattr(spec, "get_state") else spec for name, spec in policies.items()}
 
 
-def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:
-    if setting.fate == "refused" and not is_one_of(value, setting.also):
-        raise SettingError(
-            f"{argument(name)} is {_difference(value, default)}; allowed: {shown(default)}. {setting.note}"
-        )
-    if is_one_of(value, setting.also):
-        return
-    if setting.choices is not None and not is_one_of(value, setting.choices):
-        texts = [choice for choice in setting.choices if isinstance(choice, str)]
-        guess = did_you_mean(value, texts) if isinstance(value, str) and texts else ""
-        allowed = ", ".join(map(repr, setting.choices))
-        raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {allowed}. {guess}".rstrip())
-    if setting.at_least is not None and not _fits(plain(value), setting):
+def allowed(setting: RLlibSetting, default: Any) -> str:
+    """What a setting allows, in words; "" where nothing is said of it.
+
+    Args:
+        setting: Its row in the table.
+        default: Its value where nobody sets one.
+    """
+    if setting.fate == "refused":
+        return shown(default)
+    others = "".join(f", or {other!r}" for other in setting.also)
+    if setting.choices is not None:
+        return ", ".join(map(repr, setting.choices)) + others
+    if setting.at_least is not None:
         kind = "a whole number" if setting.whole else "a number"
         kind += ", a whole one above 1" if setting.whole_above_1 else ""
         most = "" if setting.at_most is None else f", <= {setting.at_most:.10g}"
-        others = "".join(f", or {other!r}" for other in setting.also)
-        raise SettingError(
-            f"{argument(name)} is {shown(value)}; allowed: {kind}, >= {setting.at_least:g}{most}{others}."
-        )
-    if setting.form is not None and (expected := setting.form(value)) is not None:
-        raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {expected}.")
+        return f"{kind}, >= {setting.at_least:g}{most}{others}"
+    # No form takes an object of no class but the most general, and each says what it takes instead.
+    return "" if setting.form is None else str(setting.form(object()))
+
+
+def allowed_of(place: str) -> str:
+    """What ``builder.argument`` of RLlib's allows, in words; "" where nothing is said of it, or it is refused.
+
+    Example:
+        >>> allowed_of("debugging.seed"), allowed_of("env_runners.explore")
+        ('a whole number, >= 0, <= 4290000000', 'True, False')
+    """
+    found = [setting for name, setting in RLLIB_SETTINGS.items() if argument(name) == place]
+    return "".join(allowed(setting, None) for setting in found if setting.fate != "refused")
+
+
+def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:
+    if is_one_of(value, setting.also):
+        return
+    words = allowed(setting, default)
+    if setting.fate == "refused":
+        raise SettingError(f"{argument(name)} is {_difference(value, default)}; allowed: {words}. {setting.note}")
+    fits = setting.choices is None or is_one_of(value, setting.choices)
+    fits = fits and (setting.at_least is None or _fits(plain(value), setting))
+    if not fits or (setting.form is not None and setting.form(value) is not None):
+        texts = [choice for choice in setting.choices or () if isinstance(choice, str)]
+        guess = did_you_mean(value, texts) if isinstance(value, str) and texts else ""
+        raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {words}. {guess}".rstrip())
 
 
 def _fits(value: Any, setting: RLlibSetting) -> bool:

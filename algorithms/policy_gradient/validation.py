@@ -17,10 +17,17 @@ from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.chat.trial import check_ends
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
+from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.chat_probe import check_conversation
-from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer, load_runner_tokenizer, vocabulary_size
+from gspo_rllib.env_runners.engine_spec import (
+    check_vocabulary,
+    load_renderer,
+    load_runner_tokenizer,
+    resolve_max_model_len,
+    vocabulary_size,
+)
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
-from gspo_rllib.errors import ModelError, SettingError, shown
+from gspo_rllib.errors import EnvError, ModelError, SettingError, shown
 from gspo_rllib.model_check import check_model
 
 logger = logging.getLogger("gspo_rllib")
@@ -104,6 +111,7 @@ def check_chats(
         ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
             writes tokens that the model does not have.
         SettingError: ``template_kwargs`` holds a name that is not the run's to set.
+        EnvError: What an environment says first fits no context.
     """
     path = str(model_config["path"])
     check_ends(load_runner_tokenizer(model_config).chat_template, generation.template_kwargs, model=path)
@@ -116,6 +124,23 @@ def check_chats(
         roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
         check_conversation(renderer, model=path, roles=sorted(roles), one_turn=1 in limits)
         check_vocabulary(renderer, model_config)
+        _check_room(renderer, env, room=resolve_max_model_len(generation.max_model_len, model_config))
+
+
+def _check_room(renderer: ChatRenderer, env: LanguageEnvSpec, *, room: int) -> None:
+    """Refuses an environment of which no task fits the context; warns of one of which some do not."""
+    lengths = [len(renderer.first_prompt(observation)) for observation in env.first_observations]
+    too_long = [length for length in lengths if length >= room]
+    if not too_long:
+        return
+    message = (
+        f"environment: the first prompts of {len(too_long)} of {len(lengths)} tasks that were tried have up to "
+        f"{max(too_long)} tokens, while a context has {room}, and a reply needs one at least. Raise "
+        "generation.max_model_len, use a model with a longer context, or shorten what the environment says first."
+    )
+    if len(too_long) == len(lengths):
+        raise EnvError(message)
+    logger.warning("%s Trajectories of such tasks fail.", message)
 
 
 def check_models(settings: TrainingSettings, model_config: Mapping[str, Any], *, training: bool) -> None:

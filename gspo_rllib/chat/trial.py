@@ -15,7 +15,7 @@ from typing import Any
 
 from gspo_rllib.errors import ModelError
 
-SECONDS = 2
+SECONDS = 1
 """Processor time that all conversations of the trial may take; templates take milliseconds."""
 WALL_SECONDS = 30
 """Longest wait, on a machine that is busy."""
