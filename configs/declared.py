@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.configs.run_settings import RunSettings
-from gspo_rllib.configs.runs import BUILDERS, Run, accepted
+from gspo_rllib.configs.runs import BUILDERS, Run, accepted, type_name
 from gspo_rllib.errors import SettingError, did_you_mean
 from gspo_rllib.knobs import Settings, allowed_text, default_of
 
@@ -124,6 +124,8 @@ def _of_settings(settings: type[Settings], section: str) -> Iterator[Declared]:
 def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Iterator[Declared]:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+    from gspo_rllib.algorithms.policy_gradient.rllib_checks import allowed_of
+
     rllib, documented = AlgorithmConfig(), _documented(inspect.getdoc(builder) or "")
     for key, parameter in accepted(inspect.signature(builder)).items():
         if key == _MAPPING:
@@ -133,7 +135,7 @@ def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Ite
             continue
         default, own = _attribute(config, key), _attribute(rllib, key)
         source = "RLlib" if default == own else f"ours; RLlib has {own!r}"
-        allowed = _type_name(parameter.annotation)
+        allowed = allowed_of(f"{section}.{key}") or type_name(parameter.annotation)
         yield Declared(f"{section}.{key}", default, allowed, documented.get(key, ""), "", source)
 
 
@@ -154,23 +156,3 @@ def _documented(docstring: str) -> dict[str, str]:
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", docstring.partition("Args:")[2], re.MULTILINE)
     # A sentence ends before a capital: that of "e.g." does not.
     return {key: re.split(r"(?<=\.) (?=[A-Z`])", " ".join(text.split()))[0] for key, text in entries}
-
-
-def _type_name(annotation: Any) -> str:
-    """A type as people write it.
-
-    Example:
-        >>> _type_name(typing.Optional[int]), _type_name(typing.Union[int, str, None]), _type_name("AlgorithmConfig")
-        ('int or None', 'int or str or None', 'AlgorithmConfig')
-    """
-    if annotation is inspect.Parameter.empty or annotation is Any:
-        return "anything"
-    members = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Union or type(annotation).__name__ == "UnionType":
-        return " or ".join(dict.fromkeys(_type_name(member) for member in members))
-    if isinstance(annotation, (str, typing.ForwardRef)):
-        return annotation if isinstance(annotation, str) else annotation.__forward_arg__
-    origin = typing.get_origin(annotation) or annotation
-    if origin is type(None):
-        return "None"
-    return str(getattr(origin, "__name__", origin)).removeprefix("typing.")

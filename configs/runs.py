@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.configs.run_settings import RunSettings
 from gspo_rllib.configs.strict_yaml import parse_value, parse_yaml
-from gspo_rllib.errors import GSPOError, SettingError, did_you_mean
+from gspo_rllib.errors import GSPOError, SettingError, UnknownSettingError, did_you_mean, shown
+from gspo_rllib.places import named_path
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import GSPOConfig
@@ -128,14 +130,14 @@ def find_config(source: str | Path) -> Path:
     Raises:
         SettingError: Neither exists.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = named_path(source)
+    if os.path.isfile(path):
         return path
     shipped = shipped_configs()
     if str(source) in shipped:
         return shipped[str(source)]
     hint = did_you_mean(path.stem, shipped)
-    raise SettingError(f"config {str(source)!r}: no such file, and no shipped config of that name. {hint}")
+    raise SettingError(f"config {shown(str(source))}: no such file, and no shipped config of that name. {hint}")
 
 
 def read_sections(path: Path) -> Sections:
@@ -144,7 +146,11 @@ def read_sections(path: Path) -> Sections:
     Raises:
         SettingError: The file is not YAML of that shape.
     """
-    document = parse_yaml(path.read_bytes(), source=path.name)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SettingError(f"config {shown(str(path))}: it cannot be read ({error.strerror}).") from error
+    document = parse_yaml(content, source=path.name)
     if document is None:
         raise SettingError(f"{path.name}: empty; it needs at least the sections 'environment' and 'rl_module'.")
     if not isinstance(document, dict):
@@ -211,6 +217,8 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
             if isinstance(arguments.get("evaluation_config"), dict):
                 arguments["evaluation_config"] = GSPOConfig.overrides(**arguments["evaluation_config"])
             builder(**arguments)
+        except UnknownSettingError as error:
+            raise SettingError(f"{source}: section {name!r} was refused by RLlib: {error}") from error
         except GSPOError as error:
             raise SettingError(f"{source}: {error}") from error
         except (AttributeError, TypeError, ValueError, KeyError) as error:
@@ -239,7 +247,7 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
         annotation = allowed[key].annotation
         if isinstance(value, str) and not _may_be_text(annotation):
             unquoted = parse_value(value, source=f"{source}: {section}.{key}")
-            takes = getattr(annotation, "__name__", str(annotation))
+            takes = type_name(annotation)
             hint = f"it takes {takes}." if isinstance(unquoted, str) else "write it without quotes."
             raise SettingError(f"{source}: {section}.{key}: got the text {value!r}; {hint}")
 
@@ -258,6 +266,26 @@ def accepted(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
         and not name.startswith("_")
         and (isinstance(parameter.default, bool) or parameter.default != -1)
     }
+
+
+def type_name(annotation: Any) -> str:
+    """A type as people write it.
+
+    Example:
+        >>> type_name(typing.Optional[int]), type_name(typing.Union[int, str, None]), type_name("AlgorithmConfig")
+        ('int or None', 'int or str or None', 'AlgorithmConfig')
+    """
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return "anything"
+    members = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Union or type(annotation).__name__ == "UnionType":
+        return " or ".join(dict.fromkeys(type_name(member) for member in members))
+    if isinstance(annotation, (str, typing.ForwardRef)):
+        return annotation if isinstance(annotation, str) else annotation.__forward_arg__
+    origin = typing.get_origin(annotation) or annotation
+    if origin is type(None):
+        return "None"
+    return str(getattr(origin, "__name__", origin)).removeprefix("typing.")
 
 
 def _may_be_text(annotation: Any) -> bool:

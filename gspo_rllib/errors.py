@@ -2,6 +2,9 @@
 
     GSPOError
     ├── SettingError(ValueError)        a setting, YAML key or builder argument is unknown or illegal
+    │   ├── ArgumentError(TypeError)    a builder is called with arguments it does not take
+    │   ├── UnknownSettingError(KeyError)   a dict of settings names one that does not exist
+    │   └── ReadOnlyError(AttributeError)   an attribute is set that cannot be, e.g. of a built algorithm's config
     ├── EnvError(RuntimeError)          an environment breaks the language-env contract, or keeps failing
     ├── ModelError(ValueError)          a model folder cannot be used (no tokenizer, no chat template, …)
     ├── EngineError(RuntimeError)       a generation engine is missing, or refused a request
@@ -26,6 +29,22 @@ class GSPOError(Exception):
 
 class SettingError(GSPOError, ValueError):
     """A setting is unknown or has an illegal value."""
+
+
+class ArgumentError(SettingError, TypeError):
+    """A builder is called with arguments it does not take."""
+
+
+class UnknownSettingError(SettingError, KeyError):
+    """A dict of settings names one that does not exist."""
+
+    def __str__(self) -> str:
+        """The message; a KeyError's own is in quotes."""
+        return ", ".join(map(str, self.args))
+
+
+class ReadOnlyError(SettingError, AttributeError):
+    """An attribute of a config is set that cannot be: an algorithm was built with it, or others say what it is."""
 
 
 class EnvError(GSPOError, RuntimeError):

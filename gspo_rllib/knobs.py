@@ -17,7 +17,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
-from gspo_rllib.errors import SettingError, did_you_mean
+import numpy as np
+
+from gspo_rllib.errors import ArgumentError, SettingError, did_you_mean, shown
+
+LARGEST_COUNT = 2**31 - 1
+"""Largest whole number where a knob names no limit of its own: more is a slip, and no counter of torch's holds it."""
 
 _Config = TypeVar("_Config")
 _Arguments = ParamSpec("_Arguments")
@@ -33,6 +38,8 @@ def knob(
     high: float | None = None,
     low_open: bool = False,
     choices: tuple[Any, ...] | None = None,
+    also: tuple[Any, ...] = (),
+    form: Callable[[Any], str | None] | None = None,
 ) -> Any:
     """A documented field.
 
@@ -45,6 +52,8 @@ def knob(
         high: Largest allowed value.
         low_open: Whether ``low`` itself is excluded.
         choices: All allowed values, for a field that is not a number.
+        also: Values that are allowed besides those of the range, e.g. a 0 that stands apart.
+        form: Of a value that has parts: says what its parts must be where they are not; see ``gspo_rllib.value_forms``.
     """
     metadata = {
         "effect": effect,
@@ -54,6 +63,8 @@ def knob(
         "high": high,
         "low_open": low_open,
         "choices": choices,
+        "also": also,
+        "form": form,
     }
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -75,7 +86,9 @@ class Settings:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            check(f"{self.SECTION}.{field.name}", getattr(self, field.name), hints[field.name], field.metadata)
+            value = plain(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            check(f"{self.SECTION}.{field.name}", value, hints[field.name], field.metadata)
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -107,19 +120,28 @@ def positional_settings_dataclass(cls: type[_Settings]) -> type[_Settings]:
     return dataclasses.dataclass(frozen=True)(cls)
 
 
+def plain(value: Any) -> Any:
+    """A number, flag or text of numpy's as Python's own; anything else, arrays included, as it is.
+
+    Example:
+        >>> plain(np.int64(3)), plain(np.bool_(True)), plain([np.int64(3)]) == [3]
+        (3, True, True)
+    """
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
     """Raises SettingError unless ``value`` has the type, the range or one of the choices of its knob."""
-    kinds = _kinds(hint)
-    if value is None and type(None) in kinds:
+    value, kinds = plain(value), _kinds(hint)
+    if (value is None and type(None) in kinds) or is_one_of(value, metadata["also"]):
         return
     allowed = allowed_text(hint, metadata)
     choices = metadata["choices"]
     if choices is not None:
-        # 1 equals True in Python, but is no switch here.
-        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices):
+        if not is_one_of(value, choices):
             texts = [choice for choice in choices if isinstance(choice, str)]
             guess = did_you_mean(value, texts) if isinstance(value, str) and texts else ""
-            raise SettingError(f"{name} is {value!r}; allowed: {allowed}. {guess}".rstrip())
+            raise SettingError(f"{name} is {shown(value)}; allowed: {allowed}. {guess}".rstrip())
         return
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = float in kinds if isinstance(value, int) and is_number else False
@@ -128,12 +150,41 @@ def check(name: str, value: Any, hint: Any, metadata: Any) -> None:
         hint_text = ""
         if isinstance(value, str) and {int, float} & set(kinds):
             hint_text = "; it was given as text"
-        raise SettingError(f"{name} is {value!r}; allowed: {allowed}{hint_text}")
-    if is_number:
-        low, high = metadata["low"], metadata["high"]
-        too_low = low is not None and (value <= low if metadata["low_open"] else value < low)
-        if not math.isfinite(value) or too_low or (high is not None and value > high):
-            raise SettingError(f"{name} is {value!r}; allowed: {allowed}")
+        raise SettingError(f"{name} is {shown(value)}; allowed: {allowed}{hint_text}")
+    if is_number and (problem := _out_of_range(value, metadata)) is not None:
+        raise SettingError(f"{name} is {shown(value)}; allowed: {allowed}{problem}")
+    form = metadata["form"]
+    if form is not None and not is_number and (expected := form(value)) is not None:
+        raise SettingError(f"{name} is {shown(value)}; allowed: {expected}")
+
+
+def is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Whether a value is one of these texts, flags or numbers.
+
+    Example:
+        >>> is_one_of(1, (True, False)), is_one_of(np.array(["a", "b"]), ("a",)), is_one_of(0, (0.0,))
+        (False, False, True)
+    """
+    # 1 equals True in Python, but is no switch here; and an array is not asked, since it would answer with an array.
+    return any(
+        isinstance(value, type(choice) if isinstance(choice, (str, bool, type(None))) else (int, float))
+        and isinstance(value, bool) == isinstance(choice, bool)
+        and value == choice
+        for choice in choices
+    )
+
+
+def _out_of_range(value: float, metadata: Any) -> str | None:
+    """None for a number in the range of its knob; else what to add to the words for the range."""
+    low, high = metadata["low"], metadata["high"]
+    # Python's whole numbers may be larger than any float.
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    if low is not None and (value <= low if metadata["low_open"] else value < low):
+        return ""
+    if high is not None:
+        return "" if value > high else None
+    return f", <= {LARGEST_COUNT}" if isinstance(value, int) and value > LARGEST_COUNT else None
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -152,7 +203,7 @@ def allowed_text(hint: Any, metadata: Any) -> str:
         text += f", {'>' if metadata['low_open'] else '>='} {low:g}"
     if high is not None:
         text += f", <= {high:g}"
-    return text
+    return text + "".join(f", or {value!r}" for value in metadata["also"])
 
 
 def takes(
@@ -176,8 +227,13 @@ def takes(
         @functools.wraps(method)
         def builder(self: Any, *args: Any, **kwargs: Any) -> Any:
             if len(args) > len(positional) or kwargs.keys() & positional[: len(args)]:
-                # Python's own words for it.
-                inspect.signature(builder).bind(self, *args, **kwargs)
+                try:
+                    inspect.signature(builder).bind(self, *args, **kwargs)
+                except TypeError as error:
+                    raise ArgumentError(
+                        f"{method.__name__}: {error}, got {', '.join(map(shown, args))}. Give settings by name, e.g. "
+                        f"{method.__name__}({(positional or list(fields))[0]}=...)."
+                    ) from error
             kwargs |= zip(positional, args, strict=False)
             for name in kwargs:
                 if name in group.REFUSED:

@@ -105,7 +105,7 @@ class ModelFiles:
             (target / name).parent.mkdir(exist_ok=True)
             (target / name).write_bytes(content)
         (target / LOADED_DTYPES).write_text(json.dumps(dataclasses.asdict(self.dtypes)))
-        _write_weights(_in_folder_format(model, model.state_dict()), target)
+        _write_weights(in_folder_format(model, model.state_dict()), target)
 
 
 def export_folder(source: Path, target: Path, *, dtype: str | None) -> str:
@@ -225,7 +225,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / _WEIGHTS] if (folder / _WEIGHTS).is_file() else []
 
 
-def _in_folder_format(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def in_folder_format(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state under the names and in the shapes of the folder: some experts are fused in memory, a tied head is one."""
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
@@ -241,7 +241,7 @@ def _in_folder_format(model: PreTrainedModel, state: dict[str, torch.Tensor]) ->
 def _check_writable(model: PreTrainedModel) -> None:
     """Goes through all of writing that may fail, on tensors without storage."""
     try:
-        _in_folder_format(model, {name: tensor.to("meta") for name, tensor in model.state_dict().items()})
+        in_folder_format(model, {name: tensor.to("meta") for name, tensor in model.state_dict().items()})
     except Exception as error:  # of any class: what matters is that saving would fail
         raise ModelError(
             f"{type(model).__name__} could be trained but not saved: transformers cannot turn its weights back into "

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.errors import ModelError
+from gspo_rllib.errors import GSPOError, ModelError, described
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def translated(path: str, what: str, remedy: str = "Use another model, or download it again.") -> Iterator[None]:
+    """Inside ``with``, whatever transformers raises about a folder is a ``ModelError`` of one sentence.
+
+    Its errors are of every class: those of JSON, of torch, of its own dataclasses, of the folder's own code.
+
+    Args:
+        path: The folder or hub name.
+        what: What could not be done.
+        remedy: What to do instead, as a sentence.
+
+    Raises:
+        ModelError: Something was raised.
+    """
+    try:
+        yield
+    except (GSPOError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(described(error, 300).split())
+        raise ModelError(f"model path {path!r}: {what} ({said}). {remedy}") from error
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -27,13 +49,18 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    try:
+    with translated(
+        path,
+        "no tokenizer could be loaded",
+        "It must be a local Hugging Face folder or a hub name that holds a tokenizer; `gspo-rllib warmstart` makes a "
+        "small one.",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    if not _writes(tokenizer):
         raise ModelError(
-            f"model path {path!r}: no tokenizer could be loaded ({str(error)[:300]}). It must be a local Hugging Face "
-            "folder or a hub name that holds a tokenizer; `gspo-rllib warmstart` makes a small one."
-        ) from error
+            f"model path {path!r}: its tokenizer has no ids for text, so every prompt would be empty. The folder has "
+            "no tokenizer.json (or tokenizer.model), or an empty one; copy it from where the model comes from."
+        )
     if tokenizer.chat_template is None:
         raise ModelError(
             f"model path {path!r}: its tokenizer has no chat template, so turns cannot be framed. Use the model's "
@@ -55,38 +82,15 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
+    what = "not a local Hugging Face folder (no usable config.json) and not a reachable hub name"
+    if os.path.isfile(os.path.join(path, "config.json")):
+        what = "its config.json cannot be used"
+    with translated(
+        path,
+        what,
+        "Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` makes a small one.",
+    ):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model path {path!r}: not a local Hugging Face folder (no usable config.json) and not a reachable hub "
-            f"name ({str(error)[:200]}). Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` "
-            "makes a small one."
-        ) from error
-
-
-def check_weights(path: str) -> None:
-    """Whether the weights of a local folder are all there, without reading them; a hub name is not asked.
-
-    Raises:
-        ModelError: There are none, or a file that the folder's index names is missing.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return
-    indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
-    for index in indices:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in named if not (folder / name).is_file())
-        if missing:
-            raise ModelError(
-                f"model path {path!r}: {index.name} names {len(named)} files with weights, of which {len(missing)} are "
-                f"missing, {missing[0]!r} for one. Download or save the model again."
-            )
-    if not indices and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelError(
-            f"model path {path!r}: the folder holds no weights (*.safetensors). Download or save the model again."
-        )
 
 
 def declared_end_ids(
@@ -116,6 +120,13 @@ def declared_end_ids(
         ids = _ids(getattr(part, "eos_token_id", None))
         declared += ids if known.issuperset(ids) or ids != _default_ids(type(part)) else []
     return tuple(dict.fromkeys(i for i in declared if 0 <= i < len(tokenizer)))
+
+
+def _writes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    try:
+        return bool(tokenizer.encode("What is 17 + 25?", add_special_tokens=False))
+    except Exception:  # noqa: BLE001, of any class; whatever cannot write this cannot write a prompt
+        return False
 
 
 def _default_ids(config_class: type) -> list[int]:

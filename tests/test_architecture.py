@@ -121,6 +121,7 @@ TESTED_IN = {
     "agents/settings.py": "algorithms/policy_gradient/test_validation.py",
     "agents/workers.py": "env_runners/test_agent_env_runner.py",
     "algorithms/": "algorithms/policy_gradient/",
+    "chat/trial.py": "bad_input/test_bad_input.py",
     "chat/format.py": "env_runners/test_chat.py",
     "chat/frames.py": "env_runners/test_chat.py",
     "checkpoints/components.py": "algorithms/policy_gradient/test_saved_as_data.py",
@@ -139,6 +140,7 @@ TESTED_IN = {
     "driver/failures.py": "test_weight_sync.py",
     "driver/protocol.py": "driver/test_stream.py",
     "engines/": "contracts/test_engines.py",
+    "env_pool/trial.py": "bad_input/test_bad_input.py",
     "env_pool/calls.py": "env_pool/test_pool.py",
     "env_pool/session.py": "env_pool/test_pool.py",
     "env_runners/": "env_runners/test_rollout.py",
@@ -164,13 +166,16 @@ TESTED_IN = {
     "learners/settings.py": "algorithms/policy_gradient/test_validation.py",
     "metrics.py": "cli/test_progress.py",
     "model_folder.py": "algorithms/policy_gradient/test_validation.py",
+    "model_check.py": "bad_input/test_bad_input.py",
     "modules/attention.py": "modules/test_prefix_attention.py",
     "modules/hidden_states.py": "modules/test_critic.py",
     "modules/probe.py": "modules/test_exactness.py",
     "modules/scoring.py": "modules/test_exactness.py",
     "modules/settings.py": "algorithms/policy_gradient/test_validation.py",
     "ops/spans.py": "algorithms/policy_gradient/test_choices.py",
+    "places.py": "bad_input/test_bad_input.py",
     "types.py": "env_runners/test_rollout.py",
+    "value_forms.py": "bad_input/test_bad_input.py",
     "warmstart/student.py": "warmstart/test_imitation.py",
 }
 TESTS = ROOT / "tests"
@@ -185,7 +190,7 @@ def _exists(source: str) -> bool:
 
 
 def test_a_test_file_is_at_the_path_of_what_it_tests() -> None:
-    rooms_of_their_own = ("contracts/", "golden/")
+    rooms_of_their_own = ("bad_input/", "contracts/", "golden/")
     mirrored = [name for name in _test_files() if name not in SPANNING and not name.startswith(rooms_of_their_own)]
     assert not [name for name in mirrored if not _exists(name.replace("/test_", "/").removeprefix("test_"))]
     assert set(SPANNING) <= set(_test_files())

@@ -20,6 +20,7 @@ from ray.util.debug import log_once
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import rllib_checks, validation
+from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
     EpisodesToTokens,
@@ -36,9 +37,9 @@ from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.curriculum import played_envs
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
-from gspo_rllib.env_runners.settings import GenerationSettings
+from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import SettingError
-from gspo_rllib.knobs import Settings, default_of, takes
+from gspo_rllib.knobs import Settings, default_of, is_one_of, takes
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.causal_lm import check_model_config
 from gspo_rllib.ops import REDUCTIONS
@@ -49,14 +50,14 @@ _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 
 if TYPE_CHECKING:
 
-    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, AlgorithmConfig):
+    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, GuardedConfig):
         """A config as type checkers see it: every knob is an attribute of the type that its settings class declares."""
 
         def __init__(self, algo_class: type | None = None) -> None: ...
 
 else:
 
-    class _FlatSettings(AlgorithmConfig):
+    class _FlatSettings(GuardedConfig):
         """At run time ``__init__`` sets the knobs; what follows from them is the settings' own properties."""
 
     for _name, _property in vars(TrainingSettings).items():
@@ -135,68 +136,17 @@ class PolicyGradientConfig(_FlatSettings):
             self.tasks = os.path.abspath(self.tasks)
         if isinstance(self.addresses, str):
             self.addresses = os.path.abspath(os.path.expanduser(self.addresses))
-        plays = self.play is not None or self.workers == "external"
+        plays = self.play is not None or is_one_of(self.workers, ("external",))
         self.env_runner_cls = AgentEnvRunner if plays else LanguageEnvRunner
         return self
 
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
-        if isinstance(model_config, dict) and os.path.isdir(model_config.get("path") or ""):
-            model_config = {**model_config, "path": os.path.abspath(model_config["path"])}
+        path = model_config.get("path") if isinstance(model_config, dict) else None
+        if isinstance(path, str | os.PathLike) and os.path.isdir(path):
+            model_config = {**model_config, "path": os.path.abspath(path)}
         super().rl_module(model_config=model_config, **kwargs)
         return self
-
-    def evaluation(self, **kwargs: Any) -> Self:
-        """RLlib's; a key of ``evaluation_config`` that is no setting is refused, with the nearest one."""
-        rllib_checks.check_overrides(kwargs.get("evaluation_config"), self)
-        super().evaluation(**kwargs)
-        return self
-
-    vars(evaluation)["__signature__"] = inspect.signature(AlgorithmConfig.evaluation)
-
-    @classmethod
-    def overrides(cls, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's ``overrides``: settings for ``evaluation_config``.
-
-        Raises:
-            KeyError: One is unknown; RLlib's own error for it, with the nearest setting.
-        """
-        try:
-            rllib_checks.check_keys(kwargs, cls(), "overrides")
-        except SettingError as error:
-            raise KeyError(str(error)) from None
-        return {rllib_checks.attribute_of(name): value for name, value in kwargs.items()}
-
-    def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
-        """Sets attributes from a dict, as Ray Tune does.
-
-        Args:
-            config_dict: Attribute to value. ``model_config`` stands for ``rl_module(model_config=...)``.
-
-        Raises:
-            SettingError: A key is no setting, here or in ``evaluation_config``.
-        """
-        own = dict(config_dict.items())  # of RLlib's own, a whole config
-        rllib_checks.check_keys(own, self, "config")
-        rllib_checks.check_overrides(own.get("evaluation_config"), self)
-        if "model_config" in own:
-            self.rl_module(model_config=own.pop("model_config"))
-        super().update_from_dict(own)
-        return self
-
-    def get_state(self) -> dict[str, Any]:
-        """RLlib's state, whole: RLlib leaves out whatever is -1, its mark of a deprecated setting.
-
-        What a user set to -1 would silently become the default when the algorithm is built.
-        """
-        state: dict[str, Any] = super().get_state()
-        marked = vars(AlgorithmConfig())
-        given = {
-            name: value
-            for name, value in vars(self).items()
-            if isinstance(value, (int, float)) and value == -1 and marked.get(name) != -1
-        }
-        return {**state, **given}
 
     def settings(self, kind: type[_S]) -> _S:
         """The current values of one group of settings, checked.
@@ -218,6 +168,7 @@ class PolicyGradientConfig(_FlatSettings):
         """
         self._resolve_env_runner()
         rllib_checks.check_attributes(self, _defaults())
+        model_config = check_model_config(self._model_config)
         generation = self.settings(GenerationSettings)
         if not self.in_evaluation:
             validation.check_training(
@@ -231,7 +182,8 @@ class PolicyGradientConfig(_FlatSettings):
             num_envs_per_env_runner=self.num_envs_per_env_runner,
             training=not self.in_evaluation,
         )
-        model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
+        training = self.settings(self.training_settings)
+        validation.check_models(training, model_config, training=not self.in_evaluation)
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
         validation.check_chats(generation, model_config, [] if agent.plays else played_envs(self))
@@ -262,16 +214,21 @@ class PolicyGradientConfig(_FlatSettings):
         """Takes the runner for an agent, or for an environment, where attributes or a dict changed which is played."""
         runners = (LanguageEnvRunner, AgentEnvRunner)
         wanted = AgentEnvRunner if self.settings(AgentSettings).plays else LanguageEnvRunner
-        if self.env_runner_cls in runners and self.env_runner_cls is not wanted:
+        if any(self.env_runner_cls is runner for runner in runners) and self.env_runner_cls is not wanted:
             self.env_runner_cls = wanted
 
     def _check_evaluation(self) -> None:
         if isinstance(self.evaluation_config, Mapping):
             trained = {field.name for field in dataclasses.fields(self.training_settings)} - {"group_size"}
             rllib_checks.check_evaluation_keys(self.evaluation_config, self, trains=trained)
-        with self._duration_as_rllib_knows_it():
+        with self._duration_as_rllib_knows_it(), translated("evaluation.evaluation_config"):
             evaluation = self.get_evaluation_config_object() or self
         rllib_checks.check_attributes(evaluation, _defaults())
+        try:
+            for kind in (GenerationSettings, AgentSettings, GroupSettings):
+                kind.of(evaluation)
+        except SettingError as error:
+            raise SettingError(f"evaluation.evaluation_config: {error}") from error
         if not self.evaluation_interval:
             return
         validation.check_evaluation_runner(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import math
-import numbers
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -15,11 +13,14 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils import force_list
+from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
 from gspo_rllib.algorithms.policy_gradient.rllib_setting import RLlibSetting
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.errors import SettingError, did_you_mean, shown
+from gspo_rllib.knobs import LARGEST_COUNT, is_one_of, plain
+from gspo_rllib.value_forms import is_finite
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -76,6 +77,24 @@ def check_attributes(config: Any, defaults: Mapping[str, Any]) -> None:
         if not _is_default(name, value, defaults[name]):
             _check_value(name, value, defaults[name], setting)
     _check_classes(config)
+
+
+def check_arguments(builder: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of one of RLlib's builders that are not what the table says; for a builder that failed.
+
+    Args:
+        builder: Its name.
+        arguments: What it was called with.
+
+    Raises:
+        SettingError: Says what was got, what is allowed and what to do.
+    """
+    defaults = vars(AlgorithmConfig())
+    for name, setting in RLLIB_SETTINGS.items():
+        key = argument(name).partition(".")[2]
+        value = arguments.get(key, NotProvided) if setting.builder == builder else NotProvided
+        if value is not NotProvided and not _is_default(name, value, defaults[name]):
+            _check_value(name, value, defaults[name], setting)
 
 
 def check_keys(keys: Iterable[str], config: Any, where: str) -> None:
@@ -167,21 +186,59 @@ def _plain_policies(policies: Any) -> Any:
     return {name: spec.get_state() if hasattr(spec, "get_state") else spec for name, spec in policies.items()}
 
 
+def allowed(setting: RLlibSetting, default: Any) -> str:
+    """What a setting allows, in words; "" where nothing is said of it.
+
+    Args:
+        setting: Its row in the table.
+        default: Its value where nobody sets one.
+    """
+    if setting.fate == "refused":
+        return shown(default)
+    others = "".join(f", or {other!r}" for other in setting.also)
+    if setting.choices is not None:
+        return ", ".join(map(repr, setting.choices)) + others
+    if setting.at_least is not None:
+        kind = "a whole number" if setting.whole else "a number"
+        kind += ", a whole one above 1" if setting.whole_above_1 else ""
+        most = "" if setting.at_most is None else f", <= {setting.at_most:.10g}"
+        return f"{kind}, >= {setting.at_least:g}{most}{others}"
+    # No form takes an object of no class but the most general, and each says what it takes instead.
+    return "" if setting.form is None else str(setting.form(object()))
+
+
+def allowed_of(place: str) -> str:
+    """What ``builder.argument`` of RLlib's allows, in words; "" where nothing is said of it, or it is refused.
+
+    Example:
+        >>> allowed_of("debugging.seed"), allowed_of("env_runners.explore")
+        ('a whole number, >= 0, <= 4290000000', 'True, False')
+    """
+    found = [setting for name, setting in RLLIB_SETTINGS.items() if argument(name) == place]
+    return "".join(allowed(setting, None) for setting in found if setting.fate != "refused")
+
+
 def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:
-    if setting.fate == "refused" and value not in setting.also:
-        raise SettingError(
-            f"{argument(name)} is {_difference(value, default)}; allowed: {shown(default)}. {setting.note}"
-        )
-    if setting.choices is not None and value not in setting.choices:
-        guess = did_you_mean(value, setting.choices) if isinstance(value, str) else ""
-        allowed = ", ".join(map(repr, setting.choices))
-        raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {allowed}. {guess}".rstrip())
-    if setting.at_least is not None and value is not None:
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        fits = is_number and value >= setting.at_least and (not setting.whole or value == int(value))
-        if not fits:
-            kind = "a whole number" if setting.whole else "a number"
-            raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {kind}, >= {setting.at_least:g}.")
+    if is_one_of(value, setting.also):
+        return
+    words = allowed(setting, default)
+    if setting.fate == "refused":
+        raise SettingError(f"{argument(name)} is {_difference(value, default)}; allowed: {words}. {setting.note}")
+    fits = setting.choices is None or is_one_of(value, setting.choices)
+    fits = fits and (setting.at_least is None or _fits(plain(value), setting))
+    if not fits or (setting.form is not None and setting.form(value) is not None):
+        texts = [choice for choice in setting.choices or () if isinstance(choice, str)]
+        guess = did_you_mean(value, texts) if isinstance(value, str) and texts else ""
+        raise SettingError(f"{argument(name)} is {shown(value)}; allowed: {words}. {guess}".rstrip())
+
+
+def _fits(value: Any, setting: RLlibSetting) -> bool:
+    most = LARGEST_COUNT if setting.at_most is None else setting.at_most
+    assert setting.at_least is not None
+    if not is_finite(value) or (setting.whole and not isinstance(value, int)):
+        return False
+    fits_whole = not setting.whole_above_1 or value < 1 or value == int(value)
+    return setting.at_least <= value <= most and fits_whole
 
 
 def _difference(value: Any, default: Any) -> str:
@@ -214,6 +271,8 @@ def _check_classes(config: Any) -> None:
                 "would not see it. Set rl_module(model_config={...})."
             )
     for callbacks in force_list(config.callbacks_class):
+        if isinstance(callbacks, type):
+            _check_class("callbacks.callbacks_class", callbacks, RLlibCallback)
         overridden = getattr(callbacks, "on_environment_created", None)
         if overridden is not RLlibCallback.on_environment_created and log_once(f"gspo_rllib_{callbacks}_environment"):
             logger.warning(

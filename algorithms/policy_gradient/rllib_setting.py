@@ -10,6 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gspo_rllib.value_forms import Form
+
+MOST_ACTORS = 100_000
+"""More env runners or learners than any cluster has."""
+
 Fate = Literal["used", "forwarded", "refused", "free"]
 
 
@@ -22,9 +27,12 @@ class RLlibSetting:
         fate: What happens to it; see the module's docstring.
         note: What it changes; for a refused one, what to do instead.
         at_least: Smallest value of a number.
+        at_most: Largest value of a number.
         whole: Whether a number must be a whole one.
+        whole_above_1: Whether it must be so above 1: Ray gives a part of one GPU, or whole ones.
         choices: All values there are.
-        also: Values other than the default that a refused one may have: they ask for what is done anyway.
+        form: Says what a value that is no number must be, where it is something else; see ``gspo_rllib.value_forms``.
+        also: Values that are right whatever else is said here; of a refused one, they ask for what is done anyway.
         evaluates: Whether ``evaluation_config`` may set it; elsewhere it has no effect on an evaluation.
     """
 
@@ -32,8 +40,11 @@ class RLlibSetting:
     fate: Fate
     note: str
     at_least: float | None = None
+    at_most: float | None = None
     whole: bool = False
+    whole_above_1: bool = False
     choices: tuple[Any, ...] | None = None
+    form: Form | None = None
     also: tuple[Any, ...] = ()
     evaluates: bool = False
 
@@ -46,6 +57,11 @@ def used(builder: str, note: str, **traits: Any) -> RLlibSetting:
 def forwarded(builder: str, note: str, **traits: Any) -> RLlibSetting:
     """Handed on as it is."""
     return RLlibSetting(builder, "forwarded", note, **traits)
+
+
+def switch(builder: str, note: str, **traits: Any) -> RLlibSetting:
+    """Used, and either True or False."""
+    return RLlibSetting(builder, "used", note, choices=(True, False), **traits)
 
 
 def free(builder: str, note: str) -> RLlibSetting:

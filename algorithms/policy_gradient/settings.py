@@ -23,7 +23,7 @@ from gspo_rllib.driver.selection import (
 )
 from gspo_rllib.env_runners.settings import GroupSettings
 from gspo_rllib.knobs import knob, settings_dataclass
-from gspo_rllib.learners.settings import UpdateSettings
+from gspo_rllib.learners.settings import HIGHEST_LR, UpdateSettings
 from gspo_rllib.ops import (
     CORRECTION_LEVELS,
     IMPORTANCE_SAMPLING_LEVELS,
@@ -37,6 +37,7 @@ from gspo_rllib.ops import (
     Reduction,
     Surrogate,
 )
+from gspo_rllib.value_forms import text, weights
 
 _PPO = "arXiv:1707.06347v2"
 _GRPO = "arXiv:2402.03300v3"
@@ -83,10 +84,13 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         1.0, "Decay of gae per sampled token; 1 is the return minus the value.", low=0.0, high=1.0, source="RLlib's PPO"
     )
     step_advantage_weight: float = knob(
-        1.0, "Weight of the step advantage in step_groups.", low=0.0, source="arXiv:2505.10978"
+        1.0, "Weight of the step advantage in step_groups.", low=0.0, high=1e6, source="arXiv:2505.10978"
     )
     reward_part_weights: dict[str, Any] | None = knob(
-        None, 'Parts of info["reward_parts"] and their weights; needed by, and only for, reward_parts.', source="ours"
+        None,
+        'Parts of info["reward_parts"] and their weights; needed by, and only for, reward_parts.',
+        form=weights,
+        source="ours",
     )
     advantage_aggregation: str = knob(
         "none",
@@ -121,6 +125,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "How far above 1 the ratio may go before its gradient stops; used by clip, dual_clip and cispo. With log_clip: "
         "how far above 0 a token's log-ratio may go.",
         low=0.0,
+        high=1e6,
         source=f"{_PPO} §6.1",
     )
     clip_scaling: str = knob(
@@ -147,6 +152,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         2.0,
         "Half the width of clip_scaling=deviations, in standard deviations of one optimiser step.",
         low=0.0,
+        high=1e6,
         low_open=True,
         source="ours: docs/objectives.md",
     )
@@ -154,14 +160,20 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         3.0,
         "Largest ratio a negative advantage is multiplied with; used by dual_clip.",
         low=1.0,
+        high=1e6,
         low_open=True,
         source="verl",
     )
     sapo_temperature_positive: float = knob(
-        1.0, "Sharpness of sapo's gate where the advantage is positive.", low=0.0, low_open=True, source=_SAPO
+        1.0, "Sharpness of sapo's gate where the advantage is positive.", low=0.0, high=1e6, low_open=True, source=_SAPO
     )
     sapo_temperature_negative: float = knob(
-        1.05, "Sharpness of sapo's gate where the advantage is negative.", low=0.0, low_open=True, source=_SAPO
+        1.05,
+        "Sharpness of sapo's gate where the advantage is negative.",
+        low=0.0,
+        high=1e6,
+        low_open=True,
+        source=_SAPO,
     )
     reduction: Reduction = knob(
         "trajectory_mean",
@@ -178,10 +190,10 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         source="arXiv:2503.20783v2: the generation budget",
     )
     entropy_coeff: float = knob(
-        0.0, "Entropy bonus, in objective per nat and sampled token.", low=0.0, source="TRL: none"
+        0.0, "Entropy bonus, in objective per nat and sampled token.", low=0.0, high=1e6, source="TRL: none"
     )
     kl_coeff: float = knob(
-        0.0, "Penalty on the divergence from a frozen reference policy, per nat.", low=0.0, source="TRL: none"
+        0.0, "Penalty on the divergence from a frozen reference policy, per nat.", low=0.0, high=1e6, source="TRL: none"
     )
     kl_estimator: KLEstimator = knob(
         "k3",
@@ -196,13 +208,19 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         source=_GRPO,
     )
     reference_path: str | None = knob(
-        None, "Model folder or hub name of the reference; None takes the model training starts from.", source="ours"
+        None,
+        "Model folder or hub name of the reference; None takes the model training starts from.",
+        form=text,
+        source="ours",
     )
-    vf_loss_coeff: float = knob(1.0, "Weight of the critic's loss; used by gae.", low=0.0, source="RLlib's PPO")
+    vf_loss_coeff: float = knob(
+        1.0, "Weight of the critic's loss; used by gae.", low=0.0, high=1e6, source="RLlib's PPO"
+    )
     vf_clip_param: float = knob(
         10.0,
         "Largest squared error of the critic that has a gradient; used by gae.",
         low=0.0,
+        high=1e12,
         low_open=True,
         source="RLlib",
     )
@@ -210,6 +228,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         None,
         "AdamW's learning rate of the critic; used by gae. None takes lr.",
         low=0.0,
+        high=HIGHEST_LR,
         source="ours; verl takes ten times lr",
     )
     # Off-policy: the denominator of the ratio, and the correction for the engine's own log-probs.
@@ -244,9 +263,11 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         choices=tuple(CORRECTION_LEVELS),
         source="verl",
     )
-    rollout_correction_low: float = knob(0.5, "Smallest weight that mask keeps.", low=0.0, source="verl, IcePop")
+    rollout_correction_low: float = knob(
+        0.5, "Smallest weight that mask keeps.", low=0.0, high=1e6, source="verl, IcePop"
+    )
     rollout_correction_high: float = knob(
-        2.0, "Largest weight: cut off by truncate, dropped by mask.", low=0.0, low_open=True, source="verl"
+        2.0, "Largest weight: cut off by truncate, dropped by mask.", low=0.0, high=1e6, low_open=True, source="verl"
     )
     # Groups.
     zero_variance_groups: ZeroVarianceGroups = knob(
@@ -272,7 +293,9 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         choices=tuple(REPLACES_REWARDS),
         source="verl, TRL: kept",
     )
-    truncated_return: float = knob(0.0, "Return of a truncated trajectory; used by fail.", source="ours")
+    truncated_return: float = knob(
+        0.0, "Return of a truncated trajectory; used by fail.", low=-1e6, high=1e6, source="ours"
+    )
     overlong_tokens: int | None = knob(
         None,
         "Sampled tokens from which a trajectory's return loses 1; None for no penalty.",

@@ -15,7 +15,7 @@ from typing import Any
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.algorithms.policy_gradient.rllib_checks import argument
+from gspo_rllib.algorithms.policy_gradient.rllib_checks import allowed, argument
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import shown
@@ -79,6 +79,8 @@ def _rllib_rows() -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name, setting in sorted(RLLIB_SETTINGS.items(), key=lambda item: argument(item[0])):
         note = f"{setting.note} See above." if name in own else setting.note
+        if setting.fate != "refused" and (words := allowed(setting, defaults[name])):
+            note += f" Allowed: {words}."
         evaluates = "yes" if setting.evaluates else "no"
         yield _row(f"`{argument(name)}`", _default(defaults[name]), setting.fate, evaluates, note)
 

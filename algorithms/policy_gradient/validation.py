@@ -15,11 +15,20 @@ from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.chat.trial import check_ends
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
+from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.chat_probe import check_conversation
-from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer
+from gspo_rllib.env_runners.engine_spec import (
+    check_vocabulary,
+    load_renderer,
+    load_runner_tokenizer,
+    resolve_max_model_len,
+    vocabulary_size,
+)
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
-from gspo_rllib.errors import SettingError, shown
+from gspo_rllib.errors import EnvError, ModelError, SettingError, shown
+from gspo_rllib.model_check import check_model
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -47,9 +56,6 @@ def check_training(
             f"env_runners.explore is {explore!r}: all trajectories of a group would be the same, their advantages 0. "
             "Leave it True for training; evaluation can be greedy with evaluation_config={'explore': False}."
         )
-    betas = settings.adam_betas
-    if len(betas) != 2 or not all(isinstance(beta, (int, float)) and 0.0 <= beta < 1.0 for beta in betas):
-        raise SettingError(f"training.adam_betas is {betas!r}; allowed: two numbers, each >= 0 and < 1")
     if settings.num_minibatches > settings.groups_per_iteration:
         raise SettingError(
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
@@ -105,7 +111,10 @@ def check_chats(
         ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
             writes tokens that the model does not have.
         SettingError: ``template_kwargs`` holds a name that is not the run's to set.
+        EnvError: What an environment says first fits no context.
     """
+    path = str(model_config["path"])
+    check_ends(load_runner_tokenizer(model_config).chat_template, generation.template_kwargs, model=path)
     if not envs:
         check_vocabulary(load_renderer(generation, model_config, None), model_config)
     for env in envs:
@@ -113,8 +122,50 @@ def check_chats(
         limits = (generation.max_turns, env.max_turns, renderer.chat.max_turns)
         # A summary is asked for by the user, whatever role the observations have.
         roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
-        check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
+        check_conversation(renderer, model=path, roles=sorted(roles), one_turn=1 in limits)
         check_vocabulary(renderer, model_config)
+        _check_room(renderer, env, room=resolve_max_model_len(generation.max_model_len, model_config))
+
+
+def _check_room(renderer: ChatRenderer, env: LanguageEnvSpec, *, room: int) -> None:
+    """Refuses an environment of which no task fits the context; warns of one of which some do not."""
+    lengths = [len(renderer.first_prompt(observation)) for observation in env.first_observations]
+    too_long = [length for length in lengths if length >= room]
+    if not too_long:
+        return
+    message = (
+        f"environment: the first prompts of {len(too_long)} of {len(lengths)} tasks that were tried have up to "
+        f"{max(too_long)} tokens, while a context has {room}, and a reply needs one at least. Raise "
+        "generation.max_model_len, use a model with a longer context, or shorten what the environment says first."
+    )
+    if len(too_long) == len(lengths):
+        raise EnvError(message)
+    logger.warning("%s Trajectories of such tasks fail.", message)
+
+
+def check_models(settings: TrainingSettings, model_config: Mapping[str, Any], *, training: bool) -> None:
+    """Refuses a model, or a reference, whose folder does not hold what its config says.
+
+    Args:
+        settings: The training settings, which name the reference.
+        model_config: What ``rl_module`` was given.
+        training: Whether the settings are for training, not for evaluation alone.
+
+    Raises:
+        ModelError: The config, the weights or both together cannot be loaded, or the reference speaks other tokens.
+    """
+    trusted = bool(model_config["trust_remote_code"])
+    check_model(str(model_config["path"]), trust_remote_code=trusted)
+    if not training or not settings.kl_coeff or settings.reference_path is None:
+        return
+    check_model(settings.reference_path, trust_remote_code=trusted)
+    sizes = [vocabulary_size({**model_config, "path": p}) for p in (model_config["path"], settings.reference_path)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ModelError(
+            f"training.reference_path is {settings.reference_path!r}, whose model has {sizes[1]} token ids, while the "
+            f"one that is trained has {sizes[0]}; the divergence is between models of one vocabulary. Use the model "
+            "that training starts from, or a relative of it."
+        )
 
 
 def check_agent(
@@ -133,6 +184,7 @@ def check_agent(
     """
     if not agent.plays:
         given = [name for name in ("tasks", "addresses") if getattr(agent, name) is not None]
+        given += ["host"] if agent.host != LOOPBACK else []
         given += [f"workers={agent.workers!r}"] if agent.workers != "thread" else []
         if given:
             raise SettingError(f"agent.{given[0]} is set, but agent.play is not: name the function that plays.")

@@ -9,6 +9,7 @@ from gspo_rllib.agents.address import LOOPBACK
 from gspo_rllib.agents.function import Play
 from gspo_rllib.agents.session import HISTORIES, History
 from gspo_rllib.knobs import Settings, knob, positional_settings_dataclass
+from gspo_rllib.value_forms import LONGEST_WAIT_S
 
 WorkersKind = Literal["thread", "process", "external"]
 WORKERS: tuple[WorkersKind, ...] = ("thread", "process", "external")
@@ -55,14 +56,20 @@ class AgentSettings(Settings):
         source="ours: what was sampled is never tokenised again",
     )
     trajectory_timeout_s: float = knob(
-        600.0, "Longest a trajectory may take before it counts as failed.", unit="seconds", low=0.0, low_open=True,
+        600.0,
+        "Longest a trajectory may take before it counts as failed.",
+        unit="seconds",
+        low=0.0,
+        high=LONGEST_WAIT_S,
+        low_open=True,
         source="ours",
-    )  # fmt: skip
+    )
     idle_timeout_s: float = knob(
         120.0,
         "Longest an agent may take between two calls before its trajectory counts as failed.",
         unit="seconds",
         low=0.0,
+        high=LONGEST_WAIT_S,
         low_open=True,
         source="ours",
     )

@@ -34,9 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from gspo_rllib.driver.evaluation_scores import estimates, tasks_of
 
     for option in ("episodes", "samples"):
-        given = getattr(arguments, option)
-        if given is not None and given < 1:
-            raise SettingError(f"--{option}: expected a whole number >= 1, got {given}.")
+        if (given := getattr(arguments, option)) is not None:
+            policy_source.check_count(f"--{option}", given)
     if arguments.all and arguments.episodes is not None:
         raise SettingError("--all plays every task, --episodes so many of them: give one of the two.")
     file = rows_file(arguments.json) if arguments.json else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_files import DTYPES, export_folder
+from gspo_rllib.places import check_folder, named_path
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the policy's files."""
-    folder = Path(arguments.folder).expanduser()
+    folder = named_path(arguments.folder)
     dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype)
     print(f"{folder}: {dtype}; load it with transformers.AutoModelForCausalLM.from_pretrained or vllm.LLM")
     return 0
@@ -48,6 +49,7 @@ def export(checkpoint: str, folder: Path, *, dtype: str | None = None) -> str:
     """
     from gspo_rllib import checkpoints
 
+    check_folder(folder, "export: the folder")
     source = checkpoints.policy_folder(checkpoint)
     if folder.exists() and any(folder.iterdir()):
         raise SettingError(f"export: {str(folder)!r} is not empty; name a new folder.")

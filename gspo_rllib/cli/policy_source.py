@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import SettingError, shown
+from gspo_rllib.knobs import LARGEST_COUNT
+from gspo_rllib.places import named_path
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import GSPOConfig
@@ -77,6 +79,18 @@ def parse_assignments(items: list[str], *, option: str) -> dict[str, Any]:
     return parsed
 
 
+def check_count(option: str, given: int) -> None:
+    """Refuses a number of something that is none, or more than can be counted.
+
+    Raises:
+        SettingError: It is.
+    """
+    if given < 1:
+        raise SettingError(f"{option}: expected a whole number >= 1, got {given}.")
+    if given > LARGEST_COUNT:
+        raise SettingError(f"{option}: expected a whole number <= {LARGEST_COUNT}, got {shown(given)}.")
+
+
 def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     """The config to play with: the checkpoint's, changed by the options; its model path is the policy to play.
 
@@ -88,8 +102,8 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     from gspo_rllib.agents.settings import AgentSettings
     from gspo_rllib.algorithms import GSPOConfig
 
-    source = Path(arguments.checkpoint).expanduser()
-    if not (source / "config.json").is_file():
+    source = named_path(arguments.checkpoint)
+    if not os.path.isfile(source / "config.json"):
         config: GSPOConfig = GSPOConfig.from_state(_saved_state(arguments, checkpoints.verify(source)))
     elif arguments.env:
         config = GSPOConfig().rl_module(model_config={"path": str(source)})
@@ -123,8 +137,8 @@ def weights_version(arguments: argparse.Namespace) -> int:
     """What learners that begin with this policy call its weights."""
     from gspo_rllib import checkpoints
 
-    source = Path(arguments.checkpoint).expanduser()
-    return 0 if (source / "config.json").is_file() else checkpoints.weights_version(source)
+    source = named_path(arguments.checkpoint)
+    return 0 if os.path.isfile(source / "config.json") else checkpoints.weights_version(source)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 from typing import Any
 
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import SettingError, shown
+from gspo_rllib.places import named_path
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +27,11 @@ def show(arguments: argparse.Namespace) -> int:
     """Prints the file."""
     from gspo_rllib.configs.runs import find_config
 
-    print(find_config(arguments.name).read_text(encoding="utf-8"), end="")
+    file = find_config(arguments.name)
+    try:
+        print(file.read_text(encoding="utf-8"), end="")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"show: {shown(str(file))} is no text that can be read: {error}.") from error
     return 0
 
 
@@ -38,15 +43,15 @@ def copy(arguments: argparse.Namespace) -> int:
     """
     from gspo_rllib.configs.runs import find_config
 
-    source, target = find_config(arguments.name), Path(arguments.file).expanduser()
-    if target.is_dir():
+    source, target = find_config(arguments.name), named_path(arguments.file)
+    if os.path.isdir(target):
         target /= source.name
     try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+        with target.open("x", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(source.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileExistsError:
         raise SettingError(f"cp: {str(target)!r} exists, and is not overwritten; name a new file.") from None
     except OSError as error:
-        raise SettingError(f"cp: {str(target)!r} cannot be written: {error.strerror}.") from error
+        raise SettingError(f"cp: {shown(str(target))} cannot be written: {error.strerror}.") from error
     print(f"{target}: change it, then `gspo-rllib validate {target}` and `gspo-rllib train {target}`")
     return 0

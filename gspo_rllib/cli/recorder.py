@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from gspo_rllib.cli.progress import LEARNER, PHASES
+from gspo_rllib.places import named_path
 
 Result = Mapping[str, Any]
 
@@ -65,7 +66,7 @@ def new_run_folder(storage: str, name: str) -> Path:
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    base = Path(storage).expanduser().resolve()
+    base = named_path(storage).resolve()
     for attempt in range(1000):
         folder = base / (f"{safe}-{stamp}" if not attempt else f"{safe}-{stamp}-{attempt}")
         try:

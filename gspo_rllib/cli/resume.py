@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.cli.best import EVALUATED, Score
 from gspo_rllib.cli.recorder import flatten, read_results
 from gspo_rllib.errors import CheckpointError, SettingError
+from gspo_rllib.places import named_path
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import RunSettings
@@ -65,7 +67,7 @@ class Resume:
 
 def is_run(path: str | Path) -> bool:
     """Whether a folder is what ``gspo-rllib train`` writes results into."""
-    return (Path(path).expanduser() / "config.yaml").is_file()
+    return os.path.isfile(named_path(path) / "config.yaml")
 
 
 def name_of(folder: Path) -> str:
@@ -86,7 +88,7 @@ def find_resume(path: str | Path) -> Resume:
     """
     if not is_run(path):
         return Resume(checkpoint=checkpoints.verify(path))
-    folder = Path(path).expanduser().resolve()
+    folder = named_path(path).resolve()
     results = [flatten(result) for result in read_results(folder)]
     best = _best(results) if (folder / "checkpoints" / BEST).is_dir() else None
     iteration, checkpoint = _newest(folder, best)

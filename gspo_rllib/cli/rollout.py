@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.cli import policy_source
 from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
+from gspo_rllib.places import check_file, named_path
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints."""
     for option in ("episodes", "samples"):
-        if getattr(arguments, option) < 1:
-            raise SettingError(f"--{option}: expected a whole number >= 1, got {getattr(arguments, option)}.")
+        policy_source.check_count(f"--{option}", getattr(arguments, option))
     kept = None if arguments.groups is None else groups_file(arguments.groups)
     file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
@@ -71,11 +71,12 @@ def groups_file(path: str) -> Path:
     Raises:
         SettingError: It cannot be one.
     """
-    file = Path(path).expanduser()
+    file = named_path(path)
     if file.suffix != ".jsonl":
         raise SettingError(f"--groups: {path!r} must end in .jsonl: it holds a group on each line.")
     if not file.parent.is_dir():
         raise SettingError(f"--groups: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
+    check_file(file, "--groups")
     return file
 
 

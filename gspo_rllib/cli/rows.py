@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.places import check_file, named_path
 
 STDOUT = "-"
 """What ``--json`` has without a file: rows go to standard output, and what people read to standard error."""
@@ -38,11 +39,12 @@ def rows_file(path: str) -> Path | None:
     """
     if path == STDOUT:
         return None
-    file = Path(path).expanduser()
+    file = named_path(path)
     if file.suffix not in (".jsonl", ".parquet"):
         raise SettingError(f"--json: {path!r} must end in .jsonl or .parquet, which says how rows are written.")
     if not file.parent.is_dir():
         raise SettingError(f"--json: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
+    check_file(file, "--json")
     return file
 
 

@@ -14,6 +14,7 @@ from gspo_rllib.cli.sweep_points import Point, points
 from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short
 from gspo_rllib.cli.training_loop import stop_reason
 from gspo_rllib.errors import SettingError
+from gspo_rllib.places import check_folder
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run, RunSettings
@@ -55,12 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         given = getattr(arguments, option)
         if given is not None and given < 1:
             raise SettingError(f"--{option.replace('_', '-')}: expected a whole number >= 1, got {given}.")
+    if not arguments.metric.strip():
+        raise SettingError("--metric: it is empty; give success, return, or a key of result.json.")
     base, trials = points(arguments, overrides_of(arguments), samples=arguments.samples)
     if base.settings.record_groups and arguments.scheduler == "pbt":
         raise SettingError(
             "run.record_groups=true: --scheduler pbt has trials go on from another's checkpoint, so that two groups "
             "of a file have one name. Use `gspo-rllib train`, or another scheduler."
         )
+    check_folder(base.settings.storage, "run.storage")
     stop = stopper(base.settings)
     if arguments.scheduler == "pbt" and not any(set(point.values) - {"seed"} for point in trials):
         raise SettingError("--scheduler pbt: there is nothing to move; give a setting several values.")

@@ -19,6 +19,7 @@ from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_recor
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
+from gspo_rllib.places import check_folder, named_path
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -126,9 +127,11 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     in_place = bool(arguments.resume) and is_run(arguments.resume)
     if source is None and not in_place:
         arguments.usage_error("the following arguments are required: CONFIG")
-    loaded = load_run(source or Path(arguments.resume).expanduser() / "config.yaml", overrides)
+    loaded = load_run(named_path(arguments.resume) / "config.yaml" if source is None else source, overrides)
     check_limits(loaded.settings, "this run")
-    resume = find_resume(arguments.resume) if arguments.resume else None
+    if not in_place:
+        check_folder(loaded.settings.storage, "run.storage")
+    resume = find_resume(arguments.resume) if arguments.resume is not None else None
     if resume is not None and checkpoints.is_pickled(resume.checkpoint):
         check_trusted(resume.checkpoint, trust_pickle=arguments.trust_pickle)
     if resume is not None and resume.folder is not None:

@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.train import add_config_arguments, check_limits, overrides_of
-from gspo_rllib.errors import GSPOError, SettingError
+from gspo_rllib.errors import GSPOError
+from gspo_rllib.places import check_folder
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run
@@ -51,16 +52,10 @@ def checked(arguments: argparse.Namespace) -> Run:
     """
     from gspo_rllib.cli.quiet import hush
     from gspo_rllib.configs import load_run
-    from gspo_rllib.model_folder import check_weights
 
     loaded = load_run(arguments.config, overrides_of(arguments))
     check_limits(loaded.settings, "this run")
+    check_folder(loaded.settings.storage, "run.storage")
     hush(loaded.config, verbose=arguments.verbose)
-    try:
-        loaded.config.validate()
-    except GSPOError:
-        raise
-    except ValueError as error:  # RLlib's own refusals, which may be pages
-        raise SettingError(f"refused by RLlib: {' '.join(str(error).split())[:500]}") from error
-    check_weights(str(loaded.config.model_config["path"]))
+    loaded.config.validate()
     return loaded

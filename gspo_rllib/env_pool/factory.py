@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +14,20 @@ from typing import Any
 
 import gymnasium as gym
 
+from gspo_rllib.env_pool.trial import (
+    MAKE_S,
+    check_reset,
+    close_in_time,
+    first_observations,
+    in_main_thread_only,
+    in_own_thread,
+)
 from gspo_rllib.errors import EnvError, GSPOError, described, did_you_mean, shown
 from gspo_rllib.types import ChatSpec
 
 logger = logging.getLogger(__name__)
+
+_ID = re.compile(r"(?:\w+(?:\.\w+)*:)?(?:[\w.-]+/)*[\w.-]+")
 
 EnvMaker = Callable[[], gym.Env]
 
@@ -34,6 +47,7 @@ class LanguageEnvSpec:
             else what goes with its tools. Each step may say otherwise.
         max_turns: Most turns of an episode; its attribute ``max_turns``, None where it has none.
         num_tasks: How many tasks it counts, named ``"0"``, ``"1"``, …; None where it has no ``num_tasks()``.
+        first_observations: What it said first in some tasks, if it was tried.
     """
 
     make: EnvMaker
@@ -45,6 +59,7 @@ class LanguageEnvSpec:
     obs_role: str = "user"
     max_turns: int | None = None
     num_tasks: int | None = None
+    first_observations: tuple[str, ...] = ()
 
 
 def env_maker(
@@ -67,66 +82,84 @@ def env_maker(
         creator = _tune_creator(env)
         if creator is not None:
             return lambda: creator(_context(kwargs, worker_index))
+        if not _ID.fullmatch(env):
+            raise EnvError(
+                f"environment {shown(env)} is no Gymnasium id; allowed: 'name-v0', 'namespace/name-v0', or either with "
+                "the module that registers it, as in 'gspo_rllib.envs:gspo_rllib/Calculator-v0'."
+            )
         return lambda: gym.make(env, disable_env_checker=True, **kwargs)
     if callable(env):
         if _first_parameter(env) == "config":
             return lambda: env(_context(kwargs, worker_index))
         return lambda: env(**kwargs)
     raise EnvError(
-        f"environment: got {env!r}; set config.environment(env=...) to a Gymnasium id such as "
+        f"environment: got {shown(env)}; set config.environment(env=...) to a Gymnasium id such as "
         "'gspo_rllib.envs:gspo_rllib/Calculator-v0', a name registered with ray.tune.register_env, or a class."
     )
 
 
 def check_language_env_spec(
-    env: str | type | None, env_config: Mapping[str, Any] | None = None, *, worker_index: int = 0
+    env: str | type | None,
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    worker_index: int = 0,
+    tries: bool = False,
 ) -> LanguageEnvSpec:
     """Makes one environment, checks that it speaks text, and closes it again.
+
+    All of it in a thread of its own: an environment that hangs, or raises ``KeyboardInterrupt``, is an error.
 
     Args:
         env: A Gymnasium id, a name registered with Ray Tune, or a class; see ``env_maker``.
         env_config: Keyword arguments of the environment; see ``env_maker``.
         worker_index: RLlib's index of the env runner.
+        tries: Whether it is reset and stepped as well, so that what it returns is known.
 
     Raises:
-        EnvError: It is unknown, cannot be made, is no ``gymnasium.Env``, its spaces are not text, or it needs a
-            process of its own that it cannot be sent to.
+        EnvError: It is unknown, cannot be made, is no ``gymnasium.Env``, its spaces are not text, its ``reset`` takes
+            no seed, it needs a process of its own that it cannot be sent to, or returns what it must not.
     """
     make = env_maker(env, env_config, worker_index=worker_index)
+
+    def look() -> LanguageEnvSpec:
+        return _look(env, env_config, make, tries=tries)
+
+    return in_own_thread(look, name=str(env), seconds=MAKE_S)
+
+
+def _look(
+    env: str | type | None, env_config: Mapping[str, Any] | None, make: EnvMaker, *, tries: bool
+) -> LanguageEnvSpec:
     try:
         instance = make()
     except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise EnvError(_unknown(str(env), error)) from error
-    except KeyboardInterrupt:
-        raise
     # A constructor is foreign code: whatever it raises is reported as one clear error.
     except BaseException as error:
+        if in_main_thread_only(error):
+            raise
         raise EnvError(
-            f"environment {env!r} could not be made with env_config={dict(env_config or {})!r}: {described(error)}"
+            f"environment {shown(env)} could not be made with env_config={shown(dict(env_config or {}), 300)}: "
+            f"{described(error)}"
         ) from error
     if not isinstance(instance, gym.Env):
-        raise EnvError(f"environment {env!r} is a {type(instance).__name__}; it must be a gymnasium.Env.")
+        raise EnvError(f"environment {shown(env)} is a {type(instance).__name__}; it must be a gymnasium.Env.")
     try:
-        return _describe(str(env), make, instance)
-    except (GSPOError, KeyboardInterrupt):
+        spec = _describe(str(env), make, instance)
+        check_reset(str(env), instance)
+        if not tries:
+            return spec
+        return dataclasses.replace(spec, first_observations=tuple(first_observations(str(env), instance)))
+    except GSPOError:
         raise
     # So is what answers for its attributes.
     except BaseException as error:
         raise EnvError(
-            f"environment {env!r}: asked for its spaces, metadata and chat, it raised {described(error)}. These "
+            f"environment {shown(env)}: asked for its spaces, metadata and chat, it raised {described(error)}. These "
             "attributes must be readable at any time."
         ) from error
     finally:
-        _close(instance)
-
-
-def _close(instance: gym.Env) -> None:
-    try:
-        instance.close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001, it was made to be looked at, and that is done
-        logger.warning("An environment that was made to be checked could not be closed: %s", described(error))
+        close_in_time(instance, name=str(env))
 
 
 def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
@@ -203,7 +236,8 @@ def _unknown(name: str, error: Exception) -> str:
     known = [
         spec.id for spec in gym.registry.values() if not str(spec.entry_point).startswith(("gymnasium.", "shimmy"))
     ]
-    near = did_you_mean(env_id, known) if known else ""
+    near = did_you_mean(env_id, known) if difflib.get_close_matches(env_id, known, n=1) else ""
+    near = near or "`gspo-rllib list` names those of this package."
     hint = "" if module else " Its package may not be imported yet: write 'module:id' to import it first."
     return f"environment {name!r} is not registered with Gymnasium. {near}{hint}"
 

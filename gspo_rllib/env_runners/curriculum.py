@@ -15,7 +15,7 @@ from gspo_rllib.env_runners.settings import GroupSettings
 from gspo_rllib.errors import EnvError, SettingError
 
 
-def check_stages(config: Any, *, worker_index: int = 0) -> list[LanguageEnvSpec]:
+def check_stages(config: Any, *, worker_index: int = 0, tries: bool = False) -> list[LanguageEnvSpec]:
     """What is played in each stage of a config's ``curriculum``: its environment with some settings replaced.
 
     An evaluation has no stages.
@@ -23,6 +23,7 @@ def check_stages(config: Any, *, worker_index: int = 0) -> list[LanguageEnvSpec]
     Args:
         config: An ``AlgorithmConfig``.
         worker_index: RLlib's index of the env runner.
+        tries: Whether each is reset and stepped as well.
 
     Raises:
         SettingError: A stage is no mapping of settings.
@@ -39,7 +40,7 @@ def check_stages(config: Any, *, worker_index: int = 0) -> list[LanguageEnvSpec]
             )
         try:
             env_config = {**(config.env_config or {}), **changes}
-            specs.append(check_language_env_spec(config.env, env_config, worker_index=worker_index))
+            specs.append(check_language_env_spec(config.env, env_config, worker_index=worker_index, tries=tries))
         except EnvError as error:
             raise EnvError(f"training.curriculum[{stage}] is {changes!r}: {error}") from error
     return specs
@@ -52,4 +53,4 @@ def played_envs(config: Any) -> list[LanguageEnvSpec]:
         SettingError: A stage is no mapping of settings.
         EnvError: The environment cannot be used, or does not take the settings of a stage.
     """
-    return [check_language_env_spec(config.env, config.env_config), *check_stages(config)]
+    return [check_language_env_spec(config.env, config.env_config, tries=True), *check_stages(config, tries=True)]

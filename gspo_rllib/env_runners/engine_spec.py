@@ -165,8 +165,10 @@ def resolve_max_model_len(max_model_len: int | None, model_config: Mapping[str, 
 
 
 def _tokenizer_and_ends(model_config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, Sequence[int]]:
-    tokenizer = load_runner_tokenizer(model_config)
     trusted = _trusts_remote_code(model_config)
+    # First, for what is wrong with it is wrong with the tokenizer, too, which says it less plainly.
+    load_model_config(_model_path(model_config), trust_remote_code=trusted)
+    tokenizer = load_runner_tokenizer(model_config)
     return tokenizer, declared_end_ids(_model_path(model_config), tokenizer, trust_remote_code=trusted)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
+from gspo_rllib.value_forms import LONGEST_WAIT_S, named, text, torch_device
 
 ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
 CONTEXT_OVERFLOWS: tuple[str, ...] = get_args(ContextOverflow)
@@ -29,10 +30,11 @@ class GroupSettings(Settings):
         8,
         "Trajectories per task (K); the advantage compares them with each other, so only gae does with 1.",
         low=1,
+        high=2**16,
         source="verl, TRL",
     )
     groups_per_iteration: int = knob(
-        16, "Tasks per iteration (G); an iteration trains on G·K trajectories.", low=1, source="ours"
+        16, "Tasks per iteration (G); an iteration trains on G·K trajectories.", low=1, high=2**20, source="ours"
     )
     curriculum: list[Any] = knob(
         [],
@@ -58,15 +60,24 @@ class GenerationSettings(Settings):
     REFUSED: ClassVar[Mapping[str, str]] = dict.fromkeys(("top_p", "top_k", "min_p"), CHANGES_THE_SUPPORT)
 
     engine: str | None = knob(
-        None, "Which engine samples; None takes vLLM where it is installed, else transformers.", source="ours"
+        None,
+        "Which engine samples; None takes vLLM where it is installed, else transformers.",
+        form=text,
+        source="ours",
     )
     temperature: float = knob(
-        1.0, "Divides the logits while sampling; the learner scores at the same one.", low=0.0, source="verl, TRL"
+        1.0,
+        "Divides the logits while sampling; the learner scores at the same one. Below 0.01 vLLM would sample at 0.01.",
+        low=0.01,
+        high=100.0,
+        also=(0.0,),
+        source="verl, TRL",
     )
     template_kwargs: dict[str, Any] = knob(
         {},
         "Handed to the model's chat template, e.g. {'enable_thinking': False}; where the environment's ChatSpec names "
         "one too, these hold.",
+        form=named,
         source="ours",
     )
     max_tokens_per_turn: int = knob(64, "Most tokens of one reply.", unit="tokens", low=1, source="ours")
@@ -97,10 +108,13 @@ class GenerationSettings(Settings):
         source="ours: exact log-probs",
     )
     engine_device: str | None = knob(
-        None, "Torch device of the transformers engine; None takes a GPU if the runner has one.", source="ours"
+        None,
+        "Torch device of the transformers engine; None takes a GPU if the runner has one.",
+        form=torch_device,
+        source="ours",
     )
     engine_options: dict[str, Any] = knob(
-        {}, "Handed to the engine as they are, e.g. vLLM's tensor_parallel_size.", source="ours"
+        {}, "Handed to the engine as they are, e.g. vLLM's tensor_parallel_size.", form=named, source="ours"
     )
     weight_update: Literal["turn", "token"] = knob(
         "turn",
@@ -114,11 +128,16 @@ class GenerationSettings(Settings):
         "Longest an environment may take to make, reset or step before it counts as failed.",
         unit="seconds",
         low=0.0,
+        high=LONGEST_WAIT_S,
         low_open=True,
         source="ours",
     )
     trajectory_retries: int = knob(
-        1, "Fresh attempts at a trajectory whose environment failed before its group is replaced.", low=0, source="ours"
+        1,
+        "Fresh attempts at a trajectory whose environment failed before its group is replaced.",
+        low=0,
+        high=1000,
+        source="ours",
     )
     ragged_groups: bool = knob(
         False,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
+from gspo_rllib.value_forms import schedule, two_decays
+
+HIGHEST_LR = 10.0
+"""Largest learning rate: AdamW moves each weight by about as much in a step."""
 
 
 @settings_dataclass
@@ -21,20 +25,29 @@ class UpdateSettings(Settings):
         source="ours",
     )
     lr: float | list[Any] = knob(
-        1e-6, "AdamW's learning rate, or an RLlib schedule [[timestep, lr], ...].", low=0.0, source="verl's GSPO recipe"
+        1e-6,
+        "AdamW's learning rate, or an RLlib schedule [[timestep, lr], ...].",
+        low=0.0,
+        high=HIGHEST_LR,
+        form=schedule(highest=HIGHEST_LR),
+        source="verl's GSPO recipe",
     )
     grad_clip: float | None = knob(
         1.0,
         "Largest gradient norm of an optimiser step; None for no limit.",
         low=0.0,
+        high=1e12,
         low_open=True,
         source="verl, TRL",
     )
-    weight_decay: float = knob(0.01, "AdamW's decay of matrices; vectors are not decayed.", low=0.0, source="verl")
-    adam_betas: tuple[float, ...] | list[Any] = knob(
-        (0.9, 0.999), "AdamW's averaging of gradient and squared gradient.", source="torch"
+    weight_decay: float = knob(
+        0.01, "AdamW's decay of matrices; vectors are not decayed.", low=0.0, high=1e3, source="verl"
     )
-    adam_epsilon: float = knob(1e-8, "Added to AdamW's denominator.", low=0.0, low_open=True, source="torch")
+    adam_betas: tuple[float, ...] | list[Any] = knob(
+        (0.9, 0.999), "AdamW's averaging of gradient and squared gradient.", form=two_decays, source="torch"
+    )
+    # Below, it is 0 in float32, and a weight without a gradient becomes 0/0.
+    adam_epsilon: float = knob(1e-8, "Added to AdamW's denominator.", low=1e-30, high=1.0, source="torch")
     target_kl: float | None = knob(
         None,
         "Largest KL between the policy before the update and the one being trained, mean over the sampled tokens of "
@@ -42,6 +55,7 @@ class UpdateSettings(Settings):
         "limit. The first step is always taken.",
         unit="nats per token",
         low=0.0,
+        high=1e3,
         low_open=True,
         source="Stable-Baselines3, CleanRL: none",
     )

@@ -26,7 +26,7 @@ from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.knobs import check, default_of
 from gspo_rllib.model_files import ModelFiles, copy_files
-from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers
+from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers, translated
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
@@ -113,13 +113,19 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
-        try:
-            with quiet_transformers():
-                model = AutoModelForCausalLM.from_pretrained(
-                    path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model path {path!r}: no causal language model could be loaded ({error})") from error
+        with quiet_transformers(), translated(path, "no causal language model could be loaded"):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        if missing := sorted(loading["missing_keys"]):
+            raise ModelError(
+                f"model path {path!r}: {len(missing)} weights of the model are not in the folder, {missing[0]} for "
+                "one; transformers would have made them up. Download or save the model again."
+            )
         self._files = ModelFiles.of(path, model, config_class=type(config))
         model.config.use_cache = False
         return model.eval()

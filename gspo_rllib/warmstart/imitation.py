@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.errors import SettingError, did_you_mean
+from gspo_rllib.errors import SettingError, did_you_mean, shown
+from gspo_rllib.knobs import check, knob
+from gspo_rllib.learners.settings import HIGHEST_LR
+from gspo_rllib.places import check_folder
+from gspo_rllib.value_forms import torch_device
 from gspo_rllib.warmstart.models import ARCHITECTURES, Architecture, check_sizes
 
 if TYPE_CHECKING:
@@ -113,7 +117,11 @@ def warmstart(
         KeyboardInterrupt: Somebody asked to stop; the same call goes on.
     """
     started = time.monotonic()
-    _check_arguments(target_success, architecture, sizes or {})
+    numbers = {"target_success": target_success, "temperature": temperature, "lr": lr, "seed": seed}
+    _check_arguments({**numbers, "max_minutes": max_minutes, "device": device}, architecture, sizes or {})
+    if not Path(out).name:
+        raise SettingError(f"out={str(out)!r}: it must be the name of a folder to write.")
+    check_folder(Path(out).with_name(Path(out).name + ".partial"), "out")
 
     from gspo_rllib.warmstart.student import Student
     from gspo_rllib.warmstart.teaching import FINAL_TASKS, Progress, Teacher
@@ -203,9 +211,22 @@ def _outcome(result: WarmstartResult) -> str:
     )
 
 
-def _check_arguments(target_success: float, architecture: str, sizes: Mapping[str, Any]) -> None:
-    if not 0.0 < target_success <= 1.0:
-        raise SettingError(f"target_success={target_success}: must be above 0 and at most 1.")
+_ARGUMENTS: dict[str, tuple[type, Any]] = {
+    "temperature": (float, knob(1.0, "", low=0.0, high=100.0, source="")),
+    "lr": (float, knob(1e-3, "", low=0.0, high=HIGHEST_LR, low_open=True, source="")),
+    "seed": (int, knob(0, "", low=0, high=2**32 - 1, source="")),
+    "max_minutes": (float, knob(15.0, "", low=0.0, high=1e6, source="")),
+    "device": (str, knob("cpu", "", form=torch_device, source="")),
+}
+"""Type and range of the arguments that are not checked elsewhere."""
+
+
+def _check_arguments(arguments: Mapping[str, Any], architecture: str, sizes: Mapping[str, Any]) -> None:
+    target = arguments["target_success"]
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0.0 < target <= 1.0:
+        raise SettingError(f"target_success={shown(target)}: must be above 0 and at most 1.")
+    for name, (hint, field) in _ARGUMENTS.items():
+        check(name, arguments[name], hint, field.metadata)
     if architecture not in ARCHITECTURES:
         raise SettingError(f"architecture={architecture!r}: {did_you_mean(str(architecture), ARCHITECTURES)}")
     check_sizes(sizes)

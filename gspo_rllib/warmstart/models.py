@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gspo_rllib.errors import SettingError, did_you_mean
+from gspo_rllib.knobs import check, knob
 from gspo_rllib.model_folder import quiet_transformers
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ CHAT_TEMPLATE = """\
 """ChatML: each message framed by its role and an end marker; a reply is sampled after the assistant header."""
 
 _MINIMUM_VOCAB = 256 + len(SPECIAL_TOKENS)
+_SIZE = knob(1, "", low=1, high=2**17, source="").metadata
+_RANGE = knob(0.02, "", low=0.0, high=10.0, source="").metadata
 _SAMPLE_TEXTS = (
     "What is 17 + 25? The answer is 42.",
     "Use a tool, read the result, then give the answer.",
@@ -146,9 +149,11 @@ def check_sizes(sizes: Mapping[str, Any]) -> None:
         SettingError: One is not a size that ``build_model`` takes.
     """
     known = set(inspect.signature(build_model).parameters) - {"path", "texts", "tokenizer", "architecture", "seed"}
-    for name in sizes:
+    for name, size in sizes.items():
         if name not in known:
             raise SettingError(f"sizes: {name!r} is not a size of a model. {did_you_mean(name, known)}")
+        hint = {"tie_word_embeddings": bool, "initializer_range": float}.get(name, int)
+        check(f"sizes: {name}", size, hint, _SIZE if hint is int else _RANGE)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:

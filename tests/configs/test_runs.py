@@ -135,7 +135,7 @@ def test_an_illegal_evaluation_override_is_refused(run_file: Path) -> None:
 
 
 def test_what_rllib_trips_over_is_a_refusal(run_file: Path) -> None:
-    with pytest.raises(SettingError, match=r"section 'environment' was refused by RLlib: 'NoneType' object"):
+    with pytest.raises(SettingError, match=r"environment.env_config is None; allowed: a mapping whose keys"):
         load_config(run_file, ["environment.env_config=null"])
 
 
