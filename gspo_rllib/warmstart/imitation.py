@@ -119,9 +119,7 @@ def warmstart(
     started = time.monotonic()
     numbers = {"target_success": target_success, "temperature": temperature, "lr": lr, "seed": seed}
     _check_arguments({**numbers, "max_minutes": max_minutes, "device": device}, architecture, sizes or {})
-    if not Path(out).name:
-        raise SettingError(f"out={str(out)!r}: it must be the name of a folder to write.")
-    check_folder(Path(out).with_name(Path(out).name + ".partial"), "out")
+    _check_place(Path(out))
 
     from gspo_rllib.warmstart.student import Student
     from gspo_rllib.warmstart.teaching import FINAL_TASKS, Progress, Teacher
@@ -209,6 +207,13 @@ def _outcome(result: WarmstartResult) -> str:
     return (
         f"warm start: {how_good} after {result.steps} steps and {result.seconds:.0f} s{short}; saved to {result.path}"
     )
+
+
+def _check_place(out: Path) -> None:
+    """Refuses a folder that cannot be written, before anything is taught."""
+    if not out.name:
+        raise SettingError(f"out={str(out)!r}: it must be the name of a folder to write.")
+    check_folder(out.with_name(out.name + ".partial"), "out")
 
 
 _ARGUMENTS: dict[str, tuple[type, Any]] = {
