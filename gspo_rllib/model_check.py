@@ -67,7 +67,7 @@ def check_model(path: str, *, trust_remote_code: bool = False) -> None:
         ModelError: The config describes no model, or another one than the weights are of.
     """
     there: dict[str, tuple[int, ...]] = {}
-    if os.path.isdir(path):
+    if os.path.isfile(os.path.join(path, "config.json")):
         check_weights(path)
         for file in sorted(Path(path).glob("*.safetensors")):
             there |= _shapes(path, file)

@@ -21,6 +21,7 @@ from gspo_rllib.value_forms import torch_device
 from gspo_rllib.warmstart.models import ARCHITECTURES, Architecture, check_sizes
 
 if TYPE_CHECKING:
+    from gspo_rllib.warmstart.student import Student
     from gspo_rllib.warmstart.success import PlayReport
     from gspo_rllib.warmstart.teaching import Teacher
 
@@ -117,11 +118,9 @@ def warmstart(
         KeyboardInterrupt: Somebody asked to stop; the same call goes on.
     """
     started = time.monotonic()
-    numbers = {"target_success": target_success, "temperature": temperature, "lr": lr, "seed": seed}
-    _check_arguments({**numbers, "max_minutes": max_minutes, "device": device}, architecture, sizes or {})
-    if not Path(out).name:
-        raise SettingError(f"out={str(out)!r}: it must be the name of a folder to write.")
-    check_folder(Path(out).with_name(Path(out).name + ".partial"), "out")
+    given = dict(temperature=temperature, lr=lr, seed=seed, max_minutes=max_minutes, device=device)
+    _check_arguments(given | {"target_success": target_success}, architecture, sizes or {})
+    _check_place(Path(out))
 
     from gspo_rllib.warmstart.student import Student
     from gspo_rllib.warmstart.teaching import FINAL_TASKS, Progress, Teacher
@@ -156,10 +155,7 @@ def warmstart(
             interrupted=interrupted,
             progress=Progress(**state.get("progress", {})),
         )
-        say(
-            f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per "
-            f"expert episode, target {target_success:.0%} sampled success{teacher.resumed}"
-        )
+        say(_beginning(student, teacher, target_success))
         report = _taught(teacher, unfinished.folder, say)
     finally:
         student.close()
@@ -201,6 +197,13 @@ def _taught(teacher: Teacher, folder: Path, say: Callable[[str], object]) -> Pla
     return report
 
 
+def _beginning(student: Student, teacher: Teacher, target: float) -> str:
+    return (
+        f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per expert "
+        f"episode, target {target:.0%} sampled success{teacher.resumed}"
+    )
+
+
 def _outcome(result: WarmstartResult) -> str:
     how_good = "no time was left to measure success"
     if result.success is not None:
@@ -209,6 +212,13 @@ def _outcome(result: WarmstartResult) -> str:
     return (
         f"warm start: {how_good} after {result.steps} steps and {result.seconds:.0f} s{short}; saved to {result.path}"
     )
+
+
+def _check_place(out: Path) -> None:
+    """Refuses a folder that cannot be written, before anything is taught."""
+    if not out.name:
+        raise SettingError(f"out={str(out)!r}: it must be the name of a folder to write.")
+    check_folder(out.with_name(out.name + ".partial"), "out")
 
 
 _ARGUMENTS: dict[str, tuple[type, Any]] = {

@@ -204,6 +204,6 @@ MODELS: list[Case] = [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         f"model path 'model': the chat template calls itself without end{NOT_TRAINED_WITH}",
     ),
-    *[_path(path, ELSEWHERE) for path in ("/nowhere", "/dev/null", "x" * 300, "a/b/c/d", "~nobody/x")],
+    *[_path(path, ELSEWHERE) for path in ("/nowhere", "/dev/null", "/proc/self", "x" * 300, "a/b/c/d", "~nobody/x")],
     *[_path(path, ELSEWHERE) for path in (" ", "http://x/y", "../x", "run.yaml", "a\0b")],
 ]
