@@ -15,6 +15,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.leftovers import watched_while_it_lives
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -117,7 +118,8 @@ def check_schedulable(config: AlgorithmConfig, *, main_process: bool) -> None:
     if not asked:
         return
     if not ray.is_initialized():
-        ray.init()  # as Ray itself would, a moment later, for the first actor
+        with watched_while_it_lives():
+            ray.init()  # as Ray itself would, a moment later, for the first actor
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     where = "the Ray cluster"
     group = None if main_process else ray.util.get_current_placement_group()

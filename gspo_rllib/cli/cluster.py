@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.cli.interrupts import handler_kept
+from gspo_rllib.leftovers import Watch
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -30,18 +33,19 @@ def ray_session(num_cpus: float, *, verbose: bool = False) -> Iterator[None]:
     import ray
 
     started = not ray.is_initialized()
-    if started and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=verbose, logging_level=logging.WARNING if verbose else logging.ERROR)
-    elif started:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
-            include_dashboard=False,
-            log_to_driver=verbose,
-            logging_level=logging.WARNING if verbose else logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
+    options: dict[str, Any] = {"logging_level": logging.WARNING if verbose else logging.ERROR}
+    is_ours = started and not os.environ.get("RAY_ADDRESS")
+    if is_ours:
+        num_cpus = max(os.cpu_count() or 1, int(num_cpus + 0.999))
+        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+    with Watch() if is_ours else contextlib.nullcontext() as watch:
+        try:
+            if started:
+                with handler_kept():
+                    ray.init(log_to_driver=verbose, **options)
+            if watch is not None:
+                watch.note_folder()
+            yield
+        finally:
+            if started:
+                ray.shutdown()

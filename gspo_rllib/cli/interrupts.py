@@ -1,15 +1,64 @@
-"""Ctrl-C and SIGTERM end a run between two iterations, where a checkpoint is whole."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run between two iterations, where a checkpoint is whole; before that, at once."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import stat
 import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command; SIGHUP comes where the terminal is gone."""
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal ended the command while there was nothing to save; like Ctrl-C, foreign code may not swallow it.
+
+    Attributes:
+        signal: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells report it."""
+        return 128 + self.signal
+
+
+@contextlib.contextmanager
+def ends_on_signals() -> Iterator[None]:
+    """Inside ``with``, SIGTERM and SIGHUP raise ``Terminated``, so that what was started is stopped on the way out."""
+    previous = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        for number in ENDING:
+            _handle(number, _terminate)
+        yield
+    finally:
+        for number, handler in previous.items():
+            _handle(number, handler)
+
+
+@contextlib.contextmanager
+def handler_kept() -> Iterator[None]:
+    """Inside ``with``, Ray may start, which has SIGTERM end the process at once; afterwards our own answers again."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before):
+            _handle(signal.SIGTERM, before)
+
 
 class StopRequest:
-    """Inside ``with``, the first SIGINT or SIGTERM asks to stop; a second one raises ``KeyboardInterrupt`` at once.
+    """Inside ``with``, the first SIGINT, SIGTERM or SIGHUP asks to stop; a second raises ``KeyboardInterrupt`` at once.
 
     Args:
         after: What is finished first, as the answer to the signal names it.
@@ -24,23 +73,56 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._ask)
+        for number in (signal.SIGINT, *ENDING):
+            self._previous[number] = signal.getsignal(number)
+            _handle(number, self._ask)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            _handle(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+            if self.signal is not None:
+                # A terminal that closes says so more than once.
+                return
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        print(f"\nstopping after {self._after}, then saving; once more to stop at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(
+                f"\nstopping after {self._after}, then saving; once more to stop at once", file=sys.stderr, flush=True
+            )
 
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells report it; 0 when nobody asked."""
         return 128 + self.signal if self.signal is not None else 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        _leave_terminal()
+    raise Terminated(number)
+
+
+def _handle(number: int, handler: Any) -> None:
+    # Whoever started this with `nohup` wants it to go on without a terminal.
+    is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+    if handler is not None and not is_ignored and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Has output go nowhere that would go to a terminal which is gone: writing to it fails, and would end the run."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            # Not isatty, which says no of a terminal that is gone.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

@@ -24,6 +24,7 @@ from gspo_rllib.cli import (
     validate,
     warmstart,
 )
+from gspo_rllib.cli.interrupts import Terminated, ends_on_signals
 from gspo_rllib.errors import own_error
 
 COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing, report)
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for the process's own.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130 interrupted, 141 when whoever read the output (``| head``) has left.
+        The exit code: 0 done, 2 bad input, 130 interrupted, 129 and 143 ended by SIGHUP and SIGTERM, 141 when whoever
+        read the output (``| head``) has left.
     """
     try:
         try:
@@ -115,7 +117,11 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(argv)
     _import_from_here()
     try:
-        return int(arguments.run(arguments))
+        with ends_on_signals():
+            return int(arguments.run(arguments))
+    except Terminated as error:
+        print(f"gspo-rllib: ended by {error.signal.name}, with nothing to save", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("gspo-rllib: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
