@@ -85,6 +85,29 @@ class RunSettings(Settings):
         low=1,
         source="ours",
     )
+    max_failed_saves: int = knob(
+        3,
+        "End the run when this many saves in a row have failed, as on a full disk; before that training goes on, and "
+        "the next save tries again.",
+        unit="saves",
+        low=1,
+        source="ours",
+    )
+    keep_checkpoints: int | None = knob(
+        None,
+        "How many of the checkpoints of checkpoint_every are kept, the newest among them; older ones are deleted once "
+        "a newer one is whole. None keeps all. The best evaluation's is kept anyway.",
+        unit="checkpoints",
+        low=1,
+        source="ours",
+    )
+    keep_by: str = knob(
+        "newest",
+        "Which those are: the newest ones, or beside the newest those with the highest score, which is success or "
+        "return of the latest evaluation, or of the iteration's own trajectories where the run does not evaluate.",
+        choices=("newest", "score"),
+        source="ours",
+    )
     record_groups: bool = knob(
         False,
         "Write every group that is sampled to groups.jsonl in the results folder; see gspo_rllib.load_groups.",

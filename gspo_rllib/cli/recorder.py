@@ -7,10 +7,15 @@ a metric first appears later; everything is in ``result.json``.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
+import errno
 import json
 import math
+import os
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,9 @@ import yaml
 from gspo_rllib.cli.progress import LEARNER, PHASES
 
 Result = Mapping[str, Any]
+
+FLUSH_EVERY_S = 30.0
+"""Between two times that TensorBoard's events are written to the disk, in seconds."""
 
 READ_BY_PEOPLE = (
     "training_iteration",
@@ -96,8 +104,6 @@ class RunRecorder:
     """
 
     def __init__(self, folder: Path, sections: Mapping[str, Any], *, resume_at: int = 0) -> None:
-        from tensorboardX import SummaryWriter
-
         self.folder = folder
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
         kept = until(read_results(folder), resume_at)
@@ -105,25 +111,30 @@ class RunRecorder:
         partial = folder / ".writing_result.json"
         partial.write_text("".join(f"{json.dumps(result)}\n" for result in kept), encoding="utf-8")
         partial.replace(folder / "result.json")
-        self._json = (folder / "result.json").open("a", encoding="utf-8")
+        self._json = _Lines(folder / "result.json")
         self._columns: list[str] = []
-        # Events cannot be taken out of a file; TensorBoard passes over those from a step on.
-        self._events = SummaryWriter(str(folder), flush_secs=30, purge_step=resume_at + 1 if resume_at else None)
+        self._failing = False
+        self._events = _Events(folder, resume_at=resume_at)
 
     def record(self, result: Result) -> None:
-        """Appends one iteration to every file."""
+        """Appends one iteration to every file; what a full disk has no room for is said, kept and written later."""
         from ray.tune.utils.util import SafeFallbackEncoder
 
         kept = {key: value for key, value in result.items() if key != "config"}
-        json.dump(kept, self._json, cls=SafeFallbackEncoder)
-        self._json.write("\n")
-        self._json.flush()
         row = flatten(kept)
         self.history.append(row)
-        self._append_row(row)
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-                self._events.add_scalar(f"ray/tune/{key}", value, global_step=int(row["training_iteration"]))
+        self._json.add(json.dumps(kept, cls=SafeFallbackEncoder))
+        failed = None
+        for write in (self._json.write, lambda: self._append_row(row), lambda: self._events.add(row)):
+            try:
+                write()
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            self._columns = []  # the whole table is written when there is room again
+            if not self._failing:
+                print(f"results of {self.folder} cannot be written now: {failed}", file=sys.stderr, flush=True)
+        self._failing = failed is not None
 
     def _append_row(self, row: dict[str, Any]) -> None:
         columns = read_by_people([*self._columns, *row])
@@ -137,8 +148,105 @@ class RunRecorder:
 
     def close(self) -> None:
         """Flushes and closes the files."""
+        with contextlib.suppress(OSError):  # was said
+            self._json.write()
         self._json.close()
         self._events.close()
+
+
+class _Events:
+    """TensorBoard's events. Its writer's own thread would end with a traceback on a full disk, and be waited for then.
+
+    Args:
+        folder: Where the files are.
+        resume_at: The iteration a run goes on from: events cannot be taken out of a file, but TensorBoard passes over
+            those from a step on. 0 for a new run.
+    """
+
+    def __init__(self, folder: Path, *, resume_at: int) -> None:
+        self._folder = folder
+        self._num_files = 0
+        self._writer: Any = None
+        self._flushed_at = 0.0
+        with contextlib.suppress(OSError):  # said when there is something to write
+            self._open()
+            if resume_at:
+                from tensorboardX.proto.event_pb2 import SessionLog
+
+                self._write(resume_at + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes the numbers of a flat result.
+
+        Raises:
+            OSError: There is no room; a new file is begun with the next result.
+        """
+        from tensorboardX.summary import scalar
+
+        try:
+            if self._writer is None:
+                self._open()
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                    self._write(int(row["training_iteration"]), summary=scalar(f"ray/tune/{key}", value))
+            if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
+                self._flushed_at = time.monotonic()
+                self._writer.flush()
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _open(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        suffix = f".{self._num_files}" if self._num_files else ""
+        self._num_files += 1
+        self._writer = EventsWriter(str(self._folder / "events"), suffix)
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+
+
+class _Lines:
+    """A file that grows by whole lines: what a write left half done is cut off before the next one."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("ab", buffering=0)
+        self._size = file.stat().st_size
+        self._waiting: list[bytes] = []
+
+    def add(self, line: str) -> None:
+        """Takes a line that is to be written."""
+        self._waiting.append(f"{line}\n".encode())
+
+    def write(self) -> None:
+        """Writes the lines that wait.
+
+        Raises:
+            OSError: There is no room; they go on waiting.
+        """
+        while self._waiting:
+            line = self._waiting[0]
+            if os.fstat(self._file.fileno()).st_size != self._size:
+                self._file.truncate(self._size)
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, "no room for a line", self._file.name)
+            self._size += len(line)
+            del self._waiting[0]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def read_by_people(keys: list[str]) -> list[str]:

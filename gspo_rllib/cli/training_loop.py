@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from gspo_rllib.cli import progress
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
+from gspo_rllib.cli.run_checkpoints import RunCheckpoints
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -54,7 +54,7 @@ class TrainingLoop:
         self._limits = run.settings
         self._config = run.config
         self._recorder = recorder
-        self._checkpoints = recorder.folder / "checkpoints"
+        self._checkpoints = RunCheckpoints(recorder.folder / "checkpoints", run.settings)
         self._interrupted = interrupted
         self._columns = progress.columns(evaluates=bool(run.config.evaluation_interval))
         # One clock for a run, however often it is started or goes back to its best checkpoint.
@@ -69,7 +69,7 @@ class TrainingLoop:
     @property
     def best_checkpoint(self) -> Path:
         """Where the checkpoint of the best evaluation is, once there was one."""
-        return self._checkpoints / BEST
+        return self._checkpoints.folder / BEST
 
     @property
     def _seconds(self) -> float:
@@ -95,9 +95,10 @@ class TrainingLoop:
             if evaluated is not None:
                 reason = self._judge(evaluated, ends=reason)
             if reason or (self._limits.checkpoint_every and iteration % self._limits.checkpoint_every == 0):
-                checkpoint = save_checkpoint(self.algorithm, self._checkpoints, f"iteration_{iteration:06d}")
+                saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=bool(reason))
             if reason:
-                return checkpoint, reason
+                assert saved is not None, "the last save raises where it fails"
+                return saved, reason
 
     def _record_groups(self) -> None:
         """Has the algorithm write what it samples; groups after a return have their names anew, and their own file."""
@@ -144,8 +145,8 @@ class TrainingLoop:
             Why the run is to end, if it is.
         """
         if self.best is None or evaluated.value > self.best.value:
-            self.best = evaluated
-            save_checkpoint(self.algorithm, self._checkpoints, self.best_checkpoint.name)
+            if self._checkpoints.save(self.algorithm, BEST) is not None:
+                self.best = evaluated
             return ends
         if not has_collapsed(evaluated, self.best):
             return ends
@@ -209,21 +210,3 @@ def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str |
     if limits.minutes is not None and minutes >= limits.minutes:
         return f"{limits.minutes:g} minutes are over"
     return None
-
-
-def save_checkpoint(algorithm: PolicyGradient, folder: Path, name: str) -> Path:
-    """Writes a checkpoint that appears under its final name only when it is whole; one of that name is replaced.
-
-    Args:
-        algorithm: The algorithm to save.
-        folder: Holds the run's checkpoints; made if missing.
-        name: Name of the checkpoint's folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    final, partial, replaced = folder / name, folder / f".writing_{name}", folder / f".replaced_{name}"
-    algorithm.save_to_path(str(partial))
-    if final.exists():
-        final.rename(replaced)
-    partial.rename(final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return final

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 from pathlib import Path
 
+import pytest
 import yaml
+from tensorboardX.proto.event_pb2 import Event
 
 from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, read_results, write_run_record
 
@@ -79,3 +82,51 @@ def test_run_folders_of_the_same_second_do_not_collide(tmp_path: Path) -> None:
     folders = {new_run_folder(str(tmp_path), "a b/c") for _ in range(5)}
     assert len(folders) == 5
     assert all(folder.parent == tmp_path and folder.name.startswith("a-b-c-") for folder in folders)
+
+
+def test_a_full_disk_ends_no_run_and_what_had_no_room_is_written_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = RunRecorder(tmp_path, {})
+    results = [{"training_iteration": i, "time_total_s": 1.5 * i, "env_runners": {"x" * 40: i}} for i in range(1, 61)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for result in results[:40]:
+            if result["training_iteration"] == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (800, hard))
+            recorder.record(result)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(read_results(tmp_path)) < 40
+    for result in results[40:]:
+        recorder.record(result)
+    recorder.close()
+    assert read_results(tmp_path) == results
+    with (tmp_path / "progress.csv").open() as file:
+        assert [row["training_iteration"] for row in csv.DictReader(file)] == [str(i) for i in range(1, 61)]
+    said = capsys.readouterr().err
+    assert said.count("cannot be written now") == len(said.splitlines()) == 1
+    # What was written to the file that had no room is lost to TensorBoard; what comes after is in another one.
+    assert set(range(41, 61)) <= {event.step for file in tmp_path.glob("events.out.*") for event in _events(file)}
+
+
+def _events(file: Path) -> list[Event]:
+    """The whole records of a file of TensorBoard's: length, checksum, event, checksum."""
+    found, content = [], file.read_bytes()
+    while len(content) >= 12 and len(content) >= (size := int.from_bytes(content[:8], "little")) + 16:
+        found.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return found
+
+
+def test_a_run_that_goes_on_tells_tensorboard_from_where(tmp_path: Path) -> None:
+    RunRecorder(tmp_path, {}).close()
+    again = RunRecorder(tmp_path, {}, resume_at=2)
+    again.record({"training_iteration": 3, "time_total_s": 31.0})
+    again.close()
+    (events,) = [found for file in tmp_path.glob("events.out.*") if len(found := _events(file)) > 1]
+    assert [(event.step, event.session_log.status) for event in events[1:2]] == [(3, 1)]
+    assert [value.tag for event in events[2:] for value in event.summary.value] == [
+        "ray/tune/training_iteration",
+        "ray/tune/time_total_s",
+    ]
