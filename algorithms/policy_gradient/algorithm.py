@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import pathlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -30,12 +29,12 @@ from ray.rllib.utils.metrics import (
 )
 from ray.util import log_once
 
-from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient import resources
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
+from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
@@ -68,7 +67,7 @@ UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
-class PolicyGradient(TrainsOnRecorded, Algorithm):
+class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig
@@ -223,48 +222,6 @@ class PolicyGradient(TrainsOnRecorded, Algorithm):
             self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
         self._curriculum.restore(state.get(CURRICULUM_STAGE, 0))
         self._sync_weights()
-
-    def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
-        """Saves a checkpoint with a manifest of its files.
-
-        Raises:
-            CheckpointError: The learner could not write its part.
-        """
-        if path is not None and "://" not in str(path):
-            path = str(pathlib.Path(path).expanduser().absolute())
-        saved: str = super().save_to_path(path, **kwargs)
-        if self._settings.kl_coeff:
-            # Without it, a resumed run would measure the divergence from the policy it resumes with.
-            (files,) = self._first_learner(lambda learner: learner.reference_files())
-            checkpoints.write_reference(saved, files)
-        checkpoints.write_manifest(saved, weights_version=self._weights.version)
-        return saved
-
-    def restore_from_path(self, path: str | pathlib.Path, *args: Any, **kwargs: Any) -> None:
-        """Restores weights (in every engine too), optimiser and counters.
-
-        Raises:
-            CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours; nothing was changed.
-        """
-        if kwargs.get("component") is None:
-            path = checkpoints.verify(path)
-        self._stop_sampling()
-        super().restore_from_path(path, *args, **kwargs)
-        self._sync_weights()
-
-    @classmethod
-    def from_checkpoint(cls, path: Any, *args: Any, **kwargs: Any) -> PolicyGradient:
-        """A new algorithm that continues where the checkpoint ends; needs nothing but the checkpoint.
-
-        The checkpoint holds pickled RLlib state: load only what you trust.
-
-        Raises:
-            CheckpointError: The checkpoint is incomplete, corrupt, or not one of ours.
-        """
-        folder = checkpoints.verify(path)
-        kwargs.setdefault("config", checkpoints.self_contained_config(folder))
-        algorithm: PolicyGradient = super().from_checkpoint(str(folder), *args, **kwargs)
-        return algorithm
 
     @classmethod
     def default_resource_request(cls, config: Any) -> Any:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from gspo_rllib.algorithms import GSPOConfig
     from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 
-TRUST_NOTE = "A checkpoint's config is a pickle: open only checkpoints of your own runs."
+TRUST_NOTE = (
+    "A checkpoint is data: nothing in it is run, and code of yours that its config names only with --trust. One of "
+    "gspo-rllib 0.1 holds pickles, which are programs: --trust-pickle opens it."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens-per-turn", type=int, metavar="N", help="default: the checkpoint's, or 64")
     parser.add_argument("--seed", type=int, default=0, help="fixes the tasks and the samples; default 0")
+    parser.add_argument(
+        "--trust",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="module, or module:name, that the checkpoint's config may name code of; may be repeated",
+    )
+    add_trust_pickle(parser)
     parser.epilog = TRUST_NOTE
+
+
+def add_trust_pickle(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that opens checkpoints of 0.1."""
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="open a checkpoint of gspo-rllib 0.1, whose pickles may do anything"
+    )
 
 
 def parse_assignments(items: list[str], *, option: str) -> dict[str, Any]:
@@ -72,7 +90,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
     source = Path(arguments.checkpoint).expanduser()
     if not (source / "config.json").is_file():
-        config: GSPOConfig = GSPOConfig.from_state(checkpoints.self_contained_config(checkpoints.verify(source)))
+        config: GSPOConfig = GSPOConfig.from_state(_saved_state(arguments, checkpoints.verify(source)))
     elif arguments.env:
         config = GSPOConfig().rl_module(model_config={"path": str(source)})
     else:
@@ -88,6 +106,17 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
             config.generation(**{name: getattr(arguments, name)})
     config.debugging(seed=arguments.seed)
     return config
+
+
+def _saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from gspo_rllib import checkpoints
+    from gspo_rllib.algorithms.policy_gradient.saved_config import PLAYED, load_config
+    from gspo_rllib.checkpoints.code import Trust
+
+    if checkpoints.is_pickled(folder):
+        return checkpoints.self_contained_config(folder, trust_pickle=arguments.trust_pickle)
+    # What the checkpoint would play does not matter, nor what it names for that, where another environment is given.
+    return load_config(folder, Trust(arguments.trust), passed_over=PLAYED if arguments.env else ())[1]
 
 
 def weights_version(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib import checkpoints
+from gspo_rllib.checkpoints.pickled import check_trusted
 from gspo_rllib.cli.interrupts import StopRequest
+from gspo_rllib.cli.policy_source import add_trust_pickle
 from gspo_rllib.cli.provenance import run_record
 from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_record
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
@@ -43,6 +46,7 @@ def add_parser(commands: Any) -> None:
         metavar="RUN",
         help="continue this run in its folder, CONFIG left out; or continue from a CHECKPOINT in a new folder",
     )
+    add_trust_pickle(parser)
     add_quiet(parser)
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -96,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         algorithm = loaded.config.build_algo()
         try:
             if resume is not None:
-                algorithm.restore_from_path(str(resume.checkpoint))
+                algorithm.restore_from_path(str(resume.checkpoint), trust_pickle=arguments.trust_pickle)
                 resume = dataclasses.replace(resume, iteration=algorithm.iteration)
         except BaseException:
             algorithm.stop()
@@ -125,6 +129,8 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     loaded = load_run(source or Path(arguments.resume).expanduser() / "config.yaml", overrides)
     check_limits(loaded.settings, "this run")
     resume = find_resume(arguments.resume) if arguments.resume else None
+    if resume is not None and checkpoints.is_pickled(resume.checkpoint):
+        check_trusted(resume.checkpoint, trust_pickle=arguments.trust_pickle)
     if resume is not None and resume.folder is not None:
         if arguments.name or arguments.storage:
             raise SettingError(

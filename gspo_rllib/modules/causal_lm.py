@@ -15,6 +15,7 @@ import tempfile
 import typing
 from typing import Any
 
+import pyarrow.fs
 import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -71,6 +72,9 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature``, ``use_critic`` and ``max_model_len`` are added by the
     algorithm. Without ``use_critic`` there is no critic and not one parameter of it.
     """
+
+    writes_itself = True
+    """As data: see ``checkpoints.components``."""
 
     def setup(self) -> None:
         """Loads the model in float32, and builds the critic if there is to be one.
@@ -255,20 +259,39 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         filesystem: Any = None,
         use_msgpack: bool = False,
     ) -> str:
-        """Saves a Hugging Face folder among RLlib's own small files: float32 weights, and all else as it was loaded.
+        """Saves a Hugging Face folder: float32 weights, and all else as it was loaded.
 
-        A critic goes to ``critic.CRITIC_FILE`` below it.
+        A critic goes to ``critic.CRITIC_FILE`` below it. ``state`` and ``use_msgpack`` are RLlib's; what is written is
+        always the module as it is, and always the same files.
         """
-        # RLlib would pickle the weights; the marker keeps its file present and tiny.
-        saved: str = super().save_to_path(
-            path, state={"format": "huggingface"}, filesystem=filesystem, use_msgpack=use_msgpack
-        )
+        saved = pathlib.Path(tempfile.mkdtemp() if path is None else path)
+        if filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            saved.mkdir(parents=True, exist_ok=True)
+            self._write(saved)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                self._write(pathlib.Path(folder))
+                filesystem.create_dir(str(saved), recursive=True)
+                copy_files(folder, str(saved), filesystem)
+        return str(saved)
+
+    def _write(self, folder: pathlib.Path) -> None:
+        self.write_folder(folder)
+        if self.critic is not None:
+            self.critic.save(folder)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | pathlib.Path, filesystem: Any = None, **_: Any) -> CausalLMModule:
+        """A module with the policy that ``save_to_path`` wrote, to sample and score with; a critic is left out.
+
+        Raises:
+            ModelError: The folder holds no causal language model.
+        """
+        if filesystem is None:
+            return cls(inference_only=True, model_config={"path": str(path)})
         with tempfile.TemporaryDirectory() as folder:
-            self.write_folder(folder)
-            if self.critic is not None:
-                self.critic.save(folder)
-            copy_files(folder, saved, filesystem)
-        return saved
+            copy_files(str(path), folder, None, source_filesystem=filesystem)
+            return cls(inference_only=True, model_config={"path": folder})
 
     def write_folder(self, folder: str | pathlib.Path) -> None:
         """Writes the policy into an existing local folder: its weights, and all else as it was loaded."""
@@ -284,18 +307,25 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         Raises:
             ModelError: The folder holds another architecture, or no critic where this module has one.
         """
-        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        if filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            self._read(pathlib.Path(path), source=str(path))
+            return
+        with tempfile.TemporaryDirectory() as folder:
             copy_files(str(path), folder, None, source_filesystem=filesystem)
-            if self.critic is not None and not (pathlib.Path(folder) / CRITIC_FILE).is_file():
-                raise ModelError(
-                    f"{path} has no {CRITIC_FILE}, so it was saved by an algorithm without a critic. Restore a "
-                    "checkpoint of an algorithm with one; to start a new critic on this policy, give the folder as "
-                    "rl_module.model_config['path'] instead."
-                )
+            self._read(pathlib.Path(folder), source=str(path))
+
+    def _read(self, folder: pathlib.Path, *, source: str) -> None:
+        if self.critic is not None and not (folder / CRITIC_FILE).is_file():
+            raise ModelError(
+                f"{source} has no {CRITIC_FILE}, so it was saved by an algorithm without a critic. Restore a "
+                "checkpoint of an algorithm with one; to start a new critic on this policy, give the folder as "
+                "rl_module.model_config['path'] instead."
+            )
+        with quiet_transformers():
             model = type(self.model).from_pretrained(folder, dtype=torch.float32)
-            try:
-                self.model.load_state_dict(model.state_dict())
-            except RuntimeError as error:
-                raise ModelError(f"{path} holds other weights than this policy: {str(error)[:400]}") from error
-            if self.critic is not None:
-                self.critic.load(folder, source=str(path))
+        try:
+            self.model.load_state_dict(model.state_dict())
+        except RuntimeError as error:
+            raise ModelError(f"{source} holds other weights than this policy: {str(error)[:400]}") from error
+        if self.critic is not None:
+            self.critic.load(folder, source=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from gspo_rllib import checkpoints
+from gspo_rllib.algorithms.policy_gradient.saved_config import NAME
+from gspo_rllib.checkpoints.codec import read_tree, write_tree
 from gspo_rllib.cli.main import main
 
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
@@ -32,6 +36,34 @@ def test_evaluate_plays_a_checkpoint_and_a_plain_model_alike(
 
     assert "episodes     8" in from_checkpoint
     assert without_speed(from_checkpoint) == without_speed(from_model)
+
+
+def test_an_environment_of_a_stranger_is_played_only_when_it_is_trusted(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that came with the checkpoint, and runs when it is imported."""
+    folder = shutil.copytree(trained.checkpoint, tmp_path / "stolen")
+    (tmp_path / "evil_envs.py").write_text(
+        "import pathlib, gymnasium\npathlib.Path('ran').touch()\n"
+        "gymnasium.register('evil/Env-v0', entry_point='gspo_rllib.envs.calculator:CalculatorEnv')\n"
+    )
+    saved = read_tree(folder, name=NAME)
+    saved["settings"]["env"] = "evil_envs:evil/Env-v0"
+    write_tree(folder, saved, name=NAME)
+    checkpoints.write_manifest(folder)
+    monkeypatch.chdir(tmp_path)
+    options = ["--episodes", "2", "--max-tokens-per-turn", "4"]
+    for command in (["evaluate", "stolen", *options], ["rollout", "stolen", "--episodes", "1"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("gspo-rllib: checkpoint ") and len(error.splitlines()) == 1
+        assert "its env is 'evil_envs:evil/Env-v0', code that nobody here has vouched for" in error
+        assert "--trust evil_envs on the command line" in error
+    # Another environment in its place: the stranger's is not looked at.
+    assert main(["evaluate", "stolen", "--env", CALCULATOR, "--env-config", "operations=1", *options]) == 0
+    assert not (tmp_path / "ran").exists()
+    assert main(["evaluate", "stolen", "--trust", "evil_envs", *options]) == 0
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_trajectory_that_fills_the_context_has_failed(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:

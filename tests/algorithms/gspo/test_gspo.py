@@ -6,10 +6,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPO, GSPOConfig
+from gspo_rllib.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -29,8 +31,11 @@ def test_a_checkpoint_of_0_1_goes_on_where_it_ended(tmp_path: Path, ray_local: N
     """``golden/checkpoint_0_1.tar.gz``: two iterations of a 16-wide model, saved when the classes had other paths."""
     with tarfile.open(GOLDEN / "checkpoint_0_1.tar.gz") as archive:
         archive.extractall(tmp_path / "checkpoint", filter="data")
-    assert not checkpoints.RENAMED_SETTINGS.keys() & checkpoints.self_contained_config(tmp_path / "checkpoint").keys()
-    algo = GSPO.from_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="holds pickles, which are programs"):
+        GSPO.from_checkpoint(tmp_path / "checkpoint")
+    state = checkpoints.self_contained_config(tmp_path / "checkpoint", trust_pickle=True)
+    assert not checkpoints.RENAMED_SETTINGS.keys() & state.keys()
+    algo = GSPO.from_checkpoint(tmp_path / "checkpoint", trust_pickle=True)
     try:
         assert type(algo.config) is GSPOConfig
         assert (algo.iteration, algo.config.lr, algo.config.group_size, algo.config.weight_update) == (
@@ -48,5 +53,6 @@ def test_a_checkpoint_of_0_1_goes_on_where_it_ended(tmp_path: Path, ray_local: N
         again = algo.save_to_path(str(tmp_path / "again"))
     finally:
         algo.stop()
+    assert not checkpoints.is_pickled(Path(again))
     moved = load_file(checkpoints.policy_folder(again) / "model.safetensors")
     assert not all(np.array_equal(moved[name], value) for name, value in saved.items())
