@@ -53,8 +53,10 @@ def save_config(algorithm: Algorithm, folder: pathlib.Path) -> None:
     """Writes the class of an algorithm and its config into a checkpoint."""
     config = algorithm.config
     _register_names(config)
-    tree = {"algorithm": name_of(type(algorithm)), "config": name_of(type(config)), "settings": _settings(config)}
-    register(type(algorithm), type(config))
+    # Ray Tune trains a class of its own making, which has no name, and is the config's in all that matters.
+    kind = type(algorithm) if name_of(type(algorithm)) is not None else config.algo_class
+    tree = {"algorithm": name_of(kind), "config": name_of(type(config)), "settings": _settings(config)}
+    register(kind, type(config))
     write_tree(folder, tree, name=NAME)
 
 
