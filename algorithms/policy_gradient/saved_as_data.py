@@ -24,16 +24,12 @@ from gspo_rllib.errors import CheckpointError, shown
 if TYPE_CHECKING:
     from gspo_rllib.weight_sync import Weights
 
-    _Base = Algorithm
-else:
-    _Base = object
-
 _CHECKPOINT_VERSION = "2.1"
 """RLlib's, of checkpoints with one folder per component."""
 
 
-class SavedAsData(_Base):
-    """Saves and restores an ``Algorithm`` of this package; mixed in before RLlib's own class."""
+class SavedAsData(Algorithm):
+    """RLlib's ``Algorithm``, saved and restored as data."""
 
     _weights: Weights
 
@@ -195,8 +191,8 @@ def _open_from_rllib_too() -> None:
             return SavedAsData.from_checkpoint(path, filesystem, **kwargs)
         return stock(cls, path, filesystem, **kwargs)
 
-    # mypy takes a method that is replaced for a mistake.
-    Checkpointable.from_checkpoint = classmethod(from_checkpoint)  # type: ignore[method-assign,assignment]
+    opening: Any = from_checkpoint
+    setattr(Checkpointable, stock.__name__, classmethod(opening))
 
 
 _open_from_rllib_too()

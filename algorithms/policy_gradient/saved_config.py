@@ -53,8 +53,10 @@ def save_config(algorithm: Algorithm, folder: pathlib.Path) -> None:
     """Writes the class of an algorithm and its config into a checkpoint."""
     config = algorithm.config
     _register_names(config)
-    tree = {"algorithm": name_of(type(algorithm)), "config": name_of(type(config)), "settings": _settings(config)}
-    register(type(algorithm), type(config))
+    # Ray Tune trains a class of its own making, which has no name, and is the config's in all that matters.
+    kind = type(algorithm) if name_of(type(algorithm)) is not None else config.algo_class
+    tree = {"algorithm": name_of(kind), "config": name_of(type(config)), "settings": _settings(config)}
+    register(kind, type(config))
     write_tree(folder, tree, name=NAME)
 
 
@@ -191,8 +193,8 @@ class _Loader:
             return type(saved)(self._resolve(name, item) for item in saved)
         if not isinstance(saved, dict):
             return saved
-        ((mark, content),) = saved.items() if len(saved) == 1 else ((None, None),)
-        if mark == "pairs":
+        mark, content = next(iter(saved.items())) if len(saved) == 1 else (None, None)
+        if mark == "pairs" and content is not None:
             return {key: self._resolve(key if name == "evaluation_config" else name, item) for key, item in content}
         if mark == _SPEC:
             return RLModuleSpec(module_class=self._resolve(name, content))

@@ -48,7 +48,7 @@ def write_tree(folder: pathlib.Path, tree: Any, *, name: str = STATE) -> None:
     Args:
         folder: An existing folder.
         tree: Mappings, sequences, sets, numbers, text, bytes, numpy arrays and scalars, torch tensors.
-        name: Of the files, without their endings.
+        name: Name of the two files, without their endings.
 
     Raises:
         CheckpointError: Something in the tree is no data.

@@ -45,7 +45,7 @@ def test_an_environment_of_a_stranger_is_played_only_when_it_is_trusted(
     folder = shutil.copytree(trained.checkpoint, tmp_path / "stolen")
     (tmp_path / "evil_envs.py").write_text(
         "import pathlib, gymnasium\npathlib.Path('ran').touch()\n"
-        f"gymnasium.register('evil/Env-v0', entry_point=gymnasium.spec({CALCULATOR!r}).entry_point)\n"
+        "gymnasium.register('evil/Env-v0', entry_point='gspo_rllib.envs.calculator:CalculatorEnv')\n"
     )
     saved = read_tree(folder, name=NAME)
     saved["settings"]["env"] = "evil_envs:evil/Env-v0"

@@ -241,6 +241,7 @@ def test_one_component_is_restored_by_its_path(saved: SimpleNamespace, tiny_dens
     assert isinstance(CausalLMModule.from_checkpoint(saved.path / module), CausalLMModule)
 
 
+@pytest.mark.slow
 def test_a_remote_learners_full_disk_costs_a_save_and_nothing_else(
     tiny_dense: str, tmp_path: pathlib.Path, ray_local: None
 ) -> None:
