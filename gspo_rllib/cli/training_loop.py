@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib import remote_checkpoints
 from gspo_rllib.cli import progress
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
+from gspo_rllib.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -95,9 +98,19 @@ class TrainingLoop:
             if evaluated is not None:
                 reason = self._judge(evaluated, ends=reason)
             if reason or (self._limits.checkpoint_every and iteration % self._limits.checkpoint_every == 0):
-                checkpoint = save_checkpoint(self.algorithm, self._checkpoints, f"iteration_{iteration:06d}")
+                checkpoint = self._save(f"iteration_{iteration:06d}")
             if reason:
                 return checkpoint, reason
+
+    def _save(self, name: str) -> Path:
+        checkpoint = save_checkpoint(self.algorithm, self._checkpoints, name)
+        if self._limits.checkpoint_storage is not None:
+            try:
+                place = remote_checkpoints.joined(self._limits.checkpoint_storage, self._recorder.folder.name)
+                remote_checkpoints.upload(checkpoint, place)
+            except CheckpointError as error:  # the one of this machine is whole, and the next may go through
+                print(f"not copied: {error}", file=sys.stderr, flush=True)
+        return checkpoint
 
     def _record_groups(self) -> None:
         """Has the algorithm write what it samples; groups after a return have their names anew, and their own file."""
@@ -145,7 +158,7 @@ class TrainingLoop:
         """
         if self.best is None or evaluated.value > self.best.value:
             self.best = evaluated
-            save_checkpoint(self.algorithm, self._checkpoints, self.best_checkpoint.name)
+            self._save(self.best_checkpoint.name)
             return ends
         if not has_collapsed(evaluated, self.best):
             return ends
