@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.cli.cluster_address import add_address
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens-per-turn", type=int, metavar="N", help="default: the checkpoint's, or 64")
     parser.add_argument("--seed", type=int, default=0, help="fixes the tasks and the samples; default 0")
+    add_address(parser)
     parser.epilog = TRUST_NOTE
 
 

@@ -80,3 +80,5 @@ def test_what_could_not_be_swept_is_refused(
 def test_what_a_sweep_would_leave_out_is_refused(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", config_file, "run.record_groups=true", "run.iterations=1"]) == 2
     assert "run.record_groups=true: a sweep records no groups." in capsys.readouterr().err
+    assert main(["sweep", config_file, "run.checkpoint_storage=s3://b/r", "run.iterations=1"]) == 2
+    assert "run.checkpoint_storage: a sweep copies no checkpoints." in capsys.readouterr().err
