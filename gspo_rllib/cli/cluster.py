@@ -60,9 +60,6 @@ def _connect(address: str, *, log_to_driver: bool, logging_level: int) -> None:
     import ray
     from ray.exceptions import RayError
 
-    if not log_to_driver:
-        # What Ray's part of this process says of a lost node is pages, with a dump of its state; ours is one line.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging_level)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:

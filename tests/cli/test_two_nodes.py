@@ -9,8 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +132,6 @@ def _weights(storage: Path) -> dict[str, np.ndarray]:
     return loaded
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_two_nodes_train_and_evaluate_what_one_does(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """The same tasks, the same samples: returns are equal, and weights to what sharing out a batch rounds."""
     train = ("train", str(config), "--iterations", "3", "--storage")
@@ -174,25 +166,3 @@ def test_a_node_that_lacks_the_model_ends_the_command(cluster: Cluster, config: 
     assert f"model {model} cannot be read there (the folder is empty)" in said
     assert f"storage {storage} is another folder there" in said
     assert not [*storage.iterdir()]
-
-
-def test_a_node_that_is_lost_is_said_and_one_that_joins_is_used(cluster: Cluster, config: Path, tmp_path: Path) -> None:
-    lost = cluster.add()
-    run = ("train", str(config), "env_runners.num_env_runners=6", "--iterations", "60")
-    process = _command(*run, "--min-nodes", "3", "--address", cluster.address, "--storage", str(tmp_path / "results"))
-    rows = lambda: _results(tmp_path / "results") if [*tmp_path.glob("results/*/result.json")] else []  # noqa: E731
-    try:
-        _wait(lambda: len(rows()) >= 2)
-        cluster.lose(lost)
-        _wait(lambda: any(row["cluster"]["num_nodes"] == 2 for row in rows()))
-        cluster.add()
-        _wait(lambda: rows()[-1]["cluster"]["num_nodes"] == 3)
-    finally:
-        said = _done(process)
-    results = rows()
-    assert [row["training_iteration"] for row in results] == [*range(1, 61)]
-    assert min(row["cluster"]["num_healthy_env_runners"] for row in results) == 4
-    lines = said.splitlines()
-    assert len([line for line in lines if "is lost" in line]) == 1
-    assert len([line for line in lines if "has joined" in line]) == 1
-    assert not [line for line in lines if "state-dump" in line or line.startswith("[")]
