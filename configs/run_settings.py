@@ -112,6 +112,12 @@ class RunSettings(Settings):
         choices=("newest", "score"),
         source="ours",
     )
+    checkpoint_storage: str | None = knob(
+        None,
+        "Where every checkpoint is also copied to, by a URI that pyarrow or fsspec opens (s3://, gs://, ...), below "
+        "the name of the run's folder; verified by hash, committed by a marker. --resume takes one from there.",
+        source="ours",
+    )
     record_groups: bool = knob(
         False,
         "Write every group that is sampled to groups.jsonl in the results folder; see gspo_rllib.load_groups.",

@@ -140,3 +140,12 @@ NUM_TRAJECTORIES_BEHAVIOR_UNKNOWN = "num_trajectories_behavior_unknown"
 
 GROUP_STREAM = "group_stream"
 """Top-level key of a training result with ``max_staleness`` above 0: the three before the last; and of ``train_on``."""
+
+NUM_NODES = "num_nodes"
+"""Nodes of the Ray cluster that are alive; of ``cluster``."""
+
+NUM_HEALTHY_ENV_RUNNERS = "num_healthy_env_runners"
+"""Remote env runners that answered when they were last called; of ``cluster``."""
+
+CLUSTER = "cluster"
+"""Top-level key of a training result: nodes and env runners at the end of the iteration, the two before."""

@@ -31,6 +31,7 @@ from ray.util import log_once
 
 from gspo_rllib.algorithms.policy_gradient import resources
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
+from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
@@ -48,6 +49,7 @@ from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import (
+    CLUSTER,
     CURRICULUM_STAGE,
     GROUP_SELECTION,
     GROUP_STREAM,
@@ -93,6 +95,7 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
         )
         self._selection = self._settings.group_selection
         super().setup(config)
+        self._cluster_monitor = ClusterMonitor(alive_nodes())
         self._source = self._make_source()
         self._sync_weights()
 
@@ -112,6 +115,7 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
         self._sample_and_update()
         self._num_futile_steps = self._num_futile_steps + 1 if self._lifetime_trained_steps() == trained else 0
         self._end_if_futile()
+        self._watch_cluster()
 
     def _end_if_futile(self) -> None:
         """Has an iteration end that could never reach a minimum: RLlib would repeat the step for ever."""
@@ -319,6 +323,13 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
         if warning is not None:
             logger.warning(warning)
         self._log_counts(GROUP_SELECTION, {NUM_ITERATIONS_IDLE: self._idle_monitor.num_idle})
+
+    def _watch_cluster(self) -> None:
+        news, counts = self._cluster_monitor.check(alive_nodes(), self.env_runner_group)
+        for line in news:
+            logger.warning(line)
+        for name, count in counts.items():
+            self.metrics.log_value((CLUSTER, name), count, window=1)
 
     def _sync_weights(self) -> None:
         self._weights = Weights(self.learner_group)

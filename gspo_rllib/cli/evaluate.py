@@ -10,6 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
+from gspo_rllib.cli.cluster_address import address_of
+from gspo_rllib.cli.remote_player import opened_player
 from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import TRUNCATED_BY, group_episodes, succeeded, turns
@@ -31,6 +33,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints the means."""
+    address = address_of(arguments)  # first: it takes no import of a framework to be refused
     from gspo_rllib.driver.evaluation_scores import estimates, tasks_of
 
     for option in ("episodes", "samples"):
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
     wanted = None if arguments.all else (arguments.episodes or 256) * arguments.samples
-    with policy_source.opened_runner(config, episodes=wanted, group_size=arguments.samples) as runner:
+    with opened_player(config, address=address, episodes=wanted, group_size=arguments.samples) as runner:
         wanted = wanted or _all_tasks(runner.num_tasks, config.env) * arguments.samples
         started = time.perf_counter()
         episodes = runner.sample(num_episodes=wanted)

@@ -15,10 +15,12 @@ from gspo_rllib.cli import (
     evaluate,
     export,
     listing,
+    plan,
     recipes,
     report,
     rollout,
     settings,
+    slurm,
     sweep,
     train,
     validate,
@@ -27,7 +29,22 @@ from gspo_rllib.cli import (
 from gspo_rllib.cli.interrupts import Terminated, ends_on_signals
 from gspo_rllib.errors import own_error
 
-COMMANDS = (train, evaluate, rollout, sweep, export, validate, settings, recipes, warmstart, check_env, listing, report)
+COMMANDS = (
+    train,
+    evaluate,
+    rollout,
+    sweep,
+    slurm,
+    plan,
+    export,
+    validate,
+    settings,
+    recipes,
+    warmstart,
+    check_env,
+    listing,
+    report,
+)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.cli.cluster_address import add_address
 from gspo_rllib.errors import SettingError, shown
 from gspo_rllib.knobs import LARGEST_COUNT
 from gspo_rllib.places import named_path
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="module, or module:name, that the checkpoint's config may name code of; may be repeated",
     )
     add_trust_pickle(parser)
+    add_address(parser)
     parser.epilog = TRUST_NOTE
 
 

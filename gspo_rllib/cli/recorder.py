@@ -52,6 +52,7 @@ READ_BY_PEOPLE = (
     f"{LEARNER}grad_norm",
     f"{LEARNER}default_optimizer_learning_rate",
     f"{LEARNER}num_zero_advantage_trajectories",
+    "cluster/",
     *PHASES.values(),
 )
 """Columns of ``progress.csv`` in their order; of a name that ends in ``/`` everything below it."""

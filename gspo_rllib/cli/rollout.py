@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
+from gspo_rllib.cli.cluster_address import address_of
+from gspo_rllib.cli.remote_player import opened_player
 from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
 from gspo_rllib.places import check_file, named_path
@@ -32,6 +34,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints."""
+    address = address_of(arguments)  # first: it takes no import of a framework to be refused
     for option in ("episodes", "samples"):
         policy_source.check_count(f"--{option}", getattr(arguments, option))
     kept = None if arguments.groups is None else groups_file(arguments.groups)
@@ -43,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
             "of what was sampled from. Use --temperature 1, or what the policy is trained with."
         )
     wanted, version = arguments.episodes * arguments.samples, policy_source.weights_version(arguments)
-    with policy_source.opened_runner(config, episodes=wanted, group_size=arguments.samples, version=version) as runner:
+    with opened_player(
+        config, address=address, episodes=wanted, group_size=arguments.samples, version=version
+    ) as runner:
         episodes = runner.sample(num_episodes=wanted)
     if kept is not None:
         from gspo_rllib.driver.group_file import save_groups

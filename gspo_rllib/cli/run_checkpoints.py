@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib import remote_checkpoints
 from gspo_rllib.checkpoints.places import delete_checkpoint, remove_leftovers
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
 from gspo_rllib.errors import CheckpointError
@@ -41,6 +42,8 @@ class RunCheckpoints:
     def save(self, algorithm: PolicyGradient, name: str, *, must: bool = False) -> Path | None:
         """Writes a checkpoint, which appears under its name when it is whole; one of that name is replaced then.
 
+        It is copied to ``run.checkpoint_storage``, if there is one; a copy that fails is said and ends nothing.
+
         Args:
             algorithm: What to save.
             name: Name of the checkpoint's folder.
@@ -67,6 +70,7 @@ class RunCheckpoints:
             )
             return None
         self._num_failed = 0
+        self._copy(self.latest)
         return self.latest
 
     def save_iteration(
@@ -87,6 +91,14 @@ class RunCheckpoints:
                 except OSError as error:
                     print(f"{path} could not be deleted: {error}", file=sys.stderr)
         return saved
+
+    def _copy(self, checkpoint: Path) -> None:
+        if self._limits.checkpoint_storage is not None:
+            try:
+                place = remote_checkpoints.joined(self._limits.checkpoint_storage, self.folder.parent.name)
+                remote_checkpoints.upload(checkpoint, place)
+            except CheckpointError as error:  # the one of this machine is whole, and the next may go through
+                print(f"not copied: {error}", file=sys.stderr, flush=True)
 
     def _dispensable(self, history: Sequence[dict[str, Any]]) -> list[Path]:
         """Those that may go; never the newest, which a run is continued from."""

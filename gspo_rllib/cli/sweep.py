@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.cli.cluster_address import add_address, address_of
 from gspo_rllib.cli.sweep_points import Point, points
 from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short
 from gspo_rllib.cli.training_loop import stop_reason
@@ -46,36 +47,50 @@ def add_parser(commands: Any) -> None:
         help="what is to be high: success (default; the return where there is none), return, or a key of result.json",
     )
     parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
+    add_address(parser)
     add_quiet(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the trials, then prints one line per trial, best first."""
+    from gspo_rllib.cli.cluster import ray_session, required_cpus
+    from gspo_rllib.cli.preflight import preflight
+
     for option in ("samples", "trials_at_once"):
         given = getattr(arguments, option)
         if given is not None and given < 1:
             raise SettingError(f"--{option.replace('_', '-')}: expected a whole number >= 1, got {given}.")
     if not arguments.metric.strip():
         raise SettingError("--metric: it is empty; give success, return, or a key of result.json.")
+    address = address_of(arguments)
     base, trials = points(arguments, overrides_of(arguments), samples=arguments.samples)
     if base.settings.record_groups and arguments.scheduler == "pbt":
         raise SettingError(
             "run.record_groups=true: --scheduler pbt has trials go on from another's checkpoint, so that two groups "
             "of a file have one name. Use `gspo-rllib train`, or another scheduler."
         )
+    if base.settings.checkpoint_storage is not None:
+        raise SettingError(
+            "run.checkpoint_storage: a sweep copies no checkpoints. Leave it out, or use `gspo-rllib train`."
+        )
     check_folder(base.settings.storage, "run.storage")
     stop = stopper(base.settings)
     if arguments.scheduler == "pbt" and not any(set(point.values) - {"seed"} for point in trials):
         raise SettingError("--scheduler pbt: there is nothing to move; give a setting several values.")
-    return _tune(arguments, base, trials, stop)
+    at_once = min(len(trials), arguments.trials_at_once or len(trials))
+    with (
+        _set_up(verbose=arguments.verbose),
+        ray_session(required_cpus(base.config) * at_once, address=address, verbose=arguments.verbose),
+    ):
+        preflight(base.config, storage=base.settings.storage, always=address is not None)
+        return _tune(arguments, base, trials, stop)
 
 
 def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: Callable[..., bool]) -> int:
     from ray import tune
 
     from gspo_rllib.cli import sweep_trials
-    from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.provenance import run_record
     from gspo_rllib.cli.recorder import new_run_folder, write_run_record
 
@@ -90,33 +105,28 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
     print(f"{len(trials)} trials, results: {short(folder)}", flush=True)
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
-    at_once = min(len(trials), arguments.trials_at_once or len(trials))
-    with (
-        _set_up(verbose=arguments.verbose),
-        ray_session(required_cpus(base.config) * at_once, verbose=arguments.verbose),
-    ):
-        tuner = tune.Tuner(
-            base.config.algo_class.__name__,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                num_samples=len(trials),
-                search_alg=sweep_trials.Points(trials, arguments.trials_at_once),
-                scheduler=sweep_trials.scheduler(arguments.scheduler, base.settings, trials),
-                trial_name_creator=Named(trials, "label"),
-                trial_dirname_creator=Named(trials, "folder"),
+    tuner = tune.Tuner(
+        base.config.algo_class.__name__,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            num_samples=len(trials),
+            search_alg=sweep_trials.Points(trials, arguments.trials_at_once),
+            scheduler=sweep_trials.scheduler(arguments.scheduler, base.settings, trials),
+            trial_name_creator=Named(trials, "label"),
+            trial_dirname_creator=Named(trials, "folder"),
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            stop=stop,
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_at_end=True, checkpoint_frequency=base.settings.checkpoint_every or 0
             ),
-            run_config=tune.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent),
-                stop=stop,
-                checkpoint_config=tune.CheckpointConfig(
-                    checkpoint_at_end=True, checkpoint_frequency=base.settings.checkpoint_every or 0
-                ),
-                callbacks=[sweep_trials.Report(base, shows=not arguments.quiet)],
-                verbose=1 if arguments.verbose else 0,
-            ),
-        )
-        return sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
+            callbacks=[sweep_trials.Report(base, shows=not arguments.quiet)],
+            verbose=1 if arguments.verbose else 0,
+        ),
+    )
+    return sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib import checkpoints
 from gspo_rllib.checkpoints.pickled import check_trusted
+from gspo_rllib.cli.cluster_address import add_address, address_of
 from gspo_rllib.cli.interrupts import StopRequest
 from gspo_rllib.cli.policy_source import add_trust_pickle
 from gspo_rllib.cli.provenance import run_record
@@ -20,6 +21,7 @@ from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 from gspo_rllib.places import check_folder, named_path
+from gspo_rllib.remote_checkpoints import check_storage, download, is_remote
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -48,6 +50,14 @@ def add_parser(commands: Any) -> None:
         help="continue this run in its folder, CONFIG left out; or continue from a CHECKPOINT in a new folder",
     )
     add_trust_pickle(parser)
+    add_address(parser)
+    parser.add_argument(
+        "--min-nodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="wait, for 10 minutes at most, until the cluster has so many nodes; default 1",
+    )
     add_quiet(parser)
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -90,14 +100,21 @@ def check_limits(limits: RunSettings, what: str) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains until a limit of the ``run:`` section, Ctrl-C or SIGTERM; always leaves a checkpoint."""
     from gspo_rllib.cli.cluster import ray_session, required_cpus
+    from gspo_rllib.cli.preflight import preflight, wait_for_nodes
     from gspo_rllib.cli.quiet import hush
 
+    if arguments.min_nodes < 1:
+        raise SettingError(f"--min-nodes: expected a whole number >= 1, got {arguments.min_nodes}.")
+    address = address_of(arguments)  # first: it takes no import of a framework to be refused
     loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()
     say = _silent if arguments.quiet else print
     say("starting Ray, learners, env runners and their engines …", flush=True)
-    with ray_session(required_cpus(loaded.config), verbose=arguments.verbose):
+    with ray_session(required_cpus(loaded.config), address=address, verbose=arguments.verbose):
+        storage = resume.folder if resume is not None and resume.folder is not None else loaded.settings.storage
+        wait_for_nodes(arguments.min_nodes)
+        preflight(loaded.config, storage=storage, always=address is not None)
         algorithm = loaded.config.build_algo()
         try:
             if resume is not None:
@@ -124,6 +141,9 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
         # With CONFIG left out, the first override stands in its place.
         overrides = [source, *overrides]
         source = None
+    if arguments.resume and is_remote(arguments.resume):
+        # Beside the results, so that a checkpoint is fetched once.
+        arguments.resume = str(download(arguments.resume, Path(arguments.storage or "results") / ".fetched"))
     in_place = bool(arguments.resume) and is_run(arguments.resume)
     if source is None and not in_place:
         arguments.usage_error("the following arguments are required: CONFIG")
@@ -131,6 +151,8 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     check_limits(loaded.settings, "this run")
     if not in_place:
         check_folder(loaded.settings.storage, "run.storage")
+    if loaded.settings.checkpoint_storage is not None:
+        check_storage(loaded.settings.checkpoint_storage)
     resume = find_resume(arguments.resume) if arguments.resume is not None else None
     if resume is not None and checkpoints.is_pickled(resume.checkpoint):
         check_trusted(resume.checkpoint, trust_pickle=arguments.trust_pickle)

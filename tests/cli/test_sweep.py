@@ -84,3 +84,5 @@ def test_what_a_sweep_would_leave_out_is_refused(config_file: str, capsys: pytes
     settings = ["run.record_groups=true", "run.iterations=1", "training.lr=1e-5,3e-5"]
     assert main(["sweep", config_file, *settings, "--scheduler", "pbt"]) == 2
     assert "run.record_groups=true: --scheduler pbt has trials go on" in capsys.readouterr().err
+    assert main(["sweep", config_file, "run.checkpoint_storage=s3://b/r", "run.iterations=1"]) == 2
+    assert "run.checkpoint_storage: a sweep copies no checkpoints." in capsys.readouterr().err

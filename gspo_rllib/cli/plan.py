@@ -1,0 +1,202 @@
+"""``gspo-rllib plan``: what a config needs of each GPU, whether it fits, and what to set where it does not."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.cli.train import add_config_arguments, overrides_of
+from gspo_rllib.errors import ModelError, SettingError
+
+if TYPE_CHECKING:
+    from gspo_rllib.algorithms import GSPOConfig
+    from gspo_rllib.modules.memory import LearnerMemory, ModelSizes
+
+EXIT_DOES_NOT_FIT = 1
+_HEADROOM = 0.92
+"""Share of a GPU that can be filled: the rest is the CUDA context, the allocator's holes and libraries' workspaces."""
+_ENGINE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the sub-command."""
+    parser = commands.add_parser("plan", help="memory that a config needs, and what fits", description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs there are")
+    parser.add_argument("--memory", type=float, required=True, metavar="GB", help="memory of each, in 10⁹ bytes")
+    parser.add_argument(
+        "--params",
+        type=float,
+        metavar="N",
+        help="parameters, e.g. 7.6e9, where they are not those of the model's config",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the arithmetic.
+
+    Returns:
+        0 where everything fits; 1 where it does not.
+    """
+    from gspo_rllib.configs import load_run
+
+    for option in ("gpus", "memory", "params"):
+        given = getattr(arguments, option)
+        if given is not None and not 0 < given < float("inf"):
+            raise SettingError(f"--{option}: expected a number > 0, got {given:g}.")
+    config = load_run(arguments.config, overrides_of(arguments)).config
+    sizes = model_sizes(config, params=arguments.params)
+    memory = learner_memory(config, sizes)
+    room = arguments.memory * 1e9 * _HEADROOM
+    for line in [
+        f"model      {sizes.parameters / 1e9:.3g} B parameters, {sizes.layers} layers, hidden {sizes.hidden}, "
+        f"vocabulary {sizes.vocabulary}",
+        *learner_lines(config, sizes, memory),
+        *engine_lines(config, sizes, room),
+    ]:
+        print(line)
+    problems = [*gpu_problems(config, arguments.gpus), *memory_problems(config, sizes, memory, room, arguments.gpus)]
+    print(*(f"does not fit: {problem}" for problem in problems) if problems else ["fits"], sep="\n")
+    return EXIT_DOES_NOT_FIT if problems else 0
+
+
+def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
+    """The sizes of the model that a config names; only its ``config.json`` is read.
+
+    Args:
+        config: Names the model.
+        params: Parameters, where they are to be others than the model's.
+
+    Raises:
+        ModelError: There is no such model, or its architecture cannot be built.
+    """
+    from gspo_rllib.model_folder import load_model_config
+    from gspo_rllib.modules.memory import ModelSizes
+
+    settings = config.model_config
+    path, trust = str(settings.get("path")), bool(settings.get("trust_remote_code", False))
+    model = load_model_config(path, trust_remote_code=trust)
+    try:
+        sizes = ModelSizes.of(model, autocast=settings.get("autocast_dtype") is not None)
+    except Exception as error:  # of any class: transformers' models fail in as many ways as there are
+        raise ModelError(
+            f"model path {path!r}: its memory cannot be worked out: a small copy of {type(model).__name__} does not "
+            f"run ({type(error).__name__}: {str(error)[:200]})."
+        ) from error
+    return sizes if params is None else dataclasses.replace(sizes, parameters=round(params))
+
+
+def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> LearnerMemory:
+    """What one learner of a config holds.
+
+    Args:
+        config: The config.
+        sizes: Its model's.
+        changes: Arguments of ``LearnerMemory.of`` that are to be others.
+    """
+    from gspo_rllib.modules.memory import LearnerMemory
+
+    settings = config.settings(config.training_settings)
+    known = {
+        "tokens": settings.max_tokens_per_micro_batch,
+        "checkpointing": bool(config.model_config.get("activation_checkpointing")),
+        "learners": config.num_learners,
+        "reference": bool(settings.kl_coeff),
+    }
+    return LearnerMemory.of(sizes, **(known | changes))
+
+
+def learner_lines(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory) -> Iterator[str]:
+    """What a learner holds, part by part."""
+    ranks = max(config.num_learners, 1)
+    yield f"learner    each of {ranks} holds {memory.total / 1e9:.3g} GB at the peak of a step:"
+    for name, amount in dataclasses.asdict(memory).items():
+        if amount:
+            yield f"  {name:<12} {amount / 1e9:>9.3f} GB"
+    tokens = config.settings(config.training_settings).max_tokens_per_micro_batch
+    per_token = memory.activations / tokens
+    yield f"  (activations: {tokens} tokens of a micro-batch, {per_token / 1e3:.0f} kB each)"
+
+
+def engine_lines(config: GSPOConfig, sizes: ModelSizes, room: float) -> Iterator[str]:
+    """What an engine holds, and how much it can remember."""
+    number = _ENGINE_BYTES[config.engine_dtype]
+    ranks = int(config.engine_options.get("tensor_parallel_size", 1))
+    weights, token = number * sizes.parameters / ranks, number * sizes.kv_numbers / ranks
+    share = config.num_gpus_per_env_runner or 0
+    yield f"engine     {weights / 1e9:.3g} GB of weights ({config.engine_dtype}), {token / 1e3:.3g} kB of cache a token"
+    if share:
+        left = room * min(share, 1) - weights
+        yield f"  beside them, its GPU has room for {max(left, 0) / token / 1e3:.0f} thousand tokens of cache"
+
+
+def gpu_problems(config: GSPOConfig, gpus: int) -> Iterator[str]:
+    """Whether there are as many GPUs as are asked for."""
+    from gspo_rllib.algorithms.policy_gradient.resources import requests
+
+    asked = requests(config, main_process=True)
+    total = sum(request.count * request.each.get("GPU", 0.0) for request in asked)
+    if total > gpus:
+        yield f"{', '.join(map(str, asked))} need {total:g} GPUs, and there are {gpus}. Lower their numbers or shares"
+
+
+def memory_problems(
+    config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory, room: float, gpus: int
+) -> Iterator[str]:
+    """What is too large for a GPU, and which settings would make it fit."""
+    share = config.num_gpus_per_learner or 0
+    learner_room = room * (min(share, 1) if share else 1)
+    if memory.total > learner_room:
+        advice = "; ".join(remedies(config, sizes, memory, learner_room, gpus)) or "use a smaller model"
+        yield f"a learner needs {memory.total / 1e9:.3g} GB, of {learner_room / 1e9:.3g} GB that it can fill: {advice}"
+    number = _ENGINE_BYTES[config.engine_dtype]
+    ranks = int(config.engine_options.get("tensor_parallel_size", 1))
+    runner_share = config.num_gpus_per_env_runner or 0
+    engine_room = room * (min(runner_share, 1) if runner_share else 1)
+    weights = number * sizes.parameters / ranks
+    if weights > 0.9 * engine_room:
+        least = next((n for n in (2, 4, 8, 16) if number * sizes.parameters / n <= 0.6 * room), 16)
+        half = "generation.engine_dtype=bfloat16; " if number == 4 else ""
+        yield (
+            f"an engine's weights are {weights / 1e9:.3g} GB, of {engine_room / 1e9:.3g} GB, which leaves no cache: "
+            f"{half}generation.engine_options={{tensor_parallel_size: {least}}} with as many GPUs per env runner"
+        )
+
+
+def remedies(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory, room: float, gpus: int) -> Iterator[str]:
+    """Settings that would help, the least costly first, each with what it leaves."""
+    tokens = config.settings(config.training_settings).max_tokens_per_micro_batch
+    checkpointing = bool(config.model_config.get("activation_checkpointing"))
+    fixed = memory.total - memory.activations
+    if not checkpointing:
+        less = learner_memory(config, sizes, checkpointing=True)
+        yield f"rl_module.model_config.activation_checkpointing=true leaves {less.total / 1e9:.3g} GB"
+    if fixed < room:
+        best = learner_memory(config, sizes, checkpointing=True)
+        fitting = int(tokens * (room - fixed) / best.activations) // 256 * 256
+        if 0 < fitting < tokens:
+            yield f"with it, training.max_tokens_per_micro_batch={fitting} fits"
+        return
+    ranks = next((n for n in range(2, 4097) if fixed / n + best_activations(config, sizes) <= room), None)
+    from gspo_rllib.modules.causal_lm import MODEL_CONFIG
+
+    if "lora" in MODEL_CONFIG:
+        yield (
+            "rl_module.model_config.lora trains an adapter: weights stay, gradients and optimiser state all but go, "
+            f"{(memory.weights + memory.logits + best_activations(config, sizes)) / 1e9:.3g} GB and the adapter's"
+        )
+    if hasattr(config, "sharding") and ranks is not None:
+        yield f"learners.sharding=fsdp2 over {ranks} learners or more ({gpus} GPUs are given)"
+    if "lora" not in MODEL_CONFIG and not hasattr(config, "sharding"):
+        yield (
+            f"weights, gradients and optimiser state alone are {fixed / 1e9:.3g} GB, and every learner holds all of "
+            "them: this version trains a model of this size on no such GPU. Use a smaller model"
+        )
+
+
+def best_activations(config: GSPOConfig, sizes: ModelSizes) -> float:
+    """Activations of a micro-batch with checkpointing, in bytes."""
+    return learner_memory(config, sizes, checkpointing=True).activations

@@ -1,0 +1,93 @@
+"""`gspo-rllib plan`: what it says of a config, and when it says that something does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gspo_rllib.cli.main import main
+
+_8B = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288,
+    "vocab_size": 151936, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the config of Qwen3-8B and nothing else."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "config.json").write_text(json.dumps(_8B))
+    return f"rl_module.model_config.path={folder}"
+
+
+def _plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(["plan", "quickstart", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_a_small_model_fits(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = _plan(capsys, f"rl_module.model_config.path={tiny_dense}", "--gpus", "1", "--memory", "24")
+    assert code == 0 and said.splitlines()[-1] == "fits"
+
+
+def test_a_model_of_8b_does_not_fit_a_learner_of_80_gb(large: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """8.19 B parameters x 4 bytes: 32.8 GB of weights, as many of gradients, 65.5 of moments; an engine takes half."""
+    code, said = _plan(capsys, large, "generation.engine_dtype=bfloat16", "--gpus", "8", "--memory", "80")
+    assert code == 1
+    assert "8.19 B parameters, 36 layers" in said
+    for name, amount in (("weights", "32.763"), ("gradients", "32.763"), ("optimiser", "65.526")):
+        assert [name, amount, "GB"] in [line.split() for line in said.splitlines()]
+    assert "16.4 GB of weights (bfloat16), 147 kB of cache a token" in said
+    (problem,) = [line for line in said.splitlines() if line.startswith("does not fit: ")]
+    assert "a learner needs" in problem and "of 73.6 GB that it can fill" in problem
+
+
+def test_activations_that_are_too_large_are_told_what_to_set(large: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--params", "1.5e9", "training.max_tokens_per_micro_batch=16384", "--gpus", "1", "--memory", "40")
+    code, said = _plan(capsys, large, *asked)
+    assert code == 1
+    assert "rl_module.model_config.activation_checkpointing=true leaves" in said
+    assert "training.max_tokens_per_micro_batch=" in said
+
+
+def test_more_gpus_than_there_are_is_said(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("learners.num_learners=4", "learners.num_gpus_per_learner=1")
+    code, said = _plan(capsys, f"rl_module.model_config.path={tiny_dense}", *asked, "--gpus", "2", "--memory", "80")
+    assert code == 1
+    assert "does not fit: 4 x learner (1 GPU)" in said and "need 4 GPUs, and there are 2" in said
+
+
+def test_several_learners_and_a_reference_are_counted(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = f"rl_module.model_config.path={tiny_dense}"
+    _, said = _plan(capsys, model, "learners.num_learners=2", "training.kl_coeff=0.1", "--gpus", "2", "--memory", "80")
+    names = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]
+    assert {"buckets", "reference"} <= set(names) and "each of 2 holds" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpus", "0", "--memory", "80"], "--gpus: expected a number > 0, got 0"),
+        (["--gpus", "1", "--memory", "-1"], "--memory: expected a number > 0, got -1"),
+        (["--gpus", "1", "--memory", "nan"], "--memory: expected a number > 0, got nan"),
+        (["--gpus", "1", "--memory", "80", "--params", "inf"], "--params: expected a number > 0, got inf"),
+        (["--gpus", "1", "--memory", "80", "rl_module.model_config.path=nowhere"], "model path 'nowhere'"),
+    ],
+)
+def test_what_is_no_amount_or_model_is_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "quickstart", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_built_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_8B | {"num_attention_heads": 0}))
+    model = f"rl_module.model_config.path={tmp_path}"
+    assert main(["plan", "quickstart", model, "--gpus", "1", "--memory", "80"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
