@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
 from gspo_rllib.errors import CheckpointError
+from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 MANIFEST = "gspo_manifest.json"
 FORMAT = 1
@@ -47,7 +49,7 @@ def write_manifest(checkpoint: str | pathlib.Path, *, weights_version: int = 0) 
         CheckpointError: The policy's weights are missing.
     """
     folder = pathlib.Path(checkpoint)
-    if not list((folder / POLICY).glob("*.safetensors")):
+    if not _holds_policy(folder / POLICY):
         raise CheckpointError(
             f"{folder}: the learner did not write the policy's weights, so this checkpoint cannot be used. See its log "
             "(a full disk, a lost learner) and save again to a new folder."
@@ -129,19 +131,44 @@ def verify(checkpoint: Any) -> pathlib.Path:
     return folder
 
 
-def self_contained_config(folder: pathlib.Path) -> dict[str, Any]:
+def self_contained_config(folder: pathlib.Path, *, begins_with_adapter: bool = False) -> dict[str, Any]:
     """The config a checkpoint was trained with, its model paths replaced by those inside the checkpoint.
+
+    Of a policy with an adapter the checkpoint holds the adapter alone: the path stays that of the model below it.
 
     Args:
         folder: A verified checkpoint. Its RLlib part is pickled, so it must be trusted.
+        begins_with_adapter: Whether a policy that is built from the config has the checkpoint's adapter, as one that
+            nothing is restored into needs.
+
+    Raises:
+        CheckpointError: The model below the adapter is no longer there.
     """
     with (folder / "class_and_ctor_args.pkl").open("rb") as file:
         state: dict[str, Any] = pickle.load(file)["ctor_args_and_kwargs"][0][0]
     state = {RENAMED_SETTINGS.get(name, name): value for name, value in state.items()}
-    state["_model_config"] = {**state["_model_config"], "path": str(folder / POLICY)}
+    model = {**state["_model_config"]}
+    if not (folder / POLICY / ADAPTER_WEIGHTS).is_file():
+        model["path"] = str(folder / POLICY)
+    elif os.path.isabs(model["path"]) and not os.path.isdir(model["path"]):
+        raise CheckpointError(
+            f"checkpoint {folder}: it holds an adapter, and the model below it, {str(model['path'])!r}, is not there. "
+            "Put that model back (a link will do); its weights must be the same."
+        )
+    elif begins_with_adapter or model["lora"].get("adapter") is not None:
+        model["lora"] = {"adapter": str(folder / POLICY)}
+    state["_model_config"] = model
     if (folder / REFERENCE).is_dir():
         state["reference_path"] = str(folder / REFERENCE)
     return state
+
+
+def _holds_policy(folder: pathlib.Path) -> bool:
+    """Whether a policy's folder has all that loading it takes: a model, or an adapter and which model it belongs to."""
+    names = {file.name for file in folder.glob("*")}
+    if names & {ADAPTER_WEIGHTS, ADAPTER_CONFIG}:
+        return names >= {ADAPTER_WEIGHTS, ADAPTER_CONFIG, ADAPTER_BASE}
+    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
 def _sha256(file: pathlib.Path) -> str:

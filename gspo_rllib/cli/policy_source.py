@@ -72,7 +72,9 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
     source = Path(arguments.checkpoint).expanduser()
     if not (source / "config.json").is_file():
-        config: GSPOConfig = GSPOConfig.from_state(checkpoints.self_contained_config(checkpoints.verify(source)))
+        state = checkpoints.self_contained_config(checkpoints.verify(source), begins_with_adapter=True)
+        config: GSPOConfig = GSPOConfig.from_state(state)
+        config.adapter_sync = None  # engines get the whole model from here
     elif arguments.env:
         config = GSPOConfig().rl_module(model_config={"path": str(source)})
     else:
@@ -141,17 +143,12 @@ def give_weights(runner: LanguageEnvRunner, config: GSPOConfig, *, version: int 
     Raises:
         WeightSyncError: The engine samples from another distribution.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from gspo_rllib.engines.proof import Conversation, Gap, check_gap, model_log_probs
+    from gspo_rllib.modules.merging import load_policy
 
-    settings = config.model_config
-    model = AutoModelForCausalLM.from_pretrained(
-        settings["path"], dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
-    ).eval()
+    model, weights = load_policy(config.model_config)
     # A tied head is there under both of its names.
-    runner.set_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, version)
+    runner.set_weights({name: tensor.numpy() for name, tensor in weights.items()}, version)
     vocab_size = model.get_input_embeddings().num_embeddings
     sample = runner.converse(Conversation.of(model.config, vocab_size, temperature=1.0, learner_dtype="float32"))
     if sample is not None:
