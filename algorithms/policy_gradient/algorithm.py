@@ -236,7 +236,8 @@ class PolicyGradient(TrainsOnRecorded, Algorithm):
         if self._settings.kl_coeff:
             # Without it, a resumed run would measure the divergence from the policy it resumes with.
             (files,) = self._first_learner(lambda learner: learner.reference_files())
-            checkpoints.write_reference(saved, files)
+            if files:
+                checkpoints.write_reference(saved, files)
         checkpoints.write_manifest(saved, weights_version=self._weights.version)
         return saved
 

@@ -196,7 +196,10 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         source=_GRPO,
     )
     reference_path: str | None = knob(
-        None, "Model folder or hub name of the reference; None takes the model training starts from.", source="ours"
+        None,
+        "Model folder or hub name of the reference; None takes the model training starts from: with LoRA the policy "
+        "with its adapter off, which costs no copy.",
+        source="ours",
     )
     vf_loss_coeff: float = knob(1.0, "Weight of the critic's loss; used by gae.", low=0.0, source="RLlib's PPO")
     vf_clip_param: float = knob(
