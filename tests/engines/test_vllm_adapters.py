@@ -17,7 +17,7 @@ from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationReques
 from gspo_rllib.errors import EngineError, WeightSyncError
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.weight_sync import adapter_state, inference_state
-from tests.modules.test_adapter import build, move
+from tests.modules.adapted_policies import LORA, build, move
 from tests.toy_envs.coin_env import CoinEnv
 
 pytestmark = pytest.mark.vllm
@@ -161,8 +161,6 @@ def test_adapters_go_when_the_engine_is_closed(tiny_tied: str, swapping: Policy)
     ],
 )
 def test_a_merged_adapter_is_exact_in_every_version(engine: str, kind: str, request: pytest.FixtureRequest) -> None:
-    from tests.modules.test_adapter import LORA
-
     for policy in _started(request.getfixturevalue(kind), engine, LORA[kind], swaps=False):
         for _ in range(5):
             policy.update()

@@ -15,46 +15,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gspo_rllib import columns
-from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import ModelError
 from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.own_attention import own_attention
 from gspo_rllib.packing import pack, packed_rows
 from gspo_rllib.types import TokenTrajectory
+from tests.modules.adapted_policies import IDS, LORA, build, move
 
-ATTENTION = ["q_proj", "v_proj"]
-LORA = {
-    "tiny_dense": {"rank": 4},
-    "tiny_tied": {"rank": 4},
-    "tiny_moe": {
-        "rank": 4,
-        "target_modules": ATTENTION,
-        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-    },
-}
 KINDS = sorted(LORA)
 WAYS: dict[str, dict[str, Any]] = {
     "packed": {"shared_prefixes": False},
     "shared prefixes": {"shared_prefixes": True},
     "checkpointed": {"activation_checkpointing": True},
 }
-IDS = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(1))
-
-
-def build(path: str, lora: dict[str, Any] | None, **model: Any) -> CausalLMModule:
-    text = UnicodeText(100)
-    torch.manual_seed(0)
-    settings = {"path": path, "lora": lora, **model}
-    return CausalLMModule(observation_space=text, action_space=text, model_config=settings)
-
-
-def move(module: CausalLMModule, seed: int = 0) -> None:
-    """As far as a few hundred steps would, not a few."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.policy_parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 def trajectories() -> list[TokenTrajectory]:

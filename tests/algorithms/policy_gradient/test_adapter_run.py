@@ -19,7 +19,7 @@ from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.cli.main import main
 from gspo_rllib.errors import CheckpointError, ModelError
 from gspo_rllib.modules.own_attention import own_attention
-from tests.modules.test_adapter import IDS, LORA
+from tests.modules.adapted_policies import IDS, LORA
 from tests.toy_envs.coin_env import CoinEnv
 
 
