@@ -61,6 +61,13 @@ def declared_settings(config: PolicyGradientConfig) -> list[Declared]:
     return found
 
 
+def settings_within() -> list[Declared]:
+    """The keys of the one setting that is a mapping itself, or None: those of LoRA."""
+    from gspo_rllib.modules.lora_settings import LoraSettings
+
+    return list(_of_settings(LoraSettings, f"rl_module.{_MAPPING}.lora"))
+
+
 def resolved(run: Run) -> dict[str, Any]:
     """The value of every setting of a run, defaults included, by its name in a YAML file."""
     values: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import ModelError
+from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _WEIGHTS_PATTERN = "model{suffix}.safetensors"
 _CHAT_TEMPLATES = "additional_chat_templates"
-_NOT_THE_MODELS = ("metadata.json", "adapter_config.json", LOADED_DTYPES)  # RLlib's, an adapter's, and ours
+_NOT_THE_MODELS = ("metadata.json", ADAPTER_CONFIG, ADAPTER_BASE, LOADED_DTYPES)  # RLlib's, an adapter's, and ours
 _SHARD = "5GB"
 
 
@@ -93,19 +94,22 @@ class ModelFiles:
         _check_writable(model)
         return cls(files, dtypes)
 
-    def write(self, model: PreTrainedModel, folder: str | Path) -> None:
+    def write(
+        self, model: PreTrainedModel, folder: str | Path, *, state: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """Writes a folder that transformers and vLLM load.
 
         Args:
             model: The model that was read, trained since.
             folder: An existing local folder.
+            state: Its weights by name; None for those in the model.
         """
         target = Path(folder)
         for name, content in self.files.items():
             (target / name).parent.mkdir(exist_ok=True)
             (target / name).write_bytes(content)
         (target / LOADED_DTYPES).write_text(json.dumps(dataclasses.asdict(self.dtypes)))
-        _write_weights(in_folder_format(model, model.state_dict()), target)
+        _write_weights(in_folder_format(model, model.state_dict() if state is None else dict(state)), target)
 
 
 def export_folder(source: Path, target: Path, *, dtype: str | None) -> str:
@@ -141,6 +145,14 @@ def export_folder(source: Path, target: Path, *, dtype: str | None) -> str:
         index["metadata"]["total_size"] = total
         (target / _INDEX).write_text(json.dumps(index, indent=2))
     return dtypes.main
+
+
+def export_adapter(source: Path, target: Path, *, dtype: str | None) -> str:
+    """Copies an adapter out of a checkpoint, in another dtype; see ``export_folder``."""
+    for name in (ADAPTER_CONFIG, ADAPTER_BASE):
+        (target / name).write_bytes((source / name).read_bytes())
+    _cast(source / ADAPTER_WEIGHTS, target / ADAPTER_WEIGHTS, LoadedDtypes(dtype or "float32"))
+    return dtype or "float32"
 
 
 def with_dtype(config_json: bytes, dtype: str) -> bytes:

@@ -13,6 +13,11 @@ from gspo_rllib.errors import GSPOError, ModelError, described
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of a saved adapter, as peft names them."""
+ADAPTER_BASE = "adapter_base.json"
+"""File beside them that says which weights an adapter was trained on."""
+
 
 @contextmanager
 def translated(path: str, what: str, remedy: str = "Use another model, or download it again.") -> Iterator[None]:
@@ -45,10 +50,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         trust_remote_code: Whether the folder may run its own code.
 
     Raises:
-        ModelError: There is no tokenizer, it has no chat template, or no end-of-sequence token.
+        ModelError: There is no tokenizer, it has no chat template, or no end-of-sequence token; or the folder holds an
+            adapter.
     """
     from transformers import AutoTokenizer
 
+    _refuse_adapter(path)
     with translated(
         path,
         "no tokenizer could be loaded",
@@ -78,10 +85,11 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of a model folder or hub name.
 
     Raises:
-        ModelError: The folder or hub name holds no model configuration.
+        ModelError: The folder or hub name holds no model configuration, or the folder an adapter.
     """
     from transformers import AutoConfig
 
+    _refuse_adapter(path)
     what = "not a local Hugging Face folder (no usable config.json) and not a reachable hub name"
     if os.path.isfile(os.path.join(path, "config.json")):
         what = "its config.json cannot be used"
@@ -91,6 +99,15 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
         "Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` makes a small one.",
     ):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _refuse_adapter(path: str) -> None:
+    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)):
+        raise ModelError(
+            f"model path {path!r}: the folder holds an adapter, not a model of its own. Give the model below it as "
+            "path and the folder as adapter: rl_module(model_config={'path': MODEL, 'lora': {'adapter': FOLDER}}); or "
+            "merge both into one folder (`gspo-rllib export --merge`, or peft's merge_and_unload)."
+        )
 
 
 def declared_end_ids(

@@ -19,6 +19,7 @@ from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
 from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, on_host
 from gspo_rllib.errors import WeightSyncError
+from gspo_rllib.model_folder import ADAPTER_CONFIG
 from gspo_rllib.runner_calls import RunnerCall, returned
 
 _PREFIX = "model."
@@ -184,6 +185,10 @@ def _take_weights(learner: Learner) -> tuple[int, NamedWeights | ray.ObjectRef, 
         temperature=module.temperature,
         learner_dtype=module.settings["autocast_dtype"] or "float32",
     )
+    if getattr(learner.config, "adapter_sync", None) == "swap":
+        adapter = adapter_state(module)
+        sent = adapter if learner.config.num_learners == 0 else ray.put(adapter)
+        return learner._weights_seq_no, sent, conversation
     if learner.config.num_learners == 0:
         # On a GPU a copy is made on the device: the way through the host takes a second per 2 GB.
         here = learner.config.num_env_runners == 0
@@ -198,6 +203,16 @@ def _copied(module: Any) -> NamedWeights:
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return inference_state(module, copy=True)
     return _each_once(tensors, lambda tensor: tensor.to(_sent_dtype(tensor), copy=True))
+
+
+def adapter_state(module: Any) -> dict[str, np.ndarray]:
+    """Copies of a policy's adapter, under the names of its file, and the bytes of its configuration.
+
+    Args:
+        module: A causal-LM RLModule with an adapter.
+    """
+    named = {name: tensor.to("cpu", copy=True).numpy() for name, tensor in module.adapter.state().items()}
+    return {**named, ADAPTER_CONFIG: np.frombuffer(module.adapter.config_json().encode(), np.uint8)}
 
 
 def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
@@ -217,6 +232,10 @@ def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
 
 
 def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:
+    adapter = getattr(module, "adapter", None)
+    if adapter is not None:
+        merged: dict[str, torch.Tensor] = adapter.merged_state()
+        return merged
     left_out = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else []
     state = {
         name: tensor.detach()

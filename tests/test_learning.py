@@ -54,6 +54,18 @@ def test_it_learns_to_solve_the_task(student, objective, ray_local):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["GSPO", "GRPO"])
+def test_an_adapter_learns_it_too_in_three_times_the_iterations(student, objective, ray_local):
+    whole = train(_config(student, objective), target=TARGET, minutes=60, iterations=ITERATIONS)
+    config = _config(student, objective)
+    adapted = {"path": str(student), "lora": {"rank": 16, "alpha": 32}}
+    config = config.rl_module(model_config=adapted).training(lr=10 * config.lr)
+    report = train(config, target=TARGET, minutes=60, iterations=3 * whole["iterations"])
+    assert whole["reached_s"] is not None and report["reached_s"] is not None, (whole["curve"], report["curve"])
+    assert report["start"] < 0.75
+
+
+@pytest.mark.slow
 def test_it_learns_as_much_from_trajectories_that_are_an_update_old(student, ray_local):
     # With the recipe's learning rate, which moves the policy far in every update, an update's delay makes it swing.
     config = _config(student, engine="transformers").training(

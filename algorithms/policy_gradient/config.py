@@ -19,7 +19,7 @@ from ray.util.debug import log_once
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
-from gspo_rllib.algorithms.policy_gradient import rllib_checks, validation
+from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, validation
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
@@ -178,12 +178,11 @@ class PolicyGradientConfig(_FlatSettings):
                 explore=self.explore,
             )
         validation.check_generation(
-            generation,
-            num_envs_per_env_runner=self.num_envs_per_env_runner,
-            training=not self.in_evaluation,
+            generation, num_envs_per_env_runner=self.num_envs_per_env_runner, training=not self.in_evaluation
         )
         training = self.settings(self.training_settings)
         validation.check_models(training, model_config, training=not self.in_evaluation)
+        adapter_checks.check(self, generation, model_config)
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
         validation.check_chats(generation, model_config, [] if agent.plays else played_envs(self))
@@ -341,9 +340,9 @@ class PolicyGradientConfig(_FlatSettings):
         return pipeline
 
     @property
-    def _reference_config(self) -> dict[str, Any]:
-        path = self.reference_path or self._model_config["path"]
-        return {**self._model_config, "path": path, **self._sampling}
+    def _reference_config(self) -> dict[str, Any] | None:
+        own = adapter_checks.reference_settings(self._model_config, self.reference_path)
+        return None if own is None else {**own, **self._sampling}
 
     @property
     def _sampling(self) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class SavedAsData(Algorithm):
         if self._settings.kl_coeff:
             # Without it, a resumed run would measure the divergence from the policy it resumes with.
             (files,) = self._first_learner(lambda learner: learner.reference_files())
-            checkpoints.write_reference(folder, files)
+            if files:
+                checkpoints.write_reference(folder, files)
         checkpoints.write_manifest(folder, weights_version=self._weights.version)
 
     def restore_from_path(

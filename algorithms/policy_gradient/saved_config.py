@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import pathlib
 import re
 from collections.abc import Collection, Mapping
@@ -29,6 +30,7 @@ from gspo_rllib.checkpoints.code import Trust, name_of, refusal
 from gspo_rllib.checkpoints.codec import NotDataError, encode, read_tree, write_tree
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import CheckpointError, shown
+from gspo_rllib.model_folder import ADAPTER_WEIGHTS
 
 NAME = "algorithm"
 """Of the files, without their endings."""
@@ -61,7 +63,7 @@ def save_config(algorithm: Algorithm, folder: pathlib.Path) -> None:
 
 
 def load_config(
-    folder: pathlib.Path, trust: Trust, *, passed_over: Collection[str] = ()
+    folder: pathlib.Path, trust: Trust, *, passed_over: Collection[str] = (), begins_with_adapter: bool = False
 ) -> tuple[type[Algorithm], dict[str, Any]]:
     """The class of the algorithm and the config's state, its model paths replaced by those inside the checkpoint.
 
@@ -69,20 +71,45 @@ def load_config(
         folder: A verified checkpoint.
         trust: What the checkpoint may name.
         passed_over: Settings that the caller gives anew; what the checkpoint has of them is not looked at.
+        begins_with_adapter: Whether a policy that is built from the config has the checkpoint's adapter, as one that
+            nothing is restored into needs.
 
     Raises:
-        CheckpointError: It names what it may not, or says nothing of a setting that could not be saved.
+        CheckpointError: It names what it may not, says nothing of a setting that could not be saved, or the model below
+            its adapter is no longer there.
     """
     algorithm_class, tree = _read(folder, trust)
     config_class = trust.find(tree["config"], kind=PolicyGradientConfig, what="config class", where=str(folder))
     loader = _Loader(folder, trust, config_class)
     state = {name: loader.value(name, saved) for name, saved in tree["settings"].items() if name not in passed_over}
-    state["_model_config"] = {**state.get("_model_config", {}), "path": str(folder / POLICY)}
+    state["_model_config"] = _model_config(folder, state, begins_with_adapter=begins_with_adapter)
     has_reference = (folder / REFERENCE).is_dir()
-    if state.get("kl_coeff") and not has_reference:
+    if state.get("kl_coeff") and not (has_reference or _has_adapter(folder)):
         raise CheckpointError(f"checkpoint {folder}: it has a kl_coeff and no reference policy. Use an earlier one.")
     state["reference_path"] = str(folder / REFERENCE) if has_reference else None
     return algorithm_class, {**state, "class": config_class}
+
+
+def _model_config(folder: pathlib.Path, state: Mapping[str, Any], *, begins_with_adapter: bool) -> dict[str, Any]:
+    """What a policy is built from; of one with an adapter the checkpoint holds no more than that."""
+    model = {**state.get("_model_config", {})}
+    if not _has_adapter(folder):
+        return {**model, "path": str(folder / POLICY)}
+    base, lora = model.get("path"), model.get("lora")
+    if not isinstance(base, str) or not isinstance(lora, dict):
+        raise CheckpointError(f"checkpoint {folder}: it holds an adapter and does not say of which model.")
+    if os.path.isabs(base) and not os.path.isdir(base):
+        raise CheckpointError(
+            f"checkpoint {folder}: it holds an adapter, and the model below it, {shown(base)}, is not there. Put that "
+            "model back (a link will do); its weights must be the same."
+        )
+    if begins_with_adapter or lora.get("adapter") is not None:
+        model["lora"] = {"adapter": str(folder / POLICY)}
+    return model
+
+
+def _has_adapter(folder: pathlib.Path) -> bool:
+    return (folder / POLICY / ADAPTER_WEIGHTS).is_file()
 
 
 def load_algorithm_class(folder: pathlib.Path, trust: Trust) -> type[Algorithm]:

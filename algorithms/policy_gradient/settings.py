@@ -209,7 +209,8 @@ class TrainingSettings(UpdateSettings, GroupSettings):
     )
     reference_path: str | None = knob(
         None,
-        "Model folder or hub name of the reference; None takes the model training starts from.",
+        "Model folder or hub name of the reference; None takes the model training starts from: with LoRA the policy "
+        "with its adapter off, which costs no copy.",
         form=text,
         source="ours",
     )

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gspo_rllib.errors import CheckpointError, described, shown
+from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 MANIFEST = "gspo_manifest.json"
 FORMAT = 2
@@ -57,7 +58,7 @@ def write_manifest(checkpoint: str | pathlib.Path, *, weights_version: int = 0) 
         CheckpointError: The policy's weights are missing.
     """
     folder = pathlib.Path(checkpoint)
-    if not list((folder / POLICY).glob("*.safetensors")):
+    if not _holds_policy(folder / POLICY):
         raise CheckpointError(
             f"{folder}: the learner did not write the policy's weights, so this checkpoint cannot be used. See its log "
             "(a full disk, a lost learner) and save again to a new folder."
@@ -210,6 +211,14 @@ def _is_file(name: str, entry: Any) -> bool:
         return False
     size, digest = entry
     return type(size) is int and size >= 0 and isinstance(digest, str) and len(digest) == 64
+
+
+def _holds_policy(folder: pathlib.Path) -> bool:
+    """Whether a policy's folder has all that loading it takes: a model, or an adapter and which model it belongs to."""
+    names = {file.name for file in folder.glob("*")}
+    if names & {ADAPTER_WEIGHTS, ADAPTER_CONFIG}:
+        return names >= {ADAPTER_WEIGHTS, ADAPTER_CONFIG, ADAPTER_BASE}
+    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
 def _printable(name: str) -> str:

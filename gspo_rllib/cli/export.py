@@ -1,14 +1,19 @@
-"""``gspo-rllib export``: writes a checkpoint's policy as a Hugging Face folder that transformers and vLLM load."""
+"""``gspo-rllib export``: writes a checkpoint's policy as a Hugging Face folder that transformers and vLLM load.
+
+Of a policy with an adapter, the adapter as peft loads it, or with ``--merge`` the whole model.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from gspo_rllib.errors import SettingError
-from gspo_rllib.model_files import DTYPES, export_folder
+from gspo_rllib.model_files import DTYPES, export_adapter, export_folder
+from gspo_rllib.model_folder import ADAPTER_CONFIG
 from gspo_rllib.places import check_folder, named_path
 
 
@@ -20,32 +25,40 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the weights; default: the dtype of the model that training started from"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="write the whole model that an adapter and the model below it make"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the policy's files."""
     folder = named_path(arguments.folder)
-    dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype)
-    print(f"{folder}: {dtype}; load it with transformers.AutoModelForCausalLM.from_pretrained or vllm.LLM")
+    dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype, merge=arguments.merge)
+    loads = "transformers.AutoModelForCausalLM.from_pretrained or vllm.LLM"
+    if (folder / ADAPTER_CONFIG).is_file():
+        loads = "peft.AutoPeftModelForCausalLM.from_pretrained or vllm's LoRARequest"
+    print(f"{folder}: {dtype}; load it with {loads}")
     return 0
 
 
-def export(checkpoint: str, folder: Path, *, dtype: str | None = None) -> str:
+def export(checkpoint: str, folder: Path, *, dtype: str | None = None, merge: bool = False) -> str:
     """Writes the policy of a checkpoint; unpickles nothing.
 
     Args:
         checkpoint: A folder that training wrote.
         folder: Where to; made if missing.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for that of the model that training started from.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for that of the model that training started from,
+            of an adapter on its own for float32.
+        merge: Whether to write the whole model that an adapter makes; it is read from where the run read it.
 
     Returns:
         The dtype of the folder.
 
     Raises:
         CheckpointError: The checkpoint is foreign, incomplete or corrupt.
-        ModelError: A weight is too large for the dtype.
-        SettingError: ``folder`` is not empty.
+        ModelError: A weight is too large for the dtype, or the model below the adapter is gone or another one.
+        SettingError: ``folder`` is not empty, or there is no adapter to merge.
     """
     from gspo_rllib import checkpoints
 
@@ -53,10 +66,25 @@ def export(checkpoint: str, folder: Path, *, dtype: str | None = None) -> str:
     source = checkpoints.policy_folder(checkpoint)
     if folder.exists() and any(folder.iterdir()):
         raise SettingError(f"export: {str(folder)!r} is not empty; name a new folder.")
+    has_adapter = (source / ADAPTER_CONFIG).is_file()
+    if merge and not has_adapter:
+        raise SettingError(f"export --merge: {checkpoint!r} holds a whole model and no adapter; leave --merge out.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return export_folder(source, folder, dtype=dtype)
+        if merge:
+            return _export_merged(source, folder, dtype=dtype)
+        return (
+            export_adapter(source, folder, dtype=dtype) if has_adapter else export_folder(source, folder, dtype=dtype)
+        )
     except BaseException:
         # A part of a model would pass for the whole.
         shutil.rmtree(folder)
         raise
+
+
+def _export_merged(source: Path, folder: Path, *, dtype: str | None) -> str:
+    from gspo_rllib.modules.merging import write_merged
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as whole:
+        write_merged(source, whole)
+        return export_folder(Path(whole), folder, dtype=dtype)

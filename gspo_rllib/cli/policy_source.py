@@ -108,6 +108,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     source = named_path(arguments.checkpoint)
     if not os.path.isfile(source / "config.json"):
         config: GSPOConfig = GSPOConfig.from_state(_saved_state(arguments, checkpoints.verify(source)))
+        config.adapter_sync = None  # engines get the whole model from here
     elif arguments.env:
         config = GSPOConfig().rl_module(model_config={"path": str(source)})
     else:
@@ -133,7 +134,8 @@ def _saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if checkpoints.is_pickled(folder):
         return checkpoints.self_contained_config(folder, trust_pickle=arguments.trust_pickle)
     # What the checkpoint would play does not matter, nor what it names for that, where another environment is given.
-    return load_config(folder, Trust(arguments.trust), passed_over=PLAYED if arguments.env else ())[1]
+    passed_over = PLAYED if arguments.env else ()
+    return load_config(folder, Trust(arguments.trust), passed_over=passed_over, begins_with_adapter=True)[1]
 
 
 def weights_version(arguments: argparse.Namespace) -> int:
@@ -187,17 +189,12 @@ def give_weights(runner: LanguageEnvRunner, config: GSPOConfig, *, version: int 
     Raises:
         WeightSyncError: The engine samples from another distribution.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from gspo_rllib.engines.proof import Conversation, Gap, check_gap, model_log_probs
+    from gspo_rllib.modules.merging import load_policy
 
-    settings = config.model_config
-    model = AutoModelForCausalLM.from_pretrained(
-        settings["path"], dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
-    ).eval()
+    model, weights = load_policy(config.model_config)
     # A tied head is there under both of its names.
-    runner.set_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, version)
+    runner.set_weights({name: tensor.numpy() for name, tensor in weights.items()}, version)
     vocab_size = model.get_input_embeddings().num_embeddings
     sample = runner.converse(Conversation.of(model.config, vocab_size, temperature=1.0, learner_dtype="float32"))
     if sample is not None:

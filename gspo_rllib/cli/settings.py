@@ -26,13 +26,13 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints one paragraph per setting; one line where output is piped."""
     from gspo_rllib.algorithms import ALGORITHMS
-    from gspo_rllib.configs.declared import declared_settings, matching
+    from gspo_rllib.configs.declared import declared_settings, matching, settings_within
 
     if arguments.algorithm not in ALGORITHMS:
         raise SettingError(
             f"--algorithm {arguments.algorithm!r}: unknown. {did_you_mean(arguments.algorithm, ALGORITHMS)}"
         )
-    found = declared_settings(ALGORITHMS[arguments.algorithm].get_default_config())
+    found = declared_settings(ALGORITHMS[arguments.algorithm].get_default_config()) + settings_within()
     width = columns()
     for setting in matching(found, arguments.pattern):
         print("\n".join(shown(setting, width=None if width is None else min(width, WIDEST))))

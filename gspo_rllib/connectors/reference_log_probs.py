@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -23,21 +24,24 @@ from gspo_rllib.types import TokenTrajectory
 class ReferenceLogProbs(ConnectorV2):
     """Fills in ``reference_logp``.
 
-    The reference is a second copy for inference only. It lives here and not among the learner's modules, because
-    ``DistributedDataParallel`` refuses a module without a parameter to train.
+    The reference is a second copy for inference only, or the policy itself with its adapter off. The copy lives here
+    and not among the learner's modules, because ``DistributedDataParallel`` refuses a module without a parameter to
+    train.
 
     Args:
-        model_config: The policy's model settings, with the ``path`` of the reference.
+        model_config: The policy's model settings, with the ``path`` of the reference; None for the model below the
+            policy's adapter, which needs no copy.
         max_tokens: Token budget of one forward pass.
     """
 
-    def __init__(self, *args: Any, model_config: dict[str, Any], max_tokens: int, **kwargs: Any):
+    def __init__(self, *args: Any, model_config: dict[str, Any] | None, max_tokens: int, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # The module has no use for its spaces, but RLlib wants them.
         text = gym.spaces.Text(1)
         self._spec = RLModuleSpec(
-            module_class=CausalLMModule, observation_space=text, action_space=text, model_config=model_config
+            module_class=CausalLMModule, observation_space=text, action_space=text, model_config=model_config or {}
         )
+        self._is_base = model_config is None
         self._max_tokens = max_tokens
         self._reference: CausalLMModule | None = None
 
@@ -53,21 +57,25 @@ class ReferenceLogProbs(ConnectorV2):
     ) -> dict[str, Any]:
         """See ``ConnectorV2``."""
         trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
-        device = next(rl_module[DEFAULT_MODULE_ID].parameters()).device
-        reference = self._load().to(device)
-        scores = score(
-            trajectories,
-            lambda row: reference._forward(row)[columns.LOGP],
-            max_tokens=self._max_tokens,
-            device=device,
-            sharing=reference.prefix_sharing(),
-        )
+        policy = rl_module[DEFAULT_MODULE_ID].unwrapped()
+        device = next(policy.parameters()).device
+        reference = policy if self._is_base else self._load().to(device)
+        with policy.adapter.off() if self._is_base else contextlib.nullcontext():
+            scores = score(
+                trajectories,
+                lambda row: reference._forward(row)[columns.LOGP],
+                max_tokens=self._max_tokens,
+                device=device,
+                sharing=reference.prefix_sharing(),
+            )
         for i, logp_L in enumerate(scores):
             trajectories[i] = dataclasses.replace(trajectories[i], reference_logp=logp_L)
         return batch
 
     def files(self) -> dict[str, bytes]:
-        """The reference as the files of a Hugging Face folder, for a checkpoint."""
+        """The reference as the files of a Hugging Face folder, for a checkpoint; none for the policy's own base."""
+        if self._is_base:
+            return {}
         with tempfile.TemporaryDirectory() as temporary:
             self._load().write_folder(temporary)
             folder = pathlib.Path(temporary)

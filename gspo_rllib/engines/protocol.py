@@ -79,6 +79,7 @@ class EngineSpec:
         trust_remote_code: Whether the model folder may run its own code.
         options: Passed to the engine's constructor as they are (vLLM: any ``EngineArgs`` field, e.g.
             ``tensor_parallel_size``, ``gpu_memory_utilization``, ``kv_cache_memory_bytes``).
+        adapter_rank: Largest rank of the adapters that the engine is sent in place of whole weights; None for weights.
     """
 
     engine: str
@@ -91,6 +92,7 @@ class EngineSpec:
     device: str = "cpu"
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    adapter_rank: int | None = None
 
 
 class Engine(Protocol):

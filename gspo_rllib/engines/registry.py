@@ -46,7 +46,9 @@ class _Held:
 
 
 _entries: dict[str, EngineEntry] = {
-    "vllm": EngineEntry("gspo_rllib.engines.vllm:VLLMEngine", "vllm", 'pip install -e ".[vllm]"', one_per_process=True),
+    "vllm": EngineEntry(
+        "gspo_rllib.engines.vllm_adapters:vllm_engine", "vllm", 'pip install -e ".[vllm]"', one_per_process=True
+    ),
     "transformers": EngineEntry("gspo_rllib.engines.transformers:TransformersEngine", "transformers"),
 }
 _held: dict[str, _Held] = {}
@@ -159,7 +161,8 @@ def is_proven(engine: Engine) -> bool:
 def mark_proven(engine: Engine) -> None:
     """Notes that what the engine samples was compared with the learner's policy since it was built."""
     held = _holding(engine)
-    if held is not None:
+    # An adapter that changes nothing shows nothing.
+    if held is not None and not getattr(engine, "adapter_is_zero", False):
         held.proven = True
 
 

@@ -124,6 +124,7 @@ class VLLMEngine:
         arguments = {
             **{name: getattr(spec, name) for name in _FROM_SPEC},
             **_FIXED,
+            **self._own_arguments(spec),
             **_DEFAULTS,
             **(cpu_defaults(spec, config) if self._on_cpu else gpu_defaults(spec, config)),
             **options,
@@ -169,6 +170,7 @@ class VLLMEngine:
             request_id=request.request_id,
             prompt={"prompt_token_ids": request.prompt_token_ids},
             params=parameters,
+            lora_request=self._adapter(),
         )
         self._unfinished.add(request.request_id)
 
@@ -239,6 +241,15 @@ class VLLMEngine:
             engine.engine_core.shutdown()
         del engine
         gc.collect()
+
+    def _own_arguments(self, spec: EngineSpec) -> dict[str, Any]:
+        """What a subclass starts vLLM with."""
+        del spec
+        return {}
+
+    def _adapter(self) -> Any:
+        """vLLM's adapter that requests from now on are sampled with; None for none."""
+        return None
 
     def _open(self) -> LLMEngine:
         if self._engine is None:
@@ -327,6 +338,11 @@ def _checked_options(spec: EngineSpec) -> dict[str, Any]:
             "leave it out."
         )
     known = {field.name for field in dataclasses.fields(EngineArgs)} | _EXTRA_OPTIONS
+    if spec.options.get("enable_lora"):
+        raise SettingError(
+            "engine option 'enable_lora' is set by the engine itself; use generation.adapter_sync='swap' and "
+            "rl_module.model_config['lora']."
+        )
     for name in spec.options:
         if name in _FROM_SPEC or name in _FIXED:
             remedy = f"set EngineSpec.{name} instead" if name in _FROM_SPEC else "leave it out"

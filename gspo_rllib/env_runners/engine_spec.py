@@ -12,6 +12,7 @@ from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer
+from gspo_rllib.modules.lora_settings import largest_rank
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import ChatSpec
 
@@ -135,6 +136,7 @@ def engine_spec(
         device=settings.engine_device or _default_device(),
         trust_remote_code=_trusts_remote_code(model_config),
         options=dict(settings.engine_options),
+        adapter_rank=largest_rank(model_config["lora"]) if settings.adapter_sync == "swap" else None,
     )
 
 

@@ -382,6 +382,9 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpoin
         return self._engine
 
     def _set_module_state(self, module_state: Any, version: int) -> None:
+        # RLlib hands over whole weights; where engines take adapters, the algorithm sends one before the first sample.
+        if self.config.adapter_sync == "swap":
+            return
         # RLlib numbers weights from 1; 0 means "whatever you hold, take these".
         if version and self._acquire_engine().weights_version == version:
             self._num_evaluation_groups = 0

@@ -123,6 +123,14 @@ class GenerationSettings(Settings):
         choices=tuple(UPDATES_WITHIN_TURNS),
         source="ours: every turn has one version",
     )
+    adapter_sync: Literal["merged", "swap"] | None = knob(
+        None,
+        "How engines get a policy with an adapter (model_config['lora']): as the whole model that base and adapter "
+        "make (merged), or as vLLM's own adapter beside a base that is loaded once (swap): less to send, slower "
+        "tokens. None is merged.",
+        choices=(None, "merged", "swap"),
+        source="ours: exact on every engine",
+    )
     step_timeout_s: float = knob(
         60.0,
         "Longest an environment may take to make, reset or step before it counts as failed.",

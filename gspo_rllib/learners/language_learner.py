@@ -80,6 +80,9 @@ class LanguageLearner(TorchLearner):
     _memory: StepMemory | None = None
     """Of the present update; None where no step is undone."""
 
+    _watches_gradients: bool = True
+    """Whether no step has shown yet that every trained parameter gets a gradient; asked of adapters."""
+
     _lr_timestep: int = 0
     """Of the latest update; what a learning-rate schedule goes by."""
 
@@ -243,16 +246,26 @@ class LanguageLearner(TorchLearner):
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
         """Accumulates the gradient of one minibatch and steps the optimiser, unless the policy has moved too far."""
         tokens = batch[DEFAULT_MODULE_ID]
-        module = self.module[DEFAULT_MODULE_ID]
         optimizers = self._all_optimizers
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         # A rank without a trajectory in this minibatch still takes part in the gradient's all-reduce.
         micro_batches = tokens["micro_batches"] or [self._empty_micro_batch()]
-        ranks = max(1, self.config.num_learners)
+        with self._gradients_watched():
+            total = self._accumulate(micro_batches, tokens["plan"])
+        self.statistics.add_count(NUM_MINIBATCHES)
+        if self._limit is not None and self._limit.check(has_moved=self.statistics.num_steps_taken > 0):
+            self._undo()
+        else:
+            self._step(optimizers)
+        return {}, {DEFAULT_MODULE_ID: total}, {}
+
+    def _accumulate(self, micro_batches: list[dict[str, Any]], plan: MinibatchPlan) -> Tensor:
+        """Adds up the gradient of a minibatch's micro-batches, over all ranks; returns this rank's loss."""
+        module, ranks = self.module[DEFAULT_MODULE_ID], max(1, self.config.num_learners)
         total = torch.zeros((), device=self.device)
         for i, micro_batch in enumerate(micro_batches):
-            micro_batch[columns.PLAN] = tokens["plan"]
+            micro_batch[columns.PLAN] = plan
             exchange = i == len(micro_batches) - 1 or not hasattr(module, "no_sync")
             with contextlib.nullcontext() if exchange else module.no_sync():
                 fwd_out = module.forward_train(micro_batch)
@@ -270,12 +283,15 @@ class LanguageLearner(TorchLearner):
                 # The all-reduce averages over ranks; the loss is this rank's part of a sum.
                 (loss * ranks).backward()
             total += loss.detach()
-        self.statistics.add_count(NUM_MINIBATCHES)
-        if self._limit is not None and self._limit.check(has_moved=self.statistics.num_steps_taken > 0):
-            self._undo()
-        else:
-            self._step(optimizers)
-        return {}, {DEFAULT_MODULE_ID: total}, {}
+        return total
+
+    @contextlib.contextmanager
+    def _gradients_watched(self) -> Iterator[None]:
+        """Around the first step: an adapter's parameter that gets no gradient is an error that names it."""
+        adapter = self.module[DEFAULT_MODULE_ID].unwrapped().adapter
+        with adapter.watched() if adapter is not None and self._watches_gradients else contextlib.nullcontext():
+            yield
+        self._watches_gradients = False
 
     def _step(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Clips the gradient of each optimiser's parameters on its own and steps all of them, or none."""

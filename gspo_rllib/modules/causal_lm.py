@@ -19,6 +19,7 @@ import pyarrow.fs
 import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,11 +27,19 @@ from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.knobs import check, default_of
 from gspo_rllib.model_files import ModelFiles, copy_files
-from gspo_rllib.model_folder import load_model_config, load_tokenizer, quiet_transformers, translated
+from gspo_rllib.model_folder import (
+    ADAPTER_WEIGHTS,
+    load_model_config,
+    load_tokenizer,
+    quiet_transformers,
+    translated,
+)
+from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import trunk_of
+from gspo_rllib.modules.lora_settings import LoraSettings, check_lora
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
 from gspo_rllib.modules.scoring import Scoring, check_length, score, trunk_states
@@ -50,6 +59,7 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         SettingError: An unknown key, an illegal value, or no path.
+        ModelError: An adapter to start from cannot be used.
     """
     for key in model_config:
         if key not in MODEL_CONFIG:
@@ -62,7 +72,10 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
         )
     hints = typing.get_type_hints(ModelSettings)
     for name, field in _KNOBS.items():
-        check(f"rl_module.model_config[{name!r}]", full[name], hints[name], field.metadata)
+        if name != "lora":
+            check(f"rl_module.model_config[{name!r}]", full[name], hints[name], field.metadata)
+    if full["lora"] is not None:
+        check_lora(full["lora"], path=str(full["path"]), trust_remote_code=full["trust_remote_code"])
     return full
 
 
@@ -103,6 +116,10 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self._longest_context = longest if runs else None
         if not self.inference_only:
             _ = self.scoring  # refused here, if at all
+        # What is exact was found with the model as it is loaded: an adapter's layers see no other token either.
+        self.adapter: Adapter | None = None
+        if settings["lora"] is not None:
+            self.adapter = Adapter(self.model, LoraSettings(**settings["lora"]), path=path)
         # By whether gradients flow: the longest segment in a pass that was watched for what no policy may do.
         self._longest_checked = {True: 0, False: 0}
         # What only scores has no gradient to wait for.
@@ -110,6 +127,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         if not self.inference_only:
             attention = settings["attn_implementation"]
             self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
+            if self.adapter is not None:
+                self.adapter.check_reached()
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         config = load_model_config(path, trust_remote_code=trust_remote_code)
@@ -126,6 +145,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 f"model path {path!r}: {len(missing)} weights of the model are not in the folder, {missing[0]} for "
                 "one; transformers would have made them up. Download or save the model again."
             )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ModelError(f"model path {path!r} holds an adapter beside its model. Merge both, or leave it out.")
         self._files = ModelFiles.of(path, model, config_class=type(config))
         model.config.use_cache = False
         return model.eval()
@@ -184,8 +205,32 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return [] if self.critic is None else ["critic"]
 
     def policy_parameters(self) -> list[torch.nn.Parameter]:
-        """The language model's parameters; those a critic shares are here and not in ``critic_parameters``."""
-        return list(self.model.parameters())
+        """The language model's parameters, of one with an adapter the adapter's alone.
+
+        Those a critic shares are here and not in ``critic_parameters``.
+        """
+        return list(self.model.parameters()) if self.adapter is None else self.adapter.parameters()
+
+    def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state; of a policy with an adapter, what sampling needs is the merged model."""
+        if inference_only and self.adapter is not None:
+            return {f"model.{name}": convert_to_numpy(tensor) for name, tensor in self.adapter.merged_state().items()}
+        state: dict[str, Any] = super().get_state(*args, inference_only=inference_only, **kwargs)
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """RLlib's, which passes over names that it does not know: of the policy, all must be there.
+
+        Raises:
+            ModelError: They are not; with an adapter the names are others than without.
+        """
+        missing = [name for name in self.state_dict() if name.startswith("model.") and name not in state]
+        if missing:
+            raise ModelError(
+                f"the state lacks {len(missing)} of this policy's tensors, {missing[0]!r} for one: it was taken with "
+                "other targets of rl_module.model_config['lora'], or with None. Set it as it was."
+            )
+        super().set_state(state)
 
     def critic_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that are the critic's alone; none without a critic, the value head's with shared layers."""
@@ -267,8 +312,9 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     ) -> str:
         """Saves a Hugging Face folder: float32 weights, and all else as it was loaded.
 
-        A critic goes to ``critic.CRITIC_FILE`` below it. ``state`` and ``use_msgpack`` are RLlib's; what is written is
-        always the module as it is, and always the same files.
+        Of a policy with an adapter, the adapter as peft saves it. A critic goes to ``critic.CRITIC_FILE`` below it.
+        ``state`` and ``use_msgpack`` are RLlib's; what is written is always the module as it is, and always the same
+        files.
         """
         saved = pathlib.Path(tempfile.mkdtemp() if path is None else path)
         if filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem):
@@ -300,8 +346,14 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             return cls(inference_only=True, model_config={"path": folder})
 
     def write_folder(self, folder: str | pathlib.Path) -> None:
-        """Writes the policy into an existing local folder: its weights, and all else as it was loaded."""
-        self._files.write(self.model, folder)
+        """Writes the policy into an existing local folder: its weights, and all else as it was loaded.
+
+        Of a policy with an adapter, the adapter; the model it belongs to is named, not copied.
+        """
+        if self.adapter is None:
+            self._files.write(self.model, folder)
+        else:
+            self.adapter.write(folder)
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
@@ -311,7 +363,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         A critic in the folder is passed over by a module that has none.
 
         Raises:
-            ModelError: The folder holds another architecture, or no critic where this module has one.
+            ModelError: The folder holds another architecture or adapter, or no critic where this module has one.
         """
         if filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem):
             self._read(pathlib.Path(path), source=str(path))
@@ -328,10 +380,27 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 "rl_module.model_config['path'] instead."
             )
         with quiet_transformers():
-            model = type(self.model).from_pretrained(folder, dtype=torch.float32)
+            self._read_policy(folder, source=source)
+        if self.critic is not None:
+            self.critic.load(folder, source=source)
+
+    def _read_policy(self, folder: pathlib.Path, *, source: str) -> None:
+        saved = (folder / ADAPTER_WEIGHTS).is_file()
+        if self.adapter is not None and not saved:
+            raise ModelError(
+                f"{source} holds a whole model, and this policy has an adapter. Train from that folder as "
+                "rl_module.model_config['path'], or set rl_module.model_config['lora'] to None."
+            )
+        if self.adapter is None and saved:
+            raise ModelError(
+                f"{source} holds an adapter, and this policy has none. Set rl_module.model_config['lora'] as it was, "
+                "or write the checkpoint's whole model with `gspo-rllib export --merge` and train from that folder."
+            )
+        if self.adapter is not None:
+            self.adapter.load(folder)
+            return
+        model = type(self.model).from_pretrained(folder, dtype=torch.float32)
         try:
             self.model.load_state_dict(model.state_dict())
         except RuntimeError as error:
             raise ModelError(f"{source} holds other weights than this policy: {str(error)[:400]}") from error
-        if self.critic is not None:
-            self.critic.load(folder, source=source)

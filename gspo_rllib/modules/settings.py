@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
 
@@ -66,5 +66,11 @@ class ModelSettings(Settings):
         "None: where it saves enough tokens and model and device (a CPU; a GPU under bfloat16) allow it; True: "
         "wherever two share a token; False: never.",
         choices=(None, True, False),
+        source="ours",
+    )
+    lora: dict[str, Any] | None = knob(
+        None,
+        "Trains a low-rank adapter in place of the model's own weights, e.g. {'rank': 16, 'alpha': 32}; see "
+        "modules.lora_settings. None trains every weight.",
         source="ours",
     )

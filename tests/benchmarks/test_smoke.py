@@ -12,6 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # What a run of each is given; {model} is a tiny model's folder, {folder} an empty one.
 SMALLEST = {
+    "adapters.py": "--vocabulary 1024 --layers 2 --tokens 32 --repetitions 1",
     "agents.py": "--model {model} --repetitions 1 --requests 100",
     "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",

@@ -10,7 +10,7 @@ import pytest
 
 from gspo_rllib import GRPOConfig, GSPOConfig
 from gspo_rllib.configs import RunSettings, load_run
-from gspo_rllib.configs.declared import Declared, declared_settings, given, matching, resolved
+from gspo_rllib.configs.declared import Declared, declared_settings, given, matching, resolved, settings_within
 from gspo_rllib.configs.runs import BUILDERS, accepted
 from gspo_rllib.errors import SettingError
 
@@ -77,3 +77,20 @@ def test_a_run_is_resolved_to_every_value_and_what_was_given(tmp_path: Path) -> 
         "training.group_size",
         "training.lr",
     ]
+
+
+def test_the_keys_of_lora_are_declared_beside_it() -> None:
+    from gspo_rllib.modules.lora_settings import LoraSettings
+
+    within = {setting.name: setting for setting in settings_within()}
+    names = {f"rl_module.model_config.lora.{field.name}" for field in dataclasses.fields(LoraSettings)}
+    assert within.keys() == names and DECLARED["rl_module.model_config.lora"].default is None
+    assert within["rl_module.model_config.lora.rank"].allowed == "int, >= 1"
+
+
+def test_a_run_with_an_adapter_records_what_was_given_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("rl_module: {model_config: {path: models/mine}}\nrun: {iterations: 2}\n")
+    run = load_run(file, ["rl_module.model_config.lora.rank=8"])
+    assert resolved(run)["rl_module.model_config.lora"] == {"rank": 8}
+    assert "rl_module.model_config.lora" in given(run)

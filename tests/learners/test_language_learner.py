@@ -16,6 +16,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from gspo_rllib import columns
 from gspo_rllib.algorithms import LanguagePPOConfig
 from gspo_rllib.connectors import token_trajectory
+from gspo_rllib.errors import ModelError
 from gspo_rllib.learners.language_learner import LR_TIMESTEP
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.modules import CausalLMModule
@@ -168,6 +169,45 @@ def test_old_log_probs_of_the_first_minibatch_are_its_own_forward_pass(tiny_dens
     assert result["abs_log_ratio_mean"].peek() > 1e-6
 
 
+@pytest.mark.slow
+def test_two_ranks_give_an_adapter_the_gradient_of_one(tiny_dense, ray_local):
+    def gradient(learner):
+        module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+        return {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
+
+    config = learner_config(tiny_dense, old_log_probs="learner", num_learners=2, model={"lora": {"rank": 4}})
+    data = GroupTrainingData.from_groups(even_groups(4), num_minibatches=1, seed=0)
+    group = config.build_learner_group(rl_module_spec=config.get_multi_rl_module_spec(spaces=SPACES))
+    try:
+        group.update(training_data=data, num_epochs=1)
+        gradients = [result.get() for result in group.foreach_learner(gradient)]
+    finally:
+        group.shutdown()
+    alone = learner_config(tiny_dense, old_log_probs="learner", model={"lora": {"rank": 4}}).build_learner(
+        spaces=SPACES
+    )
+    alone.update(training_data=data, num_epochs=1)
+    assert len(gradients) == 2
+    for each in gradients:
+        _assert_same(each, gradient(alone))
+
+
+@pytest.mark.parametrize("share_layers", [True, False])
+def test_a_critic_learns_beside_an_adapter(tiny_dense, share_layers, tmp_path):
+    model = {"lora": {"rank": 4}, "vf_share_layers": share_layers}
+    config = objective_config(tiny_dense, LanguagePPOConfig(), model=model)
+    learner = config.build_learner(spaces=SPACES)
+    learner.update(training_data=GroupTrainingData.from_groups(even_groups(), num_minibatches=1, seed=0), num_epochs=1)
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    trained = [*module.policy_parameters(), *module.critic_parameters()]
+    assert all(parameter.grad is not None for parameter in trained)
+    assert (len(module.critic_parameters()) == 2) == share_layers
+    module.save_to_path(str(tmp_path / "policy"))
+    again = config.build_learner(spaces=SPACES).module[DEFAULT_MODULE_ID].unwrapped()
+    again.restore_from_path(str(tmp_path / "policy"))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in module.state_dict().items())
+
+
 def test_groups_that_agree_have_no_gradient_but_count_in_the_denominator(tiny_dense, reference):
     flat = group_episodes([make_episode("flat", i, [(4, 3)], 1.0) for i in range(4)])
     got = _gradient(learner_config(tiny_dense, old_log_probs="learner"), even_groups() + flat)
@@ -302,3 +342,28 @@ def test_a_state_without_a_timestep_keeps_its_place_on_a_schedule(tiny_dense):
     other.set_state(state)
     policy, critic = (optimizer.param_groups[0]["lr"] for optimizer in _optimizers(other))
     assert (policy, critic) == (pytest.approx(5.5e-4, rel=1e-12), 7e-3)
+
+
+def test_a_parameter_of_an_adapter_that_gets_no_gradient_ends_the_first_step_and_is_named(tiny_dense):
+    learner = learner_config(tiny_dense, model={"lora": {"rank": 4}}).build_learner(spaces=SPACES)
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    layer = module.model.model.layers[1].mlp.up_proj.lora_B["default"]
+    # A kernel without a backward pass, which is found on no single token.
+    layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight.detach())
+    data = GroupTrainingData.from_groups(even_groups(), num_minibatches=1, seed=0)
+    before = [parameter.clone() for parameter in module.policy_parameters()]
+    with pytest.raises(ModelError, match=r"1 of the 28 .* 'model\.layers\.1\.mlp\.up_proj\.lora_B\.default\.weight'"):
+        learner.update(training_data=data, num_epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(module.policy_parameters(), before, strict=True))
+
+
+def test_the_optimiser_of_an_adapter_has_state_for_nothing_else(tiny_dense):
+    learner = learner_config(tiny_dense, model={"lora": {"rank": 4}}, lr=1e-3).build_learner(spaces=SPACES)
+    learner.update(training_data=GroupTrainingData.from_groups(even_groups(), num_minibatches=1, seed=0), num_epochs=1)
+    trained = learner.module[DEFAULT_MODULE_ID].unwrapped().policy_parameters()
+    (optimizer,) = learner._all_optimizers
+    moments = [t for state in optimizer.state.values() for name, t in state.items() if name.startswith("exp_avg")]
+    assert sum(tensor.nbytes for tensor in moments) == 8 * sum(parameter.numel() for parameter in trained)
+    assert all(parameter.grad is not None for parameter in trained)
+    module = learner.module[DEFAULT_MODULE_ID]
+    assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
