@@ -136,7 +136,6 @@ TESTED_IN = {
     "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",
     "connectors/scoring.py": "modules/test_prefix_attention.py",
     "driver/failures.py": "test_weight_sync.py",
-    "driver/lockstep.py": "algorithms/policy_gradient/test_algorithm.py",
     "driver/protocol.py": "driver/test_stream.py",
     "engines/": "contracts/test_engines.py",
     "env_pool/calls.py": "env_pool/test_pool.py",

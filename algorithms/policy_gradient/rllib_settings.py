@@ -315,7 +315,10 @@ _FAULT_TOLERANCE: dict[str, RLlibSetting] = {
         "fault_tolerance", "Seconds before a failed runner restarts.", at_least=0, evaluates=True
     ),
     "env_runner_health_probe_timeout_s": used(
-        "fault_tolerance", "Longest a runner may take to say that it is back.", at_least=0, evaluates=True
+        "fault_tolerance", "Longest a runner may stand still before it is replaced.", at_least=0, evaluates=True
+    ),
+    "env_runner_restore_timeout_s": used(
+        "fault_tolerance", "Longest to wait for a runner to come back where none is left.", at_least=0, evaluates=True
     ),
     "restart_failed_sub_environments": free(
         "fault_tolerance", "A failed environment is always replaced; see generation.trajectory_retries."
@@ -324,7 +327,7 @@ _FAULT_TOLERANCE: dict[str, RLlibSetting] = {
         "fault_tolerance",
         "The groups of a lost runner are played again by the others, or by itself once it is back. Set "
         "max_num_env_runner_restarts.",
-        *("env_runner_restore_timeout_s", "num_consecutive_env_runner_failures_tolerance"),
+        "num_consecutive_env_runner_failures_tolerance",
     ),
 }
 

@@ -1,0 +1,64 @@
+"""The same numbers whoever does the work: weights do not depend on how many runners play, nor on their slots."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from gspo_rllib.algorithms import GSPOConfig
+from tests.toy_envs.coin_env import CoinEnv
+
+ITERATIONS = 12
+
+
+@functools.cache
+def _trained(path: str, num_env_runners: int, slots: int, num_learners: int = 0, again: int = 0) -> dict[str, Any]:
+    """Weights, optimiser's numbers and the learner's metrics after ``ITERATIONS``."""
+    config = (
+        GSPOConfig()
+        .environment(CoinEnv)
+        .rl_module(model_config={"path": path})
+        .generation(engine="transformers", temperature=0.7, max_tokens_per_turn=6)
+        .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=slots)
+        .learners(num_learners=num_learners)
+        .training(group_size=4, groups_per_iteration=4, num_minibatches=2, lr=1e-3)
+        .debugging(seed=1)
+    )
+    algo = config.build_algo()
+    try:
+        results = [algo.train() for _ in range(ITERATIONS)]
+        weights = algo.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"]
+    finally:
+        algo.stop()
+    found = {name: np.array(value) for name, value in weights[DEFAULT_MODULE_ID].items()}
+    numbers = [result["learners"][DEFAULT_MODULE_ID] for result in results]
+    return found | {
+        name: np.array([n[name] for n in numbers]) for name in ("loss", "grad_norm", "logp_gap_max", "ratio_mean")
+    }
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if not np.array_equal(one[name], other[name], equal_nan=True)]
+
+
+@pytest.mark.parametrize(
+    ("num_env_runners", "slots"),
+    [(0, 5), (0, 3), *[pytest.param(*where, marks=pytest.mark.slow) for where in ((1, 8), (2, 5), (2, 8), (3, 8))]],
+)
+def test_weights_are_bit_equal_for_any_number_of_runners_and_slots(num_env_runners, slots, tiny_dense, ray_local):
+    assert _differing(_trained(tiny_dense, num_env_runners, slots), _trained(tiny_dense, 0, 8)) == []
+
+
+@pytest.mark.slow
+def test_two_learners_are_equal_to_themselves_and_to_one_within_rounding(tiny_dense, ray_local):
+    twice = [_trained(tiny_dense, 0, 8, num_learners=2, again=again) for again in range(2)]
+    assert _differing(*twice) == []
+    one = _trained(tiny_dense, 0, 8)
+    differences = [np.abs(one[name] - twice[0][name]).max() for name in one if name.startswith("model.")]
+    assert differences
+    assert max(differences) <= 1e-6
