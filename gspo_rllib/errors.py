@@ -12,6 +12,7 @@
     ├── CheckpointError(ValueError)     a checkpoint is incomplete, corrupt, or not one of ours
     ├── RecordError(ValueError)         a recorded group cannot be read, written or trained on
     └── NoProgressError(RuntimeError)   an iteration could not produce a single complete group
+        └── RunnersLostError            … because no env runner is left, and none came back in time
 
 Each also inherits the standard-library error a caller would expect, and survives pickling across Ray actors.
 The message says what was got, what is allowed, and what to do.
@@ -73,6 +74,10 @@ class RecordError(GSPOError, ValueError):
 
 class NoProgressError(GSPOError, RuntimeError):
     """An iteration could not produce a single complete trajectory group."""
+
+
+class RunnersLostError(NoProgressError):
+    """No env runner is left, and none came back in time; what was drawn is kept for a resumed run."""
 
 
 def own_error(error: BaseException) -> GSPOError | None:

@@ -87,6 +87,11 @@ PRIVATE_NAMES = (
     ),
     # -- the cluster
     PrivateName(
+        "ray.actor.ActorHandle",
+        "_actor_id",
+        "The key of Ray's table of actors, which says in which process a runner is, also one that answers nothing.",
+    ),
+    PrivateName(
         "ray",
         "_private",
         "Of its module state: the largest cluster that an autoscaler was told of. Nothing public says if there is one.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import ray
@@ -13,7 +13,6 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
 from gspo_rllib.engines.trial import with_alternatives
@@ -24,6 +23,23 @@ from gspo_rllib.runner_calls import RunnerCall, returned
 
 _PREFIX = "model."
 _Sent = TypeVar("_Sent")
+
+
+class EnvRunners(Protocol):
+    """What weights are sent to: RLlib's ``EnvRunnerGroup``, or who stands in for it (``driver.fleet``)."""
+
+    @property
+    def local_env_runner(self) -> Any:
+        """The env runner in this process."""
+
+    @property
+    def _worker_manager(self) -> Any: ...
+
+    def num_remote_env_runners(self) -> int:
+        """How many env runners have a process of their own."""
+
+    def foreach_env_runner(self, function: Callable[[Any], Any], *, local_env_runner: bool = True) -> list[Any]:
+        """The answers of all of them."""
 
 
 class Weights:
@@ -60,7 +76,7 @@ class Weights:
             self._taken = ray.put(on_host(self._taken))
         return self._taken
 
-    def push(self, runners: EnvRunnerGroup, *, force: bool = False) -> None:
+    def push(self, runners: EnvRunners, *, force: bool = False) -> None:
         """Loads the weights into every healthy runner's engine and waits until each has acknowledged them.
 
         An engine that never had any is proven: what it samples is compared with the learner's policy.
@@ -138,7 +154,7 @@ class Weights:
         """Tells an env runner that its engine is proven."""
         return RunnerCall(_mark_proven)
 
-    def offer(self, runners: EnvRunnerGroup, workers: Sequence[int]) -> None:
+    def offer(self, runners: EnvRunners, workers: Sequence[int]) -> None:
         """Sends the weights to runners that are sampling; each loads them as soon as it can. Waits for none of them.
 
         Args:

@@ -41,11 +41,14 @@ from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
+from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import RecordedGroups
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
+from gspo_rllib.env_runners.group_names import in_order
+from gspo_rllib.errors import RunnersLostError
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.metrics import (
@@ -139,6 +142,7 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
 
     def _sample_and_update(self) -> None:
         """Samples groups, updates on them in minibatches, syncs the weights."""
+        self._taken: list[str] = []
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
                 self._take,
@@ -205,16 +209,23 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""
-        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
+        restored = Fleet.of(env_runner_group).revive()
         if restored and env_runner_group is self.env_runner_group:
             self._source.readmit()
         elif restored:
-            self._weights.push(env_runner_group)
+            self._weights.push(Fleet.of(env_runner_group))
         return restored
+
+    def cleanup(self) -> None:
+        """RLlib's, which would wait for ever for a runner that cannot answer."""
+        for name in ("env_runner_group", "eval_env_runner_group"):  # a setup that failed has made neither
+            if (runners := getattr(self, name, None)) is not None:
+                Fleet.of(runners).end()
+        super().cleanup()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, and which groups come next."""
-        unfinished = [*self._source.unfinished, *self._unfinished]
+        unfinished = in_order([*self._source.unfinished, *self._unfinished])
         own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished, CURRICULUM_STAGE: self._curriculum.stage}
         return {**super().get_state(*args, **kwargs), **own}
 
@@ -246,7 +257,7 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
 
     def _before_evaluate(self) -> None:
         # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
-        self._weights.push(self.eval_env_runner_group or self.env_runner_group)
+        self._weights.push(Fleet.of(self.eval_env_runner_group or self.env_runner_group))
 
     def _evaluate_on_local_env_runner(self, env_runner: Any) -> tuple[None, int, int, list[Any]]:
         return self._evaluate_with_fixed_duration()
@@ -311,7 +322,13 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
         return [result.get() for result in self.learner_group.foreach_learner(function, remote_actor_ids=first)]
 
     def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
-        groups, metrics = self._source.take(count)
+        try:
+            groups, metrics = self._source.take(count)
+        except RunnersLostError:
+            # Earlier draws of this iteration are not trained on: a resumed run plays them again.
+            self._unfinished, self._taken = self._taken + self._unfinished, []
+            raise
+        self._taken += [group.group_id for group in groups]
         self._idle_monitor.draw(groups)
         if not isinstance(self._source, RecordedGroups):
             self._keep(groups)

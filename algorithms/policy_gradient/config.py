@@ -100,15 +100,15 @@ class PolicyGradientConfig(_FlatSettings):
         self.num_envs_per_env_runner = 32
         self.batch_mode = "complete_episodes"
         # A slow rollout is waited for: RLlib's time-outs would drop its groups without a message.
-        self.sample_timeout_s = None
-        self.evaluation_sample_timeout_s = None
+        self.sample_timeout_s = self.evaluation_sample_timeout_s = None
         # The algorithm pushes weights itself and has each runner acknowledge them.
         self._dont_auto_sync_env_runner_states = True
         self.add_default_connectors_to_env_to_module_pipeline = False
         self.add_default_connectors_to_module_to_env_pipeline = False
         self.add_default_connectors_to_learner_pipeline = False
-        # A failed runner comes back within an iteration instead of RLlib's minute.
-        self.delay_between_env_runner_restarts_s = 1.0
+        # A failed runner comes back within an iteration, a stopped one within 30 s, instead of RLlib's minutes.
+        self.delay_between_env_runner_restarts_s, self.env_runner_health_probe_timeout_s = 1.0, 10.0
+        self.env_runner_restore_timeout_s = 300.0
         self._model_config: dict[str, Any] = {}
 
     @takes(TrainingSettings)

@@ -150,7 +150,14 @@ _FAULT_TOLERANCE: dict[str, RLlibSetting] = {
     ),
     "env_runner_health_probe_timeout_s": used(
         "fault_tolerance",
-        "Longest a runner may take to say that it is back.",
+        "Longest a runner may stand still before it is replaced.",
+        at_least=0,
+        at_most=LONGEST_WAIT_S,
+        evaluates=True,
+    ),
+    "env_runner_restore_timeout_s": used(
+        "fault_tolerance",
+        "Longest to wait for a runner to come back where none is left.",
         at_least=0,
         at_most=LONGEST_WAIT_S,
         evaluates=True,
@@ -162,7 +169,7 @@ _FAULT_TOLERANCE: dict[str, RLlibSetting] = {
         "fault_tolerance",
         "The groups of a lost runner are played again by the others, or by itself once it is back. Set "
         "max_num_env_runner_restarts.",
-        *("env_runner_restore_timeout_s", "num_consecutive_env_runner_failures_tolerance"),
+        "num_consecutive_env_runner_failures_tolerance",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
 from gspo_rllib.cli.run_checkpoints import RunCheckpoints
+from gspo_rllib.errors import RunnersLostError
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -85,7 +87,13 @@ class TrainingLoop:
     def run(self) -> tuple[Path, str]:
         """Trains to the end; returns the last checkpoint, and why it ended."""
         while True:
-            result = self._train()
+            try:
+                result = self._train()
+            except RunnersLostError:
+                # Nothing of this iteration was trained: what is saved is the state after the last one.
+                saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=True)
+                print(f"saved {saved} before the run ends", file=sys.stderr)
+                raise
             self._record(result)
             reason = stop_reason(result, self._limits, minutes=self._seconds / 60)
             if self._interrupted():

@@ -1,30 +1,25 @@
 """Sampling and learning take turns: groups are shared out to env runners, and all of them are waited for.
 
 A runner samples only with the weights version it is asked for. One that Ray restarted unnoticed by RLlib holds another
-and returns nothing; it is sent the weights and asked again. Groups of a runner that died go to the others.
+and returns nothing; it is sent the weights and asked again. Groups of a runner that died go to the others, as often as
+that takes: it is not their fault.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from gspo_rllib.driver.fleet import Fleet
+from gspo_rllib.env_runners.group_names import in_order
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
-
-RESTART_S = 300.0
-"""Longest without a group from any runner, while some died or are being restarted. A death is not the group's fault, so
-it is played again however often; but one whose agent or environment takes its process along would be for ever."""
-
-RETRY_S = 1.0
-"""Between two looks at whether Ray has restarted a runner."""
 
 
 def _sample_groups(runner: Any, group_ids: list[str], version: int) -> SampleReport:
@@ -50,17 +45,18 @@ class Lockstep:
         weights: Weights | None = None,
         play: Callable[[Any, list[str], int], SampleReport] = _sample_groups,
     ) -> None:
-        self._runners = runners
+        self._runners = Fleet.of(runners)
         self._draw = draw
         self._play = play
+        self._open: list[str] = []
         self._weights: Weights
         if weights is not None:
             self._weights = weights
 
     @property
     def unfinished(self) -> list[str]:
-        """See ``GroupSource.unfinished``: between two calls nothing is left."""
-        return []
+        """See ``GroupSource.unfinished``: between two calls nothing is left, unless the last one was interrupted."""
+        return list(self._open)
 
     def start(self, weights: Weights) -> None:
         """See ``GroupSource.start``."""
@@ -76,16 +72,19 @@ class Lockstep:
         self.start(weights)
 
     def take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
-        """See ``GroupSource.take``: samples in parallel, whatever happens to single runners."""
-        group_ids = list(self._draw(count))
+        """See ``GroupSource.take``: samples in parallel, whatever happens to single runners.
+
+        Interrupted, or without any runner left, it plays the same groups when it is called again.
+        """
+        self._open = in_order([*self._open, *self._draw(max(0, count - len(self._open)))])
+        group_ids = self._open[:count]
         groups: dict[str, TrajectoryGroup] = {}
         metrics: list[Any] = []
         errors: list[str] = []
         pending = group_ids
-        deadline = time.monotonic() + RESTART_S
-        while True:
+        while pending:
             answered: set[str] = set()
-            for asked, report in self._sample_once(pending):
+            for asked, report in self._sample_once(pending, errors):
                 errors += [m for m in report.errors if m not in errors]
                 metrics.append(report.metrics)
                 if report.weights_version == self._weights.version:
@@ -93,10 +92,10 @@ class Lockstep:
                     groups.update({group.group_id: group for group in report.groups})
             # What a runner answered without is given up: its environment failed too often, and would again.
             pending = [group_id for group_id in pending if group_id not in answered]
-            if answered:
-                deadline = time.monotonic() + RESTART_S
-            if not pending or time.monotonic() > deadline or not self._regain_runners():
-                break
+            if pending:
+                self._runners.await_one(errors)
+                self.readmit()
+        self._open = self._open[count:]
         if not groups:
             raise NoProgressError(no_progress_message(len(group_ids), self._runners, errors))
         return [groups[group_id] for group_id in group_ids if group_id in groups], metrics
@@ -111,39 +110,38 @@ class Lockstep:
 
     def stop(self) -> list[str]:
         """See ``GroupSource.stop``: between two calls nothing is in flight."""
-        return []
+        abandoned, self._open = self._open, []
+        return abandoned
 
     def measure(self) -> dict[str, float]:
         """See ``GroupSource.measure``: there is nothing to tell beyond the runners' own metrics."""
         return {}
 
-    def _regain_runners(self) -> bool:
-        """Sends the weights to those that were restarted; False where no runner is left and none will be restarted."""
-        self._runners.probe_unhealthy_env_runners()
-        if self._runners.num_remote_env_runners() and not self._runners.num_healthy_remote_workers():
-            if not self._runners._remote_config.restart_failed_env_runners:
-                return False
-            time.sleep(RETRY_S)  # one that is being restarted answers at once that it is not there yet
-        self.readmit()
-        return True
-
-    def _sample_once(self, group_ids: Sequence[str]) -> list[tuple[list[str], SampleReport]]:
-        remote, version = self._runners.num_remote_env_runners() > 0, self._weights.version
-        workers = self._runners.healthy_worker_ids() if remote else [0]
-        play = self._play
+    def _sample_once(self, group_ids: Sequence[str], errors: list[str]) -> list[tuple[list[str], SampleReport]]:
+        """Shares the groups out once; the reports of the runners that were not lost, and the groups each is about."""
+        workers, version, play = self._runners.healthy(), self._weights.version, self._play
         shares = {worker: list(group_ids[i :: len(workers)]) for i, worker in enumerate(workers)}
+        if self._runners.is_local:
+            return [(list(group_ids), play(self._runners.local_env_runner, list(group_ids), version))]
 
-        def sample(runner: Any) -> tuple[list[str], SampleReport] | None:
-            asked = shares.get(runner.worker_index)
-            return (asked, play(runner, asked, version)) if asked else None
+        def asking(asked: list[str]) -> RunnerCall[SampleReport]:
+            return RunnerCall(lambda runner: play(runner, asked, version))
 
-        if not workers:
-            return []
-        answers = self._runners.foreach_env_runner(RunnerCall(sample), local_env_runner=not remote)
-        return [answer for answer in returned(answers) if answer is not None]
+        pending = {self._runners.send(worker, asking(asked)): worker for worker, asked in shares.items() if asked}
+        answers = []
+        while pending:
+            for ref in self._runners.first_ready(pending):
+                worker = pending.pop(ref)
+                answer, lost = self._runners.answer(worker, ref)
+                if lost is None:
+                    answers.append((worker, returned([answer])[0]))
+                else:
+                    errors.append(lost)
+        # By runner, not by who was first: sums over floats depend on their order.
+        return [(shares[worker], report) for worker, report in sorted(answers, key=lambda answer: answer[0])]
 
 
-def no_progress_message(asked: int, runners: EnvRunnerGroup, errors: Sequence[str]) -> str:
+def no_progress_message(asked: int, runners: Fleet, errors: Sequence[str]) -> str:
     """Why not a single group is complete, and what to do about it."""
     healthy = runners.num_healthy_remote_workers()
     state = (

@@ -19,7 +19,7 @@ import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from gspo_rllib import metrics as names
-from gspo_rllib.errors import NoProgressError, SettingError, did_you_mean
+from gspo_rllib.errors import NoProgressError, RunnersLostError, SettingError, did_you_mean
 from gspo_rllib.types import TRUNCATED_BY, TURN_REWARDS, TrajectoryGroup, succeeded, turn_rewards
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def sample_until_informative(
     Raises:
         NoProgressError: Raised by ``sample`` in the first draw. In a later one it ends the sampling: its environment
             keeps failing, and what was kept before is worth training on.
+        RunnersLostError: Raised by ``sample`` in any draw.
 
     Example:
         >>> number = iter(range(100))
@@ -213,6 +214,8 @@ def sample_until_informative(
         left -= missing
         try:
             drawn, taken = sample(missing)
+        except RunnersLostError:
+            raise
         except NoProgressError as error:
             logger.warning("Resampling stops with %d of %d groups: %s", len(kept), wanted, error)
             break

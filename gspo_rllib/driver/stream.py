@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from gspo_rllib import metrics as names
 from gspo_rllib.driver.admission import Admission
-from gspo_rllib.driver.lockstep import RESTART_S, no_progress_message
+from gspo_rllib.driver.fleet import LOCAL, Fleet
+from gspo_rllib.driver.lockstep import no_progress_message
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.runner_calls import RunnerCall, returned
@@ -34,9 +34,6 @@ from gspo_rllib.weight_sync import Weights
 
 POLL_S = 0.2
 """Longest a runner waits for a group to finish before it answers; it takes no other call meanwhile."""
-
-LOCAL = 0
-"""RLlib's number of the env runner in the driver's own process."""
 
 
 class GroupState(enum.Enum):
@@ -58,7 +55,6 @@ class _Group:
         version: The oldest weights version among its tokens; until it is finished, the oldest there can be.
         state: How far the group has come.
         worker: RLlib's number of the runner that samples or sampled it; None before it is dispatched.
-        lost_since: When the first runner died while sampling it; None where none did.
         trajectories: What was sampled; None until it is finished.
         overtaken: Whether there was an update on groups from elsewhere since it was drawn.
     """
@@ -68,7 +64,6 @@ class _Group:
     version: int
     state: GroupState = GroupState.DRAWN
     worker: int | None = None
-    lost_since: float | None = None
     trajectories: TrajectoryGroup | None = None
     overtaken: bool = False
 
@@ -80,10 +75,8 @@ class _Group:
         self.version = min(turn.policy_version for episode in trajectories.episodes for turn in turns(episode))
 
     def lose_runner(self) -> None:
-        now = time.monotonic()
-        self.lost_since = now if self.lost_since is None else self.lost_since
-        # However often, but not for ever: its environment or agent may be what takes the process along.
-        self.state = GroupState.DRAWN if now - self.lost_since < RESTART_S else GroupState.GIVEN_UP
+        """It is sampled again, by whoever, as often as that takes: it is not its fault."""
+        self.state = GroupState.DRAWN
 
 
 class GroupStream:
@@ -104,15 +97,15 @@ class GroupStream:
         max_staleness: int,
         draw: Callable[[int], Sequence[str]],
     ) -> None:
-        self._runners = runners
+        self._runners = Fleet.of(runners)
         self._per_iteration = groups_per_iteration
         self._max_staleness = max_staleness
         self._draw = draw
-        self._is_local = runners.num_remote_env_runners() == 0
+        self._is_local = self._runners.is_local
         self._groups: dict[str, _Group] = {}
         self._num_drawn = 0
         self._weights: Weights
-        self._admission = Admission(self._send)
+        self._admission = Admission(self._runners.send)
         self._polls: dict[ray.ObjectRef, int] = {}
         self._processes: dict[int, int] = {}
         self._errors: list[str] = []
@@ -129,12 +122,12 @@ class GroupStream:
         assert not self._groups, "stop what is in flight before starting again"
         self._weights = weights
         weights.push(self._runners, force=True)
-        self._admission.restart(self._healthy())
+        self._admission.restart(self._runners.healthy())
 
     def advance(self, weights: Weights) -> None:
         """See ``GroupSource.advance``: sends the weights and dispatches groups, without waiting for a runner."""
         self._weights = weights
-        weights.offer(self._runners, sorted(self._admission.admitted.intersection(self._healthy())))
+        weights.offer(self._runners, sorted(self._admission.admitted.intersection(self._runners.healthy())))
         self._dispatch(self._per_iteration)
 
     def overtake(self, weights: Weights) -> None:
@@ -262,7 +255,7 @@ class GroupStream:
             load[group.worker] += 1
             shares[group.worker].append(group.group_id)
         for worker, group_ids in shares.items():
-            self._send(worker, _Sample(group_ids))
+            self._runners.send(worker, _Sample(group_ids))
 
     def _collect(self) -> list[tuple[int, SampleReport]]:
         """The reports that runners have ready; waits until any one runner has one."""
@@ -271,13 +264,11 @@ class GroupStream:
             return [(LOCAL, runner.take_finished(POLL_S))]
         sampling = {group.worker for group in self._in_state(GroupState.IN_FLIGHT) if group.worker is not None}
         for worker in sampling.difference(self._polls.values()):
-            self._polls[self._send(worker, _poll)] = worker
+            self._polls[self._runners.send(worker, _poll)] = worker
         admissions = self._admission.pending
-        waiting = [*self._polls, *admissions]
-        ray.wait(waiting, num_returns=1)
-        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        waiting = {**self._polls, **admissions}
         reports = []
-        for ref in ready:
+        for ref in self._runners.first_ready(waiting):
             if ref in admissions:
                 self._admission.settle(ref, self._answer(admissions[ref], ref), self._weights)
                 continue
@@ -288,7 +279,7 @@ class GroupStream:
             process, report = answer
             if self._processes.setdefault(worker, process) != process:
                 # Ray has restarted it: its unreported samples are lost, and groups sent to it since are sent again too.
-                self._send(worker, _stop_sampling)
+                self._runners.send(worker, _stop_sampling)
                 self._lose(worker, f"env runner {worker} died and was restarted")
                 continue
             reports.append((worker, report))
@@ -296,12 +287,11 @@ class GroupStream:
 
     def _answer(self, worker: int, ref: ray.ObjectRef) -> Any:
         """What a runner answered; None where it died."""
-        try:
-            return returned([ray.get(ref)])[0]
-        except RayError as error:
-            self._manager.set_actor_state(worker, healthy=False)
-            self._lose(worker, f"env runner {worker} died: {str(error)[:500]}")
-            return None
+        answer, lost = self._runners.answer(worker, ref)
+        if lost is None:
+            return returned([answer])[0]
+        self._lose(worker, lost)
+        return None
 
     def _keep(self, worker: int, report: SampleReport) -> None:
         self._errors += [message for message in report.errors if message not in self._errors]
@@ -338,36 +328,16 @@ class GroupStream:
         Raises:
             NoProgressError: No runner is left, and none is restarted in time.
         """
-        deadline = time.monotonic() + RESTART_S
         while True:
-            healthy = self._healthy()
+            self._runners.await_one(self._errors)
+            healthy = self._runners.healthy()
             if not self._is_local:
                 self._admission.ask(healthy, self._weights)
             if workers := [worker for worker in healthy if worker in self._admission.admitted]:
                 return workers
-            if pending := self._admission.pending:
-                (ref,), _ = ray.wait(list(pending), num_returns=1)
+            pending = self._admission.pending
+            for ref in self._runners.first_ready(pending):
                 self._admission.settle(ref, self._answer(pending[ref], ref), self._weights)
-                continue
-            # One that is being restarted answers at once that it is not there yet.
-            if self._runners.probe_unhealthy_env_runners():
-                continue
-            if not self._runners._remote_config.restart_failed_env_runners or time.monotonic() > deadline:
-                raise NoProgressError(no_progress_message(len(self._groups), self._runners, self._errors))
-            time.sleep(1.0)
-
-    def _healthy(self) -> list[int]:
-        return [LOCAL] if self._is_local else list(self._manager.healthy_actor_ids())
-
-    def _send(self, worker: int, function: Callable[[Any], Any]) -> Any:
-        if self._is_local:
-            return function(self._runners.local_env_runner)
-        # RLlib's own asynchronous calls are dropped while an earlier one is under way.
-        return self._manager.actors()[worker].apply.remote(function)
-
-    @property
-    def _manager(self) -> Any:
-        return self._runners._worker_manager
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,12 @@ from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationReques
 from gspo_rllib.engines.sampling import sample_tokens
 from gspo_rllib.engines.slot_attention import (
     ATTENTION_NAME,
+    ROWS,
     SlotCache,
     kernels_for_new_shapes,
     plan_attention,
     slot_attention,
+    whole_vectors,
     width_class,
 )
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
@@ -232,15 +234,16 @@ class TransformersEngine:
         """Logits [len(last), V] at the given places of the flat row."""
         assert self._model is not None
         plan = plan_attention(cache, self._device, spans)
+        kept = last + last[-1:] * (ROWS - len(last) if self._device.type == "cpu" else 0)
         with kernels_for_new_shapes(self._device):
             output = self._model(
-                input_ids=torch.tensor([ids], device=self._device),
+                input_ids=torch.tensor([ids + ids[-1:] * plan.filling], device=self._device),
                 position_ids=plan.position_T.unsqueeze(0),
-                logits_to_keep=torch.tensor(last, device=self._device),
+                logits_to_keep=torch.tensor(kept, device=self._device),
                 use_cache=False,
                 attention_plan=plan,
             )
-        logits: torch.Tensor = output.logits[0]
+        logits: torch.Tensor = output.logits[0, : len(last)]
         return logits
 
     @torch.inference_mode()
@@ -319,7 +322,7 @@ class TransformersEngine:
     def _affordable_slots(self, bytes_per_token: int, limit: int | None) -> int:
         """Slots that fit into the cache at full length; some more than run at once keep earlier turns longer."""
         wanted = self._max_num_seqs + max(2, self._max_num_seqs // 4)
-        one = bytes_per_token * self.max_model_len
+        one = bytes_per_token * whole_vectors(self.max_model_len)
         if limit is not None and limit < one:
             raise SettingError(
                 f"kv_cache_memory_bytes is {limit}; one context of max_model_len {self.max_model_len} takes {one}. "

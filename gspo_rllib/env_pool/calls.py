@@ -14,10 +14,18 @@ FailureKind = Literal["raised", "timeout", "invalid", "context", "engine"]
 
 @dataclass(frozen=True, slots=True)
 class EnvFailure:
-    """What went wrong, for counting and for people."""
+    """What went wrong, for counting and for people.
+
+    Attributes:
+        kind: What it counts as.
+        message: For people.
+        lost_process: Whether the environment's process ended, which need not be the environment's doing: machines run
+            out of memory, and people kill processes.
+    """
 
     kind: FailureKind
     message: str
+    lost_process: bool = False
 
 
 @dataclass(frozen=True, slots=True)

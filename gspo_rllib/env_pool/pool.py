@@ -62,7 +62,7 @@ class _Slot:
             try:
                 answer = self.session.answer(call)
             except EnvProcessError as error:
-                answer = EnvAnswer(call.ticket, self._slot, failure=EnvFailure("raised", str(error)))
+                answer = EnvAnswer(call.ticket, self._slot, failure=EnvFailure("raised", str(error), True))
             # In a thread of its own even a KeyboardInterrupt is the environment's: people interrupt the main thread.
             except BaseException as error:  # noqa: BLE001, a thread that dies would owe its answer until the deadline
                 answer = EnvAnswer(call.ticket, self._slot, failure=EnvFailure("raised", describe_raised(error)))

@@ -6,6 +6,7 @@ This module imports nothing of the project.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _STAGED = re.compile(r"stage([0-9]+)/")
 
@@ -49,3 +50,13 @@ def number_of(group_id: str) -> int | None:
     """
     digits = group_id.rpartition("/")[2]
     return int(digits) if digits.isascii() and digits.isdigit() else None
+
+
+def in_order(group_ids: Iterable[str]) -> list[str]:
+    """Groups in the order in which they were drawn, whatever happened since.
+
+    Example:
+        >>> in_order(["stage1/10", "9", "mine"])
+        ['mine', '9', 'stage1/10']
+    """
+    return sorted(group_ids, key=lambda group_id: -1 if (number := number_of(group_id)) is None else number)

@@ -15,7 +15,7 @@ This module imports neither torch, ray nor gymnasium.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
@@ -30,6 +30,10 @@ Trajectory = TypeVar("Trajectory")
 MAX_REPLACEMENTS = 3
 """New tasks tried for one group before it is given up. An environment that fails for one task in ten then loses one
 group in ten thousand, and one that always fails is reported after 4 tasks, not after hours of time-outs."""
+
+MAX_LOST_PROCESSES = 3
+"""Times a trajectory is played again, as if nothing had happened, because its environment's process ended. One that
+ends every time is found out by the fourth."""
 
 HOPELESS_GROUPS = 3
 """Groups given up before any trajectory finished, after which the remaining ones are not even tried."""
@@ -93,6 +97,7 @@ class _Group(Generic[Trajectory]):
     finished: dict[int, Trajectory] = field(default_factory=dict)
     running: dict[int, Assignment] = field(default_factory=dict)
     num_lost: int = 0
+    lost_processes: Counter[Assignment] = field(default_factory=Counter)
 
     def is_complete(self, group_size: int) -> bool:
         return bool(self.finished) and len(self.finished) + self.num_lost == group_size
@@ -177,17 +182,24 @@ class GroupScheduler(Generic[Trajectory]):
         self._any_finished = True
         self._settle_if_complete(group)
 
-    def fail(self, assignment: Assignment, *, retry: bool = True) -> list[Assignment]:
+    def fail(self, assignment: Assignment, *, retry: bool = True, lost_process: bool = False) -> list[Assignment]:
         """Takes a failed trajectory back, to be retried, left out, replaced with its group, or given up with it.
 
         Args:
             assignment: The trajectory that failed.
             retry: False when the same task can only fail again; its group is then replaced, ragged groups or not.
+            lost_process: Whether it failed because a process ended. It is then played again with the same seeds, which
+                is none of its retries, unless that has happened ``MAX_LOST_PROCESSES`` times.
 
         Returns:
             Running trajectories whose group was just discarded: the caller stops playing them and forgets them.
         """
         group = self._take_back(assignment)
+        if lost_process and group.lost_processes[assignment] < MAX_LOST_PROCESSES:
+            group.lost_processes[assignment] += 1
+            self._num_retries += 1
+            self._pending.appendleft(assignment)
+            return []
         if retry and assignment.attempt < self._retries:
             self._num_retries += 1
             self._pending.appendleft(replace(assignment, attempt=assignment.attempt + 1))

@@ -198,7 +198,9 @@ class Rollout(EnginePlayer):
     def _fail(self, playing: _Playing, failure: EnvFailure, *, retry: bool = True) -> None:
         self._stats.add_failure(failure)
         self._stop(playing)
-        for assignment in self._scheduler.fail(playing.trajectory.assignment, retry=retry):
+        for assignment in self._scheduler.fail(
+            playing.trajectory.assignment, retry=retry, lost_process=failure.lost_process
+        ):
             self._stop(self._running[assignment])
 
     def _stop(self, playing: _Playing) -> None:

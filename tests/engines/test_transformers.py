@@ -126,6 +126,39 @@ def test_trajectories_survive_many_turns_in_changing_company(plain: str) -> None
             contexts[i] = contexts[i] + generation.token_ids + rng.integers(0, 90, 2).tolist()
 
 
+def test_on_a_cpu_a_sample_is_the_same_to_the_bit_in_any_company(tiny_dense: str) -> None:
+    """Alone, among others, after its earlier turn, or beside prompts that take several steps."""
+    prompts = prompts_of(3, 3, 17, 30, 30, 41, 5)
+    prompts[1], prompts[4] = list(prompts[0]), list(prompts[3])
+
+    def played(slots: int, order: list[int], **options: int) -> dict[int, list[tuple[int, float]]]:
+        engine, _ = loaded(replace(spec(tiny_dense, **options), max_num_seqs=slots))
+        waiting, contexts = list(order), {i: list(prompts[i]) for i in order}
+        found: dict[int, list[tuple[int, float]]] = {i: [] for i in order}
+
+        def submit(i: int) -> None:
+            turn = len(found[i])
+            engine.submit(GenerationRequest(f"{i}", list(contexts[i]), 2 + i % 3, 1.0, 100 * i + turn))
+
+        for i in [waiting.pop(0) for _ in range(min(slots, len(waiting)))]:
+            submit(i)
+        while engine.has_work():
+            for generation in engine.step():
+                i = int(generation.request_id)
+                found[i] += zip(generation.token_ids, generation.logp.tolist(), strict=True)
+                contexts[i] += [*generation.token_ids, *range(1, 2 + i % 4)]
+                if len(found[i]) < 3 * (2 + i % 3):
+                    submit(i)
+                elif waiting:
+                    submit(waiting.pop(0))
+        return found
+
+    expected = played(1, list(range(7)))
+    assert played(4, list(range(7))) == expected
+    assert played(7, list(range(7))[::-1]) == expected
+    assert played(3, [5, 0, 6, 2, 1, 4, 3], max_batch_tokens=16) == expected
+
+
 def test_the_layout_that_the_attention_kernel_returns_does_not_matter(
     plain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

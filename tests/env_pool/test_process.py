@@ -108,6 +108,7 @@ def test_a_hung_or_crashed_process_is_gone_and_its_slot_gets_another(
     pool.step(slot, "a")
     [answer] = collect(pool)
     assert answer.failure is not None
+    assert answer.failure.lost_process == (fault == "crash")
     assert has_ended(pid)
     pool.reset(slot, 5)
     [again] = collect(pool)

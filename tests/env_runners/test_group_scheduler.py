@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gspo_rllib.env_runners.group_scheduler import HOPELESS_GROUPS, MAX_REPLACEMENTS, Assignment, GroupScheduler
+from gspo_rllib.env_runners.group_scheduler import (
+    HOPELESS_GROUPS,
+    MAX_LOST_PROCESSES,
+    MAX_REPLACEMENTS,
+    Assignment,
+    GroupScheduler,
+)
 from gspo_rllib.errors import SettingError
 
 
@@ -67,6 +73,21 @@ def test_a_failed_trajectory_is_retried_first_with_its_own_task() -> None:
     again = groups.next_assignment()
     assert again == Assignment("a", 0, 1, 0, first.task_seed)
     assert groups.take_settled().num_retries == 1
+
+
+def test_a_trajectory_whose_process_ended_is_played_again_with_its_seeds_at_no_cost() -> None:
+    groups = scheduler(["a"], trajectory_retries=0)
+    first = groups.next_assignment()
+    assert first is not None
+    for _ in range(MAX_LOST_PROCESSES):
+        assert groups.fail(first, lost_process=True) == []
+        again = groups.next_assignment()
+        assert again == first
+    # A process that ends every time is the environment's doing.
+    groups.fail(first, lost_process=True)
+    replaced = groups.next_assignment()
+    assert replaced is not None
+    assert replaced.replacement == 1
 
 
 def test_a_spent_retry_replaces_the_whole_group_and_cancels_its_running_members() -> None:
