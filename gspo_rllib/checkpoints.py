@@ -138,7 +138,8 @@ def self_contained_config(folder: pathlib.Path) -> dict[str, Any]:
     with (folder / "class_and_ctor_args.pkl").open("rb") as file:
         state: dict[str, Any] = pickle.load(file)["ctor_args_and_kwargs"][0][0]
     state = {RENAMED_SETTINGS.get(name, name): value for name, value in state.items()}
-    state["_model_config"] = {**state["_model_config"], "path": str(folder / POLICY)}
+    # A revision is one of a hub name, which this folder replaces.
+    state["_model_config"] = {**state["_model_config"], "path": str(folder / POLICY), "revision": None}
     if (folder / REFERENCE).is_dir():
         state["reference_path"] = str(folder / REFERENCE)
     return state

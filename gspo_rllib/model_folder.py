@@ -3,16 +3,88 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.errors import ModelError
+from gspo_rllib.errors import ModelError, SettingError
+from gspo_rllib.model_files import KEPT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_ADAPTER = "adapter_config.json"
+_READ = tuple(f"*{ending}" for ending in KEPT)
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def model_path(model_config: Mapping[str, Any]) -> str:
+    """Where this process finds the configured model: its ``path``, or the folder of the ``revision`` of a hub name.
+
+    Args:
+        model_config: What ``rl_module`` was given; has a ``path``.
+
+    Raises:
+        SettingError: A local folder has no revisions.
+        ModelError: There is no such revision, or it cannot be reached.
+    """
+    path, revision = str(model_config["path"]), model_config.get("revision")
+    if revision is None:
+        return path
+    if Path(path).is_dir():
+        raise SettingError(
+            f"rl_module.model_config['revision'] is {revision!r}, but path {path!r} is a local folder, which has no "
+            "revisions. Leave revision out, or give a hub name as path."
+        )
+    return _downloaded(path, str(revision))
+
+
+@functools.cache
+def _downloaded(name: str, revision: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    def download(patterns: tuple[str, ...]) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+
+    try:
+        # A hub often has the same weights in several formats.
+        folder = download((*_READ, _WEIGHTS[0]))
+        if not [*folder.glob(_WEIGHTS[0])]:
+            folder = download((*_READ, *_WEIGHTS))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from them
+        raise ModelError(
+            f"model path {name!r}, revision {revision!r}: not in the cache, and not to be had from the hub "
+            f"({_first_line(error)}). Check both names, and the network."
+        ) from error
+    return str(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _refuse_adapter(path: str) -> None:
+    """Refuses a folder that holds an adapter and no model, before transformers says what it misses."""
+    folder = Path(path)
+    if not (folder / _ADAPTER).is_file():
+        return
+    files = [file for pattern in _WEIGHTS for file in folder.glob(pattern)]
+    if any(not file.name.startswith("adapter_model") for file in files):
+        return
+    try:
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    raise ModelError(
+        f"model path {path!r} holds an adapter ({_ADAPTER}) of the model {base or 'that it was trained on'}, and no "
+        f"model. Merge both, and train what comes of it: PeftModel.from_pretrained(AutoModelForCausalLM."
+        f"from_pretrained({base or 'BASE'!r}), {path!r}).merge_and_unload().save_pretrained('merged'), then save the "
+        "tokenizer into the same folder."
+    )
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -27,6 +99,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
+    _refuse_adapter(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,6 +128,7 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
+    _refuse_adapter(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -74,6 +148,7 @@ def check_weights(path: str) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return
+    _refuse_adapter(path)
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     for index in indices:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

@@ -126,6 +126,8 @@ TESTED_IN = {
     "cli/cluster.py": "cli/test_train.py",
     "cli/curve.py": "cli/test_train.py",
     "cli/interrupts.py": "cli/test_train.py",
+    "cli/model_card.py": "cli/test_export.py",
+    "cli/push.py": "cli/test_export.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
     "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",

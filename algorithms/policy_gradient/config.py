@@ -385,8 +385,8 @@ class PolicyGradientConfig(_FlatSettings):
 
     @property
     def _reference_config(self) -> dict[str, Any]:
-        path = self.reference_path or self._model_config["path"]
-        return {**self._model_config, "path": path, **self._sampling}
+        other = {"path": self.reference_path, "revision": None} if self.reference_path else {}
+        return {**self._model_config, **other, **self._sampling}
 
     @property
     def _sampling(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gspo_rllib.cli.model_card import model_card
+from gspo_rllib.cli.push import check_name, push
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_files import DTYPES, export_folder
 
@@ -19,24 +21,33 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the weights; default: the dtype of the model that training started from"
     )
+    parser.add_argument("--push", metavar="NAME", help="upload it to the Hugging Face hub as NAME or OWNER/NAME, too")
+    parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the policy's files."""
-    folder = Path(arguments.folder).expanduser()
-    dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype)
-    print(f"{folder}: {dtype}; load it with transformers.AutoModelForCausalLM.from_pretrained or vllm.LLM")
+    folder, name = Path(arguments.folder).expanduser(), arguments.push
+    if arguments.private and name is None:
+        raise SettingError("--private: there is nothing to push; give --push NAME, or leave it out.")
+    if name is not None:
+        check_name(name)
+    dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype, name=name)
+    print(f"{folder}: {dtype}; load it with transformers.AutoModelForCausalLM.from_pretrained or vllm.LLM", flush=True)
+    if name is not None:
+        print(f"pushed to {push(folder, name, private=arguments.private)}")
     return 0
 
 
-def export(checkpoint: str, folder: Path, *, dtype: str | None = None) -> str:
+def export(checkpoint: str, folder: Path, *, dtype: str | None = None, name: str | None = None) -> str:
     """Writes the policy of a checkpoint; unpickles nothing.
 
     Args:
         checkpoint: A folder that training wrote.
         folder: Where to; made if missing.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for that of the model that training started from.
+        name: What its model card calls it; None for the folder's name.
 
     Returns:
         The dtype of the folder.
@@ -53,7 +64,9 @@ def export(checkpoint: str, folder: Path, *, dtype: str | None = None) -> str:
         raise SettingError(f"export: {str(folder)!r} is not empty; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return export_folder(source, folder, dtype=dtype)
+        written = export_folder(source, folder, dtype=dtype)
+        (folder / "README.md").write_text(model_card(checkpoint, name=name or folder.name, dtype=written), "utf-8")
+        return written
     except BaseException:
         # A part of a model would pass for the whole.
         shutil.rmtree(folder)

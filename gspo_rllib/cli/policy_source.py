@@ -145,10 +145,11 @@ def give_weights(runner: LanguageEnvRunner, config: GSPOConfig, *, version: int 
     from transformers import AutoModelForCausalLM
 
     from gspo_rllib.engines.proof import Conversation, Gap, check_gap, model_log_probs
+    from gspo_rllib.model_folder import model_path
 
     settings = config.model_config
     model = AutoModelForCausalLM.from_pretrained(
-        settings["path"], dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
+        model_path(settings), dtype=torch.float32, trust_remote_code=settings.get("trust_remote_code", False)
     ).eval()
     # A tied head is there under both of its names.
     runner.set_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, version)

@@ -51,7 +51,7 @@ def checked(arguments: argparse.Namespace) -> Run:
     """
     from gspo_rllib.cli.quiet import hush
     from gspo_rllib.configs import load_run
-    from gspo_rllib.model_folder import check_weights
+    from gspo_rllib.model_folder import check_weights, model_path
 
     loaded = load_run(arguments.config, overrides_of(arguments))
     check_limits(loaded.settings, "this run")
@@ -62,5 +62,5 @@ def checked(arguments: argparse.Namespace) -> Run:
         raise
     except ValueError as error:  # RLlib's own refusals, which may be pages
         raise SettingError(f"refused by RLlib: {' '.join(str(error).split())[:500]}") from error
-    check_weights(str(loaded.config.model_config["path"]))
+    check_weights(model_path(loaded.config.model_config))
     return loaded
