@@ -59,6 +59,10 @@ class Weights:
             self._taken = ray.put(on_host(self._taken))
         return self._taken
 
+    def on_host(self) -> dict[str, np.ndarray]:
+        """The weights as arrays under Hugging Face names, possibly read-only."""
+        return on_host(self._here)
+
     def push(self, runners: EnvRunnerGroup, *, force: bool = False) -> None:
         """Loads the weights into every healthy runner's engine and waits until each has acknowledged them.
 

@@ -32,6 +32,7 @@ from ray.util import log_once
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient import resources
+from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
@@ -68,7 +69,7 @@ UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
-class PolicyGradient(TrainsOnRecorded, Algorithm):
+class PolicyGradient(AnswersQuestions, TrainsOnRecorded, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig

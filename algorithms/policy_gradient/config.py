@@ -33,7 +33,6 @@ from gspo_rllib.connectors import (
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.curriculum import played_envs
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -231,13 +230,12 @@ class PolicyGradientConfig(_FlatSettings):
             num_envs_per_env_runner=self.num_envs_per_env_runner,
             training=not self.in_evaluation,
         )
-        model_config = check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
+        check_model_config(self._model_config if isinstance(self._model_config, dict) else {})
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
-        validation.check_chats(generation, model_config, [] if agent.plays else played_envs(self))
+        validation.check_played(self)
         if not self.in_evaluation:
             self._check_evaluation()
-        validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         check_engine(generation.engine or default_engine())
         if not self.in_evaluation:
             validation.check_devices(
@@ -279,6 +277,7 @@ class PolicyGradientConfig(_FlatSettings):
             evaluation_num_env_runners=self.evaluation_num_env_runners,
             create_local_env_runner=self.create_local_env_runner,
         )
+        validation.check_played(evaluation)
         played = [(c.env, c.env_config, c.play, c.tasks) for c in (evaluation, self)]
         num_tasks = evaluation.num_tasks
         if played[0] == played[1]:

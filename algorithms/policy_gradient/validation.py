@@ -17,7 +17,9 @@ from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat_probe import check_conversation
-from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer
+from gspo_rllib.env_runners.curriculum import played_envs
+from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer, resolve_max_model_len
+from gspo_rllib.env_runners.first_prompt import check_first_prompt
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError, shown
 
@@ -92,7 +94,12 @@ def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: i
 
 
 def check_chats(
-    generation: GenerationSettings, model_config: Mapping[str, Any], envs: Sequence[LanguageEnvSpec]
+    generation: GenerationSettings,
+    model_config: Mapping[str, Any],
+    envs: Sequence[LanguageEnvSpec],
+    *,
+    name: str,
+    room: int,
 ) -> None:
     """Refuses a model whose chat template cannot frame the conversations; tells what else to know.
 
@@ -100,11 +107,14 @@ def check_chats(
         generation: The generation settings.
         model_config: What ``rl_module`` was given.
         envs: What is known about the environments that are played; none where agents play.
+        name: What to call the environments.
+        room: Longest context, in tokens.
 
     Raises:
         ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
             writes tokens that the model does not have.
-        SettingError: ``template_kwargs`` holds a name that is not the run's to set.
+        SettingError: ``template_kwargs`` holds a name that is not the run's to set, or an environment's first
+            observation alone fills the context.
     """
     if not envs:
         check_vocabulary(load_renderer(generation, model_config, None), model_config)
@@ -115,6 +125,23 @@ def check_chats(
         roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
         check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
         check_vocabulary(renderer, model_config)
+        check_first_prompt(env, renderer, generation, name=name, room=room)
+
+
+def check_played(config: Any) -> None:
+    """``check_chats`` and ``check_context`` for what a config plays: for evaluation, another environment maybe.
+
+    Args:
+        config: An ``AlgorithmConfig`` whose model and environment were named.
+
+    Raises:
+        GSPOError: See those functions.
+    """
+    generation = GenerationSettings.of(config)
+    room = resolve_max_model_len(generation.max_model_len, config.model_config)
+    check_context(generation.max_tokens_per_turn, room=room)
+    envs = [] if AgentSettings.of(config).plays else played_envs(config)
+    check_chats(generation, config.model_config, envs, name=str(config.env), room=room)
 
 
 def check_agent(

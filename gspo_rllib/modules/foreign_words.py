@@ -21,8 +21,8 @@ _QUANTISATION = (
 )
 _PATH = "use path: a local Hugging Face folder or a hub name."
 _TOKENIZER = (
-    "the tokenizer is the one in the model's folder, and is saved with it. Save yours there (tokenizer.save_pretrained), "
-    "and give that folder as path."
+    "the tokenizer is the one in the model's folder, and is saved with it. Save yours there "
+    "(tokenizer.save_pretrained), and give that folder as path."
 )
 _TEMPLATE = (
     "conversations are written with the chat template of the model's folder. Put yours there as chat_template.jinja; "
