@@ -22,6 +22,7 @@ from gspo_rllib.env_runners.engine_spec import check_vocabulary, load_renderer, 
 from gspo_rllib.env_runners.first_prompt import check_first_prompt
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import SettingError, shown
+from gspo_rllib.learners.lr_schedule import LRSchedule
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -52,6 +53,7 @@ def check_training(
     betas = settings.adam_betas
     if len(betas) != 2 or not all(isinstance(beta, (int, float)) and 0.0 <= beta < 1.0 for beta in betas):
         raise SettingError(f"training.adam_betas is {betas!r}; allowed: two numbers, each >= 0 and < 1")
+    LRSchedule.of(settings.lr_schedule, settings.lr)
     if settings.num_minibatches > settings.groups_per_iteration:
         raise SettingError(
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
