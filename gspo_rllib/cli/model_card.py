@@ -29,7 +29,7 @@ def model_card(checkpoint: str | Path, *, name: str, dtype: str) -> str:
         checkpoint: The checkpoint that the policy is from. Where it stands in the folder of its run, what the run has
             recorded is told; nothing is unpickled.
         name: What to call the model.
-        dtype: Of its weights.
+        dtype: Precision of the exported weights.
     """
     folder = Path(checkpoint).expanduser().resolve()
     run = _record(folder)
