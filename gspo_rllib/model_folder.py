@@ -67,8 +67,26 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _refuse_adapter(path: str) -> None:
-    """Refuses a folder that holds an adapter and no model, before transformers says what it misses."""
+def is_missing_folder(path: str) -> bool:
+    """Whether a path can only be a local folder, and there is none; of a hub name nobody knows without asking.
+
+    Example:
+        >>> [is_missing_folder(path) for path in ("models/seed-x", "./seed-x", "/none", "a/b/c", "me/seed", "gpt2")]
+        [True, True, True, True, False, False]
+    """
+    owner, *rest = path.split("/")
+    # No account of the hub is called models: its own pages are at that address.
+    can_be_a_name = len(rest) <= 1 and owner not in ("", ".", "..", "~", "models") and "\\" not in path
+    return not can_be_a_name and not Path(path).expanduser().is_dir()
+
+
+def _check_folder(path: str) -> None:
+    """Refuses a folder that is not there, or holds an adapter and no model, before transformers asks the hub."""
+    if is_missing_folder(path):
+        raise ModelError(
+            f"model path {path!r}: there is no such folder. Give a folder with config.json and *.safetensors, or a hub "
+            f"name; `gspo-rllib warmstart ENV {path}` makes a small one."
+        )
     folder = Path(path)
     if not (folder / _ADAPTER).is_file():
         return
@@ -99,7 +117,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    _refuse_adapter(path)
+    _check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -128,7 +146,7 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    _refuse_adapter(path)
+    _check_folder(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -148,7 +166,7 @@ def check_weights(path: str) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return
-    _refuse_adapter(path)
+    _check_folder(path)
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     for index in indices:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

@@ -14,6 +14,7 @@ from gspo_rllib.cli.interrupts import StopRequest
 from gspo_rllib.cli.provenance import run_record
 from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_record
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
+from gspo_rllib.cli.seed_model import check_model_is_there
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 
@@ -124,6 +125,8 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
         arguments.usage_error("the following arguments are required: CONFIG")
     loaded = load_run(source or Path(arguments.resume).expanduser() / "config.yaml", overrides)
     check_limits(loaded.settings, "this run")
+    if source is not None:
+        check_model_is_there(loaded, source)
     resume = find_resume(arguments.resume) if arguments.resume else None
     if resume is not None and resume.folder is not None:
         if arguments.name or arguments.storage:
