@@ -38,6 +38,7 @@ from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
 from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
@@ -94,7 +95,8 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, Algorithm):
             least_groups=math.ceil(self._settings.groups_per_iteration / 2),
         )
         self._selection = self._settings.group_selection
-        super().setup(config)
+        with waiting_is_said(config):
+            super().setup(config)
         self._source = self._make_source()
         self._sync_weights()
 
