@@ -106,7 +106,9 @@ def _verdict(name: str, row: Row) -> str:
         return f"not installed: {(installed.stderr.strip().splitlines() or ['?'])[-1][:200]}"
     if other is not None and _silently(str(python), "-m", "compileall", "-q", *_SOURCES).returncode:
         return "FAILED: a file is no program of this Python"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Programs that packages bring are beside the Python that lies beneath.
+    programs = os.pathsep.join([str(folder / "bin"), str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": programs}
     command = [str(python), "-m", "pytest", "-q", "-m", "not slow", *row.tests]
     with (PLACE / f"{name}.log").open("w") as log:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

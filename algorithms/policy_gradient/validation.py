@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray.util import log_once
+
 from gspo_rllib.agents.address import LOOPBACK, check_server_packages
 from gspo_rllib.agents.external import check_external
 from gspo_rllib.agents.function import find_play
@@ -128,6 +130,21 @@ def check_chats(
         check_conversation(renderer, model=str(model_config["path"]), roles=sorted(roles), one_turn=1 in limits)
         check_vocabulary(renderer, model_config)
         check_first_prompt(env, renderer, generation, name=name, room=room)
+        _say_if_narrow(env, name)
+
+
+def _say_if_narrow(env: LanguageEnvSpec, name: str) -> None:
+    """Tells what `gspo-rllib check-env` refuses: here no text is ever compared with a space."""
+    for kind in ("observation_space", "action_space"):
+        space = getattr(env, kind)
+        if not (space.contains("") and space.contains("\u00e9 \n\u4e2d")) and log_once(f"gspo_rllib_{name}_{kind}"):
+            logger.warning(
+                "environment %s: its %s %s does not contain every text, and a model may write any. Texts are passed on "
+                "all the same; `gspo-rllib check-env` refuses it. Use gspo_rllib.envs.UnicodeText().",
+                name,
+                kind,
+                shown(space, 80),
+            )
 
 
 def check_played(config: Any) -> None:

@@ -8,8 +8,10 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.cli import sweep_record
 from gspo_rllib.cli.sweep_points import Point, points
 from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short
 from gspo_rllib.cli.training_loop import stop_reason
@@ -18,6 +20,8 @@ from gspo_rllib.errors import SettingError
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run, RunSettings
 
+
+EXIT_INTERRUPTED = 130
 
 _TUNE = {
     # Tune's newer output prints a box about the experiment even where it is asked for nothing.
@@ -33,7 +37,8 @@ _TUNE = {
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("sweep", help="a grid of runs as Ray Tune trials", description=__doc__)
-    add_config_arguments(parser)
+    add_config_arguments(parser, config="?")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the sweep in this folder, which was interrupted")
     parser.add_argument("--trials-at-once", type=int, metavar="N", help="default: as many as fit")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="so many trials: random combinations, or each with several seeds"
@@ -46,11 +51,19 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
     add_quiet(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the trials, then prints one line per trial, best first."""
+    """Runs the trials, then prints one line per trial, best first.
+
+    Returns:
+        0; 1 when a trial failed, 130 when the sweep was interrupted.
+    """
+    if arguments.resume:
+        arguments = sweep_record.arguments_of(arguments)
+    elif arguments.config is None:
+        arguments.usage_error("the following arguments are required: CONFIG")
     for option in ("samples", "trials_at_once"):
         given = getattr(arguments, option)
         if given is not None and given < 1:
@@ -74,11 +87,16 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
 
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
     base.config.callbacks(on_train_result=judge)
-    folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
-    write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
+    if arguments.resume:
+        folder = Path(arguments.resume).expanduser().resolve()
+        sweep_record.check_same(folder, trials)
+    else:
+        folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
+        write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
+        sweep_record.write(folder, arguments)
     # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
     space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}
-    print(f"{len(trials)} trials, results: {short(folder)}", flush=True)
+    print(f"{len(trials)} trials, results: {short(folder)}{' (going on)' if arguments.resume else ''}", flush=True)
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
     at_once = min(len(trials), arguments.trials_at_once or len(trials))
@@ -86,7 +104,10 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
         _set_up(verbose=arguments.verbose),
         ray_session(required_cpus(base.config) * at_once, verbose=arguments.verbose),
     ):
-        tuner = tune.Tuner(
+        tuner = arguments.resume and tune.Tuner.restore(
+            str(folder), trainable=base.config.algo_class.__name__, resume_unfinished=True, resume_errored=True
+        )
+        tuner = tuner or tune.Tuner(
             base.config.algo_class.__name__,
             param_space=space,
             tune_config=tune.TuneConfig(
@@ -107,7 +128,13 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
                 verbose=1 if arguments.verbose else 0,
             ),
         )
-        return sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
+        code = sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
+        unfinished = sweep_trials.num_unfinished(str(folder), len(trials))
+    if not unfinished:
+        return code
+    print(f"interrupted: {unfinished} of {len(trials)} trials are not at their end; to go on with them:")
+    print(f"  gspo-rllib sweep --resume {short(folder)}")
+    return EXIT_INTERRUPTED
 
 
 @contextlib.contextmanager
