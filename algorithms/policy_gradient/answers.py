@@ -33,10 +33,28 @@ class AnswersQuestions:
     _weights: Weights
 
     @overload
-    def generate(self, messages: Conversation, **how: Any) -> str: ...
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, to a type checker
+        self,
+        messages: Conversation,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str: ...
 
     @overload
-    def generate(self, messages: Sequence[Conversation], **how: Any) -> list[str]: ...
+    def generate(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]: ...
 
     def generate(
         self,
@@ -104,7 +122,8 @@ class AnswersQuestions:
             raise SettingError(f"compute_single_action: observation is {shown(observation)}; it must be a text.")
         explores = self.config.explore if explore is None else explore
         asking = self._asking(None, None if explores else 0.0, seed)
-        return self._ask(lambda runner: runner.act_on(observation, asking))
+        action: str = self._ask(lambda runner: runner.act_on(observation, asking))
+        return action
 
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:
         """The policy's module: the learner's own, or a copy of its weights where the learners are in actors.
@@ -154,7 +173,7 @@ class AnswersQuestions:
             )
         if not answers:
             raise EngineError("the env runner that was asked died; ask again.")
-        (answer,) = returned(answers)
+        answer: _T = returned(answers)[0]
         return answer
 
 

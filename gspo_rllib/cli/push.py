@@ -16,7 +16,7 @@ def check_name(name: str) -> None:
         SettingError: It is no ``NAME`` or ``OWNER/NAME``.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented there
 
     try:
         validate_repo_id(name)
