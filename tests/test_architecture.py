@@ -132,7 +132,6 @@ TESTED_IN = {
     "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",
     "cli/rows.py": "cli/test_evaluate.py",
-    "cli/sweep_record.py": "cli/test_sweep.py",
     "cli/terminal.py": "cli/test_listing.py",
     "columns.py": "test_packing.py",
     "configs/run_settings.py": "configs/test_runs.py",

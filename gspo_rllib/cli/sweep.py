@@ -8,10 +8,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli import sweep_record
 from gspo_rllib.cli.sweep_points import Point, points
 from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short
 from gspo_rllib.cli.training_loop import stop_reason
@@ -37,8 +35,7 @@ _TUNE = {
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("sweep", help="a grid of runs as Ray Tune trials", description=__doc__)
-    add_config_arguments(parser, config="?")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the sweep in this folder, which was interrupted")
+    add_config_arguments(parser)
     parser.add_argument("--trials-at-once", type=int, metavar="N", help="default: as many as fit")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="so many trials: random combinations, or each with several seeds"
@@ -51,7 +48,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
     add_quiet(parser)
-    parser.set_defaults(run=run, usage_error=parser.error)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,10 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0; 1 when a trial failed, 130 when the sweep was interrupted.
     """
-    if arguments.resume:
-        arguments = sweep_record.arguments_of(arguments)
-    elif arguments.config is None:
-        arguments.usage_error("the following arguments are required: CONFIG")
     for option in ("samples", "trials_at_once"):
         given = getattr(arguments, option)
         if given is not None and given < 1:
@@ -87,16 +80,11 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
 
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
     base.config.callbacks(on_train_result=judge)
-    if arguments.resume:
-        folder = Path(arguments.resume).expanduser().resolve()
-        sweep_record.check_same(folder, trials)
-    else:
-        folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
-        write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
-        sweep_record.write(folder, arguments)
+    folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
+    write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
     # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
     space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}
-    print(f"{len(trials)} trials, results: {short(folder)}{' (going on)' if arguments.resume else ''}", flush=True)
+    print(f"{len(trials)} trials, results: {short(folder)}", flush=True)
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
     at_once = min(len(trials), arguments.trials_at_once or len(trials))
@@ -104,10 +92,7 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
         _set_up(verbose=arguments.verbose),
         ray_session(required_cpus(base.config) * at_once, verbose=arguments.verbose),
     ):
-        tuner = arguments.resume and tune.Tuner.restore(
-            str(folder), trainable=base.config.algo_class.__name__, resume_unfinished=True, resume_errored=True
-        )
-        tuner = tuner or tune.Tuner(
+        tuner = tune.Tuner(
             base.config.algo_class.__name__,
             param_space=space,
             tune_config=tune.TuneConfig(
@@ -132,8 +117,8 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
         unfinished = sweep_trials.num_unfinished(str(folder), len(trials))
     if not unfinished:
         return code
-    print(f"interrupted: {unfinished} of {len(trials)} trials are not at their end; to go on with them:")
-    print(f"  gspo-rllib sweep --resume {short(folder)}")
+    print(f"interrupted: {unfinished} of {len(trials)} trials are not at their end; each goes on in a new folder with")
+    print("its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`")
     return EXIT_INTERRUPTED
 
 

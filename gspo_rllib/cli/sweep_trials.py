@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -50,14 +48,6 @@ class _HandOut(Searcher):
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
 
-    def save(self, checkpoint_path: str) -> None:
-        """Notes how many are left; called by Tune."""
-        Path(checkpoint_path).write_text(json.dumps(len(self._left)))
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Leaves out those that were handed out before."""
-        self._left = self._left[len(self._left) - int(json.loads(Path(checkpoint_path).read_text())) :]
-
 
 class Points(SearchAlgorithm):
     """Makes the trials, in their order: whole combinations, where Tune's own grid knows single attributes only.
@@ -71,13 +61,8 @@ class Points(SearchAlgorithm):
     """
 
     def __init__(self, points: Sequence[Point], at_once: int | None) -> None:
-        self._made_of = (points, at_once)
         searcher: Searcher = _HandOut(points)
         self._inner = SearchGenerator(ConcurrencyLimiter(searcher, at_once) if at_once else searcher)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune keeps a pickle of it from after its start, and starts that again where a sweep goes on.
-        return type(self), self._made_of
 
     @property
     def total_samples(self) -> int:
@@ -96,18 +81,6 @@ class Points(SearchAlgorithm):
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Called by Tune when a trial has ended, which makes room."""
         self._inner.on_trial_complete(trial_id, result, error)
-
-    def has_checkpoint(self, dirpath: str) -> bool:
-        """Called by Tune where a sweep goes on."""
-        return bool(self._inner.has_checkpoint(dirpath))
-
-    def save_to_dir(self, dirpath: str, session_str: str = "default", **_: Any) -> None:
-        """Called by Tune: which trials have been made."""
-        self._inner.save_to_dir(dirpath, session_str)
-
-    def restore_from_dir(self, dirpath: str) -> None:
-        """Called by Tune where a sweep goes on: those are not made again."""
-        self._inner.restore_from_dir(dirpath)
 
     def is_finished(self) -> bool:
         """Whether every trial has been made."""
