@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all train bench bench-peers clean
+.PHONY: help install lint test test-all test-versions train bench bench-peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -46,6 +46,9 @@ test: lint  ## Everything that is checked: lint, doctests, README snippets, unit
 test-all: lint  ## The same, a learning run of every objective, and suites that start slowly
 	$(PYTEST)
 
+test-versions: $(STAMP)  ## The lowest and highest supported versions, each in an environment of its own; by hand: slow, gigabytes
+	$(BIN)/python requirements/test_versions.py $(ROWS)
+
 train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GSPO, say where the results are
 	$(BIN)/gspo-rllib train $(CONFIG)
 
@@ -66,4 +69,4 @@ bench-peers: $(PEERS)/.installed  ## Side by side with TRL, in an environment of
 	$(PEERS)/bin/python benchmarks/peers_loop.py --record
 
 clean:  ## Remove the environment and every cache; models/ and results/ stay
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) .venv-versions build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

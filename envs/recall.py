@@ -33,6 +33,8 @@ from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.types import ChatSpec
 
 _VALUE = re.compile(r"v([1-9][0-9]{0,3})")
+_PARTS = 2**32
+"""The whole reward, in the parts that a question's share is rounded to."""
 _PROMPT = re.compile(r"(k[0-9]+)(?:=(v[0-9]+)|\?)")
 
 
@@ -107,7 +109,6 @@ class RecallEnv(TextTaskEnv):
         self._right: list[str] = []
         self._questions = 0
         self._correct = 0
-        self._return = 0.0
         self._position = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -123,7 +124,6 @@ class RecallEnv(TextTaskEnv):
         answers = [reply for reply in self._right if reply != "ok"]
         self._questions = len(answers)
         self._correct = self._position = 0
-        self._return = 0.0
         return self._begin_task(self._prompts[0], {"task_id": str(task), "answers": answers})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -159,10 +159,10 @@ class RecallEnv(TextTaskEnv):
         if not correct:
             return 0.0
         self._correct += 1
-        # Shares such as 1/49 are rounded; the last one makes up for it, so that all of them sum to 1.0 exactly.
-        share = 1.0 - self._return if self._correct == self._questions else 1.0 / self._questions
-        self._return += share
-        return share
+        # Shares such as 1/49 are rounded. In whole parts, all of them sum to 1.0 exactly however they are summed: since
+        # Python 3.12, sum() does it otherwise than a loop.
+        earned, before = (count * _PARTS // self._questions for count in (self._correct, self._correct - 1))
+        return (earned - before) / _PARTS
 
 
 class _Notes:

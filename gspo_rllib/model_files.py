@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import ModelError
-from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +24,10 @@ KEPT = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")
 """Endings of what a folder holds beside its weights: configs, tokenizer, chat template, processor, code."""
 LOADED_DTYPES = "loaded_dtypes.json"
 """File of a checkpoint that says in which dtype the model came in; see ``LoadedDtypes``."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of a saved adapter, as peft names them."""
+ADAPTER_BASE = "adapter_base.json"
+"""File beside them that says which weights an adapter was trained on."""
 DTYPES = ("float32", "bfloat16", "float16")
 """Dtypes a folder is written in, as ``config.json`` names them."""
 

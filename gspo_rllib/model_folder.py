@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.errors import GSPOError, ModelError, described
+from gspo_rllib.errors import GSPOError, ModelError, SettingError, described
+from gspo_rllib.model_files import ADAPTER_CONFIG, KEPT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""Files of a saved adapter, as peft names them."""
-ADAPTER_BASE = "adapter_base.json"
-"""File beside them that says which weights an adapter was trained on."""
 
 
 @contextmanager
@@ -42,6 +40,83 @@ def translated(path: str, what: str, remedy: str = "Use another model, or downlo
         raise ModelError(f"model path {path!r}: {what} ({said}). {remedy}") from error
 
 
+_READ = tuple(f"*{ending}" for ending in KEPT)
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def model_path(model_config: Mapping[str, Any]) -> str:
+    """Where this process finds the configured model: its ``path``, or the folder of the ``revision`` of a hub name.
+
+    Args:
+        model_config: What ``rl_module`` was given; has a ``path``.
+
+    Raises:
+        SettingError: A local folder has no revisions.
+        ModelError: There is no such revision, or it cannot be reached.
+    """
+    path, revision = str(model_config["path"]), model_config.get("revision")
+    if revision is None:
+        return path
+    if Path(path).is_dir():
+        raise SettingError(
+            f"rl_module.model_config['revision'] is {revision!r}, but path {path!r} is a local folder, which has no "
+            "revisions. Leave revision out, or give a hub name as path."
+        )
+    return _downloaded(path, str(revision))
+
+
+@functools.cache
+def _downloaded(name: str, revision: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    def download(patterns: tuple[str, ...]) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+
+    try:
+        # A hub often has the same weights in several formats.
+        folder = download((*_READ, _WEIGHTS[0]))
+        if not [*folder.glob(_WEIGHTS[0])]:
+            folder = download((*_READ, *_WEIGHTS))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from them
+        raise ModelError(
+            f"model path {name!r}, revision {revision!r}: not in the cache, and not to be had from the hub "
+            f"({_first_line(error)}). Check both names, and the network."
+        ) from error
+    return str(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_missing_folder(path: str) -> bool:
+    """Whether a path can only be a local folder, and there is none; of a hub name nobody knows without asking.
+
+    Example:
+        >>> [is_missing_folder(path) for path in ("models/seed-x", "./seed-x", "/none", "a/b/c", "me/seed", "gpt2")]
+        [True, True, True, True, False, False]
+    """
+    owner, *rest = path.split("/")
+    # No account of the hub is called models: its own pages are at that address.
+    can_be_a_name = len(rest) <= 1 and owner not in ("", ".", "..", "~", "models") and "\\" not in path
+    return not can_be_a_name and not Path(path).expanduser().is_dir()
+
+
+def _check_folder(path: str) -> None:
+    """Refuses a folder that is not there, or holds an adapter, before transformers asks the hub."""
+    if is_missing_folder(path):
+        raise ModelError(
+            f"model path {path!r}: there is no such folder. Give a folder with config.json and *.safetensors, or a hub "
+            f"name; `gspo-rllib warmstart ENV {path}` makes a small one."
+        )
+    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)):
+        raise ModelError(
+            f"model path {path!r}: the folder holds an adapter, not a model of its own. Give the model below it as "
+            "path and the folder as adapter: rl_module(model_config={'path': MODEL, 'lora': {'adapter': FOLDER}}); or "
+            "merge both into one folder (`gspo-rllib export --merge`, or peft's merge_and_unload)."
+        )
+
+
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads a tokenizer that can render a chat.
 
@@ -55,7 +130,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    _refuse_adapter(path)
+    _check_folder(path)
     with translated(
         path,
         "no tokenizer could be loaded",
@@ -89,7 +164,7 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    _refuse_adapter(path)
+    _check_folder(path)
     what = "not a local Hugging Face folder (no usable config.json) and not a reachable hub name"
     if os.path.isfile(os.path.join(path, "config.json")):
         what = "its config.json cannot be used"
@@ -99,15 +174,6 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
         "Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` makes a small one.",
     ):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-
-
-def _refuse_adapter(path: str) -> None:
-    if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)):
-        raise ModelError(
-            f"model path {path!r}: the folder holds an adapter, not a model of its own. Give the model below it as "
-            "path and the folder as adapter: rl_module(model_config={'path': MODEL, 'lora': {'adapter': FOLDER}}); or "
-            "merge both into one folder (`gspo-rllib export --merge`, or peft's merge_and_unload)."
-        )
 
 
 def declared_end_ids(

@@ -94,7 +94,8 @@ PRIVATE_NAMES = (
     PrivateName(
         "ray",
         "_private",
-        "Of its module state: the largest cluster that an autoscaler was told of. Nothing public says if there is one.",
+        "Of its module state: the largest cluster an autoscaler was told of, and which actors have no room yet. "
+        "Nothing public says either without a dashboard.",
     ),
     PrivateName(
         "ray.experimental.internal_kv",

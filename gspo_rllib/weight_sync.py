@@ -18,7 +18,7 @@ from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
 from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, on_host
 from gspo_rllib.errors import WeightSyncError
-from gspo_rllib.model_folder import ADAPTER_CONFIG
+from gspo_rllib.model_files import ADAPTER_CONFIG
 from gspo_rllib.runner_calls import RunnerCall, returned
 
 _PREFIX = "model."
@@ -75,6 +75,10 @@ class Weights:
         if not isinstance(self._taken, ray.ObjectRef):
             self._taken = ray.put(on_host(self._taken))
         return self._taken
+
+    def on_host(self) -> dict[str, np.ndarray]:
+        """The weights as arrays under Hugging Face names, possibly read-only."""
+        return on_host(self._here)
 
     def push(self, runners: EnvRunners, *, force: bool = False) -> None:
         """Loads the weights into every healthy runner's engine and waits until each has acknowledged them.

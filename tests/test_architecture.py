@@ -132,6 +132,8 @@ TESTED_IN = {
     "checkpoints/pickled.py": "algorithms/gspo/test_gspo.py",
     "cli/cluster.py": "cli/test_train.py",
     "cli/curve.py": "cli/test_train.py",
+    "cli/model_card.py": "cli/test_export.py",
+    "cli/push.py": "cli/test_export.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
     "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",

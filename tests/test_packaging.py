@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,60 @@ def test_the_wheel_holds_every_file_and_imports_from_elsewhere(tmp_path: Path, l
     )
     for place in _python(code, tmp_path, PYTHONPATH=str(site)).split():
         assert Path(place).is_relative_to(site)
+
+
+@pytest.mark.slow
+def test_a_source_distribution_builds_and_makes_the_same_wheel(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for name in ("gspo_rllib", *LINKED):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=unwanted)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source)
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "wheel", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--no-build-isolation", str(archive), "-w", str(tmp_path)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("gspo_rllib/")}
+    wanted = {
+        (Path("gspo_rllib") / path.relative_to(source / "gspo_rllib")).as_posix()
+        for folder, _, files in os.walk(source / "gspo_rllib", followlinks=True)
+        for path in (Path(folder) / file for file in files)
+        if path.suffix in {".py", ".yaml", ".typed"}
+    }
+    assert packed == wanted
+
+
+def test_the_versions_that_are_tried_are_the_bounds_of_what_is_claimed() -> None:
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    project = _project()["project"]
+    extras = [line for name in ("vllm", "cpu") for line in project["optional-dependencies"][name]]
+    claimed = {r.name: r for r in map(Requirement, [*project["dependencies"], *extras])}
+    rows: dict[str, Any] = runpy.run_path(str(ROOT / "requirements" / "test_versions.py"))["ROWS"]
+    for name, row in rows.items():
+        what, _, end = name.partition("-")
+        if not end:
+            assert f"Programming Language :: Python :: {what.removeprefix('python')}" in project["classifiers"]
+            continue
+        requirement = Requirement(row.what)
+        (pinned,) = requirement.specifier
+        assert claimed[requirement.name].specifier.contains(pinned.version), row.what
+        if end == "lowest":
+            (least,) = [s.version for s in claimed[requirement.name].specifier if s.operator == ">="]
+            # A bound may leave the last part out.
+            assert Version(least).release == Version(pinned.version).release[: len(Version(least).release)], row.what
+        assert not any(
+            part for part in row.tests if not part.startswith("-") and not (ROOT / part.split("::")[0]).exists()
+        )
+    pins = [line.removeprefix("# ") for line in (ROOT / "requirements" / "cpu.txt").read_text().splitlines()]
+    for line in [line for line in pins if line.partition("==")[0] in claimed and "==" in line]:
+        pinned_here = Requirement(line.partition(" ")[0])
+        (version,) = pinned_here.specifier
+        assert claimed[pinned_here.name].specifier.contains(version.version), line
 
 
 def test_importing_the_package_loads_no_framework() -> None:

@@ -30,6 +30,7 @@ from ray.rllib.utils.metrics import (
 from ray.util import log_once
 
 from gspo_rllib.algorithms.policy_gradient import resources
+from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
@@ -37,6 +38,7 @@ from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMon
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
 from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
@@ -72,7 +74,7 @@ UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
-class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
+class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig
@@ -97,7 +99,8 @@ class PolicyGradient(TrainsOnRecorded, SavedAsData, Algorithm):
             least_groups=math.ceil(self._settings.groups_per_iteration / 2),
         )
         self._selection = self._settings.group_selection
-        super().setup(config)
+        with waiting_is_said(config):
+            super().setup(config)
         self._cluster_monitor = ClusterMonitor(alive_nodes())
         self._source = self._make_source()
         self._sync_weights()

@@ -34,7 +34,6 @@ from gspo_rllib.connectors import (
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.curriculum import played_envs
 from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
@@ -185,10 +184,9 @@ class PolicyGradientConfig(_FlatSettings):
         adapter_checks.check(self, generation, model_config)
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
-        validation.check_chats(generation, model_config, [] if agent.plays else played_envs(self))
+        validation.check_played(self)
         if not self.in_evaluation:
             self._check_evaluation()
-        validation.check_context(generation.max_tokens_per_turn, room=self._resolved_max_model_len)
         check_engine(generation.engine or default_engine())
         if not self.in_evaluation:
             validation.check_devices(
@@ -235,6 +233,7 @@ class PolicyGradientConfig(_FlatSettings):
             evaluation_num_env_runners=self.evaluation_num_env_runners,
             create_local_env_runner=self.create_local_env_runner,
         )
+        validation.check_played(evaluation)
         played = [(c.env, c.env_config, c.play, c.tasks) for c in (evaluation, self)]
         num_tasks = evaluation.num_tasks
         if played[0] == played[1]:
@@ -342,7 +341,9 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _reference_config(self) -> dict[str, Any] | None:
         own = adapter_checks.reference_settings(self._model_config, self.reference_path)
-        return None if own is None else {**own, **self._sampling}
+        if own is None:
+            return None
+        return {**own, **({"revision": None} if self.reference_path else {}), **self._sampling}
 
     @property
     def _sampling(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Request:
     each: Resources
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.what} ({_text(self.each)})"
+        return f"{self.count} x {self.what} ({described_resources(self.each)})"
 
 
 def requests(config: AlgorithmConfig, *, main_process: bool) -> list[Request]:
@@ -100,7 +100,7 @@ def shortage(asked: Sequence[Request], nodes: Sequence[Resources], *, strategy: 
     if strategy == "STRICT_SPREAD" and number > len(nodes):
         return f"placement_strategy is 'STRICT_SPREAD', and {number} actors need as many nodes, not {len(nodes)}"
     if strategy == "STRICT_PACK" and not any(_times(total, node) for node in nodes):
-        return f"placement_strategy is 'STRICT_PACK', and no node has all of {_text(total)}"
+        return f"placement_strategy is 'STRICT_PACK', and no node has all of {described_resources(total)}"
     return None
 
 
@@ -133,7 +133,7 @@ def check_schedulable(config: AlgorithmConfig, *, main_process: bool) -> None:
     settings = " or ".join(request.settings for request in asked)
     message = (
         f"resources: {', '.join(map(str, asked))} cannot be had: {problem}. In all, {where} has "
-        f"{_text(_sum(nodes))} (nodes: {len(nodes)}). Lower {settings}, or give Ray more."
+        f"{described_resources(_sum(nodes))} (nodes: {len(nodes)}). Lower {settings}, or give Ray more."
     )
     if group is None and is_autoscaling():
         logger.warning("%s Waiting for the cluster's autoscaler to bring them.", message)
@@ -202,7 +202,13 @@ def _sum(parts: Iterable[Resources]) -> Resources:
     return total
 
 
-def _text(resources: Resources) -> str:
+def described_resources(resources: Resources) -> str:
+    """Resources as people read them.
+
+    Example:
+        >>> described_resources({"GPU": 1.0, "CPU": 0.5, "node:10.0.0.1": 1.0}), described_resources({})
+        ('0.5 CPU, 1 GPU', 'nothing')
+    """
     # Ray counts memory and each node's address as resources, too.
     named = {
         name: amount for name, amount in resources.items() if not name.startswith(("node:", "object_store_memory"))

@@ -30,7 +30,7 @@ from gspo_rllib.checkpoints.code import Trust, name_of, refusal
 from gspo_rllib.checkpoints.codec import NotDataError, encode, read_tree, write_tree
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import CheckpointError, shown
-from gspo_rllib.model_folder import ADAPTER_WEIGHTS
+from gspo_rllib.model_files import ADAPTER_WEIGHTS
 
 NAME = "algorithm"
 """Of the files, without their endings."""
@@ -94,7 +94,8 @@ def _model_config(folder: pathlib.Path, state: Mapping[str, Any], *, begins_with
     """What a policy is built from; of one with an adapter the checkpoint holds no more than that."""
     model = {**state.get("_model_config", {})}
     if not _has_adapter(folder):
-        return {**model, "path": str(folder / POLICY)}
+        # A revision is one of a hub name, which this folder replaces.
+        return {**model, "path": str(folder / POLICY), "revision": None}
     base, lora = model.get("path"), model.get("lora")
     if not isinstance(base, str) or not isinstance(lora, dict):
         raise CheckpointError(f"checkpoint {folder}: it holds an adapter and does not say of which model.")

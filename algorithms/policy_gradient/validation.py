@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray.util import log_once
+
 from gspo_rllib.agents.address import LOOPBACK, check_server_packages
 from gspo_rllib.agents.external import check_external
 from gspo_rllib.agents.function import find_play
@@ -19,6 +21,7 @@ from gspo_rllib.chat.trial import check_ends
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.chat_probe import check_conversation
+from gspo_rllib.env_runners.curriculum import played_envs
 from gspo_rllib.env_runners.engine_spec import (
     check_vocabulary,
     load_renderer,
@@ -26,9 +29,12 @@ from gspo_rllib.env_runners.engine_spec import (
     resolve_max_model_len,
     vocabulary_size,
 )
+from gspo_rllib.env_runners.long_context import Segments
 from gspo_rllib.env_runners.settings import UPDATES_WITHIN_TURNS, GenerationSettings
 from gspo_rllib.errors import EnvError, ModelError, SettingError, shown
+from gspo_rllib.learners.lr_schedule import LRSchedule
 from gspo_rllib.model_check import check_model
+from gspo_rllib.model_folder import model_path
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -56,6 +62,7 @@ def check_training(
             f"env_runners.explore is {explore!r}: all trajectories of a group would be the same, their advantages 0. "
             "Leave it True for training; evaluation can be greedy with evaluation_config={'explore': False}."
         )
+    LRSchedule.of(settings.lr_schedule, settings.lr)
     if settings.num_minibatches > settings.groups_per_iteration:
         raise SettingError(
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
@@ -98,7 +105,12 @@ def check_generation(settings: GenerationSettings, *, num_envs_per_env_runner: i
 
 
 def check_chats(
-    generation: GenerationSettings, model_config: Mapping[str, Any], envs: Sequence[LanguageEnvSpec]
+    generation: GenerationSettings,
+    model_config: Mapping[str, Any],
+    envs: Sequence[LanguageEnvSpec],
+    *,
+    name: str,
+    room: int,
 ) -> None:
     """Refuses a model whose chat template cannot frame the conversations; tells what else to know.
 
@@ -106,6 +118,8 @@ def check_chats(
         generation: The generation settings.
         model_config: What ``rl_module`` was given.
         envs: What is known about the environments that are played; none where agents play.
+        name: What to call the environments.
+        room: Longest context, in tokens.
 
     Raises:
         ModelError: There is no tokenizer with a chat template, the template cannot frame these conversations, or it
@@ -124,18 +138,21 @@ def check_chats(
         roles = {env.obs_role, *(["user"] if generation.asks_for_summaries else [])}
         check_conversation(renderer, model=path, roles=sorted(roles), one_turn=1 in limits)
         check_vocabulary(renderer, model_config)
-        _check_room(renderer, env, room=resolve_max_model_len(generation.max_model_len, model_config))
+        _check_room(renderer, env, generation, room=room)
+        _say_if_narrow(env, name)
 
 
-def _check_room(renderer: ChatRenderer, env: LanguageEnvSpec, *, room: int) -> None:
+def _check_room(renderer: ChatRenderer, env: LanguageEnvSpec, generation: GenerationSettings, *, room: int) -> None:
     """Refuses an environment of which no task fits the context; warns of one of which some do not."""
     lengths = [len(renderer.first_prompt(observation)) for observation in env.first_observations]
-    too_long = [length for length in lengths if length >= room]
+    reserve = Segments(renderer, generation, budget=0).reserve
+    too_long = [length for length in lengths if length >= room - reserve]
     if not too_long:
         return
+    kept = f", {reserve} of them kept for a summary," if reserve else ","
     message = (
         f"environment: the first prompts of {len(too_long)} of {len(lengths)} tasks that were tried have up to "
-        f"{max(too_long)} tokens, while a context has {room}, and a reply needs one at least. Raise "
+        f"{max(too_long)} tokens, while a context has {room}{kept} and a reply needs one at least. Raise "
         "generation.max_model_len, use a model with a longer context, or shorten what the environment says first."
     )
     if len(too_long) == len(lengths):
@@ -155,17 +172,48 @@ def check_models(settings: TrainingSettings, model_config: Mapping[str, Any], *,
         ModelError: The config, the weights or both together cannot be loaded, or the reference speaks other tokens.
     """
     trusted = bool(model_config["trust_remote_code"])
-    check_model(str(model_config["path"]), trust_remote_code=trusted)
+    check_model(model_path(model_config), trust_remote_code=trusted)
     if not training or not settings.kl_coeff or settings.reference_path is None:
         return
     check_model(settings.reference_path, trust_remote_code=trusted)
-    sizes = [vocabulary_size({**model_config, "path": p}) for p in (model_config["path"], settings.reference_path)]
+    reference = {**model_config, "path": settings.reference_path, "revision": None}
+    sizes = [vocabulary_size(config) for config in (model_config, reference)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise ModelError(
             f"training.reference_path is {settings.reference_path!r}, whose model has {sizes[1]} token ids, while the "
             f"one that is trained has {sizes[0]}; the divergence is between models of one vocabulary. Use the model "
             "that training starts from, or a relative of it."
         )
+
+
+def _say_if_narrow(env: LanguageEnvSpec, name: str) -> None:
+    """Tells what `gspo-rllib check-env` refuses: here no text is ever compared with a space."""
+    for kind in ("observation_space", "action_space"):
+        space = getattr(env, kind)
+        if not (space.contains("") and space.contains("\u00e9 \n\u4e2d")) and log_once(f"gspo_rllib_{name}_{kind}"):
+            logger.warning(
+                "environment %s: its %s %s does not contain every text, and a model may write any. Texts are passed on "
+                "all the same; `gspo-rllib check-env` refuses it. Use gspo_rllib.envs.UnicodeText().",
+                name,
+                kind,
+                shown(space, 80),
+            )
+
+
+def check_played(config: Any) -> None:
+    """``check_chats`` and ``check_context`` for what a config plays: for evaluation, another environment maybe.
+
+    Args:
+        config: An ``AlgorithmConfig`` whose model and environment were named.
+
+    Raises:
+        GSPOError: See those functions.
+    """
+    generation = GenerationSettings.of(config)
+    room = resolve_max_model_len(generation.max_model_len, config.model_config)
+    check_context(generation.max_tokens_per_turn, room=room)
+    envs = [] if AgentSettings.of(config).plays else played_envs(config)
+    check_chats(generation, config.model_config, envs, name=str(config.env), room=room)
 
 
 def check_agent(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gspo_rllib.errors import CheckpointError, described, shown
-from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gspo_rllib.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 MANIFEST = "gspo_manifest.json"
 FORMAT = 2

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gspo_rllib.cli.model_card import model_card
+from gspo_rllib.cli.push import check_name, push
 from gspo_rllib.errors import SettingError
-from gspo_rllib.model_files import DTYPES, export_adapter, export_folder
-from gspo_rllib.model_folder import ADAPTER_CONFIG
+from gspo_rllib.model_files import ADAPTER_CONFIG, DTYPES, export_adapter, export_folder
 from gspo_rllib.places import check_folder, named_path
 
 
@@ -28,21 +29,31 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="write the whole model that an adapter and the model below it make"
     )
+    parser.add_argument("--push", metavar="NAME", help="upload it to the Hugging Face hub as NAME or OWNER/NAME, too")
+    parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the policy's files."""
-    folder = named_path(arguments.folder)
-    dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype, merge=arguments.merge)
+    folder, name = named_path(arguments.folder), arguments.push
+    if arguments.private and name is None:
+        raise SettingError("--private: there is nothing to push; give --push NAME, or leave it out.")
+    if name is not None:
+        check_name(name)
+    dtype = export(arguments.checkpoint, folder, dtype=arguments.dtype, merge=arguments.merge, name=name)
     loads = "transformers.AutoModelForCausalLM.from_pretrained or vllm.LLM"
     if (folder / ADAPTER_CONFIG).is_file():
         loads = "peft.AutoPeftModelForCausalLM.from_pretrained or vllm's LoRARequest"
-    print(f"{folder}: {dtype}; load it with {loads}")
+    print(f"{folder}: {dtype}; load it with {loads}", flush=True)
+    if name is not None:
+        print(f"pushed to {push(folder, name, private=arguments.private)}")
     return 0
 
 
-def export(checkpoint: str, folder: Path, *, dtype: str | None = None, merge: bool = False) -> str:
+def export(
+    checkpoint: str, folder: Path, *, dtype: str | None = None, merge: bool = False, name: str | None = None
+) -> str:
     """Writes the policy of a checkpoint; unpickles nothing.
 
     Args:
@@ -51,6 +62,7 @@ def export(checkpoint: str, folder: Path, *, dtype: str | None = None, merge: bo
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for that of the model that training started from,
             of an adapter on its own for float32.
         merge: Whether to write the whole model that an adapter makes; it is read from where the run read it.
+        name: What its model card calls it; None for the folder's name.
 
     Returns:
         The dtype of the folder.
@@ -72,10 +84,13 @@ def export(checkpoint: str, folder: Path, *, dtype: str | None = None, merge: bo
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if merge:
-            return _export_merged(source, folder, dtype=dtype)
-        return (
-            export_adapter(source, folder, dtype=dtype) if has_adapter else export_folder(source, folder, dtype=dtype)
-        )
+            written = _export_merged(source, folder, dtype=dtype)
+        elif has_adapter:
+            written = export_adapter(source, folder, dtype=dtype)
+        else:
+            written = export_folder(source, folder, dtype=dtype)
+        (folder / "README.md").write_text(model_card(checkpoint, name=name or folder.name, dtype=written), "utf-8")
+        return written
     except BaseException:
         # A part of a model would pass for the whole.
         shutil.rmtree(folder)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gspo_rllib.configs import Run, RunSettings
 
 
+EXIT_INTERRUPTED = 130
+
 _TUNE = {
     # Tune's newer output prints a box about the experiment even where it is asked for nothing.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -53,7 +55,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the trials, then prints one line per trial, best first."""
+    """Runs the trials, then prints one line per trial, best first.
+
+    Returns:
+        0; 1 when a trial failed, 130 when the sweep was interrupted.
+    """
     from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.preflight import preflight
 
@@ -126,7 +132,13 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
             verbose=1 if arguments.verbose else 0,
         ),
     )
-    return sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
+    code = sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
+    unfinished = sweep_trials.num_unfinished(str(folder), len(trials))
+    if not unfinished:
+        return code
+    print(f"interrupted: {unfinished} of {len(trials)} trials are not at their end; each goes on in a new folder with")
+    print("its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`")
+    return EXIT_INTERRUPTED
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.cli.seed_model import check_model_is_there
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
 
     fixed, axes = split_axes(overrides)
     base = load_run(arguments.config, fixed)
+    check_model_is_there(base, arguments.config)
     hush(base.config, verbose=arguments.verbose)
     # Each value by itself first: what is wrong with it is said of it, and not of a combination.
     for key, texts in axes.items():

@@ -204,6 +204,17 @@ class Report(tune.Callback):
             print(row(trial.last_result or {}, self._limits, "failed", str(trial)), flush=True)
 
 
+def num_unfinished(folder: str, number: int) -> int:
+    """How many trials of a sweep are not at their end, those included that were never started.
+
+    Args:
+        folder: The sweep's folder.
+        number: How many trials it has.
+    """
+    trials = tune.ExperimentAnalysis(folder, trials=None).trials or []
+    return number - sum(trial.status in ("TERMINATED", "ERROR") for trial in trials)
+
+
 def state(result: Mapping[str, Any], limits: RunSettings) -> str:
     """Whether a trial that ended reached a limit of its run, or was ended by the scheduler."""
     done = stop_reason(result, limits, minutes=result.get("time_total_s", 0.0) / 60) if result else None

@@ -177,6 +177,8 @@ class TrainingLoop:
         self._num_restores += 1
         self._config = self._config.copy(copy_frozen=False)
         self._config.training(lr=halved(self._config.lr))
+        if schedule := self._config.lr_schedule:
+            self._config.training(lr_schedule={**schedule, **{k: v / 2 for k, v in schedule.items() if k == "min"}})
         print(f"{fallen}: back to iteration {self.best.iteration}, with lr={self._config.lr}", flush=True)
         self.close()
         self.algorithm = self._config.build_algo()

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.cli.seed_model import check_model_is_there
 from gspo_rllib.cli.train import add_config_arguments, check_limits, overrides_of
 from gspo_rllib.errors import GSPOError
 from gspo_rllib.places import check_folder
@@ -55,6 +56,7 @@ def checked(arguments: argparse.Namespace) -> Run:
 
     loaded = load_run(arguments.config, overrides_of(arguments))
     check_limits(loaded.settings, "this run")
+    check_model_is_there(loaded, arguments.config)
     check_folder(loaded.settings.storage, "run.storage")
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()

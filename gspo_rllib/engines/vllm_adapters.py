@@ -21,7 +21,7 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec, Generation, Generati
 from gspo_rllib.engines.vllm import _VLLM_ERRORS, VLLMEngine
 from gspo_rllib.engines.weights import NamedWeights, as_tensor, check_idle
 from gspo_rllib.errors import EngineError, WeightSyncError, described
-from gspo_rllib.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gspo_rllib.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 _AT_ONCE = 2  # versions in one batch: those that run on, and the newest

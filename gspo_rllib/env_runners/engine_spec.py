@@ -11,7 +11,7 @@ from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ModelError, SettingError
-from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer
+from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer, model_path
 from gspo_rllib.modules.lora_settings import largest_rank
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import ChatSpec
@@ -181,7 +181,7 @@ def _model_path(model_config: Mapping[str, Any]) -> str:
             "rl_module: no model is set. Use config.rl_module(model_config={'path': ...}) with a local Hugging Face "
             "folder or a hub name."
         )
-    return str(path)
+    return model_path(model_config)
 
 
 def _trusts_remote_code(model_config: Mapping[str, Any]) -> bool:

@@ -36,6 +36,7 @@ from gspo_rllib.env_runners.evaluation import LendsItsEngine
 from gspo_rllib.env_runners.group_names import evaluation_group
 from gspo_rllib.env_runners.group_scheduler import Role
 from gspo_rllib.env_runners.player import GroupPlayer, Slots
+from gspo_rllib.env_runners.replies import AnswersMessages
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
@@ -47,7 +48,7 @@ from gspo_rllib.weight_sync import unwrap_module_state
 _MAX_ERRORS_KEPT = 5
 
 
-class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, EnvRunner, Checkpointable):
+class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, AnswersMessages, EnvRunner, Checkpointable):
     """Samples complete groups of trajectories from text environments with one generation engine.
 
     ``sample`` is called by RLlib and ``sample_groups`` by the driver: both play groups to their end. The methods of

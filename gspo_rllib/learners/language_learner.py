@@ -24,6 +24,7 @@ from torch import Tensor
 from gspo_rllib import columns
 from gspo_rllib.connectors.scoring import score
 from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
+from gspo_rllib.learners.lr_schedule import LRSchedule
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.statistics import (
     ENDED_BY_KL,
@@ -41,6 +42,9 @@ from gspo_rllib.types import TokenTrajectory
 
 LR_TIMESTEP = "lr_timestep"
 """Key in the learner's state: where on its schedule the learning rate is."""
+
+WHOLE_LR = "initial_lr"
+"""Key of a group of parameters, as torch's own schedulers call it: the rate that a schedule takes a share of."""
 
 
 class Minibatch:
@@ -123,6 +127,11 @@ class LanguageLearner(TorchLearner):
         self.register_optimizer(
             module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=lr, **named
         )
+        if self._lr_schedule is not None:
+            # RLlib's, of a fixed rate, would set that one after every update.
+            self._optimizer_lr_schedules.pop(optimizer, None)
+            for group in optimizer.param_groups:
+                group[WHOLE_LR] = lr
         self._follow_lr_schedule(optimizer)
 
     def _create_iterator_if_necessary(
@@ -337,6 +346,8 @@ class LanguageLearner(TorchLearner):
         """Logs the update's statistics and advances learning-rate schedules."""
         super().after_gradient_based_update(timesteps=timesteps)
         self._lr_timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
+        for optimizer in self._all_optimizers:
+            self._follow_updates(optimizer)
         self.on_statistics(self.statistics.compute(distributed=self.distributed, device=self.device))
 
     def on_statistics(self, values: dict[str, float]) -> None:
@@ -368,6 +379,17 @@ class LanguageLearner(TorchLearner):
             elif self._has_lr_schedule(optimizer):
                 # A state of 0.1 does not tell where on its schedule it was saved, only how large the rate was then.
                 _set_lr(optimizer, saved_lr)
+            self._follow_updates(optimizer)
+
+    @functools.cached_property
+    def _lr_schedule(self) -> LRSchedule | None:
+        return LRSchedule.of(self.settings.lr_schedule, self.settings.lr)
+
+    def _follow_updates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the learning rate of the next update, where that is a matter of how many there were."""
+        if self._lr_schedule is not None:
+            whole = optimizer.param_groups[0][WHOLE_LR]
+            _set_lr(optimizer, whole * self._lr_schedule.share(self._weights_seq_no))
 
     def _has_lr_schedule(self, optimizer: torch.optim.Optimizer) -> bool:
         schedule = self._optimizer_lr_schedules.get(optimizer)
@@ -375,6 +397,7 @@ class LanguageLearner(TorchLearner):
 
     def _follow_lr_schedule(self, optimizer: torch.optim.Optimizer) -> None:
         """Sets the learning rate of the present timestep, as a number: RLlib starts schedules at a float32 tensor."""
+        self._follow_updates(optimizer)
         if self._has_lr_schedule(optimizer):
             _set_lr(optimizer, self._optimizer_lr_schedules[optimizer].update(timestep=self._lr_timestep))
 

@@ -26,11 +26,19 @@ class UpdateSettings(Settings):
     )
     lr: float | list[Any] = knob(
         1e-6,
-        "AdamW's learning rate, or an RLlib schedule [[timestep, lr], ...].",
+        "AdamW's learning rate; or an RLlib schedule [[timestep, lr], ...] with straight lines between. Its timesteps "
+        "are the turns that the run has sampled so far.",
         low=0.0,
         high=HIGHEST_LR,
         form=schedule(highest=HIGHEST_LR),
         source="verl's GSPO recipe",
+    )
+    lr_schedule: dict[str, Any] | None = knob(
+        None,
+        "How lr changes with the number of updates, one for each iteration that trains: {'unit': 'updates', 'warmup': "
+        "10, 'decay': 'cosine', 'total': 200, 'min': 1e-7} rises to lr over 10, and falls to 1e-7 until 200. decay: "
+        "constant, linear or cosine. A critic's vf_lr moves in proportion.",
+        source="ours: none",
     )
     grad_clip: float | None = knob(
         1.0,

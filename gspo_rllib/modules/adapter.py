@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError, described
-from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gspo_rllib.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gspo_rllib.modules.lora_settings import ALL_LINEAR, LoraSettings, adapter_config
 
 _NAME = "default"

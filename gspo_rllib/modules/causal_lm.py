@@ -26,20 +26,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.knobs import check, default_of
-from gspo_rllib.model_files import ModelFiles, copy_files
+from gspo_rllib.model_files import ADAPTER_WEIGHTS, ModelFiles, copy_files
 from gspo_rllib.model_folder import (
-    ADAPTER_WEIGHTS,
     load_model_config,
     load_tokenizer,
+    model_path,
     quiet_transformers,
     translated,
 )
 from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
+from gspo_rllib.modules.foreign_words import remedy
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import trunk_of
 from gspo_rllib.modules.lora_settings import LoraSettings, check_lora
+from gspo_rllib.modules.named_attention import check_attention_name, check_attention_runs
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
 from gspo_rllib.modules.scoring import Scoring, check_length, score, trunk_states
@@ -63,7 +65,12 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
     """
     for key in model_config:
         if key not in MODEL_CONFIG:
-            raise SettingError(f"rl_module.model_config[{key!r}] is unknown. {did_you_mean(key, MODEL_CONFIG)}")
+            instead = remedy(key)
+            raise SettingError(
+                f"rl_module.model_config[{key!r}] is unknown. {did_you_mean(key, MODEL_CONFIG)}"
+                if instead is None
+                else f"rl_module.model_config[{key!r}] is no setting here: {instead}"
+            )
     full = {**MODEL_CONFIG, **model_config}
     if not isinstance(full["path"], (str, pathlib.Path)) or not str(full["path"]):
         raise SettingError(
@@ -74,8 +81,9 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
     for name, field in _KNOBS.items():
         if name != "lora":
             check(f"rl_module.model_config[{name!r}]", full[name], hints[name], field.metadata)
+    check_attention_name(full["attn_implementation"])
     if full["lora"] is not None:
-        check_lora(full["lora"], path=str(full["path"]), trust_remote_code=full["trust_remote_code"])
+        check_lora(full["lora"], path=model_path(full), trust_remote_code=full["trust_remote_code"])
     return full
 
 
@@ -101,9 +109,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         runs, max_model_len = "max_model_len" in given, given.pop("max_model_len", None)
         settings = check_model_config(given)
         self.settings = settings
-        path, trust = str(settings["path"]), settings["trust_remote_code"]
+        path, trust = model_path(settings), settings["trust_remote_code"]
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
         self.model: PreTrainedModel = self._load(path, trust)
+        if not self.inference_only:
+            check_attention_runs(self.model, settings["attn_implementation"])
         # Sampling needs no critic; never building it there saves its memory too.
         wanted = use_critic and not self.inference_only
         self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None

@@ -15,7 +15,8 @@ import torch
 
 from gspo_rllib.errors import ModelError, SettingError, described, did_you_mean
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
-from gspo_rllib.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_model_config
+from gspo_rllib.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gspo_rllib.model_folder import load_model_config
 
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer but the head."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib.errors import ModelError
-from gspo_rllib.model_files import ModelFiles
-from gspo_rllib.model_folder import ADAPTER_BASE, load_model_config, quiet_transformers
+from gspo_rllib.model_files import ADAPTER_BASE, ModelFiles
+from gspo_rllib.model_folder import load_model_config, model_path, quiet_transformers
 from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.lora_settings import LoraSettings
 
@@ -30,7 +30,7 @@ def load_policy(model_config: Mapping[str, Any]) -> tuple[PreTrainedModel, Mappi
     Raises:
         ModelError: The model cannot be loaded, or the adapter belongs to another one.
     """
-    path = str(model_config["path"])
+    path = model_path(model_config)
     model = _load(path, trust_remote_code=bool(model_config.get("trust_remote_code", False)))
     if model_config.get("lora") is None:
         return model, model.state_dict()

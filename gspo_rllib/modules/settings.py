@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
+from gspo_rllib.modules.foreign_words import REMEDIES
 
 
 @settings_dataclass
@@ -18,9 +20,15 @@ class ModelSettings(Settings):
     """
 
     SECTION: ClassVar[str] = "rl_module.model_config"
+    REFUSED: ClassVar[Mapping[str, str]] = REMEDIES
 
     path: str | pathlib.Path | None = knob(
         None, "Local Hugging Face folder or hub name of the model; required.", source="ours"
+    )
+    revision: str | None = knob(
+        None,
+        "Branch, tag or commit of a hub name; each machine that has not got it downloads it.",
+        source="transformers",
     )
     autocast_dtype: str | None = knob(
         None,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +90,27 @@ def test_what_a_sweep_would_leave_out_is_refused(config_file: str, capsys: pytes
     assert "run.record_groups=true: --scheduler pbt has trials go on" in capsys.readouterr().err
     assert main(["sweep", config_file, "run.checkpoint_storage=s3://b/r", "run.iterations=1"]) == 2
     assert "run.checkpoint_storage: a sweep copies no checkpoints." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_leaves_a_table_and_says_what_is_left(
+    config_file: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if any(file.read_text().count("\n") >= 3 for file in tmp_path.glob("*/*/result.json")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.05)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    options = ["--iterations", "40", "--trials-at-once", "1", "--storage", str(tmp_path), "run.checkpoint_every=1"]
+    assert main(["sweep", config_file, "training.lr=1e-4,1e-5", *options]) == 130
+    (folder,) = tmp_path.iterdir()
+    out = capsys.readouterr().out
+    assert "stopped  lr=0.0001" in out and "interrupted: 2 of 2 trials are not at their end" in out
+    assert "gspo-rllib train CONFIG --resume CHECKPOINT" in out.splitlines()[-1]
+    first = folder / "lr=0.0001" / "result.json"
+    trained = first.read_text().count("\n")
+    assert 3 <= trained < 40

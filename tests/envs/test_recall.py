@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from gspo_rllib.envs.recall import RecallEnv, draw_prompts
@@ -51,6 +54,8 @@ def test_shares_sum_to_one_exactly_when_all_are_right_and_to_less_when_one_is_wr
         total, steps = play(env, env.expert(), seed=seed)
         assert total == 1.0 and len(steps) == 200
         assert sum(step[1] > 0 for step in steps) == len(answers)
+        assert float(np.cumsum([step[1] for step in steps])[-1]) == math.fsum(step[1] for step in steps) == 1.0
+        assert all(abs(step[1] - 1 / len(answers)) < 1e-9 for step in steps if step[1])
         expert, wrong = env.expert(), iter(["v1" if answers[0] != "v1" else "v2"])
         total, steps = play(env, lambda told, e=expert, w=wrong: r if (r := e(told)) == "ok" else next(w, r), seed=seed)
         assert total == pytest.approx(1 - 1 / len(answers)) and total < 1.0

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError
-from gspo_rllib.model_folder import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gspo_rllib.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.own_attention import own_attention
 from gspo_rllib.packing import pack, packed_rows

@@ -328,3 +328,24 @@ def test_where_there_is_no_gpu_none_is_missed(tiny_dense, caplog, monkeypatch):
     _config(tiny_dense).validate()
 
     assert "num_gpus" not in caplog.text
+
+
+def test_a_space_that_the_checker_refuses_is_told_in_training_with_the_same_words(tiny_dense, caplog, monkeypatch):
+    """RLlib's users write Text(max_length=200): nothing is compared with it here, and whoever checks is told no."""
+    from gspo_rllib import check_language_env
+    from gspo_rllib.algorithms.policy_gradient import validation
+    from tests.toy_envs.coin_env import CoinEnv
+
+    class Narrow(CoinEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = gym.spaces.Text(max_length=200)
+
+    monkeypatch.setattr(validation, "log_once", lambda key: True)
+    with caplog.at_level("WARNING", logger="gspo_rllib"):
+        GSPOConfig().environment(Narrow).rl_module(model_config={"path": tiny_dense}).validate()
+    (told,) = [message for message in caplog.messages if "action_space" in message]
+    with pytest.raises(EnvError) as refused:
+        check_language_env(Narrow)
+    for words in ("does not contain every text", "gspo_rllib.envs.UnicodeText()"):
+        assert words in told and words in str(refused.value)
