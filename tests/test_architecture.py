@@ -135,6 +135,8 @@ TESTED_IN = {
     "cli/model_card.py": "cli/test_export.py",
     "cli/push.py": "cli/test_export.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
+    "learners/minibatch.py": "learners/test_language_learner.py",
+    "modules/model_config.py": "modules/test_foreign_words.py",
     "cli/report.py": "cli/test_provenance.py",
     "cli/quiet.py": "cli/test_main.py",
     "cli/remote_player.py": "cli/test_two_nodes.py",

@@ -40,7 +40,7 @@ from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.knobs import Settings, default_of, is_one_of, takes
 from gspo_rllib.modules import CausalLMModule
-from gspo_rllib.modules.causal_lm import check_model_config
+from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.ops import REDUCTIONS
 
 _S = TypeVar("_S", bound=Settings)

@@ -181,7 +181,7 @@ def remedies(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory, room:
             yield f"with it, training.max_tokens_per_micro_batch={fitting} fits"
         return
     ranks = next((n for n in range(2, 4097) if fixed / n + best_activations(config, sizes) <= room), None)
-    from gspo_rllib.modules.causal_lm import MODEL_CONFIG
+    from gspo_rllib.modules.model_config import MODEL_CONFIG
 
     if "lora" in MODEL_CONFIG:
         yield (

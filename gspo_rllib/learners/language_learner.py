@@ -25,6 +25,7 @@ from gspo_rllib import columns
 from gspo_rllib.connectors.scoring import score
 from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
 from gspo_rllib.learners.lr_schedule import LRSchedule
+from gspo_rllib.learners.minibatch import Minibatch
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.statistics import (
     ENDED_BY_KL,
@@ -45,31 +46,6 @@ LR_TIMESTEP = "lr_timestep"
 
 WHOLE_LR = "initial_lr"
 """Key of a group of parameters, as torch's own schedulers call it: the rate that a schedule takes a share of."""
-
-
-class Minibatch:
-    """One optimiser step: this rank's micro-batches and the plan all ranks share.
-
-    It answers what RLlib's update loop asks of its ``MultiAgentBatch``, which can only hold equally long columns.
-    """
-
-    def __init__(self, micro_batches: list[dict[str, Any]], plan: MinibatchPlan, num_turns: int) -> None:
-        self.policy_batches = {DEFAULT_MODULE_ID: _SampledTokens(micro_batches, plan)}
-        self._num_turns = num_turns
-
-    def env_steps(self) -> int:
-        """Turns it trains on."""
-        return self._num_turns
-
-
-class _SampledTokens(dict[str, Any]):
-    """The module's part of a minibatch; its length is what RLlib logs as steps trained: sampled tokens."""
-
-    def __init__(self, micro_batches: list[dict[str, Any]], plan: MinibatchPlan) -> None:
-        super().__init__(micro_batches=micro_batches, plan=plan)
-
-    def __len__(self) -> int:
-        return sum(len(m[columns.LOSS_TOKEN_IDS]) for m in self["micro_batches"])
 
 
 class LanguageLearner(TorchLearner):

@@ -8,11 +8,9 @@ Shapes: see ``columns``; D hidden, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 import tempfile
-import typing
 from typing import Any
 
 import pyarrow.fs
@@ -24,8 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib import columns
-from gspo_rllib.errors import ModelError, SettingError, did_you_mean
-from gspo_rllib.knobs import check, default_of
+from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_files import ADAPTER_WEIGHTS, ModelFiles, copy_files
 from gspo_rllib.model_folder import (
     load_model_config,
@@ -37,54 +34,15 @@ from gspo_rllib.model_folder import (
 from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
-from gspo_rllib.modules.foreign_words import remedy
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import trunk_of
-from gspo_rllib.modules.lora_settings import LoraSettings, check_lora
-from gspo_rllib.modules.named_attention import check_attention_name, check_attention_runs
+from gspo_rllib.modules.lora_settings import LoraSettings
+from gspo_rllib.modules.model_config import check_model_config
+from gspo_rllib.modules.named_attention import check_attention_runs
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
 from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
 from gspo_rllib.modules.scoring import Scoring, check_length, score, trunk_states
-from gspo_rllib.modules.settings import ModelSettings
 from gspo_rllib.modules.varlen_attention import serves_dtype
-
-_KNOBS = {field.name: field for field in dataclasses.fields(ModelSettings)}
-MODEL_CONFIG: dict[str, Any] = {name: default_of(field) for name, field in _KNOBS.items()}
-"""What ``.rl_module(model_config=...)`` takes, with defaults; ``ModelSettings`` says what each does."""
-
-
-def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Fills in defaults.
-
-    Args:
-        model_config: Settings of the model as the user gave them; see ``MODEL_CONFIG``.
-
-    Raises:
-        SettingError: An unknown key, an illegal value, or no path.
-        ModelError: An adapter to start from cannot be used.
-    """
-    for key in model_config:
-        if key not in MODEL_CONFIG:
-            instead = remedy(key)
-            raise SettingError(
-                f"rl_module.model_config[{key!r}] is unknown. {did_you_mean(key, MODEL_CONFIG)}"
-                if instead is None
-                else f"rl_module.model_config[{key!r}] is no setting here: {instead}"
-            )
-    full = {**MODEL_CONFIG, **model_config}
-    if not isinstance(full["path"], (str, pathlib.Path)) or not str(full["path"]):
-        raise SettingError(
-            f"rl_module.model_config['path'] is {full['path']!r}; give a local Hugging Face folder or a hub name, for "
-            'example .rl_module(model_config={"path": "models/seed"}). `gspo-rllib warmstart` makes a small one.'
-        )
-    hints = typing.get_type_hints(ModelSettings)
-    for name, field in _KNOBS.items():
-        if name != "lora":
-            check(f"rl_module.model_config[{name!r}]", full[name], hints[name], field.metadata)
-    check_attention_name(full["attn_implementation"])
-    if full["lora"] is not None:
-        check_lora(full["lora"], path=model_path(full), trust_remote_code=full["trust_remote_code"])
-    return full
 
 
 class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):

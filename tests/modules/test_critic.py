@@ -313,7 +313,7 @@ def test_without_a_critic_a_module_is_its_language_model(tiny_dense: str) -> Non
 
 
 def test_what_the_algorithm_decides_is_no_setting_of_the_model(tiny_dense: str) -> None:
-    from gspo_rllib.modules.causal_lm import check_model_config
+    from gspo_rllib.modules.model_config import check_model_config
 
     with pytest.raises(SettingError, match=r"use_critic.*unknown"):
         check_model_config({"path": tiny_dense, "use_critic": True})

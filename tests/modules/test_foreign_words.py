@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gspo_rllib.errors import SettingError
-from gspo_rllib.modules.causal_lm import MODEL_CONFIG, check_model_config
 from gspo_rllib.modules.foreign_words import REMEDIES
+from gspo_rllib.modules.model_config import MODEL_CONFIG, check_model_config
 from tests.learners.small_learner import learner_config
 
 

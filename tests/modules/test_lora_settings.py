@@ -11,8 +11,8 @@ import pytest
 
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_folder import load_model_config, load_tokenizer
-from gspo_rllib.modules.causal_lm import check_model_config
 from gspo_rllib.modules.lora_settings import largest_rank
+from gspo_rllib.modules.model_config import check_model_config
 
 LINEAR = (
     "Its linear layers are: mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.k_proj, self_attn.o_proj, "

@@ -20,7 +20,8 @@ from gspo_rllib.connectors.scoring import score
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import SettingError
 from gspo_rllib.learners.training_data import GroupTrainingData
-from gspo_rllib.modules.causal_lm import CausalLMModule, check_model_config
+from gspo_rllib.modules.causal_lm import CausalLMModule
+from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.modules.prefix_attention import PrefixSharing, prefix_attention
 from gspo_rllib.packing import pack, packed_rows, plan_families
 from gspo_rllib.types import TokenTrajectory, group_episodes, turns
