@@ -9,6 +9,9 @@ from gspo_rllib.configs import load_config
 from gspo_rllib.warmstart import warmstart
 
 ENV = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
+LONG_ENV = "gspo_rllib.envs:gspo_rllib/Recall-v0"
+FIFTY_TURNS = {"turns": 50, "keys": 1, "values": 2}
+SIZES = {"hidden_size": 64, "num_layers": 2, "head_dim": 32, "num_heads": 2, "num_kv_heads": 1}
 TARGET = 0.85
 ITERATIONS = 30
 BROKEN_ITERATIONS = 8
@@ -19,11 +22,7 @@ IN_EVERY_RUN = ("GSPO",)
 def student(tmp_path_factory):
     """A policy that knows the tool but is careless: about half of its trajectories succeed."""
     folder = tmp_path_factory.mktemp("student") / "model"
-    result = warmstart(
-        ENV, {"operations": 2}, folder, target_success=0.4, careless=True,
-        sizes={"hidden_size": 64, "num_layers": 2, "head_dim": 32, "num_heads": 2, "num_kv_heads": 1},
-        progress=None,
-    )  # fmt: skip
+    result = warmstart(ENV, {"operations": 2}, folder, target_success=0.4, careless=True, sizes=SIZES, progress=None)
     assert result.reached
     assert 0.2 <= result.success <= 0.7
     return folder
@@ -82,3 +81,23 @@ def test_the_same_run_with_a_broken_loss_does_not(student, fault, ray_local):
     report = train(config, target=TARGET, minutes=60, iterations=BROKEN_ITERATIONS)
     assert report["reached_s"] is None, report["curve"]
     assert report["end"] < 0.75, report["curve"]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_long_tasks_learns_fifty_turns(tmp_path, ray_local):
+    # All of twenty-five answers must be right, and every one is paid by itself.
+    start = warmstart(
+        LONG_ENV,
+        FIFTY_TURNS,
+        tmp_path / "model",
+        target_success=0.35,
+        careless=True,
+        lr=3e-3,
+        sizes=SIZES,
+        progress=None,
+    )
+    assert start.reached
+    overrides = [f"environment.env_config={FIFTY_TURNS}", f"rl_module.model_config={{path: {tmp_path / 'model'}}}"]
+    report = train(load_config("recall_long", overrides), target=TARGET, minutes=60, iterations=12)
+    assert report["start"] < 0.7
+    assert report["reached_s"] is not None, report["curve"]
