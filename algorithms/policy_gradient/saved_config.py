@@ -145,7 +145,8 @@ def _settings(config: Any) -> dict[str, Any]:
     for name, value in config.get_state().items():
         # A whole table of classes that nobody has changed says nothing.
         same = name in defaults and rllib_checks._is_default(name, value, defaults[name])
-        if name in _NOT_SAVED or (same and not _is_data(value)):
+        # Ray Tune hands a trial what it needs itself in the same dict, as __trial_info__ and the like.
+        if name in _NOT_SAVED or name.startswith("__") or (same and not _is_data(value)):
             continue
         found[name] = _named(value)
     return found

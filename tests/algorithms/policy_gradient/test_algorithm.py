@@ -322,7 +322,8 @@ def test_tune_runs_a_sweep_by_name_and_its_best_checkpoint_restores(tiny_dense, 
     assert sorted(r.config["importance_sampling_level"] for r in results) == sorted(levels)
     best = results.get_best_result("env_runners/episode_return_mean", mode="max")
     assert json.loads((pathlib.Path(best.path) / "result.json").read_text().splitlines()[-1])["training_iteration"] == 2
-    algo = GSPO.from_checkpoint(best.checkpoint)
+    # A trial trains in a process of its own: here, its environment has to be vouched for.
+    algo = GSPO.from_checkpoint(best.checkpoint, trust=[CoinEnv])
     try:
         assert algo.iteration == 2
         _assert_on_policy(algo.train())
