@@ -121,9 +121,9 @@ QUICKSTART = dict(
 @pytest.mark.slow
 def test_the_quickstart_of_the_page_trains_from_python_and_from_yaml(tiny_dense: str, tmp_path: Path) -> None:
     # An untaught model does not stop: a few trajectories are enough.
-    config = QUICKSTART["config"].replace("groups_per_iteration=16", "groups_per_iteration=1")
+    config = QUICKSTART["config"].replace("groups_per_iteration=16", "groups_per_iteration=4")
     files = {"my_package/bot.py": QUICKSTART["play"], "tasks.jsonl": TASKS}
-    files["mine.yaml"] = YAML.replace("groups_per_iteration: 16", "groups_per_iteration: 1")
+    files["mine.yaml"] = YAML.replace("groups_per_iteration: 16", "groups_per_iteration: 4")
     assert config != QUICKSTART["config"] and files["mine.yaml"] != YAML
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
