@@ -7,7 +7,24 @@ import json
 import random
 from typing import Any
 
-JUNK = [None, True, 0, -1, 10**30, 1.5, "", "x", "\ud800\0", [], [[]], [None], {}, {"a": {}}, [1, "b"], ["x"] * 20]
+JUNK: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    10**30,
+    1.5,
+    "",
+    "x",
+    "\ud800\0",
+    [],
+    [[]],
+    [None],
+    {},
+    {"a": {}},
+    [1, "b"],
+    ["x"] * 20,
+]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 SHARED = ["model", "stream", "temperature", "top_p", "user", "metadata", "tools", "tool_choice", "chat_template_kwargs"]
 CALL = {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{}"}}
