@@ -97,7 +97,7 @@ def fuzzed(draw: random.Random, path: str) -> bytes:
 
     Args:
         draw: What is wrong with it.
-        path: Its dialect, one of ``DIALECTS``.
+        path: Dialect, one of ``DIALECTS``.
     """
     sound, own = DIALECTS[path]
     fields = [*own, *SHARED]

@@ -53,7 +53,7 @@ def knob(
         low_open: Whether ``low`` itself is excluded.
         choices: All allowed values, for a field that is not a number.
         also: Values that are allowed besides those of the range, e.g. a 0 that stands apart.
-        form: Of a value that has parts: says what its parts must be where they are not; see ``gspo_rllib.value_forms``.
+        form: For a value that has parts; says what they must be where they are not: ``gspo_rllib.value_forms``.
     """
     metadata = {
         "effect": effect,

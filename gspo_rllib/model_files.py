@@ -105,7 +105,7 @@ class ModelFiles:
         Args:
             model: The model that was read, trained since.
             folder: An existing local folder.
-            state: Its weights by name; None for those in the model.
+            state: Weights by name; None for those in the model.
         """
         target = Path(folder)
         for name, content in self.files.items():

@@ -110,6 +110,11 @@ def _check_folder(path: str) -> None:
             f"name; `gspo-rllib warmstart ENV {path}` makes a small one."
         )
     if os.path.isfile(os.path.join(path, ADAPTER_CONFIG)):
+        if any(not file.name.startswith("adapter_") for file in Path(path).glob("*.safetensors")):
+            raise ModelError(
+                f"model path {path!r}: the folder holds an adapter beside its model, and transformers would load both. "
+                "Merge them, or take the adapter's files out."
+            )
         raise ModelError(
             f"model path {path!r}: the folder holds an adapter, not a model of its own. Give the model below it as "
             "path and the folder as adapter: rl_module(model_config={'path': MODEL, 'lora': {'adapter': FOLDER}}); or "

@@ -24,7 +24,8 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "run" / "iteration_000002"
     (folder / checkpoints.POLICY).mkdir(parents=True)
     (folder / checkpoints.POLICY / "model.safetensors").write_bytes(b"weights")
-    (folder / "state.bin").write_bytes(os.urandom(10_000))
+    (folder / checkpoints.POLICY / "config.json").write_bytes(b"{}")
+    (folder / "state.safetensors").write_bytes(os.urandom(10_000))
     checkpoints.write_manifest(folder)
     return folder
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_comes_back_as_it_went(checkpoint: Path, uri: str, tmp_path
 
 def test_one_of_the_same_name_is_replaced_whole(checkpoint: Path, local: str, tmp_path: Path) -> None:
     upload(checkpoint, local, name="best")
-    (checkpoint / "state.bin").write_bytes(b"newer")
+    (checkpoint / "state.safetensors").write_bytes(b"newer")
     checkpoints.write_manifest(checkpoint)
     place = upload(checkpoint, local, name="best")
     assert _files(download(place, tmp_path)) == _files(checkpoint)
@@ -73,7 +74,7 @@ def test_an_upload_that_is_cut_off_is_no_checkpoint(
     """Cut at every file and at the marker: the older one of the name stays what it was."""
     before = _files(checkpoint)
     upload(checkpoint, local, name="best")
-    (checkpoint / "state.bin").write_bytes(b"newer")
+    (checkpoint / "state.safetensors").write_bytes(b"newer")
     checkpoints.write_manifest(checkpoint)
     copied, whole, done = remote_checkpoints._copied, remote_checkpoints._write_whole, []
 
@@ -105,14 +106,14 @@ def test_storage_that_keeps_other_bytes_is_found_out(
             return getattr(self._filesystem, name)
 
         def open_output_stream(self, path):
-            if path.endswith("state.bin"):
+            if path.endswith("state.safetensors"):
                 path += ".elsewhere"
                 Path(path.removesuffix(".elsewhere")).write_bytes(b"other")
             return self._filesystem.open_output_stream(path)
 
     opened = remote_checkpoints._opened
     monkeypatch.setattr(remote_checkpoints, "_opened", lambda uri: (Forgetful(opened(uri)[0]), opened(uri)[1]))
-    with pytest.raises(CheckpointError, match=r"state\.bin: the storage holds other bytes than were sent"):
+    with pytest.raises(CheckpointError, match=r"state\.safetensors: the storage holds other bytes than were sent"):
         upload(checkpoint, local)
     assert committed(local) == []
 
@@ -120,12 +121,12 @@ def test_storage_that_keeps_other_bytes_is_found_out(
 def test_a_changed_or_missing_file_is_refused(checkpoint: Path, local: str, tmp_path: Path) -> None:
     place = upload(checkpoint, local)
     (data,) = Path(local, ".data").iterdir()
-    content = (data / "state.bin").read_bytes()
-    (data / "state.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match=r"state\.bin is corrupt"):
+    content = (data / "state.safetensors").read_bytes()
+    (data / "state.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is corrupt"):
         download(place, tmp_path / "here")
-    (data / "state.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"state\.bin is missing"):
+    (data / "state.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is missing"):
         download(place, tmp_path / "here")
     assert not [*(tmp_path / "here").iterdir()]
 
@@ -152,7 +153,7 @@ def test_a_marker_cannot_write_outside_of_the_checkpoint(checkpoint: Path, local
     place = upload(checkpoint, local)
     file = Path(local, f"iteration_000002{MARKER}")
     marker = json.loads(file.read_text())
-    marker["files"]["../../escaped"] = marker["files"]["state.bin"]
+    marker["files"]["../../escaped"] = marker["files"]["state.safetensors"]
     file.write_text(json.dumps(marker))
     with pytest.raises(CheckpointError, match="outside of it"):
         download(place, tmp_path / "a" / "b")
@@ -160,7 +161,7 @@ def test_a_marker_cannot_write_outside_of_the_checkpoint(checkpoint: Path, local
 
 
 def test_a_checkpoint_that_is_not_whole_is_not_sent(checkpoint: Path, local: str) -> None:
-    (checkpoint / "state.bin").write_bytes(b"")
+    (checkpoint / "state.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="corrupt"):
         upload(checkpoint, local)
     assert not Path(local).exists()

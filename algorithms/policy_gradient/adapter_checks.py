@@ -23,8 +23,8 @@ def check(config: Any, generation: GenerationSettings, model_config: Mapping[str
 
     Args:
         config: The algorithm's config.
-        generation: Its generation settings.
-        model_config: Its model settings, checked.
+        generation: Generation settings of the config.
+        model_config: Model settings, checked.
 
     Raises:
         SettingError: A combination is refused.

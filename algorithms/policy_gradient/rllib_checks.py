@@ -83,7 +83,7 @@ def check_arguments(builder: str, arguments: Mapping[str, Any]) -> None:
     """Refuses arguments of one of RLlib's builders that are not what the table says; for a builder that failed.
 
     Args:
-        builder: Its name.
+        builder: Name of the method.
         arguments: What it was called with.
 
     Raises:
@@ -190,8 +190,8 @@ def allowed(setting: RLlibSetting, default: Any) -> str:
     """What a setting allows, in words; "" where nothing is said of it.
 
     Args:
-        setting: Its row in the table.
-        default: Its value where nobody sets one.
+        setting: Row in the table.
+        default: Value where nobody sets one.
     """
     if setting.fate == "refused":
         return shown(default)

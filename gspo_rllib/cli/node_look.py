@@ -49,7 +49,7 @@ class Answer:
     """What a node sees.
 
     Attributes:
-        host: Its name.
+        host: Name of the node.
         versions: Version by name: Python's, this package's, and those of ``COMPARED``; None for what is not installed.
         digests: By folder, a digest of what is in it; what is wrong with it is in ``problems`` instead.
         problems: What is wrong, each a sentence with its path and what to do.

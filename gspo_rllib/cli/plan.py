@@ -94,7 +94,7 @@ def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> Lea
 
     Args:
         config: The config.
-        sizes: Its model's.
+        sizes: Sizes of the model.
         changes: Arguments of ``LearnerMemory.of`` that are to be others.
     """
     from gspo_rllib.modules.memory import LearnerMemory

@@ -26,7 +26,8 @@ def check_model_is_there(run: Run, source: str | Path) -> None:
     """
     from gspo_rllib.model_folder import is_missing_folder
 
-    path = run.config.model_config.get("path")
+    given = run.config._model_config
+    path = given.get("path") if isinstance(given, dict) else None
     if path is None or not is_missing_folder(str(path)):
         return
     command = _written(source, str(path)) or _made(run, str(path))

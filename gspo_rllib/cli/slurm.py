@@ -135,7 +135,7 @@ def check_fits(config: str, overrides: list[str], shape: JobShape) -> tuple[str,
 
     Args:
         config: The config, as ``gspo-rllib train`` takes it.
-        overrides: Its overrides.
+        overrides: Overrides of the config.
         shape: What the job asks for.
 
     Returns:

@@ -254,7 +254,11 @@ def _tune_creator(name: str) -> Callable[[Any], gym.Env] | None:
         return None
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
-    return _global_registry.get(ENV_CREATOR, name) if _global_registry.contains(ENV_CREATOR, name) else None
+    # Tune's registry takes no other names.
+    if not name.isascii() or not _global_registry.contains(ENV_CREATOR, name):
+        return None
+    creator: Callable[[Any], gym.Env] = _global_registry.get(ENV_CREATOR, name)
+    return creator
 
 
 def _context(env_config: dict[str, Any], worker_index: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from gspo_rllib.env_runners.replies import AnswersMessages
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import EPOCH, NUM_VERSION_REFUSALS
 from gspo_rllib.types import TrajectoryGroup
@@ -384,7 +385,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, AnswersMessages, Env
 
     def _set_module_state(self, module_state: Any, version: int) -> None:
         # RLlib hands over whole weights; where engines take adapters, the algorithm sends one before the first sample.
-        if self.config.adapter_sync == "swap":
+        if GenerationSettings.of(self.config).adapter_sync == "swap":
             return
         # RLlib numbers weights from 1; 0 means "whatever you hold, take these".
         if version and self._acquire_engine().weights_version == version:

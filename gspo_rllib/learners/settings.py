@@ -63,7 +63,7 @@ class UpdateSettings(Settings):
         "limit. The first step is always taken.",
         unit="nats per token",
         low=0.0,
-        high=1e3,
+        high=1e15,
         low_open=True,
         source="Stable-Baselines3, CleanRL: none",
     )

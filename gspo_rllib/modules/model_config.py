@@ -36,7 +36,7 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
             raise SettingError(
                 f"rl_module.model_config[{key!r}] is unknown. {did_you_mean(key, MODEL_CONFIG)}"
                 if instead is None
-                else f"rl_module.model_config[{key!r}] is no setting here: {instead}"
+                else f"rl_module.model_config[{key!r}] is unknown: {instead}"
             )
     full = {**MODEL_CONFIG, **model_config}
     if not isinstance(full["path"], (str, pathlib.Path)) or not str(full["path"]):

@@ -9,6 +9,7 @@ therefore done here; and shortcuts for sampling that a gradient cannot pass, whi
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,9 @@ from gspo_rllib.errors import ModelError, SettingError
 _T = TypeVar("_T")
 
 _kept: ContextVar[bool] = ContextVar("kept", default=False)
+
+_times_written = operator.attrgetter("_version")
+"""How often a tensor was written to in place, as torch's autograd counts it."""
 
 _SAMPLE = 64  # numbers of a frozen parameter
 
@@ -121,7 +125,7 @@ def _written(parameter: torch.Tensor) -> Any:
     An adapter takes a frozen parameter away for a pass and puts it back, which torch counts.
     """
     if parameter.requires_grad:
-        return parameter._version
+        return _times_written(parameter)
     flat = parameter.detach().reshape(-1)
     return flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu().numpy().tobytes()
 

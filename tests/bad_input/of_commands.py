@@ -101,7 +101,10 @@ COMMANDS: list[Case] = [
     _override(
         "rl_module.model_config=5", "rl_module.model_config is 5; allowed: a mapping whose keys are names (text)."
     ),
-    _override("rl_module.model_config.path=nowhere/at/all", "model path 'nowhere/at/all': not a local Hugging Face …"),
+    _override(
+        "rl_module.model_config.path=nowhere/at/all",
+        "model path 'nowhere/at/all' is not there yet; make it with `gspo-rllib warmstart …",
+    ),
     _override("evaluation.evaluation_duration_unit=days", "evaluation.evaluation_duration_unit is 'days'; allowed: …"),
     _override("framework.framework=tf2", "framework.framework is 'tf2'; allowed: 'torch'. Models are torch's: …"),
     _override("run.iterations=0", f"run.iterations: {WHOLE} 0."),

@@ -89,6 +89,7 @@ def _path(path: str, said: str) -> Case:
 ELSEWHERE = (
     "model path …: not a local Hugging Face folder (no usable config.json) and not a reachable hub name (…). Give …"
 )
+NO_FOLDER = "model path …: there is no such folder. Give a folder with config.json and *.safetensors, or a hub name; …"
 
 MODELS: list[Case] = [
     *[
@@ -204,6 +205,6 @@ MODELS: list[Case] = [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         f"model path 'model': the chat template calls itself without end{NOT_TRAINED_WITH}",
     ),
-    *[_path(path, ELSEWHERE) for path in ("/nowhere", "/dev/null", "/proc/self", "x" * 300, "a/b/c/d", "~nobody/x")],
-    *[_path(path, ELSEWHERE) for path in (" ", "http://x/y", "../x", "run.yaml", "a\0b")],
+    *[_path(path, NO_FOLDER) for path in ("/nowhere", "/dev/null", "a/b/c/d", "http://x/y", "../x")],
+    *[_path(path, ELSEWHERE) for path in ("/proc/self", "x" * 300, "~nobody/x", " ", "run.yaml", "a\0b")],
 ]

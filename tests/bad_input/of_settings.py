@@ -48,7 +48,7 @@ NUMBERS: list[Case] = [
     ),
     *settings("tuple or list", training__adam_betas=["0.9", 0.9, {"a": 1}, None, PAIR]),
     *settings("float or None, > 0, <= 1e+12", training__grad_clip=[0, -1, NAN, INF, 1e300, True, [1]]),
-    *settings("float or None, > 0, <= 1000", training__target_kl=[0, -0.01, NAN, True, 1e300]),
+    *settings("float or None, > 0, <= 1e+15", training__target_kl=[0, -0.01, NAN, True, 1e300]),
     *settings("float, >= 0, <= 1e+06", training__kl_coeff=[-1, NAN, 1e300], training__entropy_coeff=[-1, INF, HUGE]),
     *settings("float, >= -1e+06, <= 1e+06", training__truncated_return=[NAN, INF, 1e300, HUGE, True, [0]]),
     *settings(TEMPERATURE, generation__temperature=[1e-30, 1e-300, -1, NAN, INF, 101, 1e300, HUGE, True, [1], PAIR]),

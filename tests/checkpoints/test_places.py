@@ -27,6 +27,7 @@ def _save(path: Any, content: bytes = b"weights", *, size: int = 0) -> None:
     with written(path) as (folder, _):
         (folder / checkpoints.POLICY).mkdir(parents=True)
         (folder / checkpoints.POLICY / "model.safetensors").write_bytes(content + b"\0" * size)
+        (folder / checkpoints.POLICY / "config.json").write_bytes(b"{}")
         (folder / "reference").mkdir()
         (folder / "reference" / "config.json").write_bytes(b"{}")
         checkpoints.write_manifest(folder)

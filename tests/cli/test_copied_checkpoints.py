@@ -12,6 +12,7 @@ from gspo_rllib.cli.main import main
 from gspo_rllib.remote_checkpoints import committed
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_copied_checkpoint(
     config_file: str,
     ray_local: None,

@@ -27,6 +27,7 @@ def test_the_first_line_says_which_command_makes_the_model(command, tmp_path, mo
     )
 
 
+@pytest.mark.slow
 def test_a_fresh_user_is_told_at_once_and_the_network_is_not_tried(tmp_path):
     """As a command, with the network allowed: a name that can only be a folder is not looked for on the hub."""
     code = (

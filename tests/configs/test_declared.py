@@ -43,7 +43,7 @@ def test_a_setting_of_ours_is_its_knob() -> None:
 
 def test_a_setting_of_rllib_is_what_rllib_says() -> None:
     runners = DECLARED["env_runners.num_env_runners"]
-    assert (runners.default, runners.allowed, runners.source) == (0, "int or None", "RLlib")
+    assert (runners.default, runners.allowed, runners.source) == (0, "a whole number, >= 0, <= 100000", "RLlib")
     assert runners.effect == "Number of EnvRunner actors to create for parallel sampling."
     # What this project changes of RLlib's defaults is not passed off as RLlib's.
     assert DECLARED["env_runners.num_envs_per_env_runner"].source == "ours; RLlib has 1"

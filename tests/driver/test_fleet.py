@@ -168,6 +168,7 @@ def test_groups_of_killed_runners_are_played_again_until_all_are_there(
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_runner_is_replaced_and_its_groups_are_played(
     make_runners: Callable[..., Runners], tmp_path: Any
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_run_without_any_runner_left_ends_and_keeps_what_it_had_drawn(
     assert sampler.stop() == ["2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_runners_that_do_not_stop_by_themselves_are_ended(
     make_runners: Callable[..., Runners], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +233,8 @@ def test_a_process_stands_still_when_it_or_its_engine_is_stopped(tmp_path: Any) 
                 children = {child.name(): child for child in psutil.Process(parent.pid).children()}
             if stopped:
                 children[stopped].suspend()
+                while children[stopped].status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+                    time.sleep(0.01)
             assert stands_still(parent.pid) is expected
             os.kill(parent.pid, signal.SIGSTOP)
             os.waitpid(parent.pid, os.WUNTRACED)

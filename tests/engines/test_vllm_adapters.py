@@ -139,6 +139,7 @@ def test_a_fresh_adapter_proves_nothing_so_the_engine_is_asked_again(swapping: P
     assert registry.is_proven(swapping.engine)
 
 
+@pytest.mark.slow
 def test_adapters_go_when_the_engine_is_closed(tiny_tied: str, swapping: Policy) -> None:
     folder = Path(swapping.engine._folders.name)
     assert folder.is_dir()

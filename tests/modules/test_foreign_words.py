@@ -37,7 +37,7 @@ def test_a_word_of_another_library_is_answered_with_what_does_the_same_here(word
     with pytest.raises(SettingError) as refused:
         config.validate()
     message = str(refused.value)
-    assert message.startswith(f"rl_module.model_config[{word!r}] is no setting here: ")
+    assert message.startswith(f"rl_module.model_config[{word!r}] is unknown: ")
     assert instead in message and "Did you mean" not in message and "\n" not in message
 
 

@@ -106,7 +106,7 @@ def _check_exports(
     assert main(["export", str(checkpoint), str(tmp_path / "adapter")]) == 0
     assert "load it with peft.AutoPeftModelForCausalLM" in capsys.readouterr().out
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
-        "adapter_base.json", "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_base.json", "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
     assert main(["export", str(checkpoint), str(tmp_path / "whole"), "--merge"]) == 0
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["dtype"] == "float32"

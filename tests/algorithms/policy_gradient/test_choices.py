@@ -47,7 +47,7 @@ TABLES = {
 }
 """Setting -> the type that lists its names, where there is one, and the table."""
 
-OWN_BEHAVIOUR = {"engine_dtype", "context_overflow"}
+OWN_BEHAVIOUR = {"adapter_sync", "engine_dtype", "context_overflow"}
 """Choices from which nothing follows elsewhere: the one place that reads them is the one that does them."""
 
 

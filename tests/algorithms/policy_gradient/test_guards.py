@@ -39,6 +39,8 @@ PARTS = {"advantage_estimator": "reward_parts", "reward_part_weights": {"correct
 CORRECTED = {"rollout_correction": "mask", "old_log_probs": "learner"}
 DECOUPLED = {"rollout_correction": "truncate", "rollout_correction_level": "sequence_mean"}
 
+MODEL = "a model's folder"
+
 REFUSED = (
     Guard("a group of one", {"group_size": 1}, {"group_size": 2}, ("group_size is 1", "try 8", '"gae"')),
     Guard(
@@ -115,8 +117,8 @@ REFUSED = (
     ),
     Guard(
         "a reference that nothing uses",
-        {"reference_path": "models/seed"},
-        {"reference_path": "models/seed", "kl_coeff": 0.1},
+        {"reference_path": MODEL},
+        {"reference_path": MODEL, "kl_coeff": 0.1},
         ("reference_path", "kl_coeff is 0", "leave reference_path out"),
     ),
     Guard(
@@ -317,7 +319,7 @@ def _messages(guard: Guard) -> tuple[list[str], list[str]]:
 @REFUSALS
 def test_a_combination_that_cannot_mean_what_it_says_is_refused(guard, tiny_dense):
     with pytest.raises(SettingError) as caught:
-        _config(tiny_dense).training(**guard.settings).validate()
+        _config(tiny_dense).training(**_there(guard.settings, tiny_dense)).validate()
     message = str(caught.value)
     assert message.startswith("training.")
     for part in guard.says:
@@ -326,15 +328,20 @@ def test_a_combination_that_cannot_mean_what_it_says_is_refused(guard, tiny_dens
 
 @CAUTIONS
 def test_what_is_not_what_it_is_usually_called_is_warned_about_once(guard, tiny_dense, caplog):
-    (message,) = _warned(_config(tiny_dense).training(**guard.settings), caplog)
+    (message,) = _warned(_config(tiny_dense).training(**_there(guard.settings, tiny_dense)), caplog)
     assert message.startswith("training.")
     for part in guard.says:
         assert part in message
 
 
+def _there(settings, model):
+    """The settings, with a model's folder where one is meant."""
+    return {name: model if value == MODEL else value for name, value in settings.items()}
+
+
 @pytest.mark.parametrize("guard", [*REFUSED, *CAUTIONED], ids=lambda guard: guard.name)
 def test_its_honest_neighbour_is_silent(guard, tiny_dense, caplog):
-    assert _warned(_config(tiny_dense).training(**guard.near), caplog) == []
+    assert _warned(_config(tiny_dense).training(**_there(guard.near, tiny_dense)), caplog) == []
 
 
 @REFUSALS
