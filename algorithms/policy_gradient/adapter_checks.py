@@ -11,6 +11,7 @@ from gspo_rllib.engines.registry import default_engine
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_folder import load_model_config
+from gspo_rllib.modules.lora_settings import VLLM_RANKS, largest_rank
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -87,6 +88,11 @@ def _check_swap(config: Any, generation: GenerationSettings, model_config: Mappi
     if engine != "vllm":
         raise SettingError(f"generation.adapter_sync is 'swap', which takes engine='vllm'; it is {engine!r}. {merged}")
     lora = model_config["lora"]
+    if (rank := largest_rank(lora)) > VLLM_RANKS[-1]:
+        raise SettingError(
+            f"generation.adapter_sync is 'swap', and the adapter's rank is {rank}; vLLM serves {VLLM_RANKS[-1]} at "
+            f"most. Choose a smaller rank. {merged}"
+        )
     settings = load_model_config(
         str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"]
     ).get_text_config()

@@ -20,10 +20,10 @@ from vllm.lora.request import LoRARequest
 from gspo_rllib.engines.protocol import Engine, EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.vllm import _VLLM_ERRORS, VLLMEngine
 from gspo_rllib.engines.weights import NamedWeights, as_tensor, check_idle
-from gspo_rllib.errors import EngineError, WeightSyncError, described
+from gspo_rllib.errors import WeightSyncError, described
 from gspo_rllib.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gspo_rllib.modules.lora_settings import VLLM_RANKS
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 _AT_ONCE = 2  # versions in one batch: those that run on, and the newest
 
 
@@ -119,12 +119,7 @@ class VLLMAdapterEngine(VLLMEngine):
 
     def _own_arguments(self, spec: EngineSpec) -> dict[str, Any]:
         assert spec.adapter_rank is not None
-        room = next((rank for rank in _RANKS if rank >= spec.adapter_rank), None)
-        if room is None:
-            raise EngineError(
-                f"an adapter of rank {spec.adapter_rank} is larger than vLLM serves ({_RANKS[-1]}). Use "
-                "generation.adapter_sync='merged', or a smaller rank."
-            )
+        room = next(rank for rank in VLLM_RANKS if rank >= spec.adapter_rank)
         at_once = {"max_loras": _AT_ONCE} if "max_loras" not in spec.options else {}
         return {"load_format": "auto", "enable_lora": True, "max_lora_rank": room, **at_once}
 

@@ -58,6 +58,10 @@ class LoraSettings(Settings):
     )
 
 
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for; an adapter takes the next larger one."""
+
+
 def check_lora(lora: Any, *, path: str, trust_remote_code: bool) -> LoraSettings:
     """Refuses what could not be trained.
 

@@ -168,13 +168,6 @@ def test_a_merged_adapter_is_exact_in_every_version(engine: str, kind: str, requ
             assert policy.gap() <= 1e-4
 
 
-def test_a_rank_that_vllm_has_no_room_for_is_refused(tiny_dense: str) -> None:
-    if "vllm" not in registry.available_engines():
-        pytest.skip("vllm is not installed")
-    with pytest.raises(EngineError, match="an adapter of rank 1024 is larger than vLLM serves"):
-        registry.acquire(EngineSpec("vllm", tiny_dense, "float32", 128, 4, (), adapter_rank=1024))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("remote", [0, 1])
 def test_a_run_that_swaps_is_on_policy_in_every_iteration(tiny_dense: str, ray_local: None, remote: int) -> None:

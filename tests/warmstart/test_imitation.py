@@ -134,6 +134,7 @@ def interrupt_at(step: int, out: Path, **changes: Any) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_an_interrupted_warm_start_goes_on_to_the_bit(tmp_path) -> None:
     interrupt_at(50, tmp_path / "whole")
     interrupt_at(25, tmp_path / "halves")

@@ -31,6 +31,11 @@ def test_a_sync_of_adapters_takes_an_adapter(tiny_dense: str) -> None:
     config(tiny_dense, {}, adapter_sync="merged").validate()
 
 
+def test_a_rank_that_vllm_has_no_room_for_is_refused(tiny_dense: str) -> None:
+    with pytest.raises(SettingError, match=r"the adapter's rank is 513; vLLM serves 512 at most.*'merged'"):
+        config(tiny_dense, {"rank": 513}, engine="vllm", adapter_sync="swap").validate()
+
+
 def test_swapping_takes_vllm_and_on_a_cpu_no_mixture_of_experts(tiny_dense: str, tiny_moe: str) -> None:
     with pytest.raises(SettingError, match=r"takes engine='vllm'; it is 'transformers'\. Use adapter_sync='merged'"):
         config(tiny_dense, {}, adapter_sync="swap").validate()

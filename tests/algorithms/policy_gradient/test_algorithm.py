@@ -238,6 +238,7 @@ def test_evaluation_shares_the_engine_and_repeats_its_tasks(tiny_dense, ray_loca
     assert not registry._held
 
 
+@pytest.mark.slow
 def test_two_vllm_runners_and_two_learners_train_like_one_process(tiny_tied, ray_local):
     results = {}
     for num_env_runners, num_learners in ((0, 0), (2, 2)):
