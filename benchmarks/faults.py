@@ -40,7 +40,7 @@ from gspo_rllib.types import turns
 from gspo_rllib.warmstart.models import build_model
 
 
-class Letters(gym.Env):
+class Letters(gym.Env):  # type: ignore[misc]  # gymnasium is not looked into here
     """Two turns; each pays the share of a letter in the reply, and takes some milliseconds."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -243,8 +243,14 @@ def main() -> None:
     ray.init(address="local", num_cpus=args.runners + 1, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
-            more = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
+            sizes: dict[str, Any] = {
+                "hidden_size": 64,
+                "num_layers": 2,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "head_dim": 32,
+            }
+            more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
             model = str(build_model(pathlib.Path(folder) / "model", **sizes, **more, max_position_embeddings=512))
             iterations, ledger, weights = disturbed(model, args)
             if not args.max_staleness:
@@ -265,7 +271,7 @@ def compare(model: str, iterations: int, ledger: Ledger, weights: dict[str, Any]
         expected = weights_of(algorithm)
     finally:
         algorithm.stop()
-    differing = [name for name in expected if not np.array_equal(expected[name], weights.get(name))]
+    differing = [name for name in expected if name not in weights or not np.array_equal(expected[name], weights[name])]
     print(
         f"against {iterations} undisturbed iterations: {len(differing)} of {len(expected)} arrays of weights and "
         f"optimiser differ; sampled ids and log-probs "
