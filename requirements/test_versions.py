@@ -54,7 +54,7 @@ class Row:
 ROWS = {
     "gymnasium-lowest": Row("gymnasium==1.1.0", (*_ENVIRONMENTS, *_POLICY[-1:])),
     "gymnasium-highest": Row("gymnasium==1.4.0", (*_ENVIRONMENTS, *_POLICY[-1:])),
-    "transformers-lowest": Row("transformers==5.5.3", _POLICY),
+    "transformers-lowest": Row("transformers==5.17.0", _POLICY),
     "transformers-highest": Row("transformers==5.24.0", _POLICY),
     "torch-lowest": Row("torch==2.11.0", _POLICY),
     "torch-highest": Row("torch==2.14.1", _POLICY),

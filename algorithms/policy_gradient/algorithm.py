@@ -102,8 +102,13 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         with waiting_is_said(config):
             super().setup(config)
         self._cluster_monitor = ClusterMonitor(alive_nodes())
-        self._source = self._make_source()
-        self._sync_weights()
+        try:
+            self._source = self._make_source()
+            self._sync_weights()
+        except BaseException:
+            # Nobody has the algorithm to stop it, and its engines would be held as long as this process lives.
+            self.cleanup()
+            raise
 
     def _run_one_training_iteration(self) -> tuple[dict[str, Any], Any]:
         """RLlib's, which repeats training steps until ``reporting``'s minima are reached."""

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import pathlib
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,6 +39,9 @@ LOOK_ELSEWHERE_S = 5.0
 STOP_S = 10.0
 """Seconds that runners have for ending by themselves."""
 
+_OWN = "gspo_rllib_fleet"
+"""Attribute of a group of env runners that holds its fleet."""
+
 _SAY_S = 10.0  # between two lines that say who is waited for
 _ENGINE = "EngineCor"  # as much of vLLM's process title as Linux keeps; a runner waits for that process for ever
 
@@ -62,9 +64,9 @@ class Fleet:
     @classmethod
     def of(cls, runners: EnvRunnerGroup) -> Fleet:
         """The one of this group: who was asked whether it is back need not be asked twice."""
-        if runners not in _fleets:
-            _fleets[runners] = cls(runners)
-        return _fleets[runners]
+        # Kept by the group itself, so that both go together.
+        fleet: Fleet = vars(runners).setdefault(_OWN, cls(runners))
+        return fleet
 
     @property
     def is_local(self) -> bool:
@@ -237,9 +239,6 @@ class Fleet:
                 self._worker_manager.set_actor_state(worker, healthy=False)
                 # Ray kills a process that does not end by itself after a few seconds.
                 ray.kill(self._worker_manager.actors()[worker], no_restart=False)
-
-
-_fleets: weakref.WeakKeyDictionary[EnvRunnerGroup, Fleet] = weakref.WeakKeyDictionary()
 
 
 def stands_still(pid: int) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
 import signal
 import subprocess
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -244,3 +246,16 @@ def test_a_process_stands_still_when_it_or_its_engine_is_stopped(tmp_path: Any) 
                 process.kill()
             parent.wait()
     assert not stands_still(parent.pid)
+
+
+def test_a_group_that_nobody_needs_any_more_goes() -> None:
+    class Runners:
+        pass
+
+    runners: Any = Runners()
+    Fleet.of(runners)
+    gone = weakref.ref(runners)
+    assert Fleet.of(runners) is Fleet.of(runners)
+    del runners
+    gc.collect()
+    assert gone() is None
