@@ -34,6 +34,7 @@ def test_a_small_model_fits(tiny_dense: str, capsys: pytest.CaptureFixture[str])
     assert code == 0 and said.splitlines()[-1] == "fits"
 
 
+@pytest.mark.slow
 def test_a_model_of_8b_does_not_fit_a_learner_of_80_gb(large: str, capsys: pytest.CaptureFixture[str]) -> None:
     """8.19 B parameters x 4 bytes: 32.8 GB of weights, as many of gradients, 65.5 of moments; an engine takes half."""
     code, said = _plan(capsys, large, "generation.engine_dtype=bfloat16", "--gpus", "8", "--memory", "80")
@@ -46,6 +47,7 @@ def test_a_model_of_8b_does_not_fit_a_learner_of_80_gb(large: str, capsys: pytes
     assert "a learner needs" in problem and "of 73.6 GB that it can fill" in problem
 
 
+@pytest.mark.slow
 def test_activations_that_are_too_large_are_told_what_to_set(large: str, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("--params", "1.5e9", "training.max_tokens_per_micro_batch=16384", "--gpus", "1", "--memory", "40")
     code, said = _plan(capsys, large, *asked)

@@ -84,6 +84,7 @@ def test_micro_batches_and_padding_agree_on_tied_and_mixture_models_too(model, r
     _assert_same(_gradient(config), expected)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(tiny_dense, reference, ray_local):
     from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
