@@ -13,6 +13,8 @@ LONG_ENV = "gspo_rllib.envs:gspo_rllib/Recall-v0"
 FIFTY_TURNS = {"turns": 50, "keys": 1, "values": 2}
 SIZES = {"hidden_size": 64, "num_layers": 2, "head_dim": 32, "num_heads": 2, "num_kv_heads": 1}
 TARGET = 0.85
+LONG_TARGET = 0.75
+"""Of whole trajectories: twenty-five answers in a row are right."""
 ITERATIONS = 30
 BROKEN_ITERATIONS = 8
 IN_EVERY_RUN = ("GSPO",)
@@ -98,6 +100,6 @@ def test_the_recipe_of_long_tasks_learns_fifty_turns(tmp_path, ray_local):
     )
     assert start.reached
     overrides = [f"environment.env_config={FIFTY_TURNS}", f"rl_module.model_config={{path: {tmp_path / 'model'}}}"]
-    report = train(load_config("recall_long", overrides), target=TARGET, minutes=60, iterations=12)
-    assert report["start"] < 0.7
+    report = train(load_config("recall_long", overrides), target=LONG_TARGET, minutes=60, iterations=12)
+    assert report["start"] < 0.6
     assert report["reached_s"] is not None, report["curve"]
