@@ -11,11 +11,14 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gspo_rllib.errors import ModelError, shown
 from gspo_rllib.model_files import in_folder_format
 from gspo_rllib.model_folder import load_model_config, translated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -96,8 +99,17 @@ def check_model(path: str, *, trust_remote_code: bool = False) -> None:
         )
 
 
-def _wanted(path: str, config: Any, *, trust_remote_code: bool) -> Shapes:
-    """Names and shapes of the weights of the model that a config describes, as its folder would have them."""
+def without_storage(path: str, config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The model that a config describes, its parameters on torch's meta device: names and shapes, and no memory.
+
+    Args:
+        path: What messages call it.
+        config: A Hugging Face config.
+        trust_remote_code: Whether its folder may run its own code.
+
+    Raises:
+        ModelError: The config describes no causal language model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -105,7 +117,13 @@ def _wanted(path: str, config: Any, *, trust_remote_code: bool) -> Shapes:
     with translated(path, "config.json describes no causal language model"), torch.device("meta"):
         if isinstance(heads, int) and heads < 1:
             raise ValueError(f"num_attention_heads is {heads}; it must be at least 1")
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
+def _wanted(path: str, config: Any, *, trust_remote_code: bool) -> Shapes:
+    """Names and shapes of the weights of the model that a config describes, as its folder would have them."""
+    model = without_storage(path, config, trust_remote_code=trust_remote_code)
     try:
         state = in_folder_format(model, model.state_dict())
     except Exception:  # noqa: BLE001, what can be loaded and not saved is told by whoever loads it

@@ -179,6 +179,7 @@ TESTED_IN = {
     "model_check.py": "bad_input/test_bad_input.py",
     "modules/attention.py": "modules/test_prefix_attention.py",
     "modules/hidden_states.py": "modules/test_critic.py",
+    "modules/loading.py": "modules/test_causal_lm.py",
     "modules/merging.py": "algorithms/policy_gradient/test_adapter_run.py",
     "modules/probe.py": "modules/test_exactness.py",
     "modules/scoring.py": "modules/test_exactness.py",

@@ -165,21 +165,21 @@ class AnswersQuestions:
         )
 
     def _ask(self, question: Callable[[Any], _T]) -> _T:
-        runners = self.env_runner_group
+        fleet = Fleet.of(self.env_runner_group)
         with self._source.paused():
             # A runner in the background, or one that was restarted, may hold older weights.
-            self._weights.push(Fleet.of(runners))
-            if not runners.num_remote_env_runners():
-                return question(runners.local_env_runner)
-            alive = runners._worker_manager.healthy_actor_ids()
+            self._weights.push(fleet)
+            if fleet.is_local:
+                return question(fleet.local_env_runner)
+            alive = fleet.healthy()
             if not alive:
                 raise EngineError("no env runner lives that could answer; train() brings them back.")
-            answers = runners.foreach_env_runner(
-                RunnerCall(question), remote_worker_ids=alive[:1], local_env_runner=False
-            )
-        if not answers:
-            raise EngineError("the env runner that was asked died; ask again.")
-        answer: _T = returned(answers)[0]
+            ref = fleet.send(alive[0], RunnerCall(question))
+            fleet.first_ready({ref: alive[0]})
+            value, lost = fleet.answer(alive[0], ref)
+        if lost is not None:
+            raise EngineError(f"{lost}; ask again.")
+        answer: _T = returned([value])[0]
         return answer
 
 

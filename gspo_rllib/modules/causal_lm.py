@@ -19,23 +19,22 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_files import ADAPTER_WEIGHTS, ModelFiles, copy_files
 from gspo_rllib.model_folder import (
-    load_model_config,
     load_tokenizer,
     model_path,
     quiet_transformers,
-    translated,
 )
 from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import trunk_of
+from gspo_rllib.modules.loading import load_causal_lm
 from gspo_rllib.modules.lora_settings import LoraSettings
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.modules.named_attention import check_attention_runs
@@ -99,25 +98,10 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 self.adapter.check_reached()
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
-        config = load_model_config(path, trust_remote_code=trust_remote_code)
-        with quiet_transformers(), translated(path, "no causal language model could be loaded"):
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-        if missing := sorted(loading["missing_keys"]):
-            raise ModelError(
-                f"model path {path!r}: {len(missing)} weights of the model are not in the folder, {missing[0]} for "
-                "one; transformers would have made them up. Download or save the model again."
-            )
-        if getattr(model, "_hf_peft_config_loaded", False):
-            raise ModelError(f"model path {path!r} holds an adapter beside its model. Merge both, or leave it out.")
-        self._files = ModelFiles.of(path, model, config_class=type(config))
+        model, config_class = load_causal_lm(path, trust_remote_code=trust_remote_code)
+        self._files = ModelFiles.of(path, model, config_class=config_class)
         model.config.use_cache = False
-        return model.eval()
+        return model
 
     def _hugging_face_models(self) -> list[PreTrainedModel]:
         trunk = None if self.critic is None else self.critic.trunk

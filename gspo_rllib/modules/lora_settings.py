@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from gspo_rllib.errors import ModelError, SettingError, described, did_you_mean
+from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
+from gspo_rllib.model_check import without_storage
 from gspo_rllib.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gspo_rllib.model_folder import load_model_config
 
@@ -153,15 +154,10 @@ def _check_targets(
     path: str, trust_remote_code: bool, modules: tuple[str, ...] | str | None, parameters: tuple[str, ...] | None
 ) -> None:
     """Compares targets with a model without storage."""
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     config = load_model_config(path, trust_remote_code=trust_remote_code)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"model path {path!r}: no causal language model ({described(error, 300)})") from error
+    model = without_storage(path, config, trust_remote_code=trust_remote_code)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     linear = {n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m not in ends}
     others = {n for n, m in model.named_modules() if n and not list(m.children()) and n not in linear}

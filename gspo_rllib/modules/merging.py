@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from gspo_rllib.errors import ModelError
 from gspo_rllib.model_files import ADAPTER_BASE, ModelFiles
-from gspo_rllib.model_folder import load_model_config, model_path, quiet_transformers
+from gspo_rllib.model_folder import model_path
 from gspo_rllib.modules.adapter import Adapter
+from gspo_rllib.modules.loading import load_causal_lm
 from gspo_rllib.modules.lora_settings import LoraSettings
 
 
@@ -31,7 +30,7 @@ def load_policy(model_config: Mapping[str, Any]) -> tuple[PreTrainedModel, Mappi
         ModelError: The model cannot be loaded, or the adapter belongs to another one.
     """
     path = model_path(model_config)
-    model = _load(path, trust_remote_code=bool(model_config.get("trust_remote_code", False)))
+    model, _ = load_causal_lm(path, trust_remote_code=bool(model_config.get("trust_remote_code", False)))
     if model_config.get("lora") is None:
         return model, model.state_dict()
     return model, Adapter(model, LoraSettings(**model_config["lora"]), path=path).merged_state()
@@ -48,17 +47,8 @@ def write_merged(adapter: str | Path, folder: str | Path) -> None:
         ModelError: The model below is no longer there, or is another one.
     """
     path = json.loads((Path(adapter) / ADAPTER_BASE).read_text(encoding="utf-8"))["path"]
-    model = _load(path, trust_remote_code=False)
+    model, config_class = load_causal_lm(path, trust_remote_code=False)
     # As the folder was read: with the adapter in it, the model's own names are others.
-    files = ModelFiles.of(path, model, config_class=type(load_model_config(path)))
+    files = ModelFiles.of(path, model, config_class=config_class)
     state = Adapter(model, LoraSettings(adapter=adapter), path=path).merged_state()
     files.write(model, folder, state=state)
-
-
-def _load(path: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model path {path!r}: no causal language model could be loaded ({error})") from error
-    return model.eval()
