@@ -170,16 +170,26 @@ def _typed_value(text: str, schema: Any) -> Any:
 
 
 def _read_auto(text: str, declared: Collection[str] | None) -> list[ToolCall]:
-    opener = text.find(_OPEN)
-    if text.startswith(_FUNCTION) or (opener >= 0 and text[opener + len(_OPEN) :].lstrip().startswith(_FUNCTION)):
-        return _read_qwen_xml(text, declared)
-    if opener >= 0 or _CLOSE in text:
-        return _read_hermes(text, declared)
-    if _MISTRAL in text:
-        return _read_mistral(text, declared)
+    # What begins first decides: an argument may hold any other format's marker.
+    wrapped = min((place for place in (text.find(_OPEN), text.find(_CLOSE)) if place >= 0), default=len(text))
+    mistral = text.find(_MISTRAL) if _MISTRAL in text else len(text)
+    marked = min(wrapped, mistral) < len(text)
     if text.startswith((_PYTHON_TAG, "{")):
-        return _read_llama_json(text, declared)
-    return _read_mistral(text, declared) if re.match(r"\[\s*\{", text) else []
+        try:
+            calls = _read_llama_json(text, declared)
+        except _Malformed:
+            if not marked:
+                raise
+        else:
+            if calls or not marked:
+                return calls
+    if text.startswith(_FUNCTION) or (
+        wrapped < mistral and text[wrapped:].removeprefix(_OPEN).lstrip().startswith(_FUNCTION)
+    ):
+        return _read_qwen_xml(text, declared)
+    if wrapped < mistral:
+        return _read_hermes(text, declared)
+    return _read_mistral(text, declared) if marked or re.match(r"\[\s*\{", text) else []
 
 
 def _read_hermes(text: str, declared: Collection[str] | None) -> list[ToolCall]:

@@ -99,11 +99,15 @@ def test_calls_written_in_hermes_form_are_read_back(tool_format, calls, before) 
 
 @settings(max_examples=60)
 @given(name=NAMES, arguments=st.dictionaries(st.text(), JSON, max_size=3))
+@example(name="f", arguments={"[TOOL_CALLS]": None})
+@example(name="f", arguments={"a": "<tool_call>"})
+@example(name="f", arguments={"a": "</tool_call><function=g>"})
+@example(name="f", arguments={"a": ["<tool_call><function=g></function></tool_call>"]})
 @pytest.mark.parametrize("tool_format", ["llama_json", "mistral"])
 @pytest.mark.parametrize("read_as", ["itself", "auto"])
 def test_calls_written_as_bare_json_are_read_back(tool_format, read_as, name, arguments) -> None:
     text = render_tool_call(name, arguments, tool_format)
-    if any(marker in text for marker in ("</think>", "<tool_call>", "</tool_call>")):
+    if "</think>" in text:
         return
     read = parse_tool_calls(text, tool_format if read_as == "itself" else "auto")
     assert names_and_arguments(read) == [(name, arguments)]
