@@ -103,6 +103,9 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "study/gradients.py": "cli/test_study.py",
+    "study/runs.py": "cli/test_study.py",
+    "study/trial.py": "cli/test_study.py",
     "__main__.py": "cli/test_main.py",
     "agents/address.py": "agents/test_external.py",
     "agents/agent_session.py": "agents/test_server.py",

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise SettingError("--scheduler pbt: there is nothing to move; give a setting several values.")
     at_once = min(len(trials), arguments.trials_at_once or len(trials))
     with (
-        _set_up(verbose=arguments.verbose),
+        quiet_tune(verbose=arguments.verbose),
         ray_session(required_cpus(base.config) * at_once, address=address, verbose=arguments.verbose),
     ):
         preflight(base.config, storage=base.settings.storage, always=address is not None)
@@ -142,7 +142,8 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
 
 
 @contextlib.contextmanager
-def _set_up(*, verbose: bool) -> Iterator[None]:
+def quiet_tune(*, verbose: bool) -> Iterator[None]:
+    """Ray Tune without its own output, for the time of a command; with ``verbose`` it prints what it likes."""
     before = dict(os.environ)
     os.environ |= _TUNE
     logger = logging.getLogger("ray.tune")

@@ -1,0 +1,370 @@
+"""Training-free figures: how true an objective's gradient is, k optimiser steps away from the policy that sampled.
+
+Nothing is trained to its end, so nothing depends on luck's path. A policy takes k steps on its own old data. Then each
+objective's gradient on *other* data of the old policy is compared with the gradient of the same objective on fresh
+data of the moved policy, where every ratio is 1 and nothing is clipped: the one it stands in for.
+
+All inner products are between gradients of different minibatches, so noise adds nothing to them (U-statistics):
+
+    cosine      <old, fresh> / (|old| |fresh|), of the expected gradients
+    bias        |old - fresh|² / |fresh|²
+    variance    of one minibatch's gradient, / |fresh|²
+    alignment   cosine of one minibatch's gradient with the expected fresh one
+
+An algorithm with a learning rate of 0 and without gradient clipping computes each gradient by its own update, so what
+is measured is what training does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gspo_rllib.configs.runs import load_run
+from gspo_rllib.errors import SettingError
+from gspo_rllib.study.design import TUNED, Cell, Settings, Study, Trial, slug
+from gspo_rllib.study.gradient_figures import Figures, figures_of
+from gspo_rllib.study.starts import make_start
+from gspo_rllib.study.trial import flat_numbers
+
+if TYPE_CHECKING:
+    from gspo_rllib.algorithms import PolicyGradient
+    from gspo_rllib.types import TrajectoryGroup
+
+Say = Callable[[str], object]
+Tuned = Mapping[str, Settings]
+
+_MEASURES: Settings = {
+    "training.num_minibatches": 1,
+    "training.num_epochs": 1,
+    "training.min_informative_trajectories": 0,
+    "training.max_staleness": 0,
+    "training.old_log_probs": "engine",
+    "training.target_kl": None,
+    "env_runners.num_env_runners": 0,
+    "learners.num_learners": 0,
+}
+"""One update is one step, on the ratio to the policy that sampled."""
+
+_STANDS_STILL: Settings = {"training.lr": 0.0, "training.grad_clip": None, "training.weight_decay": 0.0}
+_LEARNER = "learners/default_policy/"
+
+
+@dataclass(frozen=True, slots=True)
+class GradientPlan:
+    """The ``gradients`` section of a study.
+
+    Attributes:
+        cells: Where to measure; those of the study that it names.
+        steps: After how many optimiser steps.
+        groups: Groups per estimate, of the old policy and of the moved one.
+        minibatch_groups: Groups of a minibatch.
+        noise: Standard deviations (nats) of noise on the recorded log-probs, each measured at the first of the steps.
+        seeds: Seeds.
+    """
+
+    cells: tuple[Cell, ...]
+    steps: tuple[int, ...]
+    groups: int
+    minibatch_groups: int
+    noise: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, study: Study) -> GradientPlan:
+        """Reads the section.
+
+        Raises:
+            SettingError: An entry is unknown or refused.
+        """
+        given, place = dict(study.gradients), f"{study.name}: gradients"
+        named = {cell.name: cell for cell in study.cells}
+        cells = given.pop("cells", [study.cells[0].name])
+        if not isinstance(cells, list) or not cells or any(name not in named for name in cells):
+            raise SettingError(f"{place}.cells: expected a list of the study's cells, got {cells!r}.")
+        counts = {name: given.pop(name, default) for name, default in (("groups", 32), ("minibatch_groups", 4))}
+        lists = {"steps": [1, 2, 4, 8], "seeds": [0], "noise": []}
+        lists = {name: given.pop(name, default) for name, default in lists.items()}
+        if given:
+            raise SettingError(
+                f"{place}: no entry {next(iter(given))!r}; "
+                "allowed: cells, groups, minibatch_groups, noise, seeds, steps."
+            )
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise SettingError(f"{place}.{name}: expected a whole number >= 1, got {count!r}.")
+        if counts["groups"] < 3 * counts["minibatch_groups"]:
+            raise SettingError(
+                f"{place}.groups: {counts['groups']} are less than three minibatches: nothing to compare."
+            )
+        for name, least in (("steps", 1), ("seeds", 0)):
+            values = lists[name]
+            if not isinstance(values, list) or not values or any(type(v) is not int or v < least for v in values):
+                raise SettingError(f"{place}.{name}: expected a list of whole numbers >= {least}, got {values!r}.")
+        noise = lists["noise"]
+        if not isinstance(noise, list) or any(type(v) not in (int, float) or not 0 < v < 100 for v in noise):
+            raise SettingError(f"{place}.noise: expected a list of numbers > 0 (nats), got {noise!r}.")
+        return cls(
+            cells=tuple(named[name] for name in cells),
+            steps=tuple(sorted(set(lists["steps"]))),
+            noise=tuple(map(float, noise)),
+            seeds=tuple(lists["seeds"]),
+            **counts,
+        )
+
+
+def run_gradients(
+    study: Study,
+    folder: Path,
+    tuned: Tuned,
+    *,
+    only: Sequence[str] = (),
+    ends: datetime.datetime | None = None,
+    say: Say = print,
+) -> int:
+    """Measures what the folder does not hold yet, one cell and seed after the other, in this process.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        tuned: What tuning found, by objective.
+        only: Names of the cells to measure; none for all.
+        ends: Nothing is begun after that; None for no end.
+        say: Called with a line of text from time to time.
+
+    Returns:
+        0; 1 when something is left.
+    """
+    plan = GradientPlan.of(study)
+    for seed in plan.seeds:
+        for cell in plan.cells:
+            if only and cell.name not in only:
+                continue
+            objectives = _objectives(study, cell, tuned)
+            path, digest = _path(folder, cell, seed), _digest(objectives, plan, cell, seed)
+            if _read(path, digest) is not None:
+                continue
+            if ends is not None and datetime.datetime.now() >= ends:
+                say("the time is over; the same command goes on with the gradients")
+                return 1
+            trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))
+            model = make_start(folder, trial, say)
+            say(f"gradients of {cell.name}, seed {seed}")
+            rows = measure(objectives, plan, cell, seed, model, say=say)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps({"digest": digest, "rows": rows}, indent=1) + "\n", "utf-8")
+            os.replace(partial, path)
+    return 0
+
+
+def measure(
+    objectives: Tuned, plan: GradientPlan, cell: Cell, seed: int, model: Path | None, *, say: Say
+) -> list[dict[str, Any]]:
+    """The figures of one cell and seed.
+
+    Args:
+        objectives: Name to settings; the first one's steps move the policy.
+        plan: Its gradients section.
+        cell: The cell.
+        seed: The seed.
+        model: The start model; None for the config's own.
+        say: Called with a line per figure.
+
+    Returns:
+        One row per number of steps, noise and objective.
+    """
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        mover = stack.enter_context(_built(cell, next(iter(objectives.values())), seed, model, plan))
+        still = {
+            name: stack.enter_context(_built(cell, {**settings, **_STANDS_STILL}, seed, model, plan))
+            for name, settings in objectives.items()
+        }
+        size, num_steps = plan.minibatch_groups, plan.steps[-1]
+        stepped = _sample(mover, "stepped", num_steps * size)
+        old = _sample(mover, "old", plan.groups)
+        for number in range(1, num_steps + 1):
+            for algorithm in (mover, *still.values()):  # all of them, so that no policy's version is ahead of another's
+                algorithm.train_on(stepped[(number - 1) * size : number * size])
+            if number not in plan.steps:
+                continue
+            fresh = _sample(mover, f"fresh{number}", plan.groups)
+            noises = (0.0, *plan.noise) if number == plan.steps[0] else (0.0,)
+            weights = mover.learner_group.get_weights()
+            for name, algorithm in still.items():
+                algorithm.learner_group.set_weights(weights)
+                fresh_gradients, _ = _gradients(algorithm, fresh, size)
+                for noise in noises:
+                    data = _noisy(old, noise, seed) if noise else old
+                    gradients, measured = _gradients(algorithm, data, size)
+                    found: Figures = figures_of(gradients, fresh_gradients)
+                    row = {"steps": number, "noise": noise, "objective": name, **measured, **found.rounded()}
+                    rows.append(row)
+                    say("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
+    return rows
+
+
+@contextlib.contextmanager
+def _built(
+    cell: Cell, objective: Settings, seed: int, model: Path | None, plan: GradientPlan
+) -> Iterator[PolicyGradient]:
+    settings = {**cell.settings, **objective, **_MEASURES, "debugging.seed": seed}
+    settings["training.groups_per_iteration"] = plan.minibatch_groups
+    if model is not None:
+        settings["rl_module.model_config.path"] = str(model)
+    run = load_run(cell.config, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    algorithm: PolicyGradient = run.config.build_algo()
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+        with contextlib.suppress(OSError):
+            os.rmdir(algorithm.logdir)
+
+
+def _sample(algorithm: PolicyGradient, name: str, count: int) -> list[TrajectoryGroup]:
+    runner = algorithm.env_runner
+    names = [f"{name}/{number}" for number in range(count)]
+    report = runner.sample_groups(names, weights_version=runner.get_weights_version())
+    groups: list[TrajectoryGroup] = sorted(report.groups, key=lambda group: names.index(group.group_id))
+    return groups
+
+
+def _gradients(
+    algorithm: PolicyGradient, groups: Sequence[TrajectoryGroup], size: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Gradients [minibatches, parameters] of minibatches of ``size`` groups, and means of what their updates said."""
+    gradients, clipped, sizes = [], [], []
+    for begin in range(0, len(groups) - size + 1, size):
+        (parameters,) = algorithm.learner_group.foreach_learner(_parameters)
+        for parameter in parameters.get():
+            parameter.grad = None
+        flat = flat_numbers(algorithm.train_on(groups[begin : begin + size]))
+        gradients.append(
+            np.concatenate(
+                [
+                    (np.zeros(p.numel(), np.float32) if p.grad is None else p.grad.numpy(force=True).ravel().copy())
+                    for p in parameters.get()
+                ]
+            )
+        )
+        clipped.append(flat.get(f"{_LEARNER}clip_fraction", 0.0))
+        if share := flat.get(f"{_LEARNER}effective_sample_size"):
+            sizes.append(math.sqrt(max(0.0, 1 / min(1.0, share) - 1)))
+    measured = {"clip_fraction": round(float(np.mean(clipped)), 5)}
+    if sizes:
+        measured["ratio_spread"] = round(float(np.mean(sizes)), 5)
+    return np.stack(gradients), measured
+
+
+def _parameters(learner: Any) -> list[Any]:
+    from ray.rllib.core import DEFAULT_MODULE_ID
+
+    return list(learner.module[DEFAULT_MODULE_ID].unwrapped().policy_parameters())
+
+
+def _noisy(groups: Sequence[TrajectoryGroup], noise: float, seed: int) -> list[TrajectoryGroup]:
+    """Copies whose recorded log-probs are off by normal noise; never above 0."""
+    import copy
+
+    from gspo_rllib.types import turns
+
+    random = np.random.default_rng(seed)
+    copies = copy.deepcopy(list(groups))
+    for group in copies:
+        for episode in group.episodes:
+            for turn in turns(episode):
+                logp = turn.action_logp + random.normal(0.0, noise, size=turn.action_logp.shape)
+                turn.action_logp[...] = np.minimum(logp, 0.0).astype(np.float32)
+    return copies
+
+
+def gradients_section(study: Study, folder: Path, tuned: Tuned) -> str:
+    """The page's section; empty where nothing was measured.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        tuned: What tuning found, by objective.
+    """
+    if not study.gradients:
+        return ""
+    plan = GradientPlan.of(study)
+    parts = []
+    for cell in plan.cells:
+        objectives = _objectives(study, cell, tuned)
+        read = (_read(_path(folder, cell, seed), _digest(objectives, plan, cell, seed)) for seed in plan.seeds)
+        rows = [row for of_seed in read for row in of_seed or ()]
+        if rows:
+            parts.append(f"### {cell.name}\n\n{_table(rows)}")
+    if not parts:
+        return ""
+    return "\n\n".join([_LEGEND.format(groups=plan.groups, size=plan.minibatch_groups, seeds=len(plan.seeds)), *parts])
+
+
+_LEGEND = """## How true is the gradient?
+
+A policy takes k steps on data of its own; then every objective's gradient on other data of the old policy is compared
+with its gradient on fresh data of the moved one ({groups} groups of each, in minibatches of {size}; medians over
+{seeds} seed(s)). *cosine* and *bias* are of the expected gradient, *variance* and *alignment* of one minibatch's, in
+units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio; *noise*: on the recorded log-probs,
+in nats per token. "–": the fresh gradient is less than three of its standard errors from 0, so that nothing can be
+said."""
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| k | noise | objective | spread | clipped | cosine | bias | variance | alignment |", "|---" * 9 + "|"]
+    keys = list(dict.fromkeys((row["steps"], row["noise"], row["objective"]) for row in rows))
+    for key in keys:
+        chosen = [row for row in rows if (row["steps"], row["noise"], row["objective"]) == key]
+        shown = [_median(chosen, "ratio_spread", ".4f"), _median(chosen, "clip_fraction", ".1%")]
+        shown += [_median(chosen, name, ".2f") for name in ("cosine", "bias", "variance", "alignment")]
+        lines.append(f"| {key[0]} | {key[1]:g} | {key[2]} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _median(rows: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return f"{np.median(values):{form}}" if values else "–"
+
+
+def _path(folder: Path, cell: Cell, seed: int) -> Path:
+    return folder / "raw" / "gradients" / slug(cell.name) / f"{seed}.json"
+
+
+def _objectives(study: Study, cell: Cell, tuned: Tuned) -> dict[str, Settings]:
+    known = [name for name in cell.objectives if not name.endswith(TUNED) or name.removesuffix(TUNED) in tuned]
+    return {name: study.settings_of(name, tuned) for name in known}
+
+
+def _digest(objectives: Tuned, plan: GradientPlan, cell: Cell, seed: int) -> str:
+    start = None if cell.start is None else dict(cell.start.options)
+    numbers = [plan.steps, plan.groups, plan.minibatch_groups, plan.noise]
+    what = json.dumps([cell.config, cell.settings, start, seed, numbers, objectives], sort_keys=True, default=str)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def _read(path: Path, digest: str) -> list[dict[str, Any]] | None:
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        measured_as, rows = document["digest"], document["rows"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise SettingError(f"study: {path} holds no result ({error}); delete it to measure again.") from error
+    if measured_as != digest:
+        raise SettingError(
+            f"study: {path} was measured with other settings than the study has now; delete it, or give --out."
+        )
+    return list(rows)

@@ -1,0 +1,186 @@
+"""The page of a study: what was run, a table per cell, and what the differences between objectives are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gspo_rllib.study.design import Cell, Settings, Study
+from gspo_rllib.study.raw import Result
+from gspo_rllib.study.statistics import (
+    Estimate,
+    estimate,
+    first_at_least,
+    has_collapsed,
+    last_third,
+    paired,
+    sign_flip_p,
+)
+
+GOOD = 0.9
+"""Score whose first iteration the tables name."""
+
+HEADER = (
+    "| objective | seeds | start | 1st iteration | best | last third | difference | p | to 0.9 | collapsed | clipped "
+    "| CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+LEGEND = """Scores are the success (the return, where a task reports no success) of {tasks} fixed tasks, played after
+every one of {iterations} iterations; a run's last third is the mean of its last {third}. Medians over seeds, with the
+95 % bootstrap interval in brackets. *difference*: last third minus that of the first objective, mean over the seeds
+that both have; *p*: two-sided, from all exchanges of signs (with n pairs never below 2/2ⁿ). *to 0.9*: median first
+iteration at 0.9 or above, and how many seeds got there. *collapsed*: runs whose last third is below half their best
+score. *clipped*: share of what was trained on that the range held (tokens or trajectories, whatever has a ratio of its
+own). *CPU s*: of an iteration, evaluation left out."""
+
+
+def render(
+    study: Study, results: Sequence[Result], tuned: Mapping[str, Settings], *, command: str, extra: str = ""
+) -> str:
+    """The page as Markdown.
+
+    Args:
+        study: The study.
+        results: Those of its trials that have been run.
+        tuned: What tuning found, by objective.
+        command: What makes the page.
+        extra: More sections, e.g. the training-free figures.
+    """
+    third = -(-study.iterations // 3)
+    parts = [f"# {study.title}", f"Made by `{command}` from the raw results beside it."]
+    if study.about:
+        parts.append(study.about)
+    parts.append(LEGEND.format(tasks=study.evaluate_tasks, iterations=study.iterations, third=third))
+    parts.append(_summary(study, results))
+    if extra:
+        parts.append(extra)
+    for cell in study.cells:
+        of_cell = [result for result in results if result.cell == cell.name]
+        parts.append(f"## {cell.name}")
+        parts.append(_settings_line(cell))
+        parts.append(_table(cell, of_cell) if of_cell else "Not run.")
+    parts.append("## Objectives")
+    parts.append("\n".join(f"- **{name}**: {_listed(settings)}" for name, settings in study.objectives.items()))
+    if tuned:
+        lines = [f"- **{name} tuned**: {_listed(settings)}" for name, settings in tuned.items()]
+        tried = max(len(candidates) for candidates in study.candidates.values())
+        seeds = ", ".join(map(str, study.tuning_seeds))
+        parts.append(
+            f"Tuning: {tried} candidates for each, on seeds {seeds}, which no table has.\n\n" + "\n".join(lines)
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def write_curves(study: Study, results: Sequence[Result], path: Path) -> None:
+    """Draws the scores of every cell against the iteration: the median over seeds in a band from lowest to highest.
+
+    Args:
+        study: The study.
+        results: Those of its trials that have been run, at least one.
+        path: PNG to write.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (extra ``plot``).
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = [cell for cell in study.cells if any(result.cell == cell.name for result in results)]
+    columns = min(3, len(cells))
+    rows = -(-len(cells) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(r.objective for r in results))}
+    for axes, cell in zip(all_axes.flat, cells, strict=False):
+        axes.set_title(cell.name, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel("iteration")
+        for name in cell.objectives:
+            curves = [[r.start, *r.scores] for r in results if (r.cell, r.objective) == (cell.name, name)]
+            if curves:
+                scores = np.array(curves)
+                steps = np.arange(scores.shape[1])
+                axes.fill_between(steps, scores.min(0), scores.max(0), color=colours[name], alpha=0.12, linewidth=0)
+                axes.plot(steps, np.median(scores, 0), color=colours[name], label=name)
+        axes.legend(fontsize=7)
+        axes.set_ylim(-0.02, 1.02)
+    for axes in list(all_axes.flat)[len(cells) :]:
+        axes.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _summary(study: Study, results: Sequence[Result]) -> str:
+    """One line per cell and objective that differs from the first, or the plain statement that none does."""
+    lines = []
+    for cell in study.cells:
+        first = _by_seed(results, cell.name, cell.objectives[0])
+        for name in cell.objectives[1:]:
+            differences = paired(first, _by_seed(results, cell.name, name))
+            if len(differences) > 1 and (found := _difference(differences)).excludes_zero:
+                word = "above" if found.value > 0 else "below"
+                lines.append(
+                    f"- {cell.name}: {name} ends {abs(found.value):.2f} {word} {cell.objectives[0]} (95 % from "
+                    f"{found.low:+.2f} to {found.high:+.2f}, {len(differences)} seeds)"
+                )
+    if not lines:
+        return "**In no cell does an objective's last third differ from the first one's by more than its interval.**"
+    return "Where the interval of the difference leaves 0 out:\n\n" + "\n".join(lines)
+
+
+def _table(cell: Cell, results: Sequence[Result]) -> str:
+    first = _by_seed(results, cell.name, cell.objectives[0])
+    lines = [HEADER]
+    for name in cell.objectives:
+        runs = [result for result in results if result.objective == name]
+        if not runs:
+            lines.append(f"| {name} | 0 |" + " – |" * 10)
+            continue
+        differences = paired(first, _by_seed(results, cell.name, name)) if name != cell.objectives[0] else []
+        reached = [at for run in runs if (at := first_at_least(run.scores, GOOD)) is not None]
+        cells = [
+            name,
+            str(len(runs)),
+            f"{estimate([run.start for run in runs]).value:.2f}",
+            _interval(estimate([run.scores[0] for run in runs])),
+            _interval(estimate([max(run.scores) for run in runs])),
+            _interval(estimate([last_third(run.scores) for run in runs])),
+            _interval(_difference(differences), "+.2f") if differences else "–",
+            f"{sign_flip_p(differences):.3f}" if differences else "–",
+            f"{estimate(reached).value:g} ({len(reached)} of {len(runs)})" if reached else f"never (0 of {len(runs)})",
+            f"{sum(has_collapsed(run.scores) for run in runs)} of {len(runs)}",
+            _middle(runs, "clip_fraction", ".3f"),
+            _middle(runs, "cpu_s", ".1f"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _by_seed(results: Sequence[Result], cell: str, objective: str) -> dict[int, float]:
+    chosen = [result for result in results if (result.cell, result.objective) == (cell, objective)]
+    return {result.seed: last_third(result.scores) for result in chosen}
+
+
+def _difference(differences: Sequence[float]) -> Estimate:
+    import numpy as np
+
+    return estimate(differences, np.mean)
+
+
+def _interval(found: Estimate, form: str = ".2f") -> str:
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def _middle(runs: Sequence[Result], key: str, form: str) -> str:
+    values = [value for run in runs if (value := run.mean(key)) is not None]
+    return f"{estimate(values).value:{form}}" if values else "–"
+
+
+def _settings_line(cell: Cell) -> str:
+    start = "" if cell.start is None else f", from the start model `{cell.start.name}`"
+    return f"`{cell.config}`{start}; {_listed(cell.settings)}."
+
+
+def _listed(settings: Settings) -> str:
+    return ", ".join(f"`{key}: {value}`" for key, value in settings.items()) or "nothing else set"

@@ -1,0 +1,107 @@
+"""Raw results of a study: one small JSON file per trial, which the tables and pictures are made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gspo_rllib.errors import SettingError
+from gspo_rllib.study.design import Trial
+
+Row = dict[str, Any]
+"""One iteration's numbers; iteration 0 is the start model's evaluation."""
+
+FOLDER = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a trial measured.
+
+    Attributes:
+        cell: Name of its cell.
+        objective: Name of its objective.
+        seed: The seed it was run with.
+        rows: One per iteration, the start first.
+    """
+
+    cell: str
+    objective: str
+    seed: int
+    rows: Sequence[Row]
+
+    @property
+    def start(self) -> float:
+        """Score of the start model."""
+        return float(self.rows[0]["score"])
+
+    @property
+    def scores(self) -> list[float]:
+        """Score after each iteration."""
+        return [float(row["score"]) for row in self.rows[1:]]
+
+    def mean(self, key: str) -> float | None:
+        """Mean of a number over the iterations that have it; None where none has."""
+        values = [row[key] for row in self.rows[1:] if row.get(key) is not None]
+        return sum(values) / len(values) if values else None
+
+
+def write_result(folder: Path, trial: Trial, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
+    """Writes a finished trial; the file is there whole or not at all.
+
+    Args:
+        folder: The study's.
+        trial: What was run.
+        rows: What was measured.
+        record: Versions and machine, for the reader.
+    """
+    path = _path(folder, trial)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "cell": trial.cell,
+        "objective": trial.objective,
+        "seed": trial.seed,
+        "digest": trial.digest,
+        "config": trial.config,
+        "settings": trial.settings,
+        "start": None if trial.start is None else {"name": trial.start.name, **trial.start.options},
+        **record,
+        "rows": list(rows),
+    }
+    partial = path.with_suffix(".partial")
+    lines = json.dumps(document, indent=1, default=str)
+    partial.write_text(lines + "\n", "utf-8")
+    os.replace(partial, path)
+
+
+def read_result(folder: Path, trial: Trial) -> Result | None:
+    """A finished trial's result; None where it has not been run.
+
+    Raises:
+        SettingError: The file is another trial's: the study has changed since, or it is not one of ours.
+    """
+    path = _path(folder, trial)
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        digest, rows = document["digest"], document["rows"]
+        result = Result(trial.cell, trial.objective, trial.seed, rows)
+        if not result.scores or result.start != result.start:
+            raise ValueError("no iteration")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        raise SettingError(f"study: {path} holds no result ({error}); delete it to run that trial again.") from error
+    if digest != trial.digest:
+        raise SettingError(
+            f"study: {path} was measured with other settings than the study has now; give another folder with --out, "
+            "or delete that file to run the trial again."
+        )
+    return result
+
+
+def _path(folder: Path, trial: Trial) -> Path:
+    return folder / FOLDER / f"{trial.name}.json"

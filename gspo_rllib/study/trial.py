@@ -1,0 +1,90 @@
+"""One trial, in a process that Ray Tune started: an algorithm, evaluated before and after each of its iterations.
+
+Evaluations are asked for here, not by the config, so that what an iteration costs is without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gspo_rllib.study.raw import Row
+
+if TYPE_CHECKING:
+    from gspo_rllib.algorithms import PolicyGradient
+    from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+
+_LEARNER = "learners/default_policy/"
+MEASURED = {
+    "sampled_success": "env_runners/success_mean",
+    "tokens": "env_runners/num_tokens_sampled",
+    "clip_fraction": f"{_LEARNER}clip_fraction",
+    "kl": f"{_LEARNER}kl_to_behavior",
+    "entropy": f"{_LEARNER}entropy",
+    "abs_log_ratio": f"{_LEARNER}abs_log_ratio_mean",
+    "trained": f"{_LEARNER}num_minibatches",
+}
+"""Number of a row to its place in a flat result; left out where a result has none."""
+
+
+def play(config: PolicyGradientConfig, iterations: int, report: Callable[[Row], object]) -> None:
+    """Trains and evaluates.
+
+    Args:
+        config: Of the algorithm; its own evaluations come too seldom to happen.
+        iterations: How many.
+        report: Called with the start's row and every iteration's.
+    """
+    algorithm = config.copy(copy_frozen=False).build_algo()
+    try:
+        cpu_s = 0.0
+        report({"iteration": 0, **_evaluated(algorithm)})
+        for number in range(1, iterations + 1):
+            cpu, clock = time.process_time(), time.perf_counter()
+            flat = flat_numbers(algorithm.train())
+            cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+            cpu_s += cpu
+            row: Row = {"iteration": number, **_evaluated(algorithm)}
+            row |= {name: _short(flat[key]) for name, key in MEASURED.items() if flat.get(key) is not None}
+            report(row | {"cpu_s": round(cpu, 3), "wall_s": round(clock, 3), "total_cpu_s": round(cpu_s, 3)})
+    finally:
+        algorithm.stop()
+        # RLlib makes a folder of its own for results, which are reported instead.
+        with contextlib.suppress(OSError):
+            os.rmdir(algorithm.logdir)
+
+
+def _evaluated(algorithm: PolicyGradient) -> Row:
+    flat = flat_numbers(algorithm.evaluate())
+    place = "env_runners/"
+    success, mean_return = flat.get(f"{place}success_mean"), flat.get(f"{place}episode_return_mean")
+    score = mean_return if success is None else success
+    assert score is not None, "an evaluation plays at least one task"
+    row: Row = {"score": _short(score)}
+    if mean_return is not None:
+        row["return"] = _short(mean_return)
+    return row
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def flat_numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a nested result, their keys joined by ``/``.
+
+    Example:
+        >>> flat_numbers({"timers": {"update": 0.5}, "name": "x"})
+        {'timers/update': 0.5}
+    """
+    flat: dict[str, float] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flat_numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = float(value)
+    return flat

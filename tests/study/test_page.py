@@ -1,0 +1,71 @@
+"""The page: what it says of results, and what it does not say."""
+
+from __future__ import annotations
+
+import json
+
+from gspo_rllib.study.design import Study, read_study
+from gspo_rllib.study.page import render, write_curves
+from gspo_rllib.study.raw import Result
+
+
+def a_study(tmp_path) -> Study:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        json.dumps(
+            {
+                "study": {"title": "Two", "config": "calculator", "iterations": 3, "seeds": [0, 1, 2, 3]},
+                "objectives": {"A": {"run.algorithm": "GSPO"}, "B": {"run.algorithm": "GRPO"}},
+                "cells": {"far": {"training.num_minibatches": 16}, "near": {}},
+            }
+        )
+    )
+    return read_study(file)
+
+
+def runs(cell: str, objective: str, *curves: list[float]) -> list[Result]:
+    return [
+        Result(cell, objective, seed, [{"score": s, "cpu_s": 2.0, "clip_fraction": 0.01} for s in curve])
+        for seed, curve in enumerate(curves)
+    ]
+
+
+A_FAR = runs("far", "A", [0.4, 0.9, 0.95, 0.9], [0.4, 0.8, 0.9, 1.0], [0.4, 0.95, 0.9, 0.95], [0.4, 0.9, 0.9, 0.9])
+B_FAR = runs("far", "B", [0.4, 0.5, 0.6, 0.2], [0.4, 0.5, 0.6, 0.7], [0.4, 0.5, 0.6, 0.6], [0.4, 0.5, 0.6, 0.65])
+
+
+def test_a_difference_is_named_where_its_interval_leaves_zero_out(tmp_path) -> None:
+    page = render(a_study(tmp_path), A_FAR + B_FAR, {}, command="make it")
+    assert "far: B ends 0.40 below A (95 % from" in page
+    row = next(line for line in page.splitlines() if line.startswith("| B | 4 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == "0.40"
+    assert cells[7] == "0.125", "four pairs, all of one sign: 2/16"
+    assert cells[8] == "never (0 of 4)"
+    assert cells[9] == "1 of 4", "0.2 is below half of 0.6"
+    row = next(line for line in page.splitlines() if line.startswith("| A | 4 |"))
+    assert "| 1 (4 of 4) |" in row
+    assert "`make it`" in page
+
+
+def test_where_nothing_differs_the_page_says_so(tmp_path) -> None:
+    same = [Result("far", "B", run.seed, run.rows) for run in A_FAR[1:]] + runs("far", "B", [0.4, 0.9, 0.95, 0.91])
+    page = render(a_study(tmp_path), A_FAR + same, {}, command="x")
+    assert "In no cell does an objective's last third differ" in page
+
+
+def test_what_was_not_run_is_said(tmp_path) -> None:
+    page = render(a_study(tmp_path), A_FAR, {}, command="x")
+    assert "## near\n" in page
+    assert "Not run." in page
+    assert "| B | 0 |" in page
+
+
+def test_one_seed_is_never_a_difference(tmp_path) -> None:
+    page = render(a_study(tmp_path), A_FAR[:1] + B_FAR[:1], {}, command="x")
+    assert "In no cell does" in page
+
+
+def test_the_picture_is_one(tmp_path) -> None:
+    write_curves(a_study(tmp_path), A_FAR + B_FAR, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
