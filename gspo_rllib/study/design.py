@@ -172,7 +172,7 @@ class Study:
         """The settings of an objective.
 
         Args:
-            objective: Its name, maybe with ``TUNED`` behind it.
+            objective: The name, maybe with ``TUNED`` behind it.
             tuned: What tuning found, by objective.
         """
         name = objective.removesuffix(TUNED)

@@ -17,9 +17,9 @@ class Figures:
 
     Attributes:
         signal: Squared norm of the expected fresh gradient, in its standard errors.
-        cosine: Of the two expected gradients; None where a norm is not told from 0.
+        cosine: Between the two expected gradients; None where a norm is not told from 0.
         bias: Squared distance of the two, / the squared norm of the fresh one; None likewise.
-        variance: Of one minibatch's gradient on old data, in the same unit; None likewise.
+        variance: What one minibatch's gradient on old data varies by, in the same unit; None likewise.
         alignment: Mean cosine of one minibatch's gradient with the expected fresh one; None likewise.
     """
 

@@ -136,7 +136,7 @@ def run_gradients(
 
     Args:
         study: The study.
-        folder: Its folder.
+        folder: The study's.
         tuned: What tuning found, by objective.
         only: Names of the cells to measure; none for all.
         ends: Nothing is begun after that; None for no end.
@@ -175,7 +175,7 @@ def measure(
 
     Args:
         objectives: Name to settings; the first one's steps move the policy.
-        plan: Its gradients section.
+        plan: The study's section on them.
         cell: The cell.
         seed: The seed.
         model: The start model; None for the config's own.
@@ -295,7 +295,7 @@ def gradients_section(study: Study, folder: Path, tuned: Tuned) -> str:
 
     Args:
         study: The study.
-        folder: Its folder.
+        folder: The study's.
         tuned: What tuning found, by objective.
     """
     if not study.gradients:

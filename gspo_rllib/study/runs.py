@@ -66,7 +66,7 @@ def run_missing(
 
     Args:
         study: The study.
-        folder: Its folder.
+        folder: The study's.
         trials: Those to run.
         models: Trial name to its start model; None for the config's own.
         at_once: Most trials at a time; None for as many as Ray has room for.

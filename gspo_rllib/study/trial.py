@@ -35,7 +35,7 @@ def play(config: PolicyGradientConfig, iterations: int, report: Callable[[Row], 
     """Trains and evaluates.
 
     Args:
-        config: Of the algorithm; its own evaluations come too seldom to happen.
+        config: The algorithm's; its own evaluations come too seldom to happen.
         iterations: How many.
         report: Called with the start's row and every iteration's.
     """
