@@ -61,8 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
+    from gspo_rllib.cli.cluster import ray_session
     from gspo_rllib.study.design import TUNED
-    from gspo_rllib.study.gradients import run_gradients
+    from gspo_rllib.study.gradients import missing_gradients, run_gradients
     from gspo_rllib.study.runs import tuned_settings
 
     ends = None
@@ -70,15 +71,17 @@ def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
         ends = datetime.datetime.now() + datetime.timedelta(minutes=arguments.minutes)
     chosen = [cell for cell in study.cells if not arguments.cell or cell.name in arguments.cell]
     compares_tuned = any(name.endswith(TUNED) for cell in chosen for name in cell.objectives)
+    code = 0
+    if missing := missing_gradients(study, folder, only=arguments.cell):
+        with ray_session(1, address=address_of(arguments), verbose=arguments.verbose):
+            code = run_gradients(study, folder, missing, ends=ends, say=_say)
     tuning = study.tuning_trials() if compares_tuned else []
-    code = _run_trials(arguments, study, folder, tuning, ends, what="tuning ")
+    code = _run_trials(arguments, study, folder, tuning, ends, what="tuning ") or code
     tuned = tuned_settings(study, folder)
     lacking = sorted({trial.objective.rpartition(", ")[0] for trial in tuning} - set(tuned))
     if lacking:
         print(f"tuning is not finished for {', '.join(lacking)}: what compares them tuned waits")
         code = 1
-    elif study.gradients:
-        code = run_gradients(study, folder, tuned, only=arguments.cell, ends=ends, say=_say) or code
     trials = _wanted(study.trials({name: tuned.get(name, {}) for name in study.objectives}), tuned, arguments.cell)
     return _run_trials(arguments, study, folder, trials, ends, what="") or code
 
@@ -139,7 +142,7 @@ def _write_page(study: Study, folder: Path, page: Path, *, command: str) -> None
     tuned = tuned_settings(study, folder)
     trials = _wanted(study.trials({name: tuned.get(name, {}) for name in study.objectives}), tuned, [])
     results = results_of(folder, trials)
-    extra = gradients_section(study, folder, tuned)
+    extra = gradients_section(study, folder)
     if results:
         picture = page.with_suffix(".png")
         write_curves(study, results, picture)

@@ -32,7 +32,7 @@ import numpy as np
 
 from gspo_rllib.configs.runs import load_run
 from gspo_rllib.errors import SettingError
-from gspo_rllib.study.design import TUNED, Cell, Settings, Study, Trial, slug
+from gspo_rllib.study.design import Cell, Settings, Study, Trial, slug
 from gspo_rllib.study.gradient_figures import Figures, figures_of
 from gspo_rllib.study.starts import make_start
 from gspo_rllib.study.trial import flat_numbers
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gspo_rllib.types import TrajectoryGroup
 
 Say = Callable[[str], object]
-Tuned = Mapping[str, Settings]
+Objectives = Mapping[str, Settings]
 
 _MEASURES: Settings = {
     "training.num_minibatches": 1,
@@ -123,22 +123,38 @@ class GradientPlan:
         )
 
 
-def run_gradients(
-    study: Study,
-    folder: Path,
-    tuned: Tuned,
-    *,
-    only: Sequence[str] = (),
-    ends: datetime.datetime | None = None,
-    say: Say = print,
-) -> int:
-    """Measures what the folder does not hold yet, one cell and seed after the other, in this process.
+def missing_gradients(study: Study, folder: Path, *, only: Sequence[str] = ()) -> list[tuple[int, Cell]]:
+    """What the folder does not hold yet, seed by seed.
 
     Args:
         study: The study.
         folder: The study's.
-        tuned: What tuning found, by objective.
-        only: Names of the cells to measure; none for all.
+        only: Names of the cells that are asked for; none for all.
+
+    Raises:
+        SettingError: A file holds something else.
+    """
+    if not study.gradients:
+        return []
+    plan = GradientPlan.of(study)
+    wanted = [(seed, cell) for seed in plan.seeds for cell in plan.cells if not only or cell.name in only]
+    return [(seed, cell) for seed, cell in wanted if _read(folder, study, plan, cell, seed) is None]
+
+
+def run_gradients(
+    study: Study,
+    folder: Path,
+    missing: Sequence[tuple[int, Cell]],
+    *,
+    ends: datetime.datetime | None = None,
+    say: Say = print,
+) -> int:
+    """Measures, one seed and cell after the other, in this process; Ray is there.
+
+    Args:
+        study: The study.
+        folder: The study's.
+        missing: What to measure.
         ends: Nothing is begun after that; None for no end.
         say: Called with a line of text from time to time.
 
@@ -146,30 +162,25 @@ def run_gradients(
         0; 1 when something is left.
     """
     plan = GradientPlan.of(study)
-    for seed in plan.seeds:
-        for cell in plan.cells:
-            if only and cell.name not in only:
-                continue
-            objectives = _objectives(study, cell, tuned)
-            path, digest = _path(folder, cell, seed), _digest(objectives, plan, cell, seed)
-            if _read(path, digest) is not None:
-                continue
-            if ends is not None and datetime.datetime.now() >= ends:
-                say("the time is over; the same command goes on with the gradients")
-                return 1
-            trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))
-            model = make_start(folder, trial, say)
-            say(f"gradients of {cell.name}, seed {seed}")
-            rows = measure(objectives, plan, cell, seed, model, say=say)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({"digest": digest, "rows": rows}, indent=1) + "\n", "utf-8")
-            os.replace(partial, path)
+    for seed, cell in missing:
+        if ends is not None and datetime.datetime.now() >= ends:
+            say("the time is over; the same command goes on with the gradients")
+            return 1
+        trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))
+        model = make_start(folder, trial, say)
+        say(f"gradients of {cell.name}, seed {seed}")
+        rows = measure(_objectives(study, cell), plan, cell, seed, model, say=say)
+        path = _path(folder, cell, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = {"digest": _digest(_objectives(study, cell), plan, cell, seed), "rows": rows}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        os.replace(partial, path)
     return 0
 
 
 def measure(
-    objectives: Tuned, plan: GradientPlan, cell: Cell, seed: int, model: Path | None, *, say: Say
+    objectives: Objectives, plan: GradientPlan, cell: Cell, seed: int, model: Path | None, *, say: Say
 ) -> list[dict[str, Any]]:
     """The figures of one cell and seed.
 
@@ -290,22 +301,19 @@ def _noisy(groups: Sequence[TrajectoryGroup], noise: float, seed: int) -> list[T
     return copies
 
 
-def gradients_section(study: Study, folder: Path, tuned: Tuned) -> str:
+def gradients_section(study: Study, folder: Path) -> str:
     """The page's section; empty where nothing was measured.
 
     Args:
         study: The study.
         folder: The study's.
-        tuned: What tuning found, by objective.
     """
     if not study.gradients:
         return ""
     plan = GradientPlan.of(study)
     parts = []
     for cell in plan.cells:
-        objectives = _objectives(study, cell, tuned)
-        read = (_read(_path(folder, cell, seed), _digest(objectives, plan, cell, seed)) for seed in plan.seeds)
-        rows = [row for of_seed in read for row in of_seed or ()]
+        rows = [row for seed in plan.seeds for row in _read(folder, study, plan, cell, seed) or ()]
         if rows:
             parts.append(f"### {cell.name}\n\n{_table(rows)}")
     if not parts:
@@ -343,19 +351,20 @@ def _path(folder: Path, cell: Cell, seed: int) -> Path:
     return folder / "raw" / "gradients" / slug(cell.name) / f"{seed}.json"
 
 
-def _objectives(study: Study, cell: Cell, tuned: Tuned) -> dict[str, Settings]:
-    known = [name for name in cell.objectives if not name.endswith(TUNED) or name.removesuffix(TUNED) in tuned]
-    return {name: study.settings_of(name, tuned) for name in known}
+def _objectives(study: Study, cell: Cell) -> dict[str, Settings]:
+    """Those of a cell as they are given: what tuning finds has a range of its own, and is compared by runs."""
+    return {name: study.objectives[name] for name in cell.objectives if name in study.objectives}
 
 
-def _digest(objectives: Tuned, plan: GradientPlan, cell: Cell, seed: int) -> str:
+def _digest(objectives: Objectives, plan: GradientPlan, cell: Cell, seed: int) -> str:
     start = None if cell.start is None else dict(cell.start.options)
     numbers = [plan.steps, plan.groups, plan.minibatch_groups, plan.noise]
     what = json.dumps([cell.config, cell.settings, start, seed, numbers, objectives], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def _read(path: Path, digest: str) -> list[dict[str, Any]] | None:
+def _read(folder: Path, study: Study, plan: GradientPlan, cell: Cell, seed: int) -> list[dict[str, Any]] | None:
+    path = _path(folder, cell, seed)
     try:
         document = json.loads(path.read_text("utf-8"))
         measured_as, rows = document["digest"], document["rows"]
@@ -363,7 +372,7 @@ def _read(path: Path, digest: str) -> list[dict[str, Any]] | None:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise SettingError(f"study: {path} holds no result ({error}); delete it to measure again.") from error
-    if measured_as != digest:
+    if measured_as != _digest(_objectives(study, cell), plan, cell, seed):
         raise SettingError(
             f"study: {path} was measured with other settings than the study has now; delete it, or give --out."
         )
