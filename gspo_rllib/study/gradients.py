@@ -21,6 +21,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,8 @@ class GradientPlan:
 
     Attributes:
         cells: Where to measure; those of the study that it names.
+        objectives: Names of those to measure; the first one's steps move the policy. None for those of a cell.
+        lr: Learning rate of the steps.
         steps: After how many optimiser steps.
         groups: Groups per estimate, of the old policy and of the moved one.
         minibatch_groups: Groups of a minibatch.
@@ -74,6 +77,8 @@ class GradientPlan:
     """
 
     cells: tuple[Cell, ...]
+    objectives: tuple[str, ...] | None
+    lr: float
     steps: tuple[int, ...]
     groups: int
     minibatch_groups: int
@@ -92,13 +97,25 @@ class GradientPlan:
         cells = given.pop("cells", [study.cells[0].name])
         if not isinstance(cells, list) or not cells or any(name not in named for name in cells):
             raise SettingError(f"{place}.cells: expected a list of the study's cells, got {cells!r}.")
+        objectives = given.pop("objectives", None)
+        known = [name for name, settings in study.objectives.items() if not _measures_range(settings)]
+        if objectives is not None and (
+            not isinstance(objectives, list) or not objectives or any(name not in known for name in objectives)
+        ):
+            raise SettingError(
+                f"{place}.objectives: expected a list out of {', '.join(known)} (not those whose range follows from "
+                f"training), got {objectives!r}."
+            )
+        lr = given.pop("lr", 1e-5)
+        if type(lr) is not float or not 0 < lr < 1:
+            raise SettingError(f"{place}.lr: expected a number between 0 and 1, got {lr!r}.")
         counts = {name: given.pop(name, default) for name, default in (("groups", 32), ("minibatch_groups", 4))}
         lists = {"steps": [1, 2, 4, 8], "seeds": [0], "noise": []}
         lists = {name: given.pop(name, default) for name, default in lists.items()}
         if given:
             raise SettingError(
                 f"{place}: no entry {next(iter(given))!r}; "
-                "allowed: cells, groups, minibatch_groups, noise, seeds, steps."
+                "allowed: cells, groups, lr, minibatch_groups, noise, objectives, seeds, steps."
             )
         for name, count in counts.items():
             if type(count) is not int or count < 1:
@@ -116,6 +133,8 @@ class GradientPlan:
             raise SettingError(f"{place}.noise: expected a list of numbers > 0 (nats), got {noise!r}.")
         return cls(
             cells=tuple(named[name] for name in cells),
+            objectives=None if objectives is None else tuple(objectives),
+            lr=lr,
             steps=tuple(sorted(set(lists["steps"]))),
             noise=tuple(map(float, noise)),
             seeds=tuple(lists["seeds"]),
@@ -169,10 +188,10 @@ def run_gradients(
         trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))
         model = make_start(folder, trial, say)
         say(f"gradients of {cell.name}, seed {seed}")
-        rows = measure(_objectives(study, cell), plan, cell, seed, model, say=say)
+        rows = measure(_objectives(study, plan, cell), plan, cell, seed, model, say=say)
         path = _path(folder, cell, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        document = {"digest": _digest(_objectives(study, cell), plan, cell, seed), "rows": rows}
+        document = {"digest": _digest(_objectives(study, plan, cell), plan, cell, seed), "rows": rows}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         os.replace(partial, path)
@@ -197,7 +216,9 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        mover = stack.enter_context(_built(cell, next(iter(objectives.values())), seed, model, plan))
+        stack.enter_context(_silent())
+        first = next(iter(objectives.values()))
+        mover = stack.enter_context(_built(cell, {**first, "training.lr": plan.lr}, seed, model, plan))
         still = {
             name: stack.enter_context(_built(cell, {**settings, **_STANDS_STILL}, seed, model, plan))
             for name, settings in objectives.items()
@@ -206,11 +227,14 @@ def measure(
         stepped = _sample(mover, "stepped", num_steps * size)
         old = _sample(mover, "old", plan.groups)
         for number in range(1, num_steps + 1):
-            for algorithm in (mover, *still.values()):  # all of them, so that no policy's version is ahead of another's
-                algorithm.train_on(stepped[(number - 1) * size : number * size])
-            if number not in plan.steps:
+            step = stepped[(number - 1) * size : number * size]
+            mover.train_on(step)
+            # At once: the others' updates load the engine, which they share, with their own weights.
+            fresh = _sample(mover, f"fresh{number}", plan.groups) if number in plan.steps else []
+            for algorithm in still.values():
+                algorithm.train_on(step)  # moves nothing; a version must not be behind those of the groups
+            if not fresh:
                 continue
-            fresh = _sample(mover, f"fresh{number}", plan.groups)
             noises = (0.0, *plan.noise) if number == plan.steps[0] else (0.0,)
             weights = mover.learner_group.get_weights()
             for name, algorithm in still.items():
@@ -224,6 +248,18 @@ def measure(
                     rows.append(row)
                     say("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
     return rows
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No word of what is wrong with training like this: nothing is trained."""
+    logger = logging.getLogger("gspo_rllib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -318,12 +354,15 @@ def gradients_section(study: Study, folder: Path) -> str:
             parts.append(f"### {cell.name}\n\n{_table(rows)}")
     if not parts:
         return ""
-    return "\n\n".join([_LEGEND.format(groups=plan.groups, size=plan.minibatch_groups, seeds=len(plan.seeds)), *parts])
+    return "\n\n".join(
+        [_LEGEND.format(lr=plan.lr, groups=plan.groups, size=plan.minibatch_groups, seeds=len(plan.seeds)), *parts]
+    )
 
 
 _LEGEND = """## How true is the gradient?
 
-A policy takes k steps on data of its own; then every objective's gradient on other data of the old policy is compared
+A policy takes k steps at a learning rate of {lr:g} on data of its own; then every objective's gradient on other data of
+the old policy is compared
 with its gradient on fresh data of the moved one ({groups} groups of each, in minibatches of {size}; medians over
 {seeds} seed(s)). *cosine* and *bias* are of the expected gradient, *variance* and *alignment* of one minibatch's, in
 units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio; *noise*: on the recorded log-probs,
@@ -351,14 +390,19 @@ def _path(folder: Path, cell: Cell, seed: int) -> Path:
     return folder / "raw" / "gradients" / slug(cell.name) / f"{seed}.json"
 
 
-def _objectives(study: Study, cell: Cell) -> dict[str, Settings]:
-    """Those of a cell as they are given: what tuning finds has a range of its own, and is compared by runs."""
-    return {name: study.objectives[name] for name in cell.objectives if name in study.objectives}
+def _objectives(study: Study, plan: GradientPlan, cell: Cell) -> dict[str, Settings]:
+    """Those to measure, as they are given: what tuning finds is compared by runs, as is a range that they measure."""
+    given = {name: study.objectives[name] for name in plan.objectives or cell.objectives if name in study.objectives}
+    return {name: settings for name, settings in given.items() if not _measures_range(settings)}
+
+
+def _measures_range(settings: Settings) -> bool:
+    return settings.get("training.clip_scaling", "none") != "none"
 
 
 def _digest(objectives: Objectives, plan: GradientPlan, cell: Cell, seed: int) -> str:
     start = None if cell.start is None else dict(cell.start.options)
-    numbers = [plan.steps, plan.groups, plan.minibatch_groups, plan.noise]
+    numbers = [plan.lr, plan.steps, plan.groups, plan.minibatch_groups, plan.noise]
     what = json.dumps([cell.config, cell.settings, start, seed, numbers, objectives], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
@@ -372,7 +416,7 @@ def _read(folder: Path, study: Study, plan: GradientPlan, cell: Cell, seed: int)
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise SettingError(f"study: {path} holds no result ({error}); delete it to measure again.") from error
-    if measured_as != _digest(_objectives(study, cell), plan, cell, seed):
+    if measured_as != _digest(_objectives(study, plan, cell), plan, cell, seed):
         raise SettingError(
             f"study: {path} was measured with other settings than the study has now; delete it, or give --out."
         )

@@ -88,6 +88,8 @@ def test_what_it_cannot_do_is_one_sentence(tmp_path, capsys, options, words) -> 
         ("noise: [0.5]", "noise: [-1]", "gradients.noise: expected a list of numbers > 0"),
         ("cells: [base], steps", "cells: [bse], steps", "gradients.cells: expected a list of the study's cells"),
         ("steps: [1]", "step: [1]", "no entry 'step'; allowed: cells"),
+        ("steps: [1]", "steps: [1], lr: 2", "gradients.lr: expected a number between 0 and 1, got 2"),
+        ("steps: [1]", "steps: [1], objectives: [GSPOO]", "gradients.objectives: expected a list out of GSPO, GRPO"),
     ],
 )
 def test_gradients_that_cannot_be_measured_are_refused_before_anything_runs(tmp_path, capsys, old, new, words) -> None:
