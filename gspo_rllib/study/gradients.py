@@ -26,6 +26,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +239,7 @@ def measure(
             noises = (0.0, *plan.noise) if number == plan.steps[0] else (0.0,)
             weights = mover.learner_group.get_weights()
             for name, algorithm in still.items():
-                algorithm.learner_group.set_weights(weights)
+                algorithm.learner_group.foreach_learner(partial(_take_weights, weights=weights))
                 fresh_gradients, _ = _gradients(algorithm, fresh, size)
                 for noise in noises:
                     data = _noisy(old, noise, seed) if noise else old
@@ -306,13 +307,20 @@ def _gradients(
                 ]
             )
         )
-        clipped.append(flat.get(f"{_LEARNER}clip_fraction", 0.0))
+        clipped.append(flat.get(f"{_LEARNER}clip_fraction", math.nan))  # none where all of it has no advantage
         if share := flat.get(f"{_LEARNER}effective_sample_size"):
             sizes.append(math.sqrt(max(0.0, 1 / min(1.0, share) - 1)))
-    measured = {"clip_fraction": round(float(np.mean(clipped)), 5)}
+    known = [share for share in clipped if not math.isnan(share)]
+    measured = {"clip_fraction": round(float(np.mean(known)), 5)} if known else {}
     if sizes:
         measured["ratio_spread"] = round(float(np.mean(sizes)), 5)
     return np.stack(gradients), measured
+
+
+def _take_weights(learner: Any, *, weights: Mapping[str, Any]) -> None:
+    # Not by the learner's own state, which would count versions anew.
+    for name, state in weights.items():
+        learner.module[name].set_state(state)
 
 
 def _parameters(learner: Any) -> list[Any]:
@@ -362,12 +370,11 @@ def gradients_section(study: Study, folder: Path) -> str:
 _LEGEND = """## How true is the gradient?
 
 A policy takes k steps at a learning rate of {lr:g} on data of its own; then every objective's gradient on other data of
-the old policy is compared
-with its gradient on fresh data of the moved one ({groups} groups of each, in minibatches of {size}; medians over
-{seeds} seed(s)). *cosine* and *bias* are of the expected gradient, *variance* and *alignment* of one minibatch's, in
-units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio; *noise*: on the recorded log-probs,
-in nats per token. "–": the fresh gradient is less than three of its standard errors from 0, so that nothing can be
-said."""
+the old policy is compared with its gradient on fresh data of the moved one ({groups} groups of each, in minibatches of
+{size}; medians over {seeds} seed(s)). *cosine* and *bias* are of the expected gradient, *variance* and *alignment* of
+one minibatch's, in units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio; *noise*: on the
+recorded log-probs, in nats per token. "–": the fresh gradient is less than three of its standard errors from 0, so that
+nothing can be said."""
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
