@@ -103,6 +103,7 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "study/gradient_plan.py": "cli/test_study.py",
     "study/gradients.py": "cli/test_study.py",
     "study/runs.py": "cli/test_study.py",
     "study/trial.py": "cli/test_study.py",

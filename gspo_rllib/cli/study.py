@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         0; 1 when a trial failed or is left for another day.
     """
     from gspo_rllib.study.design import read_study
-    from gspo_rllib.study.gradients import GradientPlan
+    from gspo_rllib.study.gradient_plan import GradientPlan
 
     if arguments.trials_at_once is not None and arguments.trials_at_once < 1:
         raise SettingError(f"--trials-at-once: expected a whole number >= 1, got {arguments.trials_at_once}.")

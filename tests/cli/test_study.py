@@ -102,7 +102,7 @@ def test_gradients_that_cannot_be_measured_are_refused_before_anything_runs(tmp_
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_is_one(path) -> None:
     from gspo_rllib.study.design import read_study
-    from gspo_rllib.study.gradients import GradientPlan
+    from gspo_rllib.study.gradient_plan import GradientPlan
 
     study = read_study(path)
     GradientPlan.of(study)
