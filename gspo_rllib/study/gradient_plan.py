@@ -91,4 +91,4 @@ class GradientPlan:
 
 def measures_range(settings: Settings) -> bool:
     """Whether an objective's clip range follows from what its own training measured."""
-    return settings.get("training.clip_scaling", "none") != "none"
+    return bool(settings.get("training.clip_scaling", "none") != "none")
