@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli.seed_model import check_model_is_there
+from gspo_rllib.cli.seed_model import load_with_model
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
     from gspo_rllib.configs import load_run
 
     fixed, axes = split_axes(overrides)
-    base = load_run(arguments.config, fixed)
-    check_model_is_there(base, arguments.config)
+    base = load_with_model(arguments.config, fixed)
     hush(base.config, verbose=arguments.verbose)
     # Each value by itself first: what is wrong with it is said of it, and not of a combination.
     for key, texts in axes.items():
