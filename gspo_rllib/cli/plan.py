@@ -77,7 +77,7 @@ def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
     from gspo_rllib.modules.memory import ModelSizes
     from gspo_rllib.modules.model_config import check_model_config
 
-    settings = check_model_config(config.model_config)
+    settings = check_model_config(config._model_config or {})
     path, trust = model_path(settings), settings["trust_remote_code"]
     model = load_model_config(path, trust_remote_code=trust)
     try:

@@ -11,7 +11,8 @@ import pytest
 from gspo_rllib.cli.main import main
 from gspo_rllib.cli.named_policy import model_alone
 from gspo_rllib.errors import ModelError
-from tests.cli.conftest import CALCULATOR
+
+CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 
 
 @pytest.fixture
