@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib import model_hub
 from gspo_rllib.errors import GSPOError, ModelError, SettingError, described
 from gspo_rllib.model_files import ADAPTER_CONFIG
-from gspo_rllib.places import named_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +51,7 @@ def model_path(model_config: Mapping[str, Any]) -> str:
         ModelError: There is no such revision, the hub cannot be reached and the cache has no copy, or the hub's is an
             adapter.
     """
-    path, revision = str(named_path(model_config["path"])), model_config.get("revision")
+    path, revision = os.path.expanduser(str(model_config["path"])), model_config.get("revision")
     if is_missing_folder(path):
         return path  # refused where it is read
     if Path(path).is_dir():
@@ -80,6 +79,12 @@ def is_missing_folder(path: str) -> bool:
 
 def _check_folder(path: str) -> None:
     """Refuses a folder that is not there, or holds an adapter, before transformers asks the hub."""
+    if "://" in path:
+        name = "/".join(path.rstrip("/").split("/")[3:5])
+        raise ModelError(
+            f"model path {path!r}: it is an address. Give a local folder, or the name that the hub has"
+            + (f": {name!r}." if name.count("/") == 1 else ", OWNER/NAME.")
+        )
     if is_missing_folder(path):
         raise ModelError(
             f"model path {path!r}: there is no such folder. Give a folder with config.json and *.safetensors, or a hub "

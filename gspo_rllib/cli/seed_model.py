@@ -42,8 +42,8 @@ def _check_model(sections: Sections, source: str | Path) -> None:
 
     given = sections.get("rl_module", {}).get("model_config")
     path = given.get("path") if isinstance(given, dict) else None
-    if path is None or not is_missing_folder(str(path)):
-        return
+    if path is None or "://" in str(path) or not is_missing_folder(str(path)):
+        return  # what no warm start could make is refused with the rest
     command = _written(source, str(path)) or _made(sections.get("environment", {}), str(path))
     raise SettingError(f"model path {str(path)!r} is not there yet; make it with `{command}`, then run this again.")
 
