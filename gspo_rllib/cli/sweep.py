@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
     add_address(parser)
     add_quiet(parser)
+    parser.epilog = "Several values of a setting stand behind each other: training.lr=1e-5,3e-5"
     parser.set_defaults(run=run)
 
 
