@@ -132,7 +132,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     _RUNNERS: ("num_workers", "num_rollout_workers", "num_actors", "num_samplers"),
     _GPUS: ("num_gpus", "num_gpus_per_worker", "num_gpus_per_learner_worker", "n_gpus_per_node", "gpus"),
-    "use environment(env='module:Name-v0').": ("env_name", "env_id", "environment_name", "task"),
+    "use environment(env='module:Name-v0').": ("env_name", "env_id", "environment_name"),
 }  # fmt: skip
 
 REMEDIES: Mapping[str, str] = {word: remedy for remedy, words in _WORDS.items() for word in words}
