@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib import foreign_settings
 from gspo_rllib.configs.run_settings import RunSettings
 from gspo_rllib.configs.strict_yaml import parse_value, parse_yaml
 from gspo_rllib.errors import GSPOError, SettingError, UnknownSettingError, did_you_mean, shown
@@ -243,7 +244,7 @@ def check_arguments(section: str, arguments: Mapping[str, Any], signature: inspe
     for key, value in arguments.items():
         if key not in allowed:
             what = "RLlib no longer takes it" if key in signature.parameters else "no such setting"
-            raise SettingError(f"{source}: {section}.{key}: {what}. {did_you_mean(key, allowed)}")
+            raise SettingError(f"{source}: {section}.{key}: {what}. {foreign_settings.hint(key, allowed)}")
         annotation = allowed[key].annotation
         if isinstance(value, str) and not _may_be_text(annotation):
             unquoted = parse_value(value, source=f"{source}: {section}.{key}")

@@ -86,6 +86,8 @@ class DatasetEnv(TextTaskEnv):
     ) -> None:
         if (path is None) == (rows is None):
             raise SettingError(f"path={path!r} and rows={'given' if rows else rows}: give exactly one of the two.")
+        if rows is not None and split is not None:
+            raise SettingError(f"split={split!r}: rows that are given have no splits. Leave split out.")
         self._verifier = find_verifier(verifier)
         # A function of the user's own is given what a row holds; the named ones compare texts.
         self._structured = self._verifier not in VERIFIERS.values()

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, overload
 
 from gspo_rllib.envs.dataset_cells import answer_of, question_of
+from gspo_rllib.envs.dataset_hub import HUB, load_from_hub
 from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean
 
 Row = dict[str, Any]
 
-HUB = "hub:"
 _CSV_FIELD = 2**31 - 1
 _SCANNED = 1000  # rows that are looked at together
 _csv_lock = threading.Lock()  # the longest field is a setting of the whole process
@@ -170,10 +170,14 @@ def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, *, 
 def _load_rows(path: str, split: str | None, changed: int) -> Sequence[Row]:
     del changed  # only there so that a file that was replaced is read again
     if path.startswith(HUB):
-        return _of_datasets(_datasets(path).load_dataset(path.removeprefix(HUB), split=split), path, split)
+        return _of_datasets(load_from_hub(_datasets(path), path, split), path, split)
     place = Path(path).expanduser()
     if place.is_dir():
-        return _of_datasets(_datasets(path).load_from_disk(str(place)), path, split)
+        saved = _datasets(path).load_from_disk(str(place))
+        # On its own, it may know of which split it is.
+        if split is not None and isinstance(saved.column_names, list) and str(saved.split) != split:
+            raise _no_splits(path, split)
+        return _of_datasets(saved, path, split)
     if not place.is_file():
         raise EnvError(f"path={path!r}: there is no such file or folder; write 'hub:{path}' for a dataset of the hub.")
     readers: dict[str, Callable[[Path], Sequence[Row]]]
@@ -181,12 +185,21 @@ def _load_rows(path: str, split: str | None, changed: int) -> Sequence[Row]:
     reader = readers.get(place.suffix.lower())
     if reader is None:
         raise EnvError(f"path={path!r}: cannot tell its format; allowed: {', '.join(readers)}, or a folder.")
+    if split is not None:
+        raise _no_splits(path, split)
     try:
         return reader(place)
     # What reads a file raises a dozen kinds of errors for its content; RecursionError is one of JSON's.
     except (ValueError, OSError, TypeError, csv.Error, RecursionError) as error:
         said = str(error)[:300] if type(error) is ValueError else described(error, 300)
         raise EnvError(f"path={path!r} could not be read: {said}") from error
+
+
+def _no_splits(path: str, split: str) -> EnvError:
+    return EnvError(
+        f"path={path!r}: split={split!r}, but there are no splits to choose from. Leave split out, or give the path of "
+        "that split."
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

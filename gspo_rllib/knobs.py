@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 import numpy as np
 
 from gspo_rllib.errors import ArgumentError, SettingError, did_you_mean, shown
+from gspo_rllib.foreign_settings import hint
 
 LARGEST_COUNT = 2**31 - 1
 """Largest whole number where a knob names no limit of its own: more is a slip, and no counter of torch's holds it."""
@@ -239,9 +240,7 @@ def takes(
                 if name in group.REFUSED:
                     raise SettingError(f"{method.__name__}.{name} is refused: {group.REFUSED[name]}")
                 if name not in fields and name not in inherited:
-                    raise SettingError(
-                        f"{method.__name__}.{name} is unknown. {did_you_mean(name, [*fields, *inherited])}"
-                    )
+                    raise SettingError(f"{method.__name__}.{name} is unknown. {hint(name, [*fields, *inherited])}")
             for name in [n for n in kwargs if n in fields]:
                 setattr(self, name, kwargs.pop(name))
             return method(self, **kwargs)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib import model_hub
 from gspo_rllib.errors import GSPOError, ModelError, SettingError, described
-from gspo_rllib.model_files import ADAPTER_CONFIG, KEPT
+from gspo_rllib.model_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,53 +40,28 @@ def translated(path: str, what: str, remedy: str = "Use another model, or downlo
         raise ModelError(f"model path {path!r}: {what} ({said}). {remedy}") from error
 
 
-_READ = tuple(f"*{ending}" for ending in KEPT)
-_WEIGHTS = ("*.safetensors", "*.bin")
-
-
 def model_path(model_config: Mapping[str, Any]) -> str:
-    """Where this process finds the configured model: its ``path``, or the folder of the ``revision`` of a hub name.
+    """Where this process finds the configured model: a folder, or a name under which the hub has it.
 
     Args:
         model_config: What ``rl_module`` was given; has a ``path``.
 
     Raises:
         SettingError: A local folder has no revisions.
-        ModelError: There is no such revision, or it cannot be reached.
+        ModelError: There is no such revision, the hub cannot be reached and the cache has no copy, or the hub's is an
+            adapter.
     """
-    path, revision = str(model_config["path"]), model_config.get("revision")
-    if revision is None:
-        return path
+    path, revision = os.path.expanduser(str(model_config["path"])), model_config.get("revision")
+    if is_missing_folder(path):
+        return path  # refused where it is read
     if Path(path).is_dir():
-        raise SettingError(
-            f"rl_module.model_config['revision'] is {revision!r}, but path {path!r} is a local folder, which has no "
-            "revisions. Leave revision out, or give a hub name as path."
-        )
-    return _downloaded(path, str(revision))
-
-
-@functools.cache
-def _downloaded(name: str, revision: str) -> str:
-    from huggingface_hub import snapshot_download
-
-    def download(patterns: tuple[str, ...]) -> Path:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-
-    try:
-        # A hub often has the same weights in several formats.
-        folder = download((*_READ, _WEIGHTS[0]))
-        if not [*folder.glob(_WEIGHTS[0])]:
-            folder = download((*_READ, *_WEIGHTS))
-    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from them
-        raise ModelError(
-            f"model path {name!r}, revision {revision!r}: not in the cache, and not to be had from the hub "
-            f"({_first_line(error)}). Check both names, and the network."
-        ) from error
-    return str(folder)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if revision is not None:
+            raise SettingError(
+                f"rl_module.model_config['revision'] is {revision!r}, but path {path!r} is a local folder, which has "
+                "no revisions. Leave revision out, or give a hub name as path."
+            )
+        return path
+    return model_hub.found(path) if revision is None else model_hub.downloaded(path, str(revision))
 
 
 def is_missing_folder(path: str) -> bool:
@@ -104,6 +79,12 @@ def is_missing_folder(path: str) -> bool:
 
 def _check_folder(path: str) -> None:
     """Refuses a folder that is not there, or holds an adapter, before transformers asks the hub."""
+    if "://" in path:
+        name = "/".join(path.rstrip("/").split("/")[3:5])
+        raise ModelError(
+            f"model path {path!r}: it is an address. Give a local folder, or the name that the hub has"
+            + (f": {name!r}." if name.count("/") == 1 else ", OWNER/NAME.")
+        )
     if is_missing_folder(path):
         raise ModelError(
             f"model path {path!r}: there is no such folder. Give a folder with config.json and *.safetensors, or a hub "

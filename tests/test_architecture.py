@@ -165,6 +165,7 @@ TESTED_IN = {
     "envs/checked_subject.py": "envs/test_checker_instances.py",
     "envs/checked_play.py": "envs/test_checker.py",
     "envs/dataset_cells.py": "envs/test_dataset.py",
+    "envs/dataset_hub.py": "envs/test_dataset.py",
     "envs/dataset_rows.py": "envs/test_dataset.py",
     "envs/exact_numbers.py": "envs/test_verifiers.py",
     "envs/judge.py": "envs/test_verifiers.py",

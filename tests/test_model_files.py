@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -68,8 +70,9 @@ def test_what_came_with_the_model_is_saved_as_it_came_even_what_transformers_ref
     for name, content in extra.items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(content)
-    with pytest.raises(ValueError, match="do_sample"):
-        GenerationConfig.from_pretrained(source).save_pretrained(tmp_path)
+    if Version(transformers.__version__) < Version("5.24"):  # later ones write it, too
+        with pytest.raises(ValueError, match="do_sample"):
+            GenerationConfig.from_pretrained(source).save_pretrained(tmp_path)
     said = json.loads((source / "config.json").read_text())
     came = {f.relative_to(source).as_posix(): f.read_bytes() for f in source.rglob("*") if f.is_file()}
     module = _trained(_module(source))

@@ -81,3 +81,17 @@ def test_an_adapter_is_told_from_a_model_and_what_to_do_with_it_is_said(adapter,
         shutil.copy(file, adapter)
     with pytest.raises(ModelError, match=r"holds an adapter beside its model"):
         load_tokenizer(str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("https://huggingface.co/me/small", "'me/small'"),
+        ("https://huggingface.co/me/small/tree/main", "'me/small'"),
+        ("hf://me/small", "OWNER/NAME"),
+    ],
+)
+def test_an_address_is_told_from_a_name(address: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "calculator", f"rl_module.model_config.path={address}"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "it is an address" in error and says in error

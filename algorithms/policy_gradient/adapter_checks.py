@@ -10,7 +10,7 @@ from typing import Any
 from gspo_rllib.engines.registry import default_engine
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
-from gspo_rllib.model_folder import load_model_config
+from gspo_rllib.model_folder import load_model_config, model_path
 from gspo_rllib.modules.lora_settings import VLLM_RANKS, largest_rank
 
 logger = logging.getLogger("gspo_rllib")
@@ -94,7 +94,7 @@ def _check_swap(config: Any, generation: GenerationSettings, model_config: Mappi
             f"most. Choose a smaller rank. {merged}"
         )
     settings = load_model_config(
-        str(model_config["path"]), trust_remote_code=model_config["trust_remote_code"]
+        model_path(model_config), trust_remote_code=model_config["trust_remote_code"]
     ).get_text_config()
     if any(getattr(settings, name, None) for name in _EXPERTS):
         if _samples_on_cpu(config, generation):

@@ -34,6 +34,7 @@ from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.foreign_methods import RefusesOldCalls
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
@@ -74,7 +75,7 @@ UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
-class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm):
+class PolicyGradient(AnswersQuestions, RefusesOldCalls, TrainsOnRecorded, SavedAsData, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig
@@ -243,7 +244,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         super().set_state(state)
         if NEXT_GROUP in state:
             self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
-        self._curriculum.restore(state.get(CURRICULUM_STAGE, 0))
+            self._curriculum.restore(state.get(CURRICULUM_STAGE, 0))
         self._sync_weights()
 
     @classmethod

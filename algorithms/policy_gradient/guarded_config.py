@@ -21,9 +21,9 @@ from gspo_rllib.errors import (
     ReadOnlyError,
     SettingError,
     UnknownSettingError,
-    did_you_mean,
     shown,
 )
+from gspo_rllib.foreign_settings import hint
 from gspo_rllib.knobs import plain
 
 _FOREIGN = (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError)
@@ -140,7 +140,7 @@ def _guarded(name: str) -> Callable[..., Any]:
             known = [parameter for parameter in signature.parameters if parameter != "self"]
             for key in kwargs:
                 if key not in known:
-                    raise ArgumentError(f"{name}.{key} is unknown. {did_you_mean(key, known)}") from error
+                    raise ArgumentError(f"{name}.{key} is unknown. {hint(key, known)}") from error
             raise ArgumentError(
                 f"{name}: {error}: {', '.join(map(shown, args))}. Give settings by name, e.g. {name}({known[0]}=...)."
             ) from error

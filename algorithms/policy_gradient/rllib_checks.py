@@ -19,6 +19,7 @@ from ray.util.debug import log_once
 from gspo_rllib.algorithms.policy_gradient.rllib_setting import RLlibSetting
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.errors import SettingError, did_you_mean, shown
+from gspo_rllib.foreign_settings import REMEDIES, hint
 from gspo_rllib.knobs import LARGEST_COUNT, is_one_of, plain
 from gspo_rllib.value_forms import is_finite
 
@@ -146,9 +147,9 @@ def check_evaluation_keys(overrides: Mapping[str, Any], config: Any, *, trains: 
 
 
 def did_you_mean_or_own(got: str, allowed: Collection[str]) -> str:
-    """``did_you_mean`` without the list of everything, which is hundreds of names here."""
-    near = difflib.get_close_matches(got, allowed, n=1)
-    return did_you_mean(got, allowed) if near else "docs/settings.md lists them."
+    """``hint`` without the list of everything, which is hundreds of names here."""
+    near = got in REMEDIES or difflib.get_close_matches(got, allowed, n=1)
+    return hint(got, allowed) if near else "docs/settings.md lists them."
 
 
 def attribute_of(key: str) -> str:

@@ -175,8 +175,8 @@ def check_models(settings: TrainingSettings, model_config: Mapping[str, Any], *,
     check_model(model_path(model_config), trust_remote_code=trusted)
     if not training or not settings.kl_coeff or settings.reference_path is None:
         return
-    check_model(settings.reference_path, trust_remote_code=trusted)
     reference = {**model_config, "path": settings.reference_path, "revision": None}
+    check_model(model_path(reference), trust_remote_code=trusted)
     sizes = [vocabulary_size(config) for config in (model_config, reference)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise ModelError(

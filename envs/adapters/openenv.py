@@ -1,4 +1,4 @@
-"""Any server that speaks the OpenEnv protocol over a websocket; one connection per environment is one session.
+"""OpenEnv: any server that speaks the OpenEnv protocol over a websocket; one connection per environment is one session.
 
 Observation  str, the field `observation_field` of what the server answers; all of it as JSON where that is None
 Action       str, sent as the field `action_field` of the server's action

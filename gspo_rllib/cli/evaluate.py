@@ -34,8 +34,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plays and prints the means."""
     address = address_of(arguments)  # first: it takes no import of a framework to be refused
-    from gspo_rllib.driver.evaluation_scores import estimates, tasks_of
-
     for option in ("episodes", "samples"):
         if (given := getattr(arguments, option)) is not None:
             policy_source.check_count(f"--{option}", given)
@@ -43,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise SettingError("--all plays every task, --episodes so many of them: give one of the two.")
     file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
+    from gspo_rllib.driver.evaluation_scores import estimates, tasks_of
+
     wanted = None if arguments.all else (arguments.episodes or 256) * arguments.samples
     with opened_player(config, address=address, episodes=wanted, group_size=arguments.samples) as runner:
         wanted = wanted or _all_tasks(runner.num_tasks, config.env) * arguments.samples

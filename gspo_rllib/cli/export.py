@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo_rllib.cli.model_card import model_card
+from gspo_rllib.cli.named_policy import refuse_run
 from gspo_rllib.cli.push import check_name, push
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_files import ADAPTER_CONFIG, DTYPES, export_adapter, export_folder
@@ -68,12 +69,13 @@ def export(
         The dtype of the folder.
 
     Raises:
-        CheckpointError: The checkpoint is foreign, incomplete or corrupt.
+        CheckpointError: The checkpoint is foreign, incomplete or corrupt, or a run.
         ModelError: A weight is too large for the dtype, or the model below the adapter is gone or another one.
         SettingError: ``folder`` is not empty, or there is no adapter to merge.
     """
     from gspo_rllib import checkpoints
 
+    refuse_run(checkpoint)
     check_folder(folder, "export: the folder")
     source = checkpoints.policy_folder(checkpoint)
     if folder.exists() and any(folder.iterdir()):

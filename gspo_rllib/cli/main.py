@@ -55,7 +55,11 @@ EXIT_NOBODY_READS = 141
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, like every other error here."""
+    """Reports a wrong command line in one line, like every other error here, and shows help as people read it."""
+
+    def format_help(self) -> str:
+        """Descriptions are docstrings, which mark code as reStructuredText does."""
+        return super().format_help().replace("``", "`")
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and where help is, then exits."""

@@ -73,11 +73,12 @@ def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
     Raises:
         ModelError: There is no such model, or its architecture cannot be built.
     """
-    from gspo_rllib.model_folder import load_model_config
+    from gspo_rllib.model_folder import load_model_config, model_path
     from gspo_rllib.modules.memory import ModelSizes
+    from gspo_rllib.modules.model_config import check_model_config
 
-    settings = config.model_config
-    path, trust = str(settings.get("path")), bool(settings.get("trust_remote_code", False))
+    settings = check_model_config(config._model_config or {})
+    path, trust = model_path(settings), settings["trust_remote_code"]
     model = load_model_config(path, trust_remote_code=trust)
     try:
         sizes = ModelSizes.of(model, autocast=settings.get("autocast_dtype") is not None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.cluster_address import add_address
+from gspo_rllib.cli.named_policy import model_alone
 from gspo_rllib.errors import SettingError, shown
 from gspo_rllib.knobs import LARGEST_COUNT
 from gspo_rllib.places import named_path
@@ -27,7 +27,11 @@ TRUST_NOTE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the policy and how it is to play."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a Hugging Face folder with --env")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a checkpoint; or with --env a Hugging Face folder, a hub name or an adapter's folder",
+    )
     parser.add_argument("--env", metavar="ID", help="environment; default: the checkpoint's")
     parser.add_argument(
         "--env-config", nargs="+", default=[], metavar="KEY=VALUE", help="environment settings, e.g. operations=8"
@@ -99,20 +103,21 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
     Raises:
         CheckpointError: The folder is neither a whole checkpoint of ours nor a Hugging Face folder.
-        SettingError: A Hugging Face folder was given without an environment.
+        SettingError: A model was given without an environment.
+        ModelError: An adapter does not say on which model it was trained.
     """
+    model = model_alone(arguments.checkpoint, env=arguments.env)  # first: it takes no import of a framework
+
     from gspo_rllib import checkpoints
     from gspo_rllib.agents.settings import AgentSettings
     from gspo_rllib.algorithms import GSPOConfig
 
-    source = named_path(arguments.checkpoint)
-    if not os.path.isfile(source / "config.json"):
-        config: GSPOConfig = GSPOConfig.from_state(_saved_state(arguments, checkpoints.verify(source)))
-        config.adapter_sync = None  # engines get the whole model from here
-    elif arguments.env:
-        config = GSPOConfig().rl_module(model_config={"path": str(source)})
+    if model is None:
+        state = _saved_state(arguments, checkpoints.verify(named_path(arguments.checkpoint)))
+        config: GSPOConfig = GSPOConfig.from_state(state)
     else:
-        raise SettingError(f"{arguments.checkpoint!r} is a model without an environment; name one with --env.")
+        config = GSPOConfig().rl_module(model_config=model)
+    config.adapter_sync = None  # engines get the whole model from here
     env_config = parse_assignments(arguments.env_config, option="--env-config")
     if arguments.env:
         # Another environment's settings would not fit this one.
@@ -142,8 +147,9 @@ def weights_version(arguments: argparse.Namespace) -> int:
     """What learners that begin with this policy call its weights."""
     from gspo_rllib import checkpoints
 
-    source = named_path(arguments.checkpoint)
-    return 0 if os.path.isfile(source / "config.json") else checkpoints.weights_version(source)
+    if model_alone(arguments.checkpoint, env=arguments.env) is not None:
+        return 0
+    return checkpoints.weights_version(named_path(arguments.checkpoint))
 
 
 @contextlib.contextmanager

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
-    from gspo_rllib.configs import Run
+    from gspo_rllib.configs.runs import Run, Sections
 
 _COMMAND = "gspo-rllib warmstart"
 
 
-def check_model_is_there(run: Run, source: str | Path) -> None:
-    """Refuses a run whose model is a folder that is not there, before anything is imported or asked for.
+def load_with_model(source: str | Path, overrides: Sequence[str]) -> Run:
+    """Loads a config whose model must be there.
+
+    Where nothing is overridden, a missing model is told before any framework is loaded, which takes ten seconds.
 
     Args:
-        run: What is to be trained.
-        source: Name or path of its config; a comment in it may hold the command that makes the model.
+        source: Name or path of the config; a comment in it may hold the command that makes the model.
+        overrides: As for ``load_run``.
 
     Raises:
-        SettingError: With that command, or one that is made from the run's environment.
+        SettingError: The model is a folder that is not there, with the command that makes it; or as of ``load_run``.
     """
+    from gspo_rllib.configs import load_run
+    from gspo_rllib.configs.runs import find_config, read_sections
+
+    if not overrides:
+        _check_model(read_sections(find_config(source)), source)
+    loaded = load_run(source, overrides)
+    _check_model(loaded.sections, source)
+    return loaded
+
+
+def _check_model(sections: Sections, source: str | Path) -> None:
     from gspo_rllib.model_folder import is_missing_folder
 
-    given = run.config._model_config
+    given = sections.get("rl_module", {}).get("model_config")
     path = given.get("path") if isinstance(given, dict) else None
-    if path is None or not is_missing_folder(str(path)):
-        return
-    command = _written(source, str(path)) or _made(run, str(path))
+    if path is None or "://" in str(path) or not is_missing_folder(str(path)):
+        return  # what no warm start could make is refused with the rest
+    command = _written(source, str(path)) or _made(sections.get("environment", {}), str(path))
     raise SettingError(f"model path {str(path)!r} is not there yet; make it with `{command}`, then run this again.")
 
 
@@ -42,7 +56,10 @@ def _written(source: str | Path, path: str) -> str | None:
     return next((line for line in lines if line.startswith(_COMMAND) and path in line.split()), None)
 
 
-def _made(run: Run, path: str) -> str:
-    env = run.config.env if isinstance(run.config.env, str) else "ENV"
-    settings = [shlex.quote(f"{key}={value}") for key, value in (run.config.env_config or {}).items()]
-    return " ".join([_COMMAND, env, shlex.quote(path), *(["--env-config", *settings] if settings else [])])
+def _made(environment: dict[str, Any], path: str) -> str:
+    env, env_config = environment.get("env"), environment.get("env_config")
+    settings = [
+        shlex.quote(f"{key}={value}") for key, value in (env_config if isinstance(env_config, dict) else {}).items()
+    ]
+    words = [_COMMAND, shlex.quote(str(env)) if env else "ENV", shlex.quote(path)]
+    return " ".join([*words, *(["--env-config", *settings] if settings else [])])

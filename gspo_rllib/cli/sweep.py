@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
     add_address(parser)
     add_quiet(parser)
+    parser.epilog = "Several values of a setting stand behind each other: training.lr=1e-5,3e-5"
     parser.set_defaults(run=run)
 
 
@@ -132,12 +133,15 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
             verbose=1 if arguments.verbose else 0,
         ),
     )
-    code = sweep_trials.report(tuner.fit(), base, trials, arguments.metric, short)
-    unfinished = sweep_trials.num_unfinished(str(folder), len(trials))
-    if not unfinished:
+    results = tuner.fit()
+    code = sweep_trials.report(results, base, trials, arguments.metric, short)
+    left = sweep_trials.unfinished(str(folder), results, trials)
+    if not left:
         return code
-    print(f"interrupted: {unfinished} of {len(trials)} trials are not at their end; each goes on in a new folder with")
-    print("its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`")
+    for point, checkpoint in left:
+        print(sweep_trials.going_on(point, arguments.config, None if checkpoint is None else short(checkpoint)))
+    print(f"interrupted: {len(left)} of {len(trials)} trials are not at their end; each goes on in a new folder with")
+    print("its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`, as above")
     return EXIT_INTERRUPTED
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli.seed_model import check_model_is_there
+from gspo_rllib.cli.seed_model import load_with_model
 from gspo_rllib.errors import SettingError
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ class Point:
     Attributes:
         label: The settings that make it differ from the others, e.g. ``"lr=1e-05,clip_high=0.004"``.
         values: Attribute of the algorithm config to its value in this trial; every trial has the same attributes.
+        overrides: All that the trial has beside the config, as ``gspo-rllib train`` takes it.
     """
 
     label: str
     values: Mapping[str, Any]
+    overrides: Sequence[str] = ()
 
     @property
     def folder(self) -> str:
@@ -129,8 +131,7 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
     from gspo_rllib.configs import load_run
 
     fixed, axes = split_axes(overrides)
-    base = load_run(arguments.config, fixed)
-    check_model_is_there(base, arguments.config)
+    base = load_with_model(arguments.config, fixed)
     hush(base.config, verbose=arguments.verbose)
     # Each value by itself first: what is wrong with it is said of it, and not of a combination.
     for key, texts in axes.items():
@@ -138,18 +139,19 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
         for run in alone:
             hush(run.config, verbose=arguments.verbose)
         check_varied(key, base, alone)
-    runs = {}
+    runs, given = {}, {}
     for chosen in combinations(axes, samples=samples, seed=int(base.config.seed or 0)):
-        run = load_run(arguments.config, [*fixed, *(f"{key}={text}" for key, text in chosen.items())])
+        own = [*fixed, *(f"{key}={text}" for key, text in chosen.items())]
+        run = load_run(arguments.config, own)
         hush(run.config, verbose=arguments.verbose)
-        runs[label_of(chosen)] = run
+        runs[label_of(chosen)], given[label_of(chosen)] = run, own
     # Before they are validated, which fills in what RLlib derives from other settings.
     attributes = changed(base, runs.values())
     made: list[Point] = []
     for label, run in runs.items():
         values = {name: getattr(run.config, name) for name in sorted(attributes)}
         if all(point.values != values for point in made):  # 1 and 1.0 are one trial
-            made.append(Point(label, values))
+            made.append(Point(label, values, given[label]))
     with _each_warning_once():
         for run in runs.values():
             run.config.validate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -204,15 +205,29 @@ class Report(tune.Callback):
             print(row(trial.last_result or {}, self._limits, "failed", str(trial)), flush=True)
 
 
-def num_unfinished(folder: str, number: int) -> int:
-    """How many trials of a sweep are not at their end, those included that were never started.
+def unfinished(folder: str, results: tune.ResultGrid, points: Sequence[Point]) -> list[tuple[Point, Path | None]]:
+    """The trials that are not at their end, those included that were never started, and each one's latest checkpoint.
 
     Args:
         folder: The sweep's folder.
-        number: How many trials it has.
+        results: What Tune returned.
+        points: The trials.
     """
     trials = tune.ExperimentAnalysis(folder, trials=None).trials or []
-    return number - sum(trial.status in ("TERMINATED", "ERROR") for trial in trials)
+    ended = {str(trial) for trial in trials if trial.status in ("TERMINATED", "ERROR")}
+    saved = {Path(result.path).name: Path(result.checkpoint.path) for result in results if result.checkpoint}
+    return [(point, saved.get(point.folder)) for point in points if point.label not in ended]
+
+
+def going_on(point: Point, config: str, checkpoint: str | None) -> str:
+    """The command that goes on with a trial by itself, or begins it where there is no checkpoint.
+
+    Example:
+        >>> going_on(Point("lr=1e-05", {}, ["training.lr=1e-5", "run.iterations=9"]), "my.yaml", "results/a b/c")
+        "gspo-rllib train my.yaml training.lr=1e-5 run.iterations=9 --resume 'results/a b/c'"
+    """
+    resume = [] if checkpoint is None else ["--resume", checkpoint]
+    return shlex.join(["gspo-rllib", "train", config, *point.overrides, *resume])
 
 
 def state(result: Mapping[str, Any], limits: RunSettings) -> str:

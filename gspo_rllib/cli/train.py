@@ -18,7 +18,7 @@ from gspo_rllib.cli.policy_source import add_trust_pickle
 from gspo_rllib.cli.provenance import run_record
 from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_record
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
-from gspo_rllib.cli.seed_model import check_model_is_there
+from gspo_rllib.cli.seed_model import load_with_model
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 from gspo_rllib.places import check_folder, named_path
@@ -148,10 +148,11 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     in_place = bool(arguments.resume) and is_run(arguments.resume)
     if source is None and not in_place:
         arguments.usage_error("the following arguments are required: CONFIG")
-    loaded = load_run(named_path(arguments.resume) / "config.yaml" if source is None else source, overrides)
+    if source is None:
+        loaded = load_run(named_path(arguments.resume) / "config.yaml", overrides)
+    else:
+        loaded = load_with_model(source, overrides)
     check_limits(loaded.settings, "this run")
-    if source is not None:
-        check_model_is_there(loaded, source)
     if not in_place:
         check_folder(loaded.settings.storage, "run.storage")
     if loaded.settings.checkpoint_storage is not None:

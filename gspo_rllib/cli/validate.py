@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gspo_rllib.cli.seed_model import check_model_is_there
+from gspo_rllib.cli.seed_model import load_with_model
 from gspo_rllib.cli.train import add_config_arguments, check_limits, overrides_of
 from gspo_rllib.errors import GSPOError
 from gspo_rllib.places import check_folder
@@ -52,11 +52,9 @@ def checked(arguments: argparse.Namespace) -> Run:
         GSPOError: ``gspo-rllib train`` would refuse it.
     """
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.configs import load_run
 
-    loaded = load_run(arguments.config, overrides_of(arguments))
+    loaded = load_with_model(arguments.config, overrides_of(arguments))
     check_limits(loaded.settings, "this run")
-    check_model_is_there(loaded, arguments.config)
     check_folder(loaded.settings.storage, "run.storage")
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()

@@ -118,7 +118,7 @@ def adapter_config(folder: str | pathlib.Path) -> dict[str, Any]:
     if missing:
         raise ModelError(
             f"adapter {str(folder)!r}: there is no {missing[0]}. Give a folder that peft's save_pretrained or "
-            "`gspo-rllib export` wrote."
+            "`gspo-rllib export` wrote; of one on the hub, `hf download NAME --local-dir FOLDER` makes it."
         )
     config: dict[str, Any] = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     plain = {"peft_type": "LORA", "bias": "none"}

@@ -199,8 +199,8 @@ def _taught(teacher: Teacher, folder: Path, say: Callable[[str], object]) -> Pla
 
 def _beginning(student: Student, teacher: Teacher, target: float) -> str:
     return (
-        f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per expert "
-        f"episode, target {target:.0%} sampled success{teacher.resumed}"
+        f"warm start: {student.num_parameters:,} parameters, {student.tokens_per_demonstration:.0f} tokens per "
+        f"episode, target {target:.0%} success{teacher.resumed}"
     )
 
 
@@ -209,9 +209,8 @@ def _outcome(result: WarmstartResult) -> str:
     if result.success is not None:
         how_good = f"{result.success:.1%} sampled success on {result.num_tasks} fresh tasks"
     short = "" if result.reached else ", short of the target: allow more minutes, or a larger model"
-    return (
-        f"warm start: {how_good} after {result.steps} steps and {result.seconds:.0f} s{short}; saved to {result.path}"
-    )
+    after = f"after {result.steps} steps and {result.seconds:.0f} s"
+    return f"warm start: {how_good} {after}{short}\nwarm start: saved to {result.path}"
 
 
 def _check_place(out: Path) -> None:

@@ -233,7 +233,7 @@ class Teacher:
 
     def _err_at(self, rate: float) -> None:
         self._student.mistake_rate = rate
-        self._say(f"warm start: the skill is there; from now on {rate:.0%} of the expert's replies are mistakes")
+        self._say(f"warm start: the skill is there; from now on {rate:.0%} of replies are mistakes")
 
     def _step(self, speed: float) -> None:
         now = self.progress
@@ -305,7 +305,6 @@ class Teacher:
 
     def _line(self) -> str:
         reach = self._student.reach
-        what = "the expert's episodes" if reach is None else f"the first {reach} tokens of the expert's episodes"
-        return (
-            f"warm start: step {self.progress.steps}, loss {self._loss:.3f}, copies {self._mean_estimate:.0%} of {what}"
-        )
+        what = "" if reach is None else f" of the first {reach} tokens"
+        steps, copied = self.progress.steps, self._mean_estimate
+        return f"warm start: step {steps}, loss {self._loss:.3f}, copies {copied:.0%}{what}"

@@ -78,7 +78,8 @@ def test_help_of_every_command_is_there_without_a_framework(capsys: pytest.Captu
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
-        assert "usage: gspo-rllib" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "usage: gspo-rllib" in shown and "``" not in shown
 
 
 def test_what_needs_no_framework_loads_none() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -114,3 +115,10 @@ def test_an_interrupted_sweep_leaves_a_table_and_says_what_is_left(
     first = folder / "lr=0.0001" / "result.json"
     trained = first.read_text().count("\n")
     assert 3 <= trained < 40
+    # Each line is a command as it stands: one goes on where its trial was, the other was never begun.
+    begun, new = (shlex.split(line) for line in out.splitlines() if line.startswith("gspo-rllib train"))
+    assert "training.lr=1e-4" in begun and f"{folder.name}/lr=0.0001/checkpoint_" in begun[-1]
+    assert "training.lr=1e-5" in new and "--resume" not in new
+    assert main([*begun[1:], f"run.iterations={trained + 1}"]) == 0
+    _, _, rest = capsys.readouterr().out.partition("continuing in a new folder from iteration ")
+    assert int(rest.partition(",")[0]) in (trained, trained - 1)

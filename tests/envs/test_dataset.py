@@ -72,6 +72,24 @@ def test_a_dataset_of_several_splits_wants_one_of_them(tmp_path) -> None:
         load_rows(str(tmp_path / "both"))
 
 
+def test_a_split_that_is_saved_alone_is_no_other(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS, split="train").save_to_disk(str(tmp_path / "one"))
+    assert load_rows(str(tmp_path / "one"), "train") == load_rows(str(tmp_path / "one")) == ROWS
+    with pytest.raises(EnvError, match="split='test', but there are no splits"):
+        load_rows(str(tmp_path / "one"), "test")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+def test_a_limit_leaves_the_first_rows(tmp_path, limit) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps({'question': f'{n}?', 'answer': str(n)})}\n" for n in range(5)))
+    env = DatasetEnv(str(path), limit=limit)
+    asked = {env.reset(seed=seed)[0] for seed in range(100)}
+    assert env.num_tasks() == len(asked) == min(limit, 5)
+    assert asked == {f"{n}?" for n in range(min(limit, 5))}
+
+
 def test_a_file_is_read_once_until_it_changes(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]))
@@ -97,6 +115,9 @@ def test_a_file_is_read_once_until_it_changes(tmp_path) -> None:
         ({"rows": ROWS, "verifier": "json:nothing"}, SettingError, ["nothing"]),
         ({"rows": ROWS, "prompt": "Solve it."}, SettingError, ["{question}"]),
         ({"rows": ROWS, "attempts": 0}, SettingError, ["attempts=0", "1 to 100"]),
+        ({"rows": ROWS, "limit": 0}, SettingError, ["limit=0", "from 1"]),
+        ({"rows": ROWS, "split": "test"}, SettingError, ["split='test'", "have no splits"]),
+        ({"path": GSM8K, "split": "test"}, EnvError, ["split='test'", "no splits to choose from", "Leave split out"]),
     ],
 )
 def test_bad_settings_are_one_clear_error(settings, error, parts) -> None:
@@ -334,3 +355,25 @@ def test_the_reason_of_a_verdict_is_in_the_info() -> None:
         "success": False,
         "reason": "the answer is no number",
     }
+
+
+def test_without_the_hub_a_data_set_of_it_is_refused_at_once_unless_the_cache_has_it(tmp_path, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        if split == "tset":
+            raise ValueError("Unknown split 'tset'")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(EnvError, match=r"'hub:me/sums': the hub cannot be reached .*hf download me/sums --repo-type"):
+        load_rows("hub:me/sums", "train")
+    assert not asked
+    (tmp_path / "me___sums").mkdir()
+    assert load_rows("hub:me/sums", "train") == ROWS
+    with pytest.raises(EnvError, match=r"'hub:me/sums' could not be read: ValueError: Unknown split 'tset'"):
+        load_rows("hub:me/sums", "tset")
+    assert asked == [("me/sums", "train"), ("me/sums", "tset")]

@@ -39,6 +39,7 @@ def test_imitation_stops_at_the_chosen_success(learnt) -> None:
     assert result.reached
     assert 0.25 <= result.success <= 0.85
     assert "sampled success" in lines[-1]
+    assert all(len(line) <= 80 for text in lines for line in text.splitlines() if str(result.path) not in line)
 
 
 def test_the_saved_folder_plays_as_reported(learnt) -> None:

@@ -86,6 +86,7 @@ def test_it_is_saved_and_said_before_it_is_evaluated() -> None:
     assert student.calls[first - 2 : first] == ["save", "state"]
     line = next(index for index, text in enumerate(said) if "playing up to 128 tasks" in text)
     assert "sampled success 0%" in said[line + 1]
+    assert max(map(len, said)) <= 80
 
 
 def test_time_is_kept_for_the_final_evaluation() -> None:
