@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.util import log_once
 
-from gspo_rllib.algorithms.policy_gradient import resources
+from gspo_rllib.algorithms.policy_gradient import overlap, resources
 from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.choices import FIXED_LAG
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
@@ -331,6 +331,7 @@ class PolicyGradient(
     def _make_source(self) -> GroupSource:
         if not self._settings.max_staleness:
             return Lockstep(self.env_runner_group, draw=self._draw_groups)
+        overlap.say_where_it_cannot_win(self.config)
         if self._settings.schedule == FIXED_LAG:
             return FixedLag(
                 self.env_runner_group,
