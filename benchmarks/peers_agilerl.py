@@ -1,0 +1,99 @@
+"""AgileRL's side of peers_multi_turn.py: its rollout harness and collector, its ``GSPO.learn()``.
+
+Runs in the environment of requirements/agilerl.txt. The loop is that of AgileRL's ``finetune_llm_rollout``, without its
+logging, checkpoints and population of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from side import Pace
+
+LORA_RANK = 128
+
+
+def run(job_name: str, model: str, seed: int) -> None:
+    """Iterations until the parent closes the connection.
+
+    Args:
+        job_name: One of ``JOBS``.
+        model: Folder of the policy to start from.
+        seed: Seed of the run.
+    """
+    pace = Pace()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    import peers_job
+    import torch
+    from agilerl.algorithms import GSPO
+    from agilerl.llm_envs import RolloutCollector, RolloutHarness
+    from agilerl.rollouts.on_policy import collate_llm_rollouts, collect_rollouts_llm
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+
+    job = peers_job.JOBS[job_name]
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    agent = GSPO(
+        pad_token_id=tokenizer.pad_token_id,
+        pad_token=tokenizer.pad_token,
+        model_name=model,
+        model_config={"torch_dtype": torch.float32},
+        lora_config=LoraConfig(
+            r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        ),
+        batch_size=job.groups,
+        group_size=peers_job.GROUP_SIZE,
+        mini_batch_size=job.trajectories // peers_job.MINIBATCHES,
+        micro_batch_size_per_gpu=min(job.trajectories // peers_job.MINIBATCHES, 32),
+        update_epochs=1,
+        lr=job.lr,
+        clip_coef=(1.0 - job.clip[0], 1.0 + job.clip[1]),
+        max_grad_norm=peers_job.GRAD_CLIP,
+        beta=0.0,
+        temperature=peers_job.TEMPERATURE,
+        top_k=0,
+        max_output_tokens=job.tokens_per_turn,
+        max_model_len=job.context,
+        adv_norm="mean_std",
+        advantage_granularity="trajectory",
+        loss_norm="episode",
+        filter_zero_adv=True,
+        off_policy_token_mask_bounds=None,
+        off_policy_sequence_mask_threshold=None,
+        use_separate_reference_adapter=False,
+        use_liger_loss=False,
+        gradient_checkpointing=False,
+        device="cpu",
+        seed=seed,
+    )
+    played: list[peers_job.Played] = []
+
+    def harness() -> RolloutHarness:
+        played.append(peers_job.Played(job))
+        return RolloutHarness.local(played[-1], tokenizer, max_turns=job.most_turns, max_model_len=job.context)
+
+    collector = RolloutCollector(harness, job.groups, peers_job.GROUP_SIZE)
+    group_seed = 100_000 * seed
+    while pace.wait():
+        agent.init_training_step()
+        ids, masks, turns, rewards, _, group_seed, logps, _ = collect_rollouts_llm(
+            agent=agent, env=collector, n_steps=job.most_turns, batch_size=collector.batch_size, group_seed=group_seed
+        )
+        batch = collate_llm_rollouts(ids, masks, turns, rewards, logps, group_size=peers_job.GROUP_SIZE)
+        agent.learn(batch.experiences(), turn_ids=batch.turn_ids, sampling_logps=batch.sampling_logps)
+        agent.finalize_training_step(sum(env.turns for env in played))
+        sampled = float(sum(mask.sum() for mask in masks))
+        informative = [
+            len({env.total for env in played[i : i + peers_job.GROUP_SIZE]}) > 1
+            for i in range(0, len(played), peers_job.GROUP_SIZE)
+        ]
+        trained = float(sum(mask.sum() for i, mask in enumerate(masks) if informative[i // peers_job.GROUP_SIZE]))
+        pace.done(**peers_job.facts(played, sampled=sampled, trained=trained))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], int(sys.argv[3]))
