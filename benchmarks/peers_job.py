@@ -72,6 +72,8 @@ class Played:
     """The job's environment as a plain text game: ``reset`` and ``step`` with text, and what came of it.
 
     Attributes:
+        chat: How it wants to be framed.
+        expert: Makes a policy that plays it right.
         system_prompt: What the model is told before the first observation.
         total: The return so far.
         success: Whether the task was solved.
@@ -80,8 +82,9 @@ class Played:
     """
 
     def __init__(self, job: Job) -> None:
-        self._env = gymnasium.make(job.env_id, **job.env_config)
-        self.system_prompt: str = self._env.unwrapped.chat.system_prompt
+        env = gymnasium.make(job.env_id, **job.env_config)
+        self._env, self.chat, self.expert = env, env.unwrapped.chat, env.unwrapped.expert
+        self.system_prompt: str = self.chat.system_prompt
         self.total, self.success, self.turns, self.done = 0.0, False, 0, False
 
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
