@@ -48,7 +48,7 @@ def run(job_name: str, model: str, seed: int) -> None:
         batch_size=job.groups,
         group_size=peers_job.GROUP_SIZE,
         mini_batch_size=job.trajectories // peers_job.MINIBATCHES,
-        micro_batch_size_per_gpu=min(job.trajectories // peers_job.MINIBATCHES, 32),
+        micro_batch_size_per_gpu=job.trajectories // peers_job.MINIBATCHES,
         update_epochs=1,
         lr=job.lr,
         clip_coef=(1.0 - job.clip[0], 1.0 + job.clip[1]),
@@ -72,9 +72,14 @@ def run(job_name: str, model: str, seed: int) -> None:
     )
     played: list[peers_job.Played] = []
 
+    class Harness(RolloutHarness):
+        def _with_trailing_instruction(self, content: str) -> str:
+            # It would repeat the system prompt behind the first observation, which the start model has never seen.
+            return content
+
     def harness() -> RolloutHarness:
         played.append(peers_job.Played(job))
-        return RolloutHarness.local(played[-1], tokenizer, max_turns=job.most_turns, max_model_len=job.context)
+        return Harness.local(played[-1], tokenizer, max_turns=job.most_turns, max_model_len=job.context)
 
     collector = RolloutCollector(harness, job.groups, peers_job.GROUP_SIZE)
     group_seed = 100_000 * seed

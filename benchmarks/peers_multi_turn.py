@@ -11,8 +11,8 @@ Each side is a process in an environment of its own, with pinned versions; they 
 that one works while the others wait. A side stops at its first iteration with 90 % success, but not before the fifth.
 
 CPU seconds are of the process and all its children (Ray's among ours), the measure that other programs on the machine
-disturb least; wall clock is worth something only where nothing else runs. The first iteration warms up and is left out
-of the medians, but not out of what it takes to 90 %, which counts from the start of the process.
+disturb least; wall clock is worth something only where nothing else runs. The first of several iterations warms up and
+is left out of the medians, but not out of what it takes to 90 %, which counts from the start of the process.
 
 Ours: ``GSPOConfig`` as in configs/calculator.yaml with every trajectory of an iteration in play at once, everything in
 the driver, full fine-tuning; engine ``transformers`` or ``vllm``.
@@ -28,8 +28,10 @@ advantage. With vLLM it needs what ``peers_trl.fit_vllm_to_cpu`` does: as it is,
 AgileRL 2.58: ``GSPO`` with its ``RolloutHarness`` and ``RolloutCollector``, in the loop of its own rollout training. It
 trains adapters only: LoRA of rank 128, which for this model is as large as the matrices themselves. Its defaults are
 not GSPO; set are the paper's advantage and norm, no masks, no KL, the clip range and learning rate of the others,
-trajectories without an advantage left out, no gradient checkpointing, 32 trajectories per pass. Its vLLM is pinned to a
-build for CUDA, so on a CPU it samples with Hugging Face generate, which it calls for one trajectory at a time.
+trajectories without an advantage left out, no gradient checkpointing, a minibatch per pass. Its harness repeats the
+system prompt behind the first observation; it is kept from that, because the start model has never seen it. Its vLLM
+is pinned to a build for CUDA, so on a CPU it samples with Hugging Face generate, which it calls for one trajectory at a
+time.
 
 What is unlike: to our advantage, the peers play in step, turn by turn, because their interfaces do; that is what is
 compared. TRL trains on trajectories without an advantage as well (*trained tokens* counts those of ours and AgileRL's
@@ -78,8 +80,8 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 MODELS = {"many_turns": "models/seed", "long_turns": "models/recall_long"}
-ITERATIONS = {"many_turns": 14, "long_turns": 2}
-"""Most iterations of a side."""
+ITERATIONS = {"many_turns": 14, "long_turns": 1}
+"""Most iterations of a side; where a peer's takes minutes, what the first one warms up does not show."""
 FEWEST, TARGET = 5, 0.9
 COMMAND = ".venv-peers/bin/python benchmarks/peers_multi_turn.py"
 
@@ -141,11 +143,16 @@ def until_target(taken: list[dict[str, float]], clock: str) -> float | None:
     return None
 
 
+def measured(taken: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The iterations that count: all but the first, where there are more."""
+    return taken[1:] or taken
+
+
 def summary(runs: list[Steps]) -> dict[str, dict[str, Any]]:
-    """The table's rows: medians over iterations but the first, and over seeds."""
+    """The table's rows: medians over iterations and seeds."""
     rows: dict[str, dict[str, Any]] = {}
     for name in runs[0]:
-        steps = [step for run in runs for step in run[name][1:]]
+        steps = [step for run in runs for step in measured(run[name])]
         row: dict[str, Any] = {
             "cpu_s": statistics.median(step["cpu_s"] for step in steps),
             "sampled_per_cpu_s": statistics.median(step["sampled"] / step["cpu_s"] for step in steps),
@@ -198,7 +205,7 @@ def record(job: str, runs: list[Steps], rows: dict[str, dict[str, Any]]) -> None
         peer = cheapest(library)
         if ours is None or peer is None:
             continue
-        pairs = [pair for run in runs for pair in zip(run[peer][1:], run[ours][1:], strict=False)]
+        pairs = [pair for run in runs for pair in zip(measured(run[peer]), measured(run[ours]), strict=False)]
         measure.record(
             f"{job}_over_{library.lower()}",
             [theirs["cpu_s"] / mine["cpu_s"] for theirs, mine in pairs],
@@ -271,7 +278,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", choices=[*peers_job.JOBS], default=[*peers_job.JOBS])
     parser.add_argument("--sides", nargs="+", choices=[*SIDES], default=[*SIDES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="long_turns takes the first of them")
-    parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 2 of long_turns")
+    parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 1 of long_turns")
     parser.add_argument("--model", help="start policy, instead of the job's own below models/")
     parser.add_argument("--kept", type=pathlib.Path, help="report on what --json wrote earlier, run nothing")
     parser.add_argument("--json", type=pathlib.Path, help="also write every iteration here")

@@ -138,6 +138,8 @@ def test_the_table_leaves_the_warm_up_out_and_the_start_in(
     assert rows["ours, vLLM"]["sampled_per_cpu_s"] == 600.0 and rows["ours, vLLM"]["trained_per_cpu_s"] == 300.0
     assert rows["ours, vLLM"]["target_cpu_s"] == [10.0 + 3.0 + 1.0] * 2
     assert rows["TRL, generate"]["target_cpu_s"] == [None, None]
+    single = peers_multi_turn.summary([{"TRL, generate": _steps(6.0, 5.0, [0.4])}])
+    assert single["TRL, generate"]["cpu_s"] == 18.0  # the only one there is
     peers_multi_turn.print_table("many_turns", rows)
     printed = capsys.readouterr().out
     assert "14 / 14" in printed and "- / -" in printed
