@@ -26,8 +26,12 @@ def run(job_name: str, model: str, seed: int) -> None:
     pace = Pace()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    import agilerl
     import peers_job
     import torch
+
+    # It would put Liger's kernels, which are written in Triton for GPUs, into the model because the package is there.
+    agilerl.HAS_LIGER_KERNEL = False
     from agilerl.algorithms import GSPO
     from agilerl.llm_envs import RolloutCollector, RolloutHarness
     from agilerl.rollouts.on_policy import collate_llm_rollouts, collect_rollouts_llm
