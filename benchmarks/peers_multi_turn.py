@@ -98,7 +98,7 @@ def compare(job: str, model: str, seed: int, sides: list[str], iterations: int) 
             # One after the other: a side that starts while another is measured would disturb it.
             for name in sides:
                 place, (script, *told) = SIDES[name]
-                python, program = ROOT / place / "bin" / "python", pathlib.Path(__file__).with_name(script)
+                python, program = ROOT / place / "bin" / "python", pathlib.Path(__file__).parent / script
                 command = [str(python), str(program), job, model, str(seed), *told]
                 children[name] = Child(name, command, pathlib.Path(folder, f"{name}.log"), ENVIRONMENT)
                 steps[name].append(children[name].step())
@@ -170,10 +170,10 @@ def summary(runs: list[Steps]) -> dict[str, dict[str, Any]]:
 
 
 def print_table(job: str, rows: dict[str, dict[str, Any]]) -> None:
-    """One row per quantity, one column per side."""
+    """One row per quantity, one column per side, in Markdown."""
 
     def seconds(values: list[float | None]) -> str:
-        return " / ".join("-" if value is None else f"{value:.0f}" for value in values)
+        return " / ".join("not reached" if value is None else f"{value:.0f}" for value in values)
 
     lines = {
         "CPU s per iteration": lambda row: f"{row['cpu_s']:.2f}",
@@ -182,14 +182,16 @@ def print_table(job: str, rows: dict[str, dict[str, Any]]) -> None:
         "start to first iteration, wall s": lambda row: f"{row['ready_wall_s']:.1f}",
         "start to first iteration, CPU s": lambda row: f"{row['ready_cpu_s']:.1f}",
         "peak MB with children": lambda row: f"{row['peak_mb']:,.0f}",
-        "first >= 90 %, wall s with start": lambda row: seconds(row["target_wall_s"]),
-        "first >= 90 %, CPU s with start": lambda row: seconds(row["target_cpu_s"]),
+        "first ≥ 90 %, wall s with start": lambda row: seconds(row["target_wall_s"]),
+        "first ≥ 90 %, CPU s with start": lambda row: seconds(row["target_cpu_s"]),
     }
     first = next(iter(rows.values()))
-    print(f"\n{job}: {first['turns']:,.0f} turns and {first['sampled']:,.0f} sampled tokens per iteration")
-    print(f"{'':>34}" + "".join(f"{name:>20}" for name in rows))
+    heading = f"{job}: {first['turns']:,.0f} turns, {first['sampled']:,.0f} sampled tokens per iteration"
+    print(f"\n| {heading} | {' | '.join(rows)} |")
+    print("|---|" + "---|" * len(rows))
     for label, cell in lines.items():
-        print(f"{label:>34}" + "".join(f"{cell(row):>20}" for row in rows.values()))
+        print(f"| {label} | " + " | ".join(cell(row) for row in rows.values()) + " |")
+    print(f"\nmeasured on {machine.sentence()}")
 
 
 def record(job: str, runs: list[Steps], rows: dict[str, dict[str, Any]]) -> None:

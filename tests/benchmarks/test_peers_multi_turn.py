@@ -29,6 +29,18 @@ while pace.wait():
 """
 
 
+SIDE = """
+import sys
+sys.path.insert(0, {folder!r})
+from side import Pace
+job, model, seed, success = sys.argv[1:]
+pace = Pace()
+while pace.wait():
+    sum(range(3_000_000))  # CPU time comes in hundredths of a second
+    pace.done(success=float(success), turns=9, sampled=40, trained=20, **{{"return": 0.5}})
+"""
+
+
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``import side`` and its neighbours, as the scripts do it that lie beside them."""
@@ -125,10 +137,12 @@ def _steps(cpu_s: float, ready_s: float, successes: list[float]) -> list[dict[st
 
 
 def test_the_table_leaves_the_warm_up_out_and_the_start_in(
-    scripts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import machine
     import peers_multi_turn
 
+    monkeypatch.setattr(machine, "sentence", lambda: "this")
     runs = [
         {"ours, vLLM": _steps(1.0, 10.0, [0.4, 0.9, 0.8]), "TRL, generate": _steps(6.0, 5.0, [0.4, 0.5, 0.6])}
         for _ in range(2)
@@ -142,7 +156,7 @@ def test_the_table_leaves_the_warm_up_out_and_the_start_in(
     assert single["TRL, generate"]["cpu_s"] == 18.0  # the only one there is
     peers_multi_turn.print_table("many_turns", rows)
     printed = capsys.readouterr().out
-    assert "14 / 14" in printed and "- / -" in printed
+    assert "| first ≥ 90 %, CPU s with start | 14 / 14 | not reached / not reached |" in printed
     picture = tmp_path / "picture.png"
     peers_multi_turn.draw(runs, picture, "title")
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -177,3 +191,48 @@ def test_a_longer_context_changes_nothing_but_the_limit(scripts: None, tiny_dens
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (Path(tiny_dense), path))
     assert {name for name in after if after[name] != before[name]} == {"max_position_embeddings"}
     assert after["max_position_embeddings"] == 100_000
+
+
+def test_sides_take_turns_until_they_have_learnt_or_were_long_enough_at_it(
+    scripts: None, tiny_dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    import machine
+    import peers_multi_turn
+
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "fake.py").write_text(SIDE.format(folder=str(FOLDER)))
+    sides = {name: (".venv", [str(tmp_path / "fake.py"), success]) for name, success in (("good", "1"), ("bad", "0.1"))}
+    monkeypatch.setattr(peers_multi_turn, "ROOT", tmp_path)
+    monkeypatch.setattr(peers_multi_turn, "SIDES", sides)
+    monkeypatch.setattr(machine, "sentence", lambda: "this")
+    monkeypatch.setattr(machine, "facts", lambda: {"processor": "this"})
+    kept = tmp_path / "kept.json"
+    arguments = [
+        "--jobs",
+        "many_turns",
+        "--seeds",
+        "3",
+        "--model",
+        tiny_dense,
+        "--iterations",
+        "7",
+        "--json",
+        str(kept),
+    ]
+    monkeypatch.setattr(sys, "argv", ["peers_multi_turn.py", *arguments, "--sides", "good", "bad"])
+    peers_multi_turn.main()
+
+    (run,) = json.loads(kept.read_text())["runs"]["many_turns"]
+    assert len(run["good"]) == peers_multi_turn.FEWEST and len(run["bad"]) == 7
+    lines = [line for line in capsys.readouterr().out.splitlines() if "iteration " in line and "seed 3" in line]
+    started = [("good" if " good " in line else "bad") for line in lines]
+    assert started == ["good", "bad"] * peers_multi_turn.FEWEST + ["bad"] * 2
+
+    monkeypatch.setattr(sys, "argv", ["peers_multi_turn.py", "--kept", str(kept)])
+    peers_multi_turn.main()
+    assert "| CPU s per iteration | " in capsys.readouterr().out
