@@ -10,8 +10,8 @@ start model, one chat frame, temperature 1, 4 optimiser steps per iteration, flo
 Each side is a process in an environment of its own, with pinned versions; they take turns, iteration by iteration, so
 that one works while the others wait. A side stops at its first iteration with 90 % success, but not before the fifth.
 
-CPU seconds are of the process and all its children (Ray's among ours), the measure that other programs on the machine
-disturb least; wall clock is worth something only where nothing else runs. The first of several iterations warms up and
+CPU seconds are of the process and all its children (Ray's among ours), what other programs on the machine disturb
+least; wall clock is worth something only where nothing else runs. The first of several iterations warms up and
 is left out of the medians, but not out of what it takes to 90 %, which counts from the start of the process.
 
 Ours: ``GSPOConfig`` as in configs/calculator.yaml with every trajectory of an iteration in play at once, everything in
