@@ -90,7 +90,8 @@ class Played:
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
         """The first observation of the task with this seed."""
         self.total, self.success, self.turns, self.done = 0.0, False, 0, False
-        return self._env.reset(seed=seed)
+        observation, info = self._env.reset(seed=seed)
+        return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """The answer to a reply; ``info["role"]`` is the role of the message that tells it."""

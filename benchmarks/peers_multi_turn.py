@@ -49,6 +49,7 @@ import pathlib
 import shutil
 import statistics
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import machine
@@ -175,7 +176,7 @@ def print_table(job: str, rows: dict[str, dict[str, Any]]) -> None:
     def seconds(values: list[float | None]) -> str:
         return " / ".join("not reached" if value is None else f"{value:.0f}" for value in values)
 
-    lines = {
+    lines: dict[str, Callable[[dict[str, Any]], str]] = {
         "CPU s per iteration": lambda row: f"{row['cpu_s']:.2f}",
         "sampled tokens per CPU s": lambda row: f"{row['sampled_per_cpu_s']:,.0f}",
         "trained tokens per CPU s": lambda row: f"{row['trained_per_cpu_s']:,.0f}",
@@ -287,6 +288,13 @@ def main() -> None:
     parser.add_argument("--picture", type=pathlib.Path, help="also draw success against CPU seconds of many_turns here")
     parser.add_argument("--record", action="store_true", help="merge the ratios into latest.json")
     args = parser.parse_args()
+
+    places = sorted({SIDES[name][0] for name in args.sides})
+    missing = [place for place in places if not (ROOT / place / "bin" / "python").exists()]
+    if missing and not args.kept:
+        parser.error(
+            f"no environment {' and '.join(missing)}: `make bench-peers` makes them; or leave sides out, --sides"
+        )
 
     runs: dict[str, list[Steps]] = json.loads(args.kept.read_text())["runs"] if args.kept else {}
     for job in [] if args.kept else args.jobs:
