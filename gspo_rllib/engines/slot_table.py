@@ -101,5 +101,7 @@ class SlotTable:
 
     def _shared_prefix(self, prompt: np.ndarray) -> np.ndarray:
         differs = self._tokens[:, : len(prompt)] != prompt
-        differs |= np.arange(len(prompt)) >= self._known[:, None]
-        return np.where(differs.any(axis=1), differs.argmax(axis=1), len(prompt))
+        first = differs.argmax(axis=1)
+        # Where nothing differs, argmax is 0 as well. What lies behind a slot's known tokens is no part of them.
+        first[~differs[np.arange(len(first)), first]] = len(prompt)
+        return np.minimum(first, self._known)

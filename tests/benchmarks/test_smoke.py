@@ -48,10 +48,20 @@ NO_PROGRAMS = {
     "family_models.py",
     "family_play.py",
     "gpu.py",
+    "machine.py",
     "measure.py",
+    "peers_job.py",
+    "side.py",
     "workload.py",
 }
-IN_AN_ENVIRONMENT_OF_THEIR_OWN = {"peers_learner.py", "peers_loop.py"}
+IN_AN_ENVIRONMENT_OF_THEIR_OWN = {
+    "peers_agilerl.py",
+    "peers_learner.py",
+    "peers_loop.py",
+    "peers_multi_turn.py",
+    "peers_ours.py",
+    "peers_trl.py",
+}
 
 
 def test_every_benchmark_has_its_smallest_run() -> None:
