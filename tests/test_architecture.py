@@ -140,6 +140,7 @@ TESTED_IN = {
     "cli/model_card.py": "cli/test_export.py",
     "cli/push.py": "cli/test_export.py",
     "cli/policy_source.py": "cli/test_evaluate.py",
+    "learners/trained_tokens.py": "algorithms/policy_gradient/test_kept_trajectories.py",
     "learners/minibatch.py": "learners/test_language_learner.py",
     "modules/model_config.py": "modules/test_foreign_words.py",
     "cli/report.py": "cli/test_provenance.py",

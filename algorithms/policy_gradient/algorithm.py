@@ -35,6 +35,7 @@ from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
+from gspo_rllib.algorithms.policy_gradient.kept_trajectories import KeepsTrajectories
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
@@ -74,7 +75,7 @@ UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
 
-class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm):
+class PolicyGradient(AnswersQuestions, TrainsOnRecorded, KeepsTrajectories, SavedAsData, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig
@@ -114,10 +115,12 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         """RLlib's, which repeats training steps until ``reporting``'s minima are reached."""
         self._num_futile_steps = 0
         as_set = self.config
+        self._begin_keeping()
         try:
             result: tuple[dict[str, Any], Any] = super()._run_one_training_iteration()
         finally:
             self.config = as_set
+        self._write_kept()
         return result
 
     def training_step(self) -> None:
@@ -191,6 +194,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
                 num_epochs=self._settings.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
+            self._look_at_trained(groups)
             measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
             for warning in self._clip_monitor.check(measured):
                 logger.warning(warning)
@@ -338,6 +342,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
             raise
         self._taken += [group.group_id for group in groups]
         self._idle_monitor.draw(groups)
+        self._offer(groups)
         if not isinstance(self._source, RecordedGroups):
             self._keep(groups)
             self._curriculum.watch(groups)

@@ -25,6 +25,7 @@ from gspo_rllib.cli import (
     sweep,
     train,
     validate,
+    view,
     warmstart,
 )
 from gspo_rllib.cli.interrupts import Terminated, ends_on_signals
@@ -44,6 +45,7 @@ COMMANDS = (
     recipes,
     warmstart,
     check_env,
+    view,
     listing,
     report,
 )

@@ -28,6 +28,11 @@ TRUST_NOTE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the policy and how it is to play."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a Hugging Face folder with --env")
+    add_playing(parser)
+
+
+def add_playing(parser: argparse.ArgumentParser) -> None:
+    """Adds how a policy is to play."""
     parser.add_argument("--env", metavar="ID", help="environment; default: the checkpoint's")
     parser.add_argument(
         "--env-config", nargs="+", default=[], metavar="KEY=VALUE", help="environment settings, e.g. operations=8"
