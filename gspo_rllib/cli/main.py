@@ -17,6 +17,7 @@ from gspo_rllib.cli import (
     listing,
     plan,
     recipes,
+    replay,
     report,
     rollout,
     settings,
@@ -46,6 +47,7 @@ COMMANDS = (
     warmstart,
     check_env,
     view,
+    replay,
     listing,
     report,
 )

@@ -112,7 +112,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
 
     source = named_path(arguments.checkpoint)
     if not os.path.isfile(source / "config.json"):
-        config: GSPOConfig = GSPOConfig.from_state(_saved_state(arguments, checkpoints.verify(source)))
+        config: GSPOConfig = GSPOConfig.from_state(saved_state(arguments, checkpoints.verify(source)))
         config.adapter_sync = None  # engines get the whole model from here
     elif arguments.env:
         config = GSPOConfig().rl_module(model_config={"path": str(source)})
@@ -131,7 +131,16 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     return config
 
 
-def _saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The state of the config that a checkpoint was trained with, its policy as the model.
+
+    Args:
+        arguments: Have ``trust`` and ``trust_pickle``, and ``env`` where another environment is to be played.
+        folder: A verified checkpoint.
+
+    Raises:
+        CheckpointError: The config names what it may not.
+    """
     from gspo_rllib import checkpoints
     from gspo_rllib.algorithms.policy_gradient.saved_config import PLAYED, load_config
     from gspo_rllib.checkpoints.code import Trust
@@ -139,7 +148,7 @@ def _saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if checkpoints.is_pickled(folder):
         return checkpoints.self_contained_config(folder, trust_pickle=arguments.trust_pickle)
     # What the checkpoint would play does not matter, nor what it names for that, where another environment is given.
-    passed_over = PLAYED if arguments.env else ()
+    passed_over = PLAYED if getattr(arguments, "env", None) else ()
     return load_config(folder, Trust(arguments.trust), passed_over=passed_over, begins_with_adapter=True)[1]
 
 

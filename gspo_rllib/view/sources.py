@@ -50,7 +50,7 @@ def read_source(path: Path, *, tokenizer: Path | None = None) -> Source:
             raise RecordError(
                 f"{str(path)!r} is neither a run's folder, with a result.json, nor a checkpoint, nor a file."
             )
-        return Source(path.resolve().name, _rows_of_run(path), _results(path), _of_model(tokenizer or _model_of(path)))
+        return Source(path.resolve().name, rows_of_run(path), _results(path), _of_model(tokenizer or _model_of(path)))
     if not path.is_file():
         raise RecordError(f"{str(path)!r}: no such file or folder; it must be a run, a checkpoint, .jsonl or .parquet.")
     if path.suffix not in (".jsonl", ".parquet"):
@@ -60,7 +60,12 @@ def read_source(path: Path, *, tokenizer: Path | None = None) -> Source:
     return Source(path.name, rows, [], _of_model(tokenizer or _model_of(run)))
 
 
-def _rows_of_run(run: Path) -> list[Row]:
+def rows_of_run(run: Path) -> list[Row]:
+    """The trajectories that a run kept; where it kept none, those it recorded.
+
+    Raises:
+        RecordError: A file cannot be read.
+    """
     rows = [row for file in files_of(run) for row in read_table(file)]
     if rows:
         return rows
