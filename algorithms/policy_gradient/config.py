@@ -21,7 +21,7 @@ from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, validation
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
-from gspo_rllib.algorithms.policy_gradient.kept_trajectories import ReportingSettings
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
     EpisodesToTokens,

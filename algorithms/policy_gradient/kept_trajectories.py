@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.env_runners.settings import GenerationSettings
-from gspo_rllib.knobs import Settings, knob, settings_dataclass
 from gspo_rllib.learners.trained_tokens import TrainedTokens, trained_tokens
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.trajectory_table import FOLDER, file_of, row_of, write_table
@@ -22,23 +22,6 @@ if TYPE_CHECKING:
     from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 
 logger = logging.getLogger("gspo_rllib")
-
-
-@settings_dataclass
-class ReportingSettings(Settings):
-    """What ``.reporting(...)`` takes beside RLlib's."""
-
-    SECTION: ClassVar[str] = "reporting"
-
-    keep_trajectories: int = knob(
-        8,
-        "Trajectories of every iteration that are kept for `gspo-rllib view`, in trajectories/ of the results folder: "
-        "whole groups, drawn by name, as many as fit; of a larger group its first members. 0 keeps none.",
-        unit="trajectories",
-        low=0,
-        high=10_000,
-        source="ours",
-    )
 
 
 _Member = tuple[str, int]

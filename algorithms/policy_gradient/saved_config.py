@@ -24,7 +24,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient import rllib_checks
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.algorithms.policy_gradient.kept_trajectories import ReportingSettings
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.checkpoints import POLICY, REFERENCE, register
 from gspo_rllib.checkpoints.code import Trust, name_of, refusal

@@ -15,7 +15,7 @@ from typing import Any
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
-from gspo_rllib.algorithms.policy_gradient.kept_trajectories import ReportingSettings
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.rllib_checks import allowed, argument
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.env_runners.settings import GenerationSettings

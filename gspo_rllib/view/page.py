@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from gspo_rllib import __version__
 from gspo_rllib.envs.tools.calls import ToolCallError, parse_tool_calls
 from gspo_rllib.trajectory_table import Row
 from gspo_rllib.view.dashboard import panels
@@ -58,7 +57,6 @@ def page(sources: Sequence[Source], *, title: str) -> str:
     if chunk:
         chunks.append(_packed(f"[{','.join(chunk)}]"))
     index = {
-        "version": __version__,
         "sources": [source.name for source in sources],
         "lines": lines,
         "texts": [list(pair) for pair in sorted(_texts(sources).items())],

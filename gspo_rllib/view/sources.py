@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gspo_rllib.errors import RecordError
+from gspo_rllib.run_results import flatten, read_results
 from gspo_rllib.trajectory_table import Row, files_of, read_table
 from gspo_rllib.view.recorded import read_recorded
 
@@ -50,7 +50,12 @@ def read_source(path: Path, *, tokenizer: Path | None = None) -> Source:
             raise RecordError(
                 f"{str(path)!r} is neither a run's folder, with a result.json, nor a checkpoint, nor a file."
             )
-        return Source(path.resolve().name, rows_of_run(path), _results(path), _of_model(tokenizer or _model_of(path)))
+        return Source(
+            path.resolve().name,
+            rows_of_run(path),
+            [flatten(result) for result in read_results(path)],
+            _of_model(tokenizer or _model_of(path)),
+        )
     if not path.is_file():
         raise RecordError(f"{str(path)!r}: no such file or folder; it must be a run, a checkpoint, .jsonl or .parquet.")
     if path.suffix not in (".jsonl", ".parquet"):
@@ -70,28 +75,6 @@ def rows_of_run(run: Path) -> list[Row]:
     if rows:
         return rows
     return [row for file in sorted(run.glob("groups*.jsonl")) for row in read_recorded(file)]
-
-
-def _results(run: Path) -> list[Mapping[str, Any]]:
-    """Flat results; a line that is being written is none."""
-    results: list[Mapping[str, Any]] = []
-    for line in (run / "result.json").read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            result = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(result, dict):
-            results.append(_flat(result))
-    return results
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if key == "config" and not prefix:
-            continue
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _model_of(run: Path) -> Path | None:

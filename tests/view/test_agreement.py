@@ -88,11 +88,11 @@ def _all_logp(row: Row) -> None:
 @pytest.mark.parametrize(
     ("change", "ids", "says"),
     [
-        (_other_weights, 6, "turn 2, sampled id 2: recorded id 22, replayed id 99. .* up to 0.5 nats, so the policy is ano"),
-        (_other_draw, 6, "turn 2, sampled id 2: .* agree to 0 nats, so the policy is the same and the draw fell otherwise"),
+        (_other_weights, 6, "turn 2, sampled id 2: recorded id 22, replayed id 99. .* up to 0.5 nats, so the policy"),
+        (_other_draw, 6, "turn 2, sampled id 2: .* agree to 0 nats, so the policy is the same and the draw fell"),
         (_first_token, 0, "turn 1, sampled id 0: .* first that was sampled: .* a later attempt, which is drawn anew"),
         (_cut_reply, 2, "turn 1, sampled id 2: recorded id 22, replayed the end of it"),
-        (_environment, 4, "turn 2, context id 3: recorded id 13, replayed id 99. It observed '1', now '7', from character 12"),
+        (_environment, 4, "turn 2, context id 3: recorded id 13, replayed id 99. It observed '1', now '7'"),
         (_template, 4, "turn 2, context id 1: .* observed is the same, so the tokenizer or the chat template"),
         (_task, 0, r"turn 1, context id 0: .* another task \(seed 7, now 8\)"),
         (_shorter, 8, "after turn 2: recorded 3 turns, replayed 2"),

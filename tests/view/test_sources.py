@@ -31,7 +31,7 @@ def test_a_run_has_its_results_and_what_it_kept(tmp_path: Path, tiny_dense: str)
         write_table(file_of(run / FOLDER, iteration), [make_row(iteration=iteration)])
     source = read_source(run)
     assert [row["iteration"] for row in source.rows] == [1, 2]
-    assert source.results == [{"training_iteration": 1, "env_runners/episode_return_mean": 0.5}]
+    assert source.results == [{"training_iteration": 1, "env_runners/episode_return_mean": 0.5, "config/lr": 1}]
     assert source.name == "run" and source.tokenizer == Path(tiny_dense) / "tokenizer.json"
     assert read_source(file_of(run / FOLDER, 2)).rows == source.rows[1:]
 
