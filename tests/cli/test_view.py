@@ -18,7 +18,7 @@ def test_a_run_becomes_one_file(trained: SimpleNamespace, tmp_path: Path, capsys
     assert main(["view", str(trained.folder), "--export", str(file)]) == 0
     assert capsys.readouterr().out == f"{trained.folder.name}: {file}\n"
     text = file.read_text()
-    assert text.startswith("<!DOCTYPE html>") and f"<h1>{trained.folder.name}</h1>" in text
+    assert text.startswith("<!DOCTYPE html>") and f">{trained.folder.name}</h1>" in text
     assert [path.name for path in files_of(trained.folder)] == ["iteration_000001.parquet", "iteration_000002.parquet"]
     assert main(["view", str(files_of(trained.folder)[0]), "--export", str(file)]) == 0
 

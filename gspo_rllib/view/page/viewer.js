@@ -56,7 +56,8 @@ function read() {
     const returns = g.members.map((t) => t.return ?? 0);
     g.mean = returns.reduce((a, b) => a + b, 0) / returns.length;
     g.spread = Math.sqrt(returns.reduce((a, b) => a + (b - g.mean) ** 2, 0) / returns.length);
-    g.members.sort((a, b) => a.source - b.source || a.iteration - b.iteration || a.index - b.index);
+    // Of several sources, what one seed sampled with each stands together.
+    g.members.sort((a, b) => a.index - b.index || a.source - b.source || a.iteration - b.iteration);
     if (index.sources.length > 1) g.means = index.sources.map((_, s) => meanOf(g.members.filter((t) => t.source === s)));
     g.spread = g.means ? Math.max(...g.means.filter((m) => m !== null)) - Math.min(...g.means.filter((m) => m !== null)) : g.spread;
   }
@@ -359,6 +360,7 @@ function listen() {
 }
 
 async function begin() {
+  document.title = $("title").textContent = seen(document.title);
   index = await unpack("index");
   texts = new Map(index.texts);
   read();
