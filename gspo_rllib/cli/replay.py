@@ -136,7 +136,6 @@ def play_again(config: GSPOConfig, recorded: Row, *, version: int) -> Row:
     config.adapter_sync = None  # the engine gets the whole model from here
     config.evaluation(evaluation_interval=None, evaluation_num_env_runners=0)
     config.env_runners(num_env_runners=0).learners(num_learners=0, num_gpus_per_learner=0)
-    config.training(max_staleness=0)  # how groups are handed out, not how one is played
     config.validate()
     runner = config.env_runner_cls(config=config)
     try:

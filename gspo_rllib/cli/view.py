@@ -79,9 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plays(path: Path) -> bool:
     """Whether it is a folder that holds a policy: a checkpoint, or a model."""
-    from gspo_rllib.view.sources import is_run
+    from gspo_rllib.checkpoints import MANIFEST
 
-    return path.is_dir() and not is_run(path)
+    return any((path / name).is_file() for name in (MANIFEST, "config.json"))
 
 
 def _played(path: Path, arguments: argparse.Namespace, tokenizer: Path | None) -> Source:
