@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import os
+import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     with server(make, port=arguments.port) as serving:
         address = f"http://127.0.0.1:{serving.server_port}/"
         print(f"{title}: {address} (Ctrl-C ends it; reload for what is new)", flush=True)
-        if not arguments.no_browser:
+        if not arguments.no_browser and _has_screen():
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             serving.serve_forever()
     return 0
+
+
+def _has_screen() -> bool:
+    """Whether a browser would have a window; without one Python opens a browser of the terminal, over all output."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _plays(path: Path) -> bool:

@@ -32,7 +32,7 @@ def server(make: Callable[[], str], *, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             """Answers with the page."""
-            named = self.headers.get("Host", "").rpartition(":")[0]
+            named = self.headers.get("Host", "").partition(":")[0]
             # A page of elsewhere could otherwise read this one under a name of its own that leads here.
             if self.path != "/" or named not in (HOST, "localhost"):
                 self.send_error(404)
