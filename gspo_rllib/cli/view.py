@@ -38,11 +38,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=int, default=0, metavar="N", help="serve it there; default: any free port")
     parser.add_argument("--no-browser", action="store_true", help="only say where it is served")
     parser.add_argument("--tokenizer", metavar="DIR", help="model folder for the texts of ids; default: the run's own")
+    before = set(vars(parser.parse_args(["x"])))
     parser.add_argument("--episodes", type=int, default=16, metavar="N", help="tasks a checkpoint plays; default 16")
     parser.add_argument("--samples", type=int, default=4, metavar="K", help="trajectories per task; default 4")
     policy_source.add_playing(parser)
     parser.epilog = f"{_EPILOG} {parser.epilog}"
-    parser.set_defaults(run=run)
+    playing = {name: value for name, value in vars(parser.parse_args(["x"])).items() if name not in before}
+    parser.set_defaults(run=run, playing=playing)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gspo_rllib.view.serve import server
     from gspo_rllib.view.sources import read_source
 
+    address = address_of(arguments)
     for option in ("episodes", "samples"):
         policy_source.check_count(f"--{option}", getattr(arguments, option))
     file = None if arguments.export is None else _html_file(arguments.export)
@@ -58,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file() and not tokenizer.is_file():
         raise SettingError(f"--tokenizer: {arguments.tokenizer!r} is no folder with a tokenizer.json.")
     paths = [named_path(source) for source in arguments.sources]
-    played = {path: _played(path, arguments, tokenizer) for path in paths if _plays(path)}
+    if not any(map(_plays, paths)):
+        _check_nothing_plays(arguments)
+    played = {path: _played(path, arguments, address, tokenizer) for path in paths if _plays(path)}
     title = " · ".join(path.resolve().name for path in paths)
 
     def make() -> str:
@@ -91,7 +96,21 @@ def _plays(path: Path) -> bool:
     return any((path / name).is_file() for name in (MANIFEST, "config.json"))
 
 
-def _played(path: Path, arguments: argparse.Namespace, tokenizer: Path | None) -> Source:
+def _check_nothing_plays(arguments: argparse.Namespace) -> None:
+    """Refuses options for what plays where nothing does.
+
+    Raises:
+        SettingError: One was given.
+    """
+    for name, default in arguments.playing.items():
+        if getattr(arguments, name) != default:
+            raise SettingError(
+                f"--{name.replace('_', '-')} is for a checkpoint, which plays when it is looked at; here is none. "
+                "Leave it out."
+            )
+
+
+def _played(path: Path, arguments: argparse.Namespace, address: str | None, tokenizer: Path | None) -> Source:
     """What a checkpoint plays; the same tasks whichever it is."""
     from gspo_rllib.checkpoints import policy_folder
     from gspo_rllib.cli.remote_player import opened_player
@@ -103,7 +122,7 @@ def _played(path: Path, arguments: argparse.Namespace, tokenizer: Path | None) -
     config = policy_source.policy_config(own)
     wanted, version = arguments.episodes * arguments.samples, policy_source.weights_version(own)
     with opened_player(
-        config, address=address_of(arguments), episodes=wanted, group_size=arguments.samples, version=version
+        config, address=address, episodes=wanted, group_size=arguments.samples, version=version
     ) as runner:
         rows = [row_of(episode) for episode in runner.sample(num_episodes=wanted)]
     for row in rows:

@@ -71,6 +71,8 @@ def test_it_is_served_without_torch_and_ray(trained: SimpleNamespace) -> None:
         (["nowhere", "--export", "page.txt"], "--export: 'page.txt' must end in .html."),
         (["nowhere", "--export", "no/page.html"], "--export: there is no folder 'no' to write 'page.html' into."),
         (["nowhere", "--tokenizer", "no"], "--tokenizer: 'no' is no folder with a tokenizer.json."),
+        (["nowhere", "--seed", "1"], "--seed is for a checkpoint, which plays when it is looked at; here is none."),
+        (["nowhere", "--env-config", "a=1"], "--env-config is for a checkpoint"),
         (["nowhere", "--episodes", "0"], "--episodes: expected a whole number >= 1, got 0."),
     ],
 )
