@@ -71,22 +71,30 @@ class KeepsTrajectories:
 
     def _look_at_trained(self, groups: Sequence[TrajectoryGroup]) -> None:
         """Asks a learner what it did with those that are kept, right after its update."""
-        kept = [group for group in groups if group.group_id in self._kept]
+        chosen = {_member(episode) for episode in self._chosen}
+        kept = [group for group in groups if group.group_id in {name for name, _ in chosen}]
         episodes = [e for group in kept for e in group.episodes if any(len(t.action_token_ids) for t in turns(e))]
-        if not episodes:
+        wanted = [place for place, episode in enumerate(episodes) if _member(episode) in chosen]
+        if not wanted:
             return
         temperature = float(self.config.settings(GenerationSettings).temperature)
         # A critic has changed since, and a connector of the user's own may count what it sees.
         knows = not self._settings.uses_critic and self.config._learner_connector is None
         (found,) = self._first_learner(
-            lambda learner: trained_tokens(learner, episodes, temperature=temperature, knows_advantages=knows)
+            lambda learner: trained_tokens(learner, episodes, wanted, temperature=temperature, knows_advantages=knows)
         )
-        self._trained = {**self._trained, **dict(zip(map(_member, episodes), found, strict=True))}
+        members = [_member(episodes[place]) for place in wanted]
+        self._trained = {**self._trained, **dict(zip(members, found, strict=True))}
+
+    @property
+    def _chosen(self) -> list[SingleAgentEpisode]:
+        """Those that are written: of a group that is larger than what is kept, the first members."""
+        return [episode for episodes in self._kept.values() for episode in episodes][: self._most_kept]
 
     def _write_kept(self) -> None:
         """Writes the iteration's file; where there is no room, says so and goes on."""
         rows = []
-        for episode in [episode for episodes in self._kept.values() for episode in episodes][: self._most_kept]:
+        for episode in self._chosen:
             trained = self._trained.get(_member(episode))
             rows.append(
                 row_of(

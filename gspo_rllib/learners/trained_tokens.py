@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,21 +30,31 @@ class TrainedTokens(NamedTuple):
 
 
 def trained_tokens(
-    learner: LanguageLearner, episodes: list[SingleAgentEpisode], *, temperature: float, knows_advantages: bool
+    learner: LanguageLearner,
+    episodes: Sequence[SingleAgentEpisode],
+    wanted: Sequence[int],
+    *,
+    temperature: float,
+    knows_advantages: bool,
 ) -> list[TrainedTokens]:
     """What became of trajectories that were trained on.
 
     Args:
         learner: Any of the learners: none of the others takes part.
         episodes: Whole groups, as they were trained on, each trajectory with a sampled id.
+        wanted: Places of those that are asked about; the others are what their advantages compare with.
         temperature: What they were sampled at, > 0.
         knows_advantages: Whether they can be worked out again: not a critic's, which has changed since.
+
+    Returns:
+        One for each that is wanted.
     """
-    trajectories: list[TokenTrajectory] = [token_trajectory(episode) for episode in episodes]
-    advantages: list[np.ndarray | None] = [None] * len(episodes)
+    asked: list[TokenTrajectory] = [token_trajectory(episodes[place]) for place in wanted]
+    advantages: list[np.ndarray | None] = [None] * len(asked)
     if knows_advantages:
         # The pipeline that the update's came from. Its timers are the update's, so it is given no metrics.
-        batch = learner._learner_connector(rl_module=learner.module, batch={}, episodes=episodes, shared_data={})
-        advantages = [t.advantages for t in batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]]
-    scored = learner.score(trajectories, [temperature] * len(trajectories))
+        batch = learner._learner_connector(rl_module=learner.module, batch={}, episodes=list(episodes), shared_data={})
+        trained = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
+        advantages = [trained[place].advantages for place in wanted]
+    scored = learner.score(asked, [temperature] * len(asked))
     return [TrainedTokens(advantage, logp) for advantage, logp in zip(advantages, scored, strict=True)]

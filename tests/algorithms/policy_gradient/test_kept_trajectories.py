@@ -72,14 +72,15 @@ def test_the_new_log_probabilities_are_those_of_the_new_weights(
     tiny_dense: str, ray_local: None, tmp_path: Path
 ) -> None:
     # Without a step the new policy is the old one, in float32 here and there.
-    algo = _config(tiny_dense).training(lr=0.0).reporting(keep_trajectories=4).build_algo()
+    algo = _config(tiny_dense).training(lr=0.0).reporting(keep_trajectories=3).build_algo()
     algo.trajectory_folder = tmp_path
     try:
         algo.train()
     finally:
         algo.stop()
     rows = read_table(tmp_path / "iteration_000001.parquet")
-    assert len(rows) == 4
+    assert [row["index"] for row in rows] == [0, 1, 2], "of a group of four"
+    assert all(row["turns"][0]["advantage"] for row in rows), "that compares them with the fourth"
     for turn in [turn for row in rows for turn in row["turns"]]:
         assert turn["updated_logp"] == pytest.approx(turn["logp"], abs=1e-4)
 
