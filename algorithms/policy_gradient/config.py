@@ -141,11 +141,18 @@ class PolicyGradientConfig(_FlatSettings):
         self.env_runner_cls = AgentEnvRunner if plays else LanguageEnvRunner
         return self
 
-    @takes(ReportingSettings)
-    def reporting(self: _Self, **kwargs: Any) -> _Self:
-        """RLlib's ``reporting``; and how many trajectories are kept to be looked at."""
-        super().reporting(**kwargs)
-        return self
+    if TYPE_CHECKING:
+
+        def reporting(self, *, keep_trajectories: int = ..., **kwargs: Any) -> Self:
+            """For type checkers, who know nothing of RLlib's own arguments."""
+
+    else:
+
+        @takes(ReportingSettings)
+        def reporting(self, **kwargs: Any) -> Self:
+            """RLlib's ``reporting``; and how many trajectories are kept to be looked at."""
+            super().reporting(**kwargs)
+            return self
 
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
