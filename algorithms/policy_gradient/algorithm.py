@@ -136,7 +136,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, KeepsTrajectories, Save
         config = self.config
         if isinstance(self._source, RecordedGroups):
             # They are used up.
-            unreachable = {"min_time_s_per_iteration": None, "min_sample_timesteps_per_iteration": 0}
+            unreachable: dict[str, Any] = {"min_time_s_per_iteration": None, "min_sample_timesteps_per_iteration": 0}
         elif self._num_futile_steps >= PATIENCE and config.min_train_timesteps_per_iteration:
             unreachable = {}
             logger.warning(
