@@ -74,7 +74,7 @@ def row_of(
     """A finished trajectory as a row.
 
     Args:
-        episode: Its steps carry a ``Turn``.
+        episode: A finished episode whose steps carry a ``Turn``.
         iteration: The training iteration it was sampled for; 0 for none.
         trained: Whether the update trained on it.
         advantages: float32 [L], of each sampled id in order; None where it is not known.

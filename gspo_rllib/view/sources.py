@@ -19,7 +19,7 @@ class Source:
 
     Attributes:
         name: What it is called on the page.
-        rows: Its trajectories (``gspo_rllib.trajectory_table``).
+        rows: The trajectories (``gspo_rllib.trajectory_table``).
         results: One flat result for each iteration (keys joined by ``/``), oldest first; none of a file.
         tokenizer: ``tokenizer.json`` of its model; None where ids stay ids.
     """
