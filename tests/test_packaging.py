@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("algorithms", "configs", "envs")
+PACKED = {".py", ".yaml", ".typed", ".html", ".css", ".js"}
 
 
 def _project() -> dict:
@@ -71,7 +72,7 @@ def test_the_wheel_holds_every_file_and_imports_from_elsewhere(tmp_path: Path, l
         str(Path(inside, path.relative_to(top)))
         for inside, top in [("gspo_rllib", source / "gspo_rllib"), *((f"gspo_rllib/{n}", source / n) for n in LINKED)]
         for path in top.rglob("*")
-        if path.suffix in {".py", ".yaml", ".typed"}
+        if path.suffix in PACKED
     }
     assert packed == wanted
 
@@ -106,7 +107,7 @@ def test_a_source_distribution_builds_and_makes_the_same_wheel(tmp_path: Path) -
         (Path("gspo_rllib") / path.relative_to(source / "gspo_rllib")).as_posix()
         for folder, _, files in os.walk(source / "gspo_rllib", followlinks=True)
         for path in (Path(folder) / file for file in files)
-        if path.suffix in {".py", ".yaml", ".typed"}
+        if path.suffix in PACKED
     }
     assert packed == wanted
 

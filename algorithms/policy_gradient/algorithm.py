@@ -37,6 +37,7 @@ from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.foreign_methods import RefusesOldCalls
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
+from gspo_rllib.algorithms.policy_gradient.kept_trajectories import KeepsTrajectories
 from gspo_rllib.algorithms.policy_gradient.outliving_learners import OutlivesLearners
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
@@ -81,7 +82,7 @@ SAMPLED_AHEAD = "sampled_ahead"
 
 
 class PolicyGradient(
-    AnswersQuestions, RefusesOldCalls, TrainsOnRecorded, OutlivesLearners, SavedAsData, Algorithm
+    AnswersQuestions, RefusesOldCalls, TrainsOnRecorded, KeepsTrajectories, OutlivesLearners, SavedAsData, Algorithm
 ):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
@@ -122,10 +123,12 @@ class PolicyGradient(
         """RLlib's, which repeats training steps until ``reporting``'s minima are reached."""
         self._num_futile_steps = 0
         as_set = self.config
+        self._begin_keeping()
         try:
             result: tuple[dict[str, Any], Any] = super()._run_one_training_iteration()
         finally:
             self.config = as_set
+        self._write_kept()
         return result
 
     def training_step(self) -> None:
@@ -142,7 +145,7 @@ class PolicyGradient(
         config = self.config
         if isinstance(self._source, RecordedGroups):
             # They are used up.
-            unreachable = {"min_time_s_per_iteration": None, "min_sample_timesteps_per_iteration": 0}
+            unreachable: dict[str, Any] = {"min_time_s_per_iteration": None, "min_sample_timesteps_per_iteration": 0}
         elif self._num_futile_steps >= PATIENCE and config.min_train_timesteps_per_iteration:
             unreachable = {}
             logger.warning(
@@ -202,6 +205,7 @@ class PolicyGradient(
                 num_epochs=self._settings.num_epochs,
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
+            self._look_at_trained(groups)
             measured = self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID), default={})
             for warning in self._clip_monitor.check(measured):
                 logger.warning(warning)
@@ -366,6 +370,7 @@ class PolicyGradient(
             raise
         self._taken += [group.group_id for group in groups]
         self._idle_monitor.draw(groups)
+        self._offer(groups)
         if not isinstance(self._source, RecordedGroups):
             self._keep(groups)
             self._curriculum.watch(groups)

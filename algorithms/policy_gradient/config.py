@@ -21,6 +21,7 @@ from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, validation
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
 from gspo_rllib.connectors import (
     EpisodesToTokens,
@@ -51,7 +52,7 @@ _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 
 if TYPE_CHECKING:
 
-    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, GuardedConfig):
+    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, ReportingSettings, GuardedConfig):
         """A config as type checkers see it: every knob is an attribute of the type that its settings class declares."""
 
         def __init__(self, algo_class: type | None = None) -> None: ...
@@ -92,7 +93,8 @@ class PolicyGradientConfig(_FlatSettings):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        groups: tuple[type[Settings], ...] = (self.training_settings, GenerationSettings, AgentSettings)
+        kinds = (self.training_settings, GenerationSettings, AgentSettings, ReportingSettings)
+        groups: tuple[type[Settings], ...] = kinds
         for settings in groups:
             for field in dataclasses.fields(settings):
                 setattr(self, field.name, default_of(field))
@@ -141,6 +143,19 @@ class PolicyGradientConfig(_FlatSettings):
         self.env_runner_cls = AgentEnvRunner if plays else LanguageEnvRunner
         return self
 
+    if TYPE_CHECKING:
+
+        def reporting(self, *, keep_trajectories: int = ..., **kwargs: Any) -> Self:
+            """For type checkers, who know nothing of RLlib's own arguments."""
+
+    else:
+
+        @takes(ReportingSettings)
+        def reporting(self, **kwargs: Any) -> Self:
+            """RLlib's ``reporting``; and how many trajectories are kept to be looked at."""
+            super().reporting(**kwargs)
+            return self
+
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
         path = model_config.get("path") if isinstance(model_config, dict) else None
@@ -184,6 +199,7 @@ class PolicyGradientConfig(_FlatSettings):
         training = self.settings(self.training_settings)
         validation.check_models(training, model_config, training=not self.in_evaluation)
         adapter_checks.check(self, generation, model_config)
+        self.settings(ReportingSettings)
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
         validation.check_played(self)
@@ -218,7 +234,8 @@ class PolicyGradientConfig(_FlatSettings):
 
     def _check_evaluation(self) -> None:
         if isinstance(self.evaluation_config, Mapping):
-            trained = {field.name for field in dataclasses.fields(self.training_settings)} - {"group_size"}
+            kinds = (self.training_settings, ReportingSettings)
+            trained = {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"group_size"}
             rllib_checks.check_evaluation_keys(self.evaluation_config, self, trains=trained)
         with self._duration_as_rllib_knows_it(), translated("evaluation.evaluation_config"):
             evaluation = self.get_evaluation_config_object() or self

@@ -24,6 +24,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient import rllib_checks
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.checkpoints import POLICY, REFERENCE, register
 from gspo_rllib.checkpoints.code import Trust, name_of, refusal
@@ -189,7 +190,7 @@ class _Loader:
         self._folder = folder
         self._trust = trust
         self._defaults = vars(config_class())
-        kinds = (config_class.training_settings, GenerationSettings, AgentSettings)
+        kinds = (config_class.training_settings, GenerationSettings, AgentSettings, ReportingSettings)
         self._own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
 
     def value(self, name: str, saved: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.rllib_checks import allowed, argument
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -56,6 +57,7 @@ def settings_page() -> str:
         "training": PolicyGradientConfig.training_settings,
         "generation": GenerationSettings,
         "agent": AgentSettings,
+        "reporting": ReportingSettings,
     }.items():
         lines += [f"### {builder}", "", *_own_rows(kind), ""]
     lines += [_RLLIB, *_rllib_rows()]
@@ -86,7 +88,7 @@ def _rllib_rows() -> Iterator[str]:
 
 
 def _groups() -> Iterator[set[str]]:
-    for kind in (PolicyGradientConfig.training_settings, GenerationSettings, AgentSettings):
+    for kind in (PolicyGradientConfig.training_settings, GenerationSettings, AgentSettings, ReportingSettings):
         yield {field.name for field in dataclasses.fields(kind)}
 
 

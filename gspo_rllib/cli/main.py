@@ -17,6 +17,7 @@ from gspo_rllib.cli import (
     listing,
     plan,
     recipes,
+    replay,
     report,
     rollout,
     settings,
@@ -25,6 +26,7 @@ from gspo_rllib.cli import (
     sweep,
     train,
     validate,
+    view,
     warmstart,
 )
 from gspo_rllib.cli.interrupts import Terminated, ends_on_signals
@@ -44,6 +46,8 @@ COMMANDS = (
     recipes,
     warmstart,
     check_env,
+    view,
+    replay,
     listing,
     report,
 )

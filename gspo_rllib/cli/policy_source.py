@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="a checkpoint; or with --env a Hugging Face folder, a hub name or an adapter's folder",
     )
+    add_playing(parser)
+
+
+def add_playing(parser: argparse.ArgumentParser) -> None:
+    """Adds how a policy is to play."""
     parser.add_argument("--env", metavar="ID", help="environment; default: the checkpoint's")
     parser.add_argument(
         "--env-config", nargs="+", default=[], metavar="KEY=VALUE", help="environment settings, e.g. operations=8"
@@ -113,7 +118,7 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     from gspo_rllib.algorithms import GSPOConfig
 
     if model is None:
-        state = _saved_state(arguments, checkpoints.verify(named_path(arguments.checkpoint)))
+        state = saved_state(arguments, checkpoints.verify(named_path(arguments.checkpoint)))
         config: GSPOConfig = GSPOConfig.from_state(state)
     else:
         config = GSPOConfig().rl_module(model_config=model)
@@ -131,7 +136,16 @@ def policy_config(arguments: argparse.Namespace) -> GSPOConfig:
     return config
 
 
-def _saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The state of the config that a checkpoint was trained with, its policy as the model.
+
+    Args:
+        arguments: Have ``trust`` and ``trust_pickle``, and ``env`` where another environment is to be played.
+        folder: A verified checkpoint.
+
+    Raises:
+        CheckpointError: The config names what it may not.
+    """
     from gspo_rllib import checkpoints
     from gspo_rllib.algorithms.policy_gradient.saved_config import PLAYED, load_config
     from gspo_rllib.checkpoints.code import Trust
@@ -139,7 +153,7 @@ def _saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if checkpoints.is_pickled(folder):
         return checkpoints.self_contained_config(folder, trust_pickle=arguments.trust_pickle)
     # What the checkpoint would play does not matter, nor what it names for that, where another environment is given.
-    passed_over = PLAYED if arguments.env else ()
+    passed_over = PLAYED if getattr(arguments, "env", None) else ()
     return load_config(folder, Trust(arguments.trust), passed_over=passed_over, begins_with_adapter=True)[1]
 
 

@@ -24,6 +24,8 @@ import yaml
 
 from gspo_rllib.cli.progress import LEARNER, PHASES
 from gspo_rllib.places import named_path
+from gspo_rllib.run_results import flatten as flatten
+from gspo_rllib.run_results import read_results as read_results
 
 Result = Mapping[str, Any]
 
@@ -264,22 +266,6 @@ def read_by_people(keys: list[str]) -> list[str]:
     return found
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The results a run has left so far, oldest first; a line that was being written when it was killed is no result.
-
-    Args:
-        folder: The run's folder; there are none where it is new.
-    """
-    file, results = folder / "result.json", []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                results.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return results
-
-
 def until(results: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
     """The results up to an iteration; up to the last of its number, where a run went back and trained it twice.
 
@@ -289,20 +275,3 @@ def until(results: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]
     """
     ends = [place for place, result in enumerate(results, 1) if result["training_iteration"] == iteration]
     return results[: ends[-1]] if ends else [r for r in results if r["training_iteration"] <= iteration]
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Joins nested keys with ``/`` and turns numpy scalars into Python's.
-
-    Example:
-        >>> flatten({"env_runners": {"episode_return_mean": 0.5}, "done": False})
-        {'env_runners/episode_return_mean': 0.5, 'done': False}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}/")
-        else:
-            flat[name] = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
-    return flat

@@ -104,8 +104,8 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
     base.config.callbacks(on_train_result=judge)
     folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
-    if base.settings.record_groups:
-        base.config.callbacks(on_algorithm_init=sweep_trials.RecordsGroups(folder.absolute()))
+    keeps = sweep_trials.KeepsInItsFolder(folder.absolute(), groups=base.settings.record_groups)
+    base.config.callbacks(on_algorithm_init=keeps)
     write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
     # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
     space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}

@@ -19,6 +19,7 @@ from gspo_rllib.cli.recorder import flatten
 from gspo_rllib.cli.sweep_points import Point
 from gspo_rllib.cli.training_loop import stop_reason
 from gspo_rllib.errors import own_error
+from gspo_rllib.trajectory_table import FOLDER
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -89,22 +90,26 @@ class Points(SearchAlgorithm):
         return bool(super().is_finished() or self._inner.is_finished())
 
 
-class RecordsGroups:
-    """Has a trial write the groups that it samples to ``groups.jsonl`` in its own folder; an RLlib callback.
+class KeepsInItsFolder:
+    """Has a trial keep trajectories in its own folder, or all groups that it samples there; an RLlib callback.
 
     Args:
         folder: The sweep's, as an absolute path.
+        groups: Whether all groups are written, to ``groups.jsonl``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, groups: bool) -> None:
         self._folder = folder
+        self._groups = groups
 
     def __call__(self, *, algorithm: Any, **_: Any) -> None:
         """Called by RLlib with a new algorithm, in the trial's process."""
         # Tune tells a trial its name only later; the folder that it works in is called like the one of its results.
-        file = self._folder / Path(algorithm.logdir).name / "groups.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
-        algorithm.record_groups(file)
+        trial = self._folder / Path(algorithm.logdir).name
+        trial.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
+        algorithm.trajectory_folder = trial / FOLDER
+        if self._groups:
+            algorithm.record_groups(trial / "groups.jsonl")
 
 
 class Judge:

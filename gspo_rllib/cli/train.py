@@ -236,7 +236,7 @@ def _train(
     print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")
     if loop.best is not None:
         print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {short(loop.best_checkpoint)}")
-    print(f"curve: {short(folder / 'learning_curve.png')}")
+    print(f"curve: {short(folder / 'learning_curve.png')}; more of it: gspo-rllib view {short(folder)}")
     return request.exit_code
 
 

@@ -15,6 +15,7 @@ from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
 from gspo_rllib.cli.run_checkpoints import RunCheckpoints
 from gspo_rllib.errors import LearnersLostError, RunnersLostError
+from gspo_rllib.trajectory_table import FOLDER
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -114,6 +115,7 @@ class TrainingLoop:
     def _record_groups(self) -> None:
         """Has the algorithm write what it samples; groups after a return have their names anew, and their own file."""
         self.algorithm.failed_updates = self._recorder.folder
+        self.algorithm.trajectory_folder = self._recorder.folder / FOLDER
         if self._limits.record_groups:
             part = f"_{self._num_restores}" if self._num_restores else ""
             self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl")

@@ -14,6 +14,7 @@ import pytest
 
 from gspo_rllib import checkpoints, load_groups
 from gspo_rllib.cli.main import main
+from gspo_rllib.view.sources import read_source
 
 
 @pytest.mark.slow
@@ -36,6 +37,8 @@ def test_a_sweep_trains_one_trial_per_value(
         checkpoints.verify(saved[-1])
         groups = list(load_groups(trial / "groups.jsonl"))
         assert len({group.group_id for group in groups}) == len(groups) == 2 * 4, "its own, and all of them"
+        kept = read_source(trial)
+        assert [row["iteration"] for row in kept.rows] == [1] * 8 + [2] * 8 and len(kept.results) == 2
 
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("2 trials, results: ")

@@ -1,0 +1,41 @@
+"""The results that a run has left in its ``result.json``, and a result as one flat mapping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The results a run has left so far, oldest first; a line that was being written when it was killed is no result.
+
+    Args:
+        folder: The run's folder; there are none where it is new.
+    """
+    file, results = folder / "result.json", []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                results.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return results
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins nested keys with ``/`` and turns numpy scalars into Python's.
+
+    Example:
+        >>> flatten({"env_runners": {"episode_return_mean": 0.5}, "done": False})
+        {'env_runners/episode_return_mean': 0.5, 'done': False}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}/")
+        else:
+            flat[name] = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
+    return flat
