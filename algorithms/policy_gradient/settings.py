@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gspo_rllib.algorithms.policy_gradient.choices import (
     ADVANTAGE_AGGREGATIONS,
@@ -13,6 +13,7 @@ from gspo_rllib.algorithms.policy_gradient.choices import (
     SCHEDULES,
 )
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
+from gspo_rllib.driver.recorded import Behavior
 from gspo_rllib.driver.selection import (
     COMPARES_RETURNS,
     REPLACES_REWARDS,
@@ -256,6 +257,19 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "With max_staleness above 0: free trains whatever is finished first; fixed_lag has the batch of each update "
         "sampled whole by the policy max_staleness updates before, so that a run is a function of its config and seed.",
         choices=SCHEDULES,
+        source="ours",
+    )
+    recorded_groups: str | None = knob(
+        None,
+        "A JSONL file of groups that were made elsewhere, trained on in place of sampled ones: groups_per_iteration of "
+        "them in each iteration, from the beginning again after the last. None samples.",
+        source="ours",
+    )
+    recorded_behavior: Behavior = knob(
+        "recorded",
+        "Whose log-probs are the ratio's denominator for recorded_groups: those in the file, or for trajectories "
+        "without any (unknown) the learner's own, so that their ratio starts at 1 whatever wrote the text.",
+        choices=get_args(Behavior),
         source="ours",
     )
     rollout_correction: Literal["none"] | CorrectionMode = knob(

@@ -121,12 +121,21 @@ def test_calls_at_the_same_time_are_branches(make_runner: Callable) -> None:
         for branch in list(turns(episode))[2:]:
             shared = [*first.prompt_token_ids, *first.action_token_ids]
             assert branch.prompt_token_ids[: len(shared)].tolist() == shared
-    assert _counts(runner)(names.NUM_NEW_SEGMENTS) == 4
+    count = _counts(runner)
+    assert count(names.NUM_NEW_SEGMENTS) == 4 and count(names.SEGMENTS_MEAN) == 3.0
+
+
+def test_fields_without_effect_are_counted_by_name(make_runner: Callable) -> None:
+    runner = make_runner(agents.sends_what_has_no_effect)
+    runner.sample(group_ids=["a", "b"])
+    count = _counts(runner)
+    assert [count((names.NUM_FIELDS_PASSED_OVER, name)) for name in ("temperature", "other")] == [8, 4]
 
 
 @pytest.mark.parametrize("play", [agents.cancels_a_call, agents.leaves_a_call_running])
 def test_a_call_that_nobody_waits_for_is_not_trained(make_runner: Callable, play: Any) -> None:
-    episodes = make_runner(play).sample(group_ids=["a", "b"])
+    # Many steps of the engine, so that an agent on a busy machine has ended before its other call has.
+    episodes = make_runner(play, max_tokens_per_turn=200).sample(group_ids=["a", "b"])
     assert [episode.get_observations(0) for episode in episodes] == ["kept"] * 4
     assert [len(episode) for episode in episodes] == [1] * 4
 
