@@ -174,6 +174,11 @@ def _schedule_refusals(s: TrainingSettings) -> Iterator[str]:
             "schedule='fixed_lag' with max_staleness=0: sampling and learning take turns, and such a run is a function "
             "of its config and seed anyway. Set max_staleness=1, or leave the schedule out."
         )
+    if s.schedule == FIXED_LAG and s.recorded_groups is not None:
+        yield (
+            "schedule='fixed_lag' with recorded_groups: nothing is sampled, so there is nothing that could lag. Leave "
+            "one of the two out."
+        )
     if s.schedule == FIXED_LAG and ZERO_VARIANCE_GROUPS[s.zero_variance_groups].replaces:
         yield (
             f"schedule='fixed_lag' with zero_variance_groups={s.zero_variance_groups!r}: how many groups a batch lacks "

@@ -33,12 +33,15 @@ SMALLEST = {
     "--model {model} --seeds 0 --target 0",
     "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
     "prefixes.py": "--sizes tiny --prompts 16 --group-sizes 2 --completions 8 --repetitions 1",
+    "ranges.py": "run {folder}/ranges.jsonl --tasks letters --rules deviations --lrs 1e-4 --iterations 1 "
+    "--evaluated 4 --models {folder}",
     "resumes.py": "--cycles 1 --iterations 4 --pause 0.5",
     "rollout.py": "--goals --repetitions 1",
     "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
     "slow_envs.py": "--engine transformers --fast 2 --slow 1 --sleep-s 0.01 --turns 2 --tokens-per-turn 4 "
     "--repetitions 1",
     "start_up.py": "--runners 0 --repetitions 1",
+    "turns.py": "--engines transformers --turns 2 4 --tokens 2 4 --concurrency 8 --total 32 --repetitions 1",
     "weight_sync.py": "--runners 0 --remote --repetitions 1",
 }
 NO_PROGRAMS = {
