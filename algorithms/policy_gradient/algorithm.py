@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any
 
 import ray
@@ -19,7 +17,6 @@ from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
-    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -35,6 +32,7 @@ from gspo_rllib.algorithms.policy_gradient.choices import FIXED_LAG
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.evaluation import EvaluatesTasks
 from gspo_rllib.algorithms.policy_gradient.foreign_methods import RefusesOldCalls
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.kept_trajectories import KeepsTrajectories
@@ -44,9 +42,6 @@ from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
 from gspo_rllib.driver.curriculum import Curriculum
-from gspo_rllib.driver.evaluation import evaluate
-from gspo_rllib.driver.evaluation_scores import estimate_metrics
-from gspo_rllib.driver.failures import raise_engine_failures
 from gspo_rllib.driver.fixed_lag import FixedLag
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
@@ -82,7 +77,14 @@ SAMPLED_AHEAD = "sampled_ahead"
 
 
 class PolicyGradient(
-    AnswersQuestions, RefusesOldCalls, TrainsOnRecorded, KeepsTrajectories, OutlivesLearners, SavedAsData, Algorithm
+    AnswersQuestions,
+    RefusesOldCalls,
+    TrainsOnRecorded,
+    KeepsTrajectories,
+    OutlivesLearners,
+    EvaluatesTasks,
+    SavedAsData,
+    Algorithm,
 ):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
@@ -216,21 +218,6 @@ class PolicyGradient(
             self._take_weights()
             self._source.advance(self._weights)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RLlib's evaluation, with the current weights: the same tasks every time, however many runners there are.
-
-        With ``evaluation_num_env_runners=0`` the training runners play it on the engines they have, and training groups
-        that are in flight wait meanwhile.
-
-        Raises:
-            EngineError: An engine failed; RLlib itself would pass over it.
-        """
-        try:
-            with self._source.paused() if self.eval_env_runner_group is None else contextlib.nullcontext():
-                return super().evaluate(*args, **kwargs)
-        finally:
-            raise_engine_failures(self.eval_env_runner_group or self.env_runner_group)
-
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings failed env runners back and gives them the current weights before they sample."""
         restored = Fleet.of(env_runner_group).revive()
@@ -278,39 +265,6 @@ class PolicyGradient(
         if ray.is_initialized():
             resources.check_schedulable(cls.get_default_config().update_from_dict(config), main_process=True)
         return request
-
-    @classmethod
-    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
-        # Without remote ones RLlib would make one in this process, which loads a second engine beside the runners'.
-        return bool(eval_config.evaluation_num_env_runners)
-
-    def _before_evaluate(self) -> None:
-        # RLlib's own sync is fire-and-forget; once every runner has acknowledged, it has nothing left to do.
-        self._weights.push(Fleet.of(self.eval_env_runner_group or self.env_runner_group))
-
-    def _evaluate_on_local_env_runner(self, env_runner: Any) -> tuple[None, int, int, list[Any]]:
-        return self._evaluate_with_fixed_duration()
-
-    @cached_property
-    def _evaluation_duration(self) -> int:
-        if not self.config.plays_all_tasks:
-            return int(self.config.evaluation_duration)
-        count = self.evaluation_config.num_tasks
-        assert count is not None, "checked by the config"
-        return int(count * self.evaluation_config.group_size)
-
-    def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
-        groups, metrics = evaluate(
-            self.eval_env_runner_group or self.env_runner_group,
-            self._weights,
-            self.evaluation_config,
-            duration=self._evaluation_duration,
-            unit=self.config.evaluation_duration_unit,
-        )
-        measured = [*metrics, estimate_metrics(groups)]
-        self.metrics.aggregate(measured, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
-        num_turns = sum(len(episode) for group in groups for episode in group.episodes)
-        return None, num_turns, num_turns, []
 
     def _log_time(self, phase: str) -> AbstractContextManager[None]:
         # RLlib smooths timers by default; these are this iteration's own.
