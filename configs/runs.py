@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.configs.run_settings import RunSettings
 from gspo_rllib.configs.strict_yaml import parse_value, parse_yaml
 from gspo_rllib.errors import GSPOError, SettingError, UnknownSettingError, did_you_mean, shown
+from gspo_rllib.imports import undisturbed
 from gspo_rllib.places import named_path
 
 if TYPE_CHECKING:
@@ -95,10 +96,7 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
     Raises:
         SettingError: The file does not exist or is not YAML, or a section, key or value is not one a builder takes.
     """
-    path = find_config(source)
-    sections = read_sections(path)
-    for override in overrides:
-        apply_override(sections, override)
+    path, sections = read_run(source, overrides)
     run_section = sections.get("run", {})
     known = [field.name for field in fields(RunSettings)]
     for key in run_section:
@@ -122,6 +120,19 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
             evaluation_duration_unit="episodes",
         )
     return Run(settings.name or path.stem, config, settings, sections)
+
+
+def read_run(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Path, Sections]:
+    """The file of a run, and its sections with the overrides applied; no framework is imported for that.
+
+    Raises:
+        SettingError: The file does not exist or is not YAML, or an override names no section.
+    """
+    path = find_config(source)
+    sections = read_sections(path)
+    for override in overrides:
+        apply_override(sections, override)
+    return path, sections
 
 
 def find_config(source: str | Path) -> Path:
@@ -201,7 +212,8 @@ def build_config(sections: Mapping[str, Mapping[str, Any]], *, algorithm: str = 
     Raises:
         SettingError: The algorithm is unknown, a key is not an argument of its builder, or the builder refuses a value.
     """
-    from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
+    with undisturbed():
+        from gspo_rllib.algorithms import ALGORITHMS, GSPOConfig
 
     if algorithm not in ALGORITHMS:
         raise SettingError(

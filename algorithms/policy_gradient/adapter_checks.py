@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from gspo_rllib.engines.registry import default_engine
+from gspo_rllib.env_runners.engine_spec import chosen_engine
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_folder import load_model_config
@@ -83,7 +83,7 @@ def _check_reference(config: Any, model_config: Mapping[str, Any]) -> None:
 
 
 def _check_swap(config: Any, generation: GenerationSettings, model_config: Mapping[str, Any]) -> None:
-    engine = generation.engine or default_engine()
+    engine = chosen_engine(config).name
     merged = "Use adapter_sync='merged', which every engine can do."
     if engine != "vllm":
         raise SettingError(f"generation.adapter_sync is 'swap', which takes engine='vllm'; it is {engine!r}. {merged}")

@@ -31,10 +31,10 @@ from gspo_rllib.connectors import (
     ReferenceLogProbs,
     group_estimator,
 )
-from gspo_rllib.engines.registry import check_engine, default_engine
+from gspo_rllib.engines.registry import check_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
+from gspo_rllib.env_runners.engine_spec import chosen_engine, resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import SettingError
@@ -187,7 +187,7 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_played(self)
         if not self.in_evaluation:
             self._check_evaluation()
-        check_engine(generation.engine or default_engine())
+        check_engine(chosen_engine(self).name)
         if not self.in_evaluation:
             validation.check_devices(
                 num_gpus_per_learner=self.num_gpus_per_learner,

@@ -23,20 +23,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     import gspo_rllib.envs  # noqa: F401 - registers the environments
     from gspo_rllib.configs import shipped_configs
-    from gspo_rllib.engines.registry import available_engines, default_engine
+    from gspo_rllib.engines.registry import available_engines
 
     ours = sorted(env_id for env_id in gym.registry if env_id.startswith("gspo_rllib/"))
     blocks = {
         "algorithms (--algorithm, run.algorithm)": algorithms().items(),
         "environments (--env, environment.env)": [(f"gspo_rllib.envs:{env_id}", _task(env_id)) for env_id in ours],
-        "engines (generation.engine)": [
-            (name, "the default" if name == default_engine() else "") for name in available_engines()
-        ],
+        "engines (generation.engine)": [(name, _default_for(name)) for name in available_engines()],
         "configs (gspo-rllib train NAME)": [(name, _first_comment(path)) for name, path in shipped_configs().items()],
     }
     for title, rows in blocks.items():
         print_names(title, rows, width=columns())
     return 0
+
+
+def _default_for(engine: str) -> str:
+    from gspo_rllib.engines.registry import default_engine
+
+    if engine == default_engine():
+        return "the default"
+    return "the default for a small model on a CPU" if engine == "transformers" else ""
 
 
 def algorithms() -> dict[str, str]:

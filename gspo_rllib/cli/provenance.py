@@ -42,7 +42,7 @@ def run_record(run: Run, *, resumed_from: Mapping[str, Any] | None = None) -> di
         resumed_from: The checkpoint and iteration it continues from; None for a new one.
     """
     from gspo_rllib.configs.declared import given, resolved
-    from gspo_rllib.engines.registry import default_engine
+    from gspo_rllib.env_runners.engine_spec import chosen_engine
 
     config: dict[str, Any] = {}
     for name, value in resolved(run).items():
@@ -56,7 +56,7 @@ def run_record(run: Run, *, resumed_from: Mapping[str, Any] | None = None) -> di
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "resumed_from": resumed_from,
         "algorithm": run.config.algo_class.__name__,
-        "engine": run.config.engine or default_engine(),
+        "engine": chosen_engine(run.config).name,
         "seed": run.config.seed,
         "config": config,
         "given": given(run),

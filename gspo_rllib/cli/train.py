@@ -100,19 +100,24 @@ def check_limits(limits: RunSettings, what: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains until a limit of the ``run:`` section, Ctrl-C or SIGTERM; always leaves a checkpoint."""
-    from gspo_rllib.cli.cluster import ray_session, required_cpus
+    from gspo_rllib.cli.cluster import expected_cpus, ray_starting, required_cpus
     from gspo_rllib.cli.preflight import preflight, wait_for_nodes
     from gspo_rllib.cli.quiet import hush
+    from gspo_rllib.configs.runs import read_run
 
     if arguments.min_nodes < 1:
         raise SettingError(f"--min-nodes: expected a whole number >= 1, got {arguments.min_nodes}.")
-    address = address_of(arguments)  # first: it takes no import of a framework to be refused
-    loaded, resume = _what_to_train(arguments)
-    hush(loaded.config, verbose=arguments.verbose)
-    loaded.config.validate()
+    # First what takes no import of a framework to be refused, then Ray: it starts while the frameworks are imported.
+    address = address_of(arguments)
+    source, overrides = _config_of(arguments)
+    _, sections = read_run(source, overrides)
     say = _silent if arguments.quiet else print
-    say("starting Ray, learners, env runners and their engines …", flush=True)
-    with ray_session(required_cpus(loaded.config), address=address, verbose=arguments.verbose):
+    with ray_starting(expected_cpus(sections), address=address, verbose=arguments.verbose) as ray_session:
+        loaded, resume = _what_to_train(arguments, source, overrides)
+        hush(loaded.config, verbose=arguments.verbose)
+        loaded.config.validate()
+        say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …", flush=True)
+        ray_session.wait(required_cpus(loaded.config))
         storage = resume.folder if resume is not None and resume.folder is not None else loaded.settings.storage
         wait_for_nodes(arguments.min_nodes)
         preflight(loaded.config, storage=storage, always=address is not None)
@@ -127,8 +132,44 @@ def run(arguments: argparse.Namespace) -> int:
         return _train(algorithm, loaded, resume, say=say)
 
 
-def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
+def _engine(run: Run) -> str:
+    """The engine of a run, and why it is this one."""
+    from gspo_rllib.env_runners.engine_spec import chosen_engine
+
+    choice = chosen_engine(run.config)
+    return f"{choice.name}, because {choice.why}"
+
+
+def _config_of(arguments: argparse.Namespace) -> tuple[str | Path, list[str]]:
+    """The config that is to be trained, and the overrides of it."""
+    source: str | None = arguments.config
+    overrides = overrides_of(arguments)
+    if source is not None and arguments.resume and "=" in source and not Path(source).exists():
+        # With CONFIG left out, the first override stands in its place.
+        overrides = [source, *overrides]
+        source = arguments.config = None
+    if arguments.resume and is_remote(arguments.resume):
+        # Beside the results, so that a checkpoint is fetched once.
+        arguments.resume = str(download(arguments.resume, Path(arguments.storage or "results") / ".fetched"))
+    if source is None and not _continues(arguments):
+        arguments.usage_error("the following arguments are required: CONFIG")
+    return named_path(arguments.resume) / "config.yaml" if source is None else source, overrides
+
+
+def _continues(arguments: argparse.Namespace) -> bool:
+    """Whether a run is continued in its folder."""
+    return bool(arguments.resume) and is_run(arguments.resume)
+
+
+def _what_to_train(
+    arguments: argparse.Namespace, source: str | Path, overrides: list[str]
+) -> tuple[Run, Resume | None]:
     """The run that the arguments describe, and what it continues.
+
+    Args:
+        arguments: The command line.
+        source: The run's config.
+        overrides: Overrides of it.
 
     Raises:
         SettingError: The config or an option is refused.
@@ -136,23 +177,11 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     """
     from gspo_rllib.configs import load_run
 
-    source: str | None = arguments.config
-    overrides = overrides_of(arguments)
-    if source is not None and arguments.resume and "=" in source and not Path(source).exists():
-        # With CONFIG left out, the first override stands in its place.
-        overrides = [source, *overrides]
-        source = None
-    if arguments.resume and is_remote(arguments.resume):
-        # Beside the results, so that a checkpoint is fetched once.
-        arguments.resume = str(download(arguments.resume, Path(arguments.storage or "results") / ".fetched"))
-    in_place = bool(arguments.resume) and is_run(arguments.resume)
-    if source is None and not in_place:
-        arguments.usage_error("the following arguments are required: CONFIG")
-    loaded = load_run(named_path(arguments.resume) / "config.yaml" if source is None else source, overrides)
+    loaded = load_run(source, overrides)
     check_limits(loaded.settings, "this run")
-    if source is not None:
+    if arguments.config is not None:
         check_model_is_there(loaded, source)
-    if not in_place:
+    if not _continues(arguments):
         check_folder(loaded.settings.storage, "run.storage")
     if loaded.settings.checkpoint_storage is not None:
         check_storage(loaded.settings.checkpoint_storage)

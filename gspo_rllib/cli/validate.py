@@ -36,11 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"gspo-rllib: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_INVALID
     config = loaded.config
-    from gspo_rllib.engines.registry import default_engine
+    from gspo_rllib.env_runners.engine_spec import chosen_engine
 
+    choice = chosen_engine(config)
     print(
         f"{arguments.config} is valid: {config.algo_class.__name__} with {config.env or config.play}, "
-        f"model {config.model_config['path']}, engine {config.engine or default_engine()}"
+        f"model {config.model_config['path']}, engine {choice.name} ({choice.why})"
     )
     return 0
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.errors import EngineError, GSPOError, WeightSyncError, described, did_you_mean
+from gspo_rllib.imports import undisturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def available_engines() -> list[str]:
 
 
 def default_engine() -> str:
-    """``"vllm"`` where it is installed, otherwise ``"transformers"``."""
+    """``"vllm"`` where it is installed, otherwise ``"transformers"``; ``engines.choice`` knows the exception."""
     return "vllm" if "vllm" in available_engines() else "transformers"
 
 
@@ -241,7 +242,8 @@ def _refuse_second(spec: EngineSpec) -> None:
 def _factory(name: str, entry: EngineEntry) -> Callable[[EngineSpec], Engine]:
     module, _, attribute = entry.factory.partition(":")
     try:
-        factory: Callable[[EngineSpec], Engine] = getattr(importlib.import_module(module), attribute)
+        with undisturbed():
+            factory: Callable[[EngineSpec], Engine] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise EngineError(f"engine {name!r} cannot be loaded from {entry.factory!r}: {error}") from error
     return factory

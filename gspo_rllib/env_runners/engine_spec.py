@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.agents.rendering import MessageRenderer
-from gspo_rllib.engines import registry
+from gspo_rllib.engines.choice import Choice, choose
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -17,6 +17,7 @@ from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import ChatSpec
 
 if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from transformers import PreTrainedTokenizerBase
 
 
@@ -100,6 +101,38 @@ def longest_context(model_config: Mapping[str, Any]) -> int | None:
     return getattr(text_config, "max_position_embeddings", None)
 
 
+def chosen_engine(config: AlgorithmConfig) -> Choice:
+    """The engine that samples for a config's env runners: the one it names, or the one that suits device and model.
+
+    It follows from the config alone, so that driver and runners agree; only for a runner in this process does it matter
+    what this process sees.
+
+    Args:
+        config: Configures env runners, for training or evaluation.
+
+    Raises:
+        SettingError: No model path is set.
+        ModelError: The model's config cannot be read.
+    """
+    settings, model_config = GenerationSettings.of(config), config.model_config
+    if settings.engine is not None:
+        return Choice(settings.engine, "generation.engine names it")
+    if settings.adapter_sync == "swap":
+        return Choice("vllm", "generation.adapter_sync is 'swap', which is vLLM's")
+    return choose(
+        _model_path(model_config),
+        device=settings.engine_device or _asked_device(config),
+        trust_remote_code=_trusts_remote_code(model_config),
+        options=settings.engine_options,
+    )
+
+
+def _asked_device(config: AlgorithmConfig) -> str:
+    if config.num_env_runners:
+        return "cuda" if config.num_gpus_per_env_runner else "cpu"
+    return _default_device()
+
+
 def engine_spec(
     settings: GenerationSettings,
     model_config: Mapping[str, Any],
@@ -114,7 +147,7 @@ def engine_spec(
     A training and an evaluation runner in one process get equal specs, and so share one engine.
 
     Args:
-        settings: How text is sampled.
+        settings: How text is sampled. Where they name no engine, the one that suits device and model samples.
         model_config: What ``rl_module`` was given.
         max_num_seqs: Most replies that are sampled at a time.
         run_seed: Seed of the run; None for an engine whose own random numbers need not repeat.
@@ -125,16 +158,21 @@ def engine_spec(
         SettingError: No model path is set, or the context asked for is longer than the model's.
         ModelError: The model's config cannot be read, or does not say how long a context may be.
     """
+    path, device = _model_path(model_config), settings.engine_device or _default_device()
+    trusted = _trusts_remote_code(model_config)
+    named = (
+        settings.engine or choose(path, device=device, trust_remote_code=trusted, options=settings.engine_options).name
+    )
     return EngineSpec(
-        engine=settings.engine or registry.default_engine(),
-        model=_model_path(model_config),
+        engine=named,
+        model=path,
         dtype=settings.engine_dtype,
         max_model_len=resolve_max_model_len(settings.max_model_len, model_config),
         max_num_seqs=max_num_seqs,
         stop_token_ids=stop_token_ids,
         seed=derive_seed(run_seed, "engine", worker_index, bits=31),
-        device=settings.engine_device or _default_device(),
-        trust_remote_code=_trusts_remote_code(model_config),
+        device=device,
+        trust_remote_code=trusted,
         options=dict(settings.engine_options),
         adapter_rank=largest_rank(model_config["lora"]) if settings.adapter_sync == "swap" else None,
     )

@@ -6,6 +6,8 @@ instead where that was tried, and is never taken for the environment's or the pr
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,8 @@ from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, for_engine
 from gspo_rllib.env_runners.background import check_free
 from gspo_rllib.errors import EngineError, WeightSyncError
+
+logger = logging.getLogger("gspo_rllib")
 
 
 class EngineUser:
@@ -79,9 +83,23 @@ class EngineUser:
         raise NotImplementedError
 
 
-def acquire(spec: EngineSpec) -> Engine:
-    """``registry.acquire``; where the engine cannot be built, the message says which other one serves the model."""
-    return registry.acquire(spec, explain=with_alternatives)
+def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
+    """``registry.acquire``; where the engine cannot be built, the message says which other one serves the model.
+
+    Args:
+        spec: How the engine is built.
+        otherwise: Engine that is taken then; None to raise.
+
+    Raises:
+        EngineError: The engine cannot be built for this model, and neither can the other.
+    """
+    if otherwise is None:
+        return registry.acquire(spec, explain=with_alternatives)
+    try:
+        return registry.acquire(spec)
+    except EngineError as error:
+        logger.warning("engine %r is taken in place of %r: %s", otherwise, spec.engine, error)
+        return registry.acquire(dataclasses.replace(spec, engine=otherwise), explain=with_alternatives)
 
 
 def load(engine: Engine, named_weights: NamedWeights, version: int) -> None:

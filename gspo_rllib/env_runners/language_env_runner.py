@@ -31,7 +31,7 @@ from gspo_rllib.env_pool.factory import LanguageEnvSpec, check_language_env_spec
 from gspo_rllib.env_runners.background import BackgroundSampler, BackgroundSampling, check_free
 from gspo_rllib.env_runners.callbacks import Callbacks
 from gspo_rllib.env_runners.curriculum import check_stages
-from gspo_rllib.env_runners.engine_user import acquire, load
+from gspo_rllib.env_runners.engine_user import load
 from gspo_rllib.env_runners.evaluation import LendsItsEngine
 from gspo_rllib.env_runners.group_names import evaluation_group
 from gspo_rllib.env_runners.group_scheduler import Role
@@ -377,7 +377,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, AnswersMessages, Env
 
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
-            self._engine = acquire(self._parts.engine_spec(self.worker_index or 0))
+            self._engine = self._parts.acquire_engine(self.worker_index or 0)
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
                 self._set_module_state(*pending)

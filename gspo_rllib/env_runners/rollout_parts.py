@@ -14,7 +14,8 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
-from gspo_rllib.env_runners.engine_spec import engine_spec, load_renderer
+from gspo_rllib.env_runners.engine_spec import chosen_engine, engine_spec, load_renderer
+from gspo_rllib.env_runners.engine_user import acquire
 from gspo_rllib.env_runners.group_scheduler import GroupScheduler, Role
 from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout import Rollout
@@ -88,6 +89,17 @@ class RolloutParts:
         settings = self.settings if explore else dataclasses.replace(self.settings, temperature=0.0)
         return Rollout(engine, pool, self.renderer_for, settings, run_seed=self._run_seed, observer=observer)
 
+    def acquire_engine(self, worker_index: int) -> Engine:
+        """The process's engine for this config; it must be released.
+
+        Args:
+            worker_index: See ``engine_spec``.
+
+        Raises:
+            EngineError: It cannot be built for this model.
+        """
+        return acquire(self.engine_spec(worker_index), otherwise=chosen_engine(self._config).otherwise)
+
     def engine_spec(self, worker_index: int) -> EngineSpec:
         """What to ask the engine registry for.
 
@@ -95,7 +107,7 @@ class RolloutParts:
             worker_index: RLlib's number of the env runner; makes its engine's own seed differ from the others'.
         """
         return engine_spec(
-            self.settings,
+            dataclasses.replace(self.settings, engine=chosen_engine(self._config).name),
             self._config.model_config,
             max_num_seqs=self._config.num_envs_per_env_runner,
             run_seed=self._config.seed,

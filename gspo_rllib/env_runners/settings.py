@@ -61,7 +61,7 @@ class GenerationSettings(Settings):
 
     engine: str | None = knob(
         None,
-        "Which engine samples; None takes vLLM where it is installed, else transformers.",
+        "Which engine samples; None takes vLLM where it is installed, but transformers for a small model on a CPU.",
         form=text,
         source="ours",
     )
