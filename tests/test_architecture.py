@@ -135,7 +135,6 @@ TESTED_IN = {
     "chat/frames.py": "env_runners/test_chat.py",
     "checkpoints/components.py": "algorithms/policy_gradient/test_saved_as_data.py",
     "checkpoints/pickled.py": "algorithms/gspo/test_gspo.py",
-    "cli/cluster.py": "cli/test_train.py",
     "cli/curve.py": "cli/test_train.py",
     "cli/model_card.py": "cli/test_export.py",
     "cli/push.py": "cli/test_export.py",

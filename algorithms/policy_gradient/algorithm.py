@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.util import log_once
 
-from gspo_rllib.algorithms.policy_gradient import resources
+from gspo_rllib.algorithms.policy_gradient import overlap, resources
 from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
@@ -315,6 +315,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
     def _make_source(self) -> GroupSource:
         if not self._settings.max_staleness:
             return Lockstep(self.env_runner_group, draw=self._draw_groups)
+        overlap.say_where_it_cannot_win(self.config)
         return GroupStream(
             self.env_runner_group,
             groups_per_iteration=self._settings.groups_per_iteration,

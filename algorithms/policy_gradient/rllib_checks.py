@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -39,6 +40,7 @@ _SET_INSTEAD = {"num_env_runners": "evaluation_num_env_runners"}
 """What says for an evaluation what the setting of that name says for training."""
 
 
+@functools.cache
 def argument(name: str) -> str:
     """How a user calls an attribute: as the argument of the builder that sets it.
 

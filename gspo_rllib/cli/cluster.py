@@ -91,8 +91,13 @@ class RaySession:
         if self._watch is not None:
             self._watch.note_folder()
 
+    def leave(self) -> None:
+        """Has a Ray of the command's own shut down, without waiting for it; nothing may use Ray any more."""
+        if self._start is not None:
+            self._start.leave()
+
     def end(self) -> None:
-        """Ends what ``begin`` has started, also while it is starting."""
+        """Ends what ``begin`` has started, also while it is starting; returns when it has ended."""
         import ray
 
         try:
@@ -133,6 +138,7 @@ class _Start(threading.Thread):
             told.removeFilter(_is_news)
             self._started.set()
         self._over.wait()
+        ray.shutdown()
 
     def wait(self) -> None:
         """Returns when Ray has started; raises what it failed with."""
@@ -140,16 +146,14 @@ class _Start(threading.Thread):
         if self._error is not None:
             raise self._error
 
-    def end(self) -> None:
-        """Shuts Ray down, and ends the thread."""
-        import ray
+    def leave(self) -> None:
+        """Shuts Ray down as soon as it has started, and ends the thread."""
+        self._over.set()
 
-        self._started.wait()
-        try:
-            ray.shutdown()
-        finally:
-            self._over.set()
-            self.join()
+    def end(self) -> None:
+        """The same; returns when that is done."""
+        self.leave()
+        self.join()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

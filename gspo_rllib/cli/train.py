@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         except BaseException:
             algorithm.stop()
             raise
-        return _train(algorithm, loaded, resume, say=say)
+        return _train(algorithm, loaded, resume, say=say, leave_ray=ray_session.leave)
 
 
 def _engine(run: Run) -> str:
@@ -199,7 +199,14 @@ def _what_to_train(
     return loaded, resume
 
 
-def _train(algorithm: PolicyGradient, loaded: Run, resume: Resume | None, *, say: Callable[..., None]) -> int:
+def _train(
+    algorithm: PolicyGradient,
+    loaded: Run,
+    resume: Resume | None,
+    *,
+    say: Callable[..., None],
+    leave_ray: Callable[[], None],
+) -> int:
     in_place = resume if resume is not None and resume.folder is not None else None
     folder = in_place.folder if in_place else None
     folder = folder or new_run_folder(loaded.settings.storage, loaded.name)
@@ -222,6 +229,7 @@ def _train(algorithm: PolicyGradient, loaded: Run, resume: Resume | None, *, say
         finally:
             recorder.close()
             loop.close()
+            leave_ray()  # which takes as long to end as the curve to be drawn
             _draw(recorder, loaded.name)
     print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")
     if loop.best is not None:

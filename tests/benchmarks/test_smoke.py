@@ -17,6 +17,7 @@ SMALLEST = {
     "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",
     "clip_range.py": "simulate --updates 2 --lengths 43",
+    "engine_choice.py": "--widths 64 --layers 1 --engines transformers --repetitions 1",
     "envs.py": "--ids Bisection --seeds 1",
     "families.py": "--only llama --engine learner --cache {folder}/results.jsonl",
     "faults.py": "--kills 2 --stops 0 --runners 2 --groups 4 --measured 1",

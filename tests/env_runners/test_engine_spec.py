@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gspo_rllib.engines import choice, registry
+from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_pool.factory import check_language_env_spec
-from gspo_rllib.env_runners.engine_spec import check_vocabulary, engine_spec, load_renderer, resolve_max_model_len
+from gspo_rllib.env_runners.engine_spec import (
+    check_vocabulary,
+    chosen_engine,
+    engine_spec,
+    load_renderer,
+    resolve_max_model_len,
+)
+from gspo_rllib.env_runners.engine_user import acquire
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ModelError, SettingError
@@ -106,3 +117,37 @@ def test_renderers_of_framings_are_bounded_and_share_what_is_known(tiny_dense: s
         assert parts.renderer_for(ChatSpec(system_prompt=str(number))).format is kept.format
         assert parts.renderer_for(ChatSpec(system_prompt="kept")) is kept  # the latest used are kept
     assert len(parts._renderers) <= 64
+
+
+def test_the_engine_follows_from_the_config_alone(tiny_dense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "available_engines", lambda: ["vllm", "transformers"])
+    free = {"engine": None, "engine_device": None}
+
+    def chosen(**changes: Any) -> str:
+        config = runner_config(tiny_dense, **{**free, **changes})
+        config.env_runners(num_env_runners=changes.get("runners", 0), num_gpus_per_env_runner=changes.get("gpus", 0))
+        return chosen_engine(config).name
+
+    assert chosen(runners=1) == chosen(engine_device="cpu") == "transformers"
+    assert chosen(runners=1, gpus=0.5) == chosen(engine_device="cuda:1") == "vllm"
+    assert chosen(runners=1, adapter_sync="swap") == "vllm"  # only that one does
+    assert chosen(engine="vllm") == "vllm" and chosen(engine="transformers", gpus=1, runners=1) == "transformers"
+
+
+def test_an_engine_nobody_asked_for_gives_way_to_one_that_serves_the_model(
+    tiny_dense: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.register_engine("cannot", "gspo_rllib.engines.protocol:NoSuchEngine")
+    try:
+        spec = replace(_spec(tiny_dense), engine="cannot")
+        engine = acquire(spec, otherwise="transformers")
+        assert registry.spec_of(engine) == replace(spec, engine="transformers")
+        assert "'transformers' is taken in place of 'cannot'" in caplog.text and "NoSuchEngine" in caplog.text
+        registry.release(engine)
+    finally:
+        del registry._entries["cannot"]
+
+
+def _spec(path: str) -> EngineSpec:
+    settings = GenerationSettings(max_model_len=64, engine="transformers")
+    return engine_spec(settings, {"path": path}, max_num_seqs=1, run_seed=0, stop_token_ids=(0,), worker_index=0)
