@@ -121,7 +121,7 @@ class _Start(threading.Thread):
             "log_to_driver": verbose,
             "logging_level": _level(verbose),
         }
-        self._started, self._over = threading.Event(), threading.Event()
+        self._ready, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -136,13 +136,13 @@ class _Start(threading.Thread):
             self._error = error
         finally:
             told.removeFilter(_is_news)
-            self._started.set()
+            self._ready.set()
         self._over.wait()
         ray.shutdown()
 
     def wait(self) -> None:
         """Returns when Ray has started; raises what it failed with."""
-        self._started.wait()
+        self._ready.wait()
         if self._error is not None:
             raise self._error
 

@@ -54,7 +54,7 @@ def test_ray_starts_beside_the_block_in_a_thread_that_lives_as_long_as_it(fake: 
     fake.may_start.clear()
     with ray_starting(1) as session:
         assert not fake.is_up  # and here the block is, importing
-        fake.may_start.set()
+        threading.Timer(0.3, fake.may_start.set).start()
         session.wait(1)
         assert fake.is_up and fake.offered == [2]
         (starter,) = fake.threads
