@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
 import threading
@@ -34,14 +35,15 @@ def say_where_it_cannot_win(config: Any) -> None:
     gain = parallelism()
     if gain < LEAST_PARALLELISM and ray.util.log_once("gspo_rllib_overlap_cannot_win"):
         logger.warning(
-            "training.max_staleness is %s, but on this machine two processes at once do only %.2f times the work of "
-            "one: sampling while learning can win no more than that, and trains on older samples for it. "
-            "training.max_staleness=0 takes turns.",
+            "training.max_staleness is %s, but as measured just now two processes at once do only %.2f times the work "
+            "of one on this machine: sampling while learning can win no more than that, and trains on older samples "
+            "for it. training.max_staleness=0 takes turns.",
             config.max_staleness,
             gain,
         )
 
 
+@functools.cache
 def parallelism() -> float:
     """How much two threads of this process multiply together, in units of what one does alone: 2 on two idle cores."""
     return statistics.median(_rate(2) / _rate(1) for _ in range(_ROUNDS))

@@ -128,7 +128,7 @@ def acquire(spec: EngineSpec, *, explain: Callable[[str, EngineSpec], str] = lam
             _refuse_second(spec)
         factory = _factory(spec.engine, entry)
         try:
-            with undisturbed(), _failing_as(spec):  # vLLM imports half of itself when it starts
+            with _failing_as(spec):
                 engine = factory(spec)
         except EngineError as error:
             raise EngineError(explain(str(error), spec)) from error
