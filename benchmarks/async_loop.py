@@ -75,12 +75,6 @@ def main() -> None:
             with loops[args.max_staleness]._source.paused():
                 alone = halves(loops[0], args.groups, args.repetitions)
             limit, parallel = alone["limit"], alone["parallelism"]
-            print(
-                f"the same work in two processes: sampling alone {alone['sampling_s']:.2f} s, learning alone "
-                f"{alone['learning_s']:.2f} s, at once {alone['both_s']:.2f} s: two processes do {parallel:.2f} times "
-                f"the work of one, and overlap can win {limit:.2f}",
-                flush=True,
-            )
             for repetition in range(args.repetitions + 1):
                 for max_staleness, algorithm in loops.items():
                     stream = loops[args.max_staleness]._source
@@ -159,7 +153,13 @@ def halves(algorithm: Any, num_groups: int, repetitions: int) -> dict[str, float
     found = {name: median(timing, "wall_s") for name, timing in timings.items()}
     sampling, learning, together = found["sampling_s"], found["learning_s"], found["both_s"]
     shared = max(together - abs(sampling - learning), 1e-9)  # the rest of the longer one runs alone
-    return found | {"limit": (sampling + learning) / together, "parallelism": 2 * min(sampling, learning) / shared}
+    limit, parallel = (sampling + learning) / together, 2 * min(sampling, learning) / shared
+    print(
+        f"the same work in two processes: sampling alone {sampling:.2f} s, learning alone {learning:.2f} s, at once "
+        f"{together:.2f} s: two processes do {parallel:.2f} times the work of one, and overlap can win {limit:.2f}",
+        flush=True,
+    )
+    return found | {"limit": limit, "parallelism": parallel}
 
 
 def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
