@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     from gspo_rllib.env_runners.engine_spec import chosen_engine
 
     choice = chosen_engine(config)
+    engine = choice.name if config.engine is not None else f"{choice.name}, because {choice.why}"
     print(
         f"{arguments.config} is valid: {config.algo_class.__name__} with {config.env or config.play}, "
-        f"model {config.model_config['path']}, engine {choice.name} ({choice.why})"
+        f"model {config.model_config['path']}, engine {engine}"
     )
     return 0
 

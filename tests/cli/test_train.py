@@ -54,6 +54,7 @@ def test_training_resumes_from_a_checkpoint(
     results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
     assert [result["training_iteration"] for result in results] == [3]
     said = capsys.readouterr().out
+    assert "engines: transformers, because generation.engine names it" in said.splitlines()[0]
     assert "continuing in a new folder from iteration 2, " in said and trained.checkpoint.name in said
     assert json.loads((folder / "run.json").read_text())["resumed_from"]["iteration"] == 2
 
