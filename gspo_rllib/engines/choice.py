@@ -86,4 +86,4 @@ def num_parameters(model: str, trust_remote_code: bool) -> int | None:
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception:  # noqa: BLE001, of any class: transformers' models fail in as many ways as there are
         return None
-    return sum(parameter.numel() for parameter in built.parameters())
+    return sum(int(parameter.numel()) for parameter in built.parameters())

@@ -104,4 +104,5 @@ class SlotTable:
         first = differs.argmax(axis=1)
         # Where nothing differs, argmax is 0 as well. What lies behind a slot's known tokens is no part of them.
         first[~differs[np.arange(len(first)), first]] = len(prompt)
-        return np.minimum(first, self._known)
+        shared: np.ndarray = np.minimum(first, self._known)
+        return shared
