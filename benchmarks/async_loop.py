@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/async_loop.py
 
-One core each: one remote env runner with its engine, and the learner in this process, one thread in each. Both loops
-train the same job. They are built once and measured in turn, a few iterations each, while the other one rests; the
+One core each: one remote env runner with its engine, and the learner in this process, one thread in each. The loops
+train the same job: taking turns (sync), overlapped by the clock (async), and overlapped by number (fixed,
+``schedule="fixed_lag"``). They are built once and measured in turn, a few iterations each, while the others rest; the
 first round is left out. No more than a factor of 2 can be won, and that only where sampling and learning take equally
 long; what they take in the synchronous loop is printed. Raise ``--observation-chars`` if sampling takes longer (the
 learner reads all of them again), lower it if learning does.
@@ -19,6 +20,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +33,9 @@ from workload import TalkEnv, random_model
 
 from gspo_rllib import metrics as names
 from gspo_rllib.algorithms import GSPOConfig
+
+LOOPS = ("sync", "async", "fixed")
+"""Names of the loops, in the order they are measured in."""
 
 WARM_UP = 2
 """Iterations of each loop before measuring starts."""
@@ -55,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     rows: list[dict[str, Any]] = []
     print(
         f"{'loop':>5} {'tokens/s':>8} {'iteration s':>11} {'sampling s':>10} {'learning s':>10} {'weights s':>9} "
@@ -64,13 +69,14 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             model = random_model(pathlib.Path(folder), size="small", vocabulary=args.vocabulary)
-            loops = {max_staleness: build(model, max_staleness, args) for max_staleness in (0, args.max_staleness)}
+            loops = {name: build(model, name, args) for name in LOOPS}
             for repetition in range(args.repetitions + 1):
-                for max_staleness, algorithm in loops.items():
-                    stream = loops[args.max_staleness]._source
-                    # Nothing is sampled while the other loop is measured.
-                    with contextlib.nullcontext() if max_staleness else stream.paused():
-                        row = run(algorithm, max_staleness, args.iterations if repetition else WARM_UP)
+                for name, algorithm in loops.items():
+                    with resting(loops, name):
+                        if name == "fixed":
+                            # What it had asked for before it rested is there by now, which would be a head start.
+                            algorithm.train()
+                        row = run(algorithm, name, args.iterations if repetition else WARM_UP)
                     if repetition:
                         rows.append(row)
                         print_row(row)
@@ -78,21 +84,45 @@ def main() -> None:
                 algorithm.stop()
     finally:
         ray.shutdown()
-    ratios = [a["tokens_per_s"] / s["tokens_per_s"] for s, a in zip(rows[::2], rows[1::2], strict=True)]
-    sampling, learning = (statistics.median(row[name] for row in rows[::2]) for name in ("sampling_s", "learning_s"))
+    of = {name: [row for row in rows if row["loop"] == name] for name in LOOPS}
+    ratios = over(of["async"], of["sync"])
+    sampling, learning = (statistics.median(row[name] for row in of["sync"]) for name in ("sampling_s", "learning_s"))
     most = (sampling + learning) / max(sampling, learning)
     print(f"taking turns, sampling takes {sampling:.2f} s and learning {learning:.2f} s: overlap can win {most:.2f}")
-    print(f"async over sync: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"async over sync: {spread(ratios)}")
+    print(f"fixed over sync: {spread(over(of['fixed'], of['sync']))}")
+    print(f"fixed over async: {spread(over(of['fixed'], of['async']))}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     if args.record:
-        staleness = max(row["staleness"] for row in rows[1::2])
+        staleness = max(row["staleness"] for row in of["async"])
         details = {"sampling_s": round(sampling, 2), "learning_s": round(learning, 2), "staleness": round(staleness, 2)}
         record("async_over_sync", ratios, command=__doc__.splitlines()[2].strip(), **details)
 
 
-def build(model: str, max_staleness: int, args: argparse.Namespace) -> Any:
-    """One of the two loops."""
+def over(these: list[dict[str, Any]], those: list[dict[str, Any]]) -> list[float]:
+    """Throughput of one loop over that of another, round by round."""
+    return [one["tokens_per_s"] / other["tokens_per_s"] for one, other in zip(these, those, strict=True)]
+
+
+def spread(ratios: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+@contextlib.contextmanager
+def resting(loops: dict[str, Any], measured: str) -> Iterator[None]:
+    """Nothing is sampled for the other loops meanwhile."""
+    with contextlib.nullcontext() if measured == "async" else loops["async"]._source.paused():
+        if measured != "fixed":
+            # A runner answers when it has played what it was asked for.
+            loops["fixed"].env_runner_group.foreach_env_runner(lambda runner: None, local_env_runner=False)
+        yield
+
+
+def build(model: str, name: str, args: argparse.Namespace) -> Any:
+    """One of the loops."""
+    max_staleness = 0 if name == "sync" else args.max_staleness
     config = (
         GSPOConfig()
         .environment(
@@ -107,10 +137,12 @@ def build(model: str, max_staleness: int, args: argparse.Namespace) -> Any:
     )
     if max_staleness:
         config.training(rollout_correction="truncate", rollout_correction_level="sequence_mean")
+    if name == "fixed":
+        config.training(schedule="fixed_lag")
     return config.build_algo()
 
 
-def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
+def run(algorithm: Any, name: str, iterations: int) -> dict[str, Any]:
     """Trains for some iterations."""
     started = time.perf_counter()
     results = [algorithm.train() for _ in range(iterations)]
@@ -123,7 +155,7 @@ def run(algorithm: Any, max_staleness: int, iterations: int) -> dict[str, Any]:
         return statistics.mean(seconds)
 
     return {
-        "loop": "async" if max_staleness else "sync",
+        "loop": name,
         "tokens_per_s": sum(values["num_tokens"] for values in learned) / seconds,
         "iteration_s": seconds / iterations,
         "sampling_s": timer("env_runner_sampling_timer"),

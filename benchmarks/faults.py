@@ -1,12 +1,14 @@
-"""What killing and stopping env runners changes: nothing. Counts what is lost, and compares with an undisturbed run.
+"""What killing and stopping env runners or learners changes: nothing. Counts what is lost, and compares.
 
     .venv/bin/python benchmarks/faults.py --kills 200 --stops 20
     .venv/bin/python benchmarks/faults.py --kills 200 --stops 20 --max-staleness 1
+    .venv/bin/python benchmarks/faults.py --kills 10 --stops 2 --learners 2 --runners 0 --pause 20
 
-A thread kills (SIGKILL) or stops (SIGSTOP) a random runner at random moments, one time in ten all of them: while they
-sample, load weights, are idle, or are still being built after the last time. The run ends when all of that was done and
-every runner is back. Taking turns, the same iterations are then run undisturbed in this process: weights, optimiser and
-sampled ids must be equal to the bit. Overlapped, the ages of what was trained are checked against the bound, and groups
+With ``--learners`` it is those that are hit, in place of env runners. A thread kills (SIGKILL) or stops (SIGSTOP) a
+random runner at random moments, one time in ten all of them: while they sample, load weights, are idle, or are still
+being built after the last time. The run ends when all of that was done and every runner is back. Taking turns, the same
+iterations are then run undisturbed in this process: weights, optimiser and sampled ids must be equal to the bit (two
+learners are compared with two). Overlapped, the ages of what was trained are checked against the bound, and groups
 trained per second after the last fault are compared with those before the first.
 """
 
@@ -36,6 +38,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver.fleet import Fleet
+from gspo_rllib.driver.processes import actor_entry
 from gspo_rllib.types import turns
 from gspo_rllib.warmstart.models import build_model
 
@@ -62,7 +65,7 @@ class Letters(gym.Env):  # type: ignore[misc]  # gymnasium is not looked into he
         return "again", action.count(self._letter) / max(len(action), 1), self._turn == 2, False, {}
 
 
-def config(model: str, num_env_runners: int, args: argparse.Namespace) -> Any:
+def config(model: str, num_env_runners: int, args: argparse.Namespace, *, num_learners: int = 0) -> Any:
     """What is trained, disturbed or not."""
     made = (
         GSPOConfig()
@@ -70,7 +73,8 @@ def config(model: str, num_env_runners: int, args: argparse.Namespace) -> Any:
         .rl_module(model_config={"path": model})
         .generation(engine="transformers", max_tokens_per_turn=6)
         .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=8)
-        .training(group_size=4, groups_per_iteration=args.groups, num_minibatches=2, lr=1e-3)
+        .learners(num_learners=num_learners)
+        .training(group_size=4, groups_per_iteration=args.groups, num_minibatches=2, lr=1e-3, learner_commit_every=4)
         .fault_tolerance(max_num_env_runner_restarts=1_000_000, env_runner_health_probe_timeout_s=args.patience)
         .debugging(seed=1)
     )
@@ -110,11 +114,12 @@ class Ledger:
 
 
 class Disturber(threading.Thread):
-    """Kills and stops runners."""
+    """Kills and stops runners, or learners."""
 
     def __init__(self, algorithm: Any, args: argparse.Namespace) -> None:
         super().__init__(daemon=True)
         self._fleet = Fleet.of(algorithm.env_runner_group)
+        self._team = algorithm.learner_group
         self._pause = args.pause
         self._random = random.Random(args.seed)
         self._faults = ["kill"] * args.kills + ["stop"] * args.stops
@@ -132,7 +137,10 @@ class Disturber(threading.Thread):
                     self.done.append(self._faults[len(self.done)])
 
     def _processes(self) -> list[int]:
-        """Of runners that run, and of those that are being built."""
+        """Of runners that run, and of those that are being built; or of learners."""
+        if self._team.is_remote:
+            # While they are rebuilt there is none: a run ends where an update fails twice.
+            return [] if self._team._is_healing else [int(actor_entry(w).get("Pid") or 0) for w in self._team._workers]
         entries = [self._fleet._entry(worker) for worker in self._fleet._worker_manager.actors()]
         return [int(entry.get("Pid") or 0) for entry in entries if entry.get("State") in ("ALIVE", "RESTARTING")]
 
@@ -170,7 +178,7 @@ def iter_arrays(tree: Any) -> Any:
 
 def disturbed(model: str, args: argparse.Namespace) -> tuple[int, Ledger, dict[str, Any]]:
     """Trains until every fault was made and every runner is back; iterations, what was trained, and weights."""
-    algorithm = config(model, args.runners, args).build_algo()
+    algorithm = config(model, args.runners, args, num_learners=args.learners).build_algo()
     try:
         ledger, disturber = Ledger(algorithm), Disturber(algorithm, args)
         rates, longest, iterations = {"before": 0.0, "after": 0.0}, 0.0, 0
@@ -201,11 +209,15 @@ def disturbed(model: str, args: argparse.Namespace) -> tuple[int, Ledger, dict[s
         measure("after")
         lost, twice = ledger.lost_and_twice(algorithm)
         print(
-            f"{disturber.done.count('kill')} kills and {disturber.done.count('stop')} stops of {args.runners} runners "
+            f"{disturber.done.count('kill')} kills and {disturber.done.count('stop')} stops of "
+            f"{f'{args.learners} learners' if args.learners else f'{args.runners} runners'} "
             f"in {took:.0f} s and {iterations} iterations (the longest took {longest:.0f} s): {lost} groups of "
             f"{len(ledger.trained)} lost, {twice} trained twice, {short} short iterations; oldest {ledger.oldest} "
             f"(bound {args.max_staleness}); groups/s after ÷ before {rates['after'] / rates['before']:.2f}"
         )
+        if args.learners:
+            team = algorithm.learner_group
+            print(f"the learners were rebuilt {team.num_rebuilds} times, {team.num_updates_repeated} updates repeated")
         final = weights_of(algorithm)
         begun = time.monotonic()
     finally:
@@ -232,6 +244,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--stops", type=int, default=20)
     parser.add_argument("--runners", type=int, default=6)
+    parser.add_argument("--learners", type=int, default=0, help="learners in processes of their own, which are hit")
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--max-staleness", type=int, default=0)
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between two faults")
@@ -240,7 +253,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=args.runners + 1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=args.runners + args.learners + 1, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
             sizes: dict[str, Any] = {
@@ -255,7 +268,7 @@ def main() -> None:
             iterations, ledger, weights = disturbed(model, args)
             if not args.max_staleness:
                 compare(model, iterations, ledger, weights, args)
-            if args.stops:
+            if args.stops and args.runners:
                 stopped_all(model, args)
     finally:
         ray.shutdown()
@@ -263,7 +276,7 @@ def main() -> None:
 
 def compare(model: str, iterations: int, ledger: Ledger, weights: dict[str, Any], args: argparse.Namespace) -> None:
     """Runs the same iterations in this process, undisturbed."""
-    algorithm = config(model, 0, args).build_algo()
+    algorithm = config(model, 0, args, num_learners=args.learners if args.learners > 1 else 0).build_algo()
     try:
         undisturbed = Ledger(algorithm)
         for _ in itertools.repeat(None, iterations):

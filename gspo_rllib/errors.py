@@ -80,6 +80,10 @@ class RunnersLostError(NoProgressError):
     """No env runner is left, and none came back in time; what was drawn is kept for a resumed run."""
 
 
+class LearnersLostError(GSPOError, RuntimeError):
+    """The learners failed, and rebuilding them did not help, or was not possible."""
+
+
 def own_error(error: BaseException) -> GSPOError | None:
     """The error of our own tree behind an exception, looking through Ray's wrappers; None if there is none."""
     seen: BaseException | None = error

@@ -149,3 +149,12 @@ NUM_HEALTHY_ENV_RUNNERS = "num_healthy_env_runners"
 
 CLUSTER = "cluster"
 """Top-level key of a training result: nodes and env runners at the end of the iteration, the two before."""
+
+NUM_LEARNER_REBUILDS = "num_learner_rebuilds"
+"""How often the learners were built again since the run was started, because one was lost; of ``recovery``."""
+
+NUM_UPDATES_REPEATED = "num_updates_repeated"
+"""How many updates were made once more for that, from the batches they had been made with; of ``recovery``."""
+
+RECOVERY = "recovery"
+"""Top-level key of a training result whose learners have processes of their own: the two before."""

@@ -144,7 +144,22 @@ PRIVATE_NAMES = (
     PrivateName(
         _LEARNER_GROUP,
         "_worker_manager",
-        "Which learners are alive: weights are taken from the first of them, not from each.",
+        "Replaced by one that watches the learners and has them rebuilt: all of RLlib's own calls go through it.",
+    ),
+    PrivateName(
+        _LEARNER_GROUP,
+        "_workers",
+        "The learners' actors: which processes are to be watched, and ended before others take their place.",
+    ),
+    PrivateName(
+        _LEARNER_GROUP,
+        "_backend_executor",
+        "Holds the learners' resources, which are given back before they are built again.",
+    ),
+    PrivateName(
+        _LEARNER_GROUP,
+        "_is_shut_down",
+        "Set where the learners were ended from outside: RLlib would ask them to end once more.",
     ),
     # -- env runners
     PrivateName(

@@ -11,7 +11,6 @@ import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 
 from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
@@ -42,6 +41,23 @@ class EnvRunners(Protocol):
         """The answers of all of them."""
 
 
+class Learners(Protocol):
+    """What weights are taken from: a ``LearnerTeam``."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the only learner is in this process."""
+
+    @property
+    def _worker_manager(self) -> Any: ...
+
+    def foreach_learner(self, func: Callable[[Any], Any], *, remote_actor_ids: Sequence[int] | None) -> Any:
+        """The answers of some learners."""
+
+    def keep(self, function: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, ray.ObjectRef]:
+        """What the first learner answers; its second part stays in the object store, owned by this process."""
+
+
 class Weights:
     """One version of the policy's weights, taken from the learners once and sent to any number of runners.
 
@@ -52,9 +68,14 @@ class Weights:
         version: Number of updates the learners had made when the weights were taken.
     """
 
-    def __init__(self, learner_group: LearnerGroup) -> None:
+    def __init__(self, learner_group: Learners) -> None:
         self._learners = learner_group
-        self.version, self._taken, self._conversation = self._first_learner(_take_weights)
+        self._taken: Any
+        if learner_group.is_local:
+            (self.version, self._conversation), self._taken = self._first_learner(_take_weights)
+        else:
+            # Owned by this process: what a learner puts there itself is gone with it.
+            (self.version, self._conversation), self._taken = learner_group.keep(_take_weights)
 
     def _first_learner(self, function: Any) -> Any:
         first = None if self._learners.is_local else self._learners._worker_manager.healthy_actor_ids()[:1]
@@ -196,8 +217,8 @@ def _mark_proven(runner: Any) -> None:
     runner.mark_proven()
 
 
-def _take_weights(learner: Learner) -> tuple[int, NamedWeights | ray.ObjectRef, Conversation]:
-    """The version and a copy of the weights, made where the learner is; and what engines that get them are asked."""
+def _take_weights(learner: Learner) -> tuple[tuple[int, Conversation], NamedWeights]:
+    """The version, what engines that get the weights are asked, and a copy of the weights."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     conversation = Conversation.of(
         module.model.config,
@@ -205,16 +226,14 @@ def _take_weights(learner: Learner) -> tuple[int, NamedWeights | ray.ObjectRef, 
         temperature=module.temperature,
         learner_dtype=module.settings["autocast_dtype"] or "float32",
     )
+    about = learner._weights_seq_no, conversation
     if getattr(learner.config, "adapter_sync", None) == "swap":
-        adapter = adapter_state(module)
-        sent = adapter if learner.config.num_learners == 0 else ray.put(adapter)
-        return learner._weights_seq_no, sent, conversation
+        return about, adapter_state(module)
     if learner.config.num_learners == 0:
         # On a GPU a copy is made on the device: the way through the host takes a second per 2 GB.
-        here = learner.config.num_env_runners == 0
-        return learner._weights_seq_no, _copied(module) if here else inference_state(module, copy=True), conversation
+        return about, _copied(module) if learner.config.num_env_runners == 0 else inference_state(module, copy=True)
     # The object store makes a copy of its own.
-    return learner._weights_seq_no, ray.put(inference_state(module, copy=False)), conversation
+    return about, inference_state(module, copy=False)
 
 
 def _copied(module: Any) -> NamedWeights:

@@ -31,10 +31,12 @@ from ray.util import log_once
 
 from gspo_rllib.algorithms.policy_gradient import resources
 from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
+from gspo_rllib.algorithms.policy_gradient.choices import FIXED_LAG
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
+from gspo_rllib.algorithms.policy_gradient.outliving_learners import OutlivesLearners
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
@@ -43,6 +45,7 @@ from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.evaluation import evaluate
 from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
+from gspo_rllib.driver.fixed_lag import FixedLag
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
@@ -63,7 +66,6 @@ from gspo_rllib.metrics import (
 )
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import TrajectoryGroup
-from gspo_rllib.weight_sync import Weights
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -73,8 +75,11 @@ NEXT_GROUP = "next_group"
 UNFINISHED_GROUPS = "unfinished_groups"
 """Key in the checkpointed state: groups that were drawn and not yet trained; they are sampled first after a restore."""
 
+SAMPLED_AHEAD = "sampled_ahead"
+"""Key in the checkpointed state, where sampling overlaps learning: what was sampled of these groups, and when."""
 
-class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm):
+
+class PolicyGradient(AnswersQuestions, TrainsOnRecorded, OutlivesLearners, SavedAsData, Algorithm):
     """Samples groups, updates on them and syncs the weights; an algorithm subclasses it with its own default config."""
 
     config: PolicyGradientConfig
@@ -124,6 +129,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         """One training step, and the only one of an iteration unless ``reporting`` asks for more."""
         trained = self._lifetime_trained_steps()
         self._sample_and_update()
+        self._log_recovery()
         self._num_futile_steps = self._num_futile_steps + 1 if self._lifetime_trained_steps() == trained else 0
         self._end_if_futile()
         self._watch_cluster()
@@ -151,6 +157,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
     def _sample_and_update(self) -> None:
         """Samples groups, updates on them in minibatches, syncs the weights."""
         self._taken: list[str] = []
+        self._give_rebuilt_weights()
         with self._log_time(ENV_RUNNER_SAMPLING_TIMER):
             groups, env_runner_results, counts = sample_until_informative(
                 self._take,
@@ -179,7 +186,8 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
             return
 
         with self._log_time(LEARNER_UPDATE_TIMER):
-            learner_results = self.learner_group.update(
+            learner_results = self._update_learners(
+                groups,
                 training_data=GroupTrainingData.from_groups(
                     groups,
                     num_minibatches=self._settings.num_minibatches,
@@ -197,7 +205,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
             self._warn_if_idle(measured[NUM_TRAJECTORIES] - measured[NUM_ZERO_ADVANTAGE], num_stale)
 
         with self._log_time(SYNCH_WORKER_WEIGHTS_TIMER):
-            self._weights = Weights(self.learner_group)
+            self._take_weights()
             self._source.advance(self._weights)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +243,8 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         """RLlib's state, and which groups come next."""
         unfinished = in_order([*self._source.unfinished, *self._unfinished])
         own = {NEXT_GROUP: self._next_group, UNFINISHED_GROUPS: unfinished, CURRICULUM_STAGE: self._curriculum.stage}
+        if isinstance(self._source, (FixedLag, GroupStream)):
+            own[SAMPLED_AHEAD] = self._source.get_state()
         return {**super().get_state(*args, **kwargs), **own}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -243,6 +253,9 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         super().set_state(state)
         if NEXT_GROUP in state:
             self._next_group, self._unfinished = state[NEXT_GROUP], list(state.get(UNFINISHED_GROUPS, []))
+        if isinstance(self._source, (FixedLag, GroupStream)):
+            known = self._source.restore(state.get(SAMPLED_AHEAD, {}))
+            self._unfinished = [group_id for group_id in self._unfinished if group_id not in known]
         self._curriculum.restore(state.get(CURRICULUM_STAGE, 0))
         self._sync_weights()
 
@@ -315,6 +328,13 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
     def _make_source(self) -> GroupSource:
         if not self._settings.max_staleness:
             return Lockstep(self.env_runner_group, draw=self._draw_groups)
+        if self._settings.schedule == FIXED_LAG:
+            return FixedLag(
+                self.env_runner_group,
+                groups_per_iteration=self._settings.groups_per_iteration,
+                lag=self._settings.max_staleness,
+                draw=self._draw_groups,
+            )
         return GroupStream(
             self.env_runner_group,
             groups_per_iteration=self._settings.groups_per_iteration,
@@ -327,7 +347,11 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
 
     def _first_learner(self, function: Callable[[Any], Any]) -> list[Any]:
         first = None if self.learner_group.is_local else self.learner_group._worker_manager.healthy_actor_ids()[:1]
-        return [result.get() for result in self.learner_group.foreach_learner(function, remote_actor_ids=first)]
+        results = list(self.learner_group.foreach_learner(function, remote_actor_ids=first))
+        for result in results:
+            if not result.ok:
+                raise result.get()
+        return [result.get() for result in results]
 
     def _take(self, count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
         try:
@@ -357,7 +381,8 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
             self.metrics.log_value((CLUSTER, name), count, window=1)
 
     def _sync_weights(self) -> None:
-        self._weights = Weights(self.learner_group)
+        self.learner_group.commit()
+        self._take_weights()
         self._source.start(self._weights)
 
     def _lifetime_trained_steps(self) -> int:

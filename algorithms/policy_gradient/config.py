@@ -31,6 +31,7 @@ from gspo_rllib.connectors import (
     ReferenceLogProbs,
     group_estimator,
 )
+from gspo_rllib.driver.learner_team import LearnerTeam
 from gspo_rllib.engines.registry import check_engine, default_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
@@ -306,6 +307,18 @@ class PolicyGradientConfig(_FlatSettings):
         from gspo_rllib.algorithms.policy_gradient.learner import PolicyGradientLearner
 
         return PolicyGradientLearner
+
+    def build_learner_group(
+        self,
+        *,
+        env: Any = None,
+        spaces: dict[str, tuple[gym.Space, gym.Space]] | None = None,
+        rl_module_spec: Any = None,
+        placement_group: Any = None,
+    ) -> LearnerTeam:
+        """RLlib's, of learners that are rebuilt where one is lost."""
+        spec = self.get_multi_rl_module_spec(env=env, spaces=spaces) if rl_module_spec is None else rl_module_spec
+        return LearnerTeam(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
     def build_learner_connector(
         self,

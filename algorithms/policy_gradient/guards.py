@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from gspo_rllib.algorithms.policy_gradient.choices import (
     ADVANTAGE_AGGREGATIONS,
     CLIP_SCALINGS,
+    FIXED_LAG,
     KL_IN_LOSS,
     LEARNER_RECOMPUTES,
     ROLLOUT_CORRECTIONS,
@@ -49,6 +50,7 @@ def refusals(settings: TrainingSettings, *, recomputes_old_log_probs: bool) -> I
         _penalty_refusals(settings),
         _correction_refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs),
         _update_refusals(settings),
+        _schedule_refusals(settings),
     )
 
 
@@ -163,6 +165,20 @@ def _correction_refusals(s: TrainingSettings, *, recomputes_old_log_probs: bool)
         yield (
             f"rollout_correction_low is {s.rollout_correction_low:g}, above rollout_correction_high "
             f"{s.rollout_correction_high:g}; allowed: low <= high"
+        )
+
+
+def _schedule_refusals(s: TrainingSettings) -> Iterator[str]:
+    if s.schedule == FIXED_LAG and not s.max_staleness:
+        yield (
+            "schedule='fixed_lag' with max_staleness=0: sampling and learning take turns, and such a run is a function "
+            "of its config and seed anyway. Set max_staleness=1, or leave the schedule out."
+        )
+    if s.schedule == FIXED_LAG and ZERO_VARIANCE_GROUPS[s.zero_variance_groups].replaces:
+        yield (
+            f"schedule='fixed_lag' with zero_variance_groups={s.zero_variance_groups!r}: how many groups a batch lacks "
+            "is known only when the weights that sampled it are gone. Use zero_variance_groups='drop', or "
+            "schedule='free'."
         )
 
 

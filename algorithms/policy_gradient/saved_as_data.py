@@ -53,13 +53,16 @@ class SavedAsData(Algorithm):
 
         Raises:
             CheckpointError: It cannot be written there, a learner could not write its part, or a state is no data.
+            LearnersLostError: The learners were lost, and cannot be rebuilt to be saved.
         """
         del use_msgpack
         if state is not None:
             raise CheckpointError("save: a state of your own cannot be saved; set it first, with set_state.")
         _check_local(filesystem)
+        self.learner_group.check_whole()
         with written(path) as (folder, target):
             self._write_checkpoint(folder)
+        self.learner_group.saved(target)
         return str(target)
 
     def _write_checkpoint(self, folder: pathlib.Path) -> None:
@@ -110,10 +113,14 @@ class SavedAsData(Algorithm):
             self._sync_weights()
             return
         self._stop_sampling()
+        if component is None:
+            self.learner_group.forget()
         restore_component(self, path, only=component)
         self._tell_env_runners()
-        if component is not None:
+        if component is None:
             # A whole state has its weights synced when it is set.
+            self.learner_group.saved(path)
+        else:
             self._sync_weights()
 
     def _tell_env_runners(self) -> None:

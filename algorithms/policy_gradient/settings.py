@@ -10,6 +10,7 @@ from gspo_rllib.algorithms.policy_gradient.choices import (
     KL_IN_LOSS,
     LEARNER_RECOMPUTES,
     ROLLOUT_CORRECTIONS,
+    SCHEDULES,
 )
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
 from gspo_rllib.driver.selection import (
@@ -249,6 +250,13 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         unit="versions",
         low=0,
         source="ours: on-policy; the bound is AReaL's, arXiv:2505.24298",
+    )
+    schedule: str = knob(
+        "free",
+        "With max_staleness above 0: free trains whatever is finished first; fixed_lag has the batch of each update "
+        "sampled whole by the policy max_staleness updates before, so that a run is a function of its config and seed.",
+        choices=SCHEDULES,
+        source="ours",
     )
     rollout_correction: Literal["none"] | CorrectionMode = knob(
         "none",

@@ -14,6 +14,7 @@ from gspo_rllib.agents.function import find_play
 from gspo_rllib.agents.process_workers import importable_name
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
+from gspo_rllib.algorithms.policy_gradient.choices import FIXED_LAG
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
@@ -68,10 +69,13 @@ def check_training(
             f"training.num_minibatches is {settings.num_minibatches}, but there are only "
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
-    if UPDATES_WITHIN_TURNS[generation.weight_update] and not settings.max_staleness:
+    whole = None if settings.max_staleness else ("max_staleness=0", "max_staleness=1")
+    if settings.max_staleness and settings.schedule == FIXED_LAG:
+        whole = f"schedule={FIXED_LAG!r}", "schedule='free'"
+    if UPDATES_WITHIN_TURNS[generation.weight_update] and whole is not None:
         raise SettingError(
             f"generation.weight_update is {generation.weight_update!r}, which has no effect with "
-            "training.max_staleness=0: no turn is being sampled when weights change. Use 'turn', or max_staleness=1."
+            f"training.{whole[0]}: no turn is being sampled when weights change. Use 'turn', or {whole[1]}."
         )
     for problem in idle_settings(settings):
         raise SettingError(f"training.{problem}")

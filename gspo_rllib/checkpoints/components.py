@@ -37,6 +37,7 @@ def save_component(component: Any, folder: pathlib.Path) -> None:
         _save_remote(component, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
+    component = _unwrapped(component)
     if getattr(component, WRITES_ITSELF, False):
         component.save_to_path(folder)
         return
@@ -63,6 +64,7 @@ def restore_component(component: Any, folder: pathlib.Path, *, only: str | None 
     if isinstance(component, FaultTolerantActorManager):
         _restore_remote(component, folder, only)
         return
+    component = _unwrapped(component)
     if getattr(component, WRITES_ITSELF, False):
         component.restore_from_path(folder)
         return
@@ -83,6 +85,11 @@ def restore_component(component: Any, folder: pathlib.Path, *, only: str | None 
         if (folder / name).is_dir():
             restore_component(part, folder / name)
     component.set_state(state)
+
+
+def _unwrapped(component: Any) -> Any:
+    """A module itself: what several learners put around theirs to exchange gradients has no state of its own."""
+    return component.unwrapped() if hasattr(component, "unwrapped") else component
 
 
 def _save_remote(manager: Any, folder: pathlib.Path) -> None:

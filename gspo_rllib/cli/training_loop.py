@@ -14,7 +14,7 @@ from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
 from gspo_rllib.cli.run_checkpoints import RunCheckpoints
-from gspo_rllib.errors import RunnersLostError
+from gspo_rllib.errors import LearnersLostError, RunnersLostError
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -89,9 +89,12 @@ class TrainingLoop:
         while True:
             try:
                 result = self._train()
-            except RunnersLostError:
+            except (RunnersLostError, LearnersLostError) as error:
                 # Nothing of this iteration was trained: what is saved is the state after the last one.
-                saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=True)
+                try:
+                    saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=True)
+                except LearnersLostError:
+                    raise error from None  # which says the same, and more
                 print(f"saved {saved} before the run ends", file=sys.stderr)
                 raise
             self._record(result)
@@ -110,6 +113,7 @@ class TrainingLoop:
 
     def _record_groups(self) -> None:
         """Has the algorithm write what it samples; groups after a return have their names anew, and their own file."""
+        self.algorithm.failed_updates = self._recorder.folder
         if self._limits.record_groups:
             part = f"_{self._num_restores}" if self._num_restores else ""
             self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl")

@@ -11,30 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import psutil
 import ray
-from ray._private.state import actors as actor_table
 from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gspo_rllib.driver.processes import LOOK_S, Standstill, actor_entry
 from gspo_rllib.errors import RunnersLostError
 
 logger = logging.getLogger(__name__)
 
 LOCAL = 0
 """RLlib's number of the env runner in the driver's own process."""
-
-LOOK_S = 1.0
-"""Seconds between two looks at the processes of this machine."""
-
-LOOK_ELSEWHERE_S = 5.0
-"""Seconds between two looks at the processes of another machine, each of which is a task of Ray."""
 
 STOP_S = 10.0
 """Seconds that runners have for ending by themselves."""
@@ -43,7 +34,6 @@ _OWN = "gspo_rllib_fleet"
 """Attribute of a group of env runners that holds its fleet."""
 
 _SAY_S = 10.0  # between two lines that say who is waited for
-_ENGINE = "EngineCor"  # as much of vLLM's process title as Linux keeps; a runner waits for that process for ever
 
 
 class Fleet:
@@ -58,8 +48,7 @@ class Fleet:
     def __init__(self, runners: EnvRunnerGroup) -> None:
         self._runners = runners
         self._pings: dict[ray.ObjectRef, int] = {}
-        self._stopped_since: dict[int, float] = {}
-        self._looked: dict[int, float] = {}
+        self._standstill = Standstill()
 
     @classmethod
     def of(cls, runners: EnvRunnerGroup) -> Fleet:
@@ -218,58 +207,17 @@ class Fleet:
 
     def _entry(self, worker: int) -> dict[str, Any]:
         """What Ray's own table says of a runner's process."""
-        entry: dict[str, Any] = actor_table(self._worker_manager.actors()[worker]._actor_id.hex()) or {}
-        return entry
+        return actor_entry(self._worker_manager.actors()[worker])
 
     def _end_stopped(self, workers: Iterable[int]) -> None:
         """Ends those of the runners whose process has stood still for too long; Ray restarts them."""
-        now = time.monotonic()
-        for worker in {worker for worker in workers if now >= self._looked.get(worker, 0.0)}:
-            entry = self._entry(worker)
-            node, pid = entry.get("Address", {}).get("NodeID"), int(entry.get("Pid") or 0)
-            is_here = node == ray.get_runtime_context().get_node_id()
-            self._looked[worker] = now + (LOOK_S if is_here else LOOK_ELSEWHERE_S)
-            if not pid or not (stands_still(pid) if is_here else _stands_still_at(node, pid)):
-                self._stopped_since.pop(worker, None)
-                continue
-            stopped = now - self._stopped_since.setdefault(worker, now)
-            if stopped >= self._runners._remote_config.env_runner_health_probe_timeout_s:
-                logger.warning("env runner %d (process %d) stood still for %.0f s, is replaced.", worker, pid, stopped)
-                del self._stopped_since[worker]
-                self._worker_manager.set_actor_state(worker, healthy=False)
-                # Ray kills a process that does not end by itself after a few seconds.
-                ray.kill(self._worker_manager.actors()[worker], no_restart=False)
-
-
-def stands_still(pid: int) -> bool:
-    """Whether a process of this machine, or the vLLM engine it waits for, is stopped, as by SIGSTOP."""
-    try:
-        if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
-            return True
-        children = map(psutil.Process, _children(pid))
-        return any(_ENGINE in child.name() and child.status() == psutil.STATUS_STOPPED for child in children)
-    except psutil.Error:
-        return False
-
-
-def _children(pid: int) -> list[int]:
-    """Processes that a process started; psutil would look at every process of the machine for them."""
-    found: list[int] = []
-    for listed in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            found += map(int, listed.read_text().split())
-    return found
-
-
-def _stands_still_at(node: str | None, pid: int) -> bool:
-    if node is None:
-        return False
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    look = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(stands_still)
-    try:
-        return bool(ray.get(look.remote(pid), timeout=LOOK_ELSEWHERE_S))
-    except RayError:
-        return False  # the machine is gone, which Ray tells whoever waits
+        actors = self._worker_manager.actors()
+        patience_s = self._runners._remote_config.env_runner_health_probe_timeout_s
+        for worker, what in self._standstill.find({w: actors[w] for w in set(workers)}, patience_s).items():
+            logger.warning("env runner %d %s, is replaced.", worker, what)
+            self._worker_manager.set_actor_state(worker, healthy=False)
+            # Ray kills a process that does not end by itself after a few seconds.
+            ray.kill(actors[worker], no_restart=False)
 
 
 def _stop(runner: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -120,9 +120,7 @@ def save_groups(path: str | os.PathLike[str], groups: Iterable[TrajectoryGroup],
         RecordError: One of them is no complete group, or holds what JSON cannot.
     """
     path = Path(path).expanduser()
-    groups = list(groups)
-    check_recorded(groups, version=_NEWEST, vocab_size=None, smallest=1, behavior="unknown")
-    lines = [f"{_line(group)}\n" for group in groups]
+    lines = [f"{line}\n" for line in group_lines(list(groups))]
     if append:
         with path.open("a", encoding="ascii") as file:
             file.writelines(lines)
@@ -131,6 +129,19 @@ def save_groups(path: str | os.PathLike[str], groups: Iterable[TrajectoryGroup],
     with partial_file.open("w", encoding="ascii") as file:
         file.writelines(lines)
     partial_file.replace(path)
+
+
+def group_lines(groups: Sequence[TrajectoryGroup]) -> list[str]:
+    """Groups as the lines of such a file, without their ends.
+
+    Args:
+        groups: Complete groups, at least one.
+
+    Raises:
+        RecordError: One of them is no complete group, or holds what JSON cannot.
+    """
+    check_recorded(groups, version=_NEWEST, vocab_size=None, smallest=1, behavior="unknown")
+    return [_line(group) for group in groups]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import enum
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from gspo_rllib import metrics as names
 from gspo_rllib.driver.admission import Admission
 from gspo_rllib.driver.fleet import LOCAL, Fleet
 from gspo_rllib.driver.lockstep import no_progress_message
+from gspo_rllib.driver.saved_groups import BATCHES, restored_groups, saved_groups
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.runner_calls import RunnerCall, returned
@@ -103,6 +104,7 @@ class GroupStream:
         self._draw = draw
         self._is_local = self._runners.is_local
         self._groups: dict[str, _Group] = {}
+        self._restored: list[TrajectoryGroup] = []
         self._num_drawn = 0
         self._weights: Weights
         self._admission = Admission(self._runners.send)
@@ -123,6 +125,13 @@ class GroupStream:
         self._weights = weights
         weights.push(self._runners, force=True)
         self._admission.restart(self._runners.healthy())
+        for trajectories in self._restored:
+            # Where the bound is another now, one that is too old is not dropped, but sampled again.
+            group = _Group(trajectories.group_id, self._num_drawn, weights.version, overtaken=True)
+            group.finish(trajectories)
+            self._groups[group.group_id] = group
+            self._num_drawn += 1
+        self._restored = []
 
     def advance(self, weights: Weights) -> None:
         """See ``GroupSource.advance``: sends the weights and dispatches groups, without waiting for a runner."""
@@ -176,6 +185,22 @@ class GroupStream:
         self._groups.clear()
         self._polls.clear()
         return abandoned
+
+    def get_state(self) -> dict[str, Any]:
+        """See ``FixedLag.get_state``: the groups that are finished here, each a batch of its own, and whole."""
+        finished = self._in_state(GroupState.FINISHED)
+        return {
+            BATCHES: [
+                {"version": g.version, "group_ids": [g.group_id], "groups": saved_groups([g.trajectories])}
+                for g in finished
+                if g.trajectories is not None
+            ]
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> set[str]:
+        """See ``FixedLag.restore``: what is saved whole is not sampled again; the names of those groups."""
+        self._restored = [group for saved in state.get(BATCHES, []) for group in restored_groups(saved["groups"])]
+        return {group.group_id for group in self._restored}
 
     def readmit(self) -> None:
         """See ``GroupSource.readmit``: runners are sent weights, and admitted, with what is dispatched next."""

@@ -73,3 +73,12 @@ class UpdateSettings(Settings):
         "forward pass after the last step.",
         source="ours",
     )
+    learner_commit_every: int | None = knob(
+        10,
+        "Learners in processes of their own: how many updates apart their state, 12 bytes per parameter, is kept in "
+        "Ray's object store, to rebuild them from where one is lost; the updates since are repeated. None: from the "
+        "last checkpoint.",
+        unit="updates",
+        low=1,
+        source="ours: ten updates are repeated in seconds to minutes",
+    )

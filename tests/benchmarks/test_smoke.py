@@ -32,6 +32,7 @@ SMALLEST = {
     "--model {model} --seeds 0 --target 0",
     "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
     "prefixes.py": "--sizes tiny --prompts 16 --group-sizes 2 --completions 8 --repetitions 1",
+    "resumes.py": "--cycles 1 --iterations 4 --pause 0.5",
     "rollout.py": "--goals --repetitions 1",
     "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
     "slow_envs.py": "--engine transformers --fast 2 --slow 1 --sleep-s 0.01 --turns 2 --tokens-per-turn 4 "

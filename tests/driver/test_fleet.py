@@ -21,8 +21,9 @@ import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from gspo_rllib.driver import fleet
-from gspo_rllib.driver.fleet import Fleet, stands_still
+from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
+from gspo_rllib.driver.processes import stands_still
 from gspo_rllib.errors import RunnersLostError
 
 PATIENCE_S = 1.0

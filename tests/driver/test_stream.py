@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from gspo_rllib import metrics as names
 from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient.algorithm import UNFINISHED_GROUPS
+from gspo_rllib.driver.fixed_lag import FixedLag
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.engines import registry
 from gspo_rllib.env_runners.sample_report import SampleReport
@@ -187,6 +189,36 @@ def test_updates_on_other_groups_lose_none_and_none_is_too_old(pick, max_stalene
         stream.overtake(Version(version + 2))
     assert stream.measure()[names.NUM_GROUPS_STALE_DROPPED] == 0
     assert sorted([*taken, *stream.unfinished], key=int) == [str(n) for n in range(len(taken) + len(stream.unfinished))]
+
+
+def test_a_state_holds_whole_what_is_finished_and_it_is_not_played_again():
+    stream, _ = _stream(lambda ids: ids[-1], max_staleness=2)
+    trained = [group.group_id for group in stream.take(G)[0]]
+    for _ in range(3):  # as a take that was interrupted leaves them
+        for worker, report in stream._collect():
+            stream._keep(worker, report)
+    unfinished = stream.unfinished
+    state = json.loads(json.dumps(stream.get_state()))
+    finished = {group_id for saved in state["batches"] for group_id in saved["group_ids"]}
+    assert len(finished) == 3
+    resumed, runner = _stream(lambda ids: ids[0], max_staleness=2)
+    resumed.stop()
+    known = resumed.restore(state)
+    assert known == finished
+    names_left = iter([group_id for group_id in unfinished if group_id not in known] + [str(n) for n in range(12, 99)])
+    resumed._draw = lambda count: [next(names_left) for _ in range(count)]
+    resumed.start(Version(1))
+    for version in range(1, 4):
+        groups, _ = resumed.take(G)
+        assert max(_ages(groups, version)) <= 2
+        trained += [group.group_id for group in groups]
+        resumed.advance(Version(version + 1))
+    assert finished < set(trained)
+    assert not finished & set(runner.played)
+    assert len(set(trained)) == len(trained)
+    assert set(unfinished) <= {*trained, *resumed.unfinished}
+    # A schedule by number has no use for it: the names are played again.
+    assert FixedLag(OneRunner(runner), groups_per_iteration=G, lag=1, draw=lambda count: []).restore(state) == set()
 
 
 def test_groups_given_up_leave_an_iteration_with_fewer_or_none():

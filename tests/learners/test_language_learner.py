@@ -112,6 +112,34 @@ def test_two_ranks_give_the_gradient_of_one(tiny_dense, reference, ray_local):
         group.shutdown()
 
 
+@pytest.mark.slow
+def test_what_is_not_finite_on_one_rank_skips_the_step_on_both(tiny_dense, ray_local):
+    def weights(learner):
+        module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+        return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    config = learner_config(tiny_dense, old_log_probs="engine", num_learners=2, lr=1e-3)
+    group = config.build_learner_group(rl_module_spec=config.get_multi_rl_module_spec(spaces=SPACES))
+    try:
+        before = group.foreach_learner(weights).result_or_errors[0].get()
+        for skips in (True, False):
+            groups = even_groups(4)
+            if skips:
+                # Of one trajectory, which one rank has.
+                turn = groups[1].episodes[0].get_extra_model_outputs("turn")[0]
+                turn.action_logp[:] = np.nan
+            data = GroupTrainingData.from_groups(groups, num_minibatches=1, seed=0)
+            reports = group.update(training_data=data, num_epochs=1)
+            skipped = [report[DEFAULT_MODULE_ID]["num_optimizer_steps_skipped"].peek() for report in reports]
+            assert skipped == [float(skips)] * 2
+            first, second = (result.get() for result in group.foreach_learner(weights))
+            assert all(torch.equal(first[name], second[name]) for name in before)
+            assert all(torch.equal(first[name], before[name]) for name in before) == skips
+            assert all(bool(torch.isfinite(tensor).all()) for tensor in first.values())
+    finally:
+        group.shutdown()
+
+
 def test_a_trajectory_never_attends_to_its_neighbour_in_a_row(tiny_dense):
     """Scores of a trajectory do not move when the others in its row change."""
     module = learner_config(tiny_dense).build_learner(spaces=SPACES).module[DEFAULT_MODULE_ID].unwrapped()

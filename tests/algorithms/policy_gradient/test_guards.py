@@ -92,6 +92,18 @@ REFUSED = (
         ("zero_variance_groups='drop'", "group_size=1", "Use 'keep'"),
     ),
     Guard(
+        "a lag of nothing",
+        {"schedule": "fixed_lag"},
+        {"schedule": "fixed_lag", "max_staleness": 1, **DECOUPLED},
+        ("schedule='fixed_lag'", "max_staleness=0", "Set max_staleness=1"),
+    ),
+    Guard(
+        "other groups for a batch whose weights are gone",
+        {"schedule": "fixed_lag", "max_staleness": 1, "zero_variance_groups": "resample"},
+        {"schedule": "fixed_lag", "max_staleness": 1, **DECOUPLED, "zero_variance_groups": "drop"},
+        ("schedule='fixed_lag'", "zero_variance_groups='resample'", "zero_variance_groups='drop'", "schedule='free'"),
+    ),
+    Guard(
         "shaped rewards that parts do not see",
         {**PARTS, "overlong_tokens": 100},
         {"overlong_tokens": 100},

@@ -1,0 +1,397 @@
+"""The learners of a run, in processes of their own: rebuilt when one is lost, with every update they had made.
+
+RLlib takes a learner in which anything is raised, or whose process ends, out of service for good, and waits for one
+that stands still for as long as that lasts. Here every call to the learners watches them. Where one is lost, all of
+them are ended and built again, the state of the last commit is set, the updates since are repeated with the batches
+they were made with, and the call is made once more: who called sees neither the loss nor another number.
+
+A commit is a learner's state (weights, optimiser, counters) in Ray's object store, owned by this process, so that it
+outlives the learner.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager, RemoteCallResults, ResultOrError
+
+from gspo_rllib import checkpoints
+from gspo_rllib.checkpoints.components import restore_component
+from gspo_rllib.driver.learner_calls import GuardedCall, Raised, own_copy, raised_where
+from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch
+from gspo_rllib.driver.processes import end_process, stands_still_anywhere
+from gspo_rllib.errors import GSPOError, LearnersLostError, described, own_error
+
+logger = logging.getLogger(__name__)
+
+MOST_REPEATED = 100
+"""Most updates that are kept for a run whose only commits are its checkpoints."""
+
+_UPDATE = "update"  # the method, as RLlib calls it by name
+_ATTEMPTS = 3  # at building the learners again before a run ends
+
+_T = TypeVar("_T")
+
+
+class LearnerTeam(LearnerGroup):
+    """RLlib's group of learners, which outlives its members.
+
+    A learner in this process cannot be rebuilt: what it raises in an update leaves it with half of one, so the update
+    ends in ``LearnersLostError`` and so does whoever wants to save it.
+
+    Args:
+        kwargs: RLlib's: ``config``, ``module_spec``, ``placement_group``. ``learner_commit_every`` of the config is how
+            many updates a commit is apart; None makes the last checkpoint the only one.
+
+    Attributes:
+        num_rebuilds: How often the learners were built again.
+        num_updates_repeated: How many updates were made once more for that.
+        last_checkpoint: Where the state was last saved, or restored from; None if nowhere.
+
+    Raises:
+        LearnersLostError: They could not be built.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._built_with = kwargs
+        self.num_rebuilds = self.num_updates_repeated = 0
+        self.last_checkpoint: Path | None = None
+        self._commit: ray.ObjectRef | Path | None = None
+        self._since: list[list[dict[str, Any]]] = []
+        self._counters: list[dict[str, Any]] = []
+        self._manager: _WatchedManager | None = None
+        self._lost: str | None = None
+        self._is_healing = False
+        self._watch = LearnerWatch(kwargs["config"].env_runner_health_probe_timeout_s)
+        self._build()
+        self._every: int | None = getattr(self.config, "learner_commit_every", None)
+
+    def update(self, **kwargs: Any) -> Any:
+        """RLlib's.
+
+        Raises:
+            LearnersLostError: It failed twice, or in this process.
+            GSPOError: A learner refused the batch, or its settings.
+        """
+        if not self.is_local:
+            return super().update(**kwargs)
+        self.check_whole()
+        try:
+            return super().update(**kwargs)
+        except GSPOError:
+            raise
+        except Exception as error:
+            self._lost = f"the learner raised {described(error, 300)} ({raised_where(error)})"
+            raise LearnersLostError(
+                self._words("It is in this process and may have made half of the update.")
+            ) from error
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """RLlib's, which does not look whether it went well.
+
+        Raises:
+            Exception: Whatever a learner raised.
+        """
+        if "learner" not in state:
+            return
+        if {"rl_module", "optimizer"} <= state["learner"].keys():
+            self.forget()
+        if self.is_local:
+            super().set_state(state)
+            return
+        ref = ray.put(state["learner"])
+        for result in self.foreach_learner(lambda learner: learner.set_state(own_copy(ray.get(ref)))):
+            if not result.ok:
+                raise result.get()
+        self.forget()
+
+    def shutdown(self) -> None:
+        """RLlib's, which would wait for ever for a learner that cannot answer."""
+        if self.is_local or not self._workers:
+            super().shutdown()
+            return
+        if self._lost is None and not any(map(stands_still_anywhere, self._workers)):
+            super().shutdown()
+            return
+        self._end()
+        self._is_shut_down = True
+
+    def check_whole(self) -> None:
+        """Refuses to go on with a learner of this process that failed within an update.
+
+        Raises:
+            LearnersLostError: It did, and no state was set since.
+        """
+        if self.is_local and self._lost is not None:
+            raise LearnersLostError(self._words("Its weights may be those of half an update, so they are not used."))
+
+    def forget(self) -> None:
+        """The state is about to become another one, all of it: what was made before is not to be made again."""
+        self._commit = None
+        self._since.clear()
+        if self.is_local:
+            self._lost = None
+        elif self._lost is not None and not self._is_healing:
+            self._rebuild(bare=True)
+
+    def commit(self) -> None:
+        """From now on learners that are lost are rebuilt as they are now; not before the next checkpoint with None.
+
+        Raises:
+            LearnersLostError: They were lost twice.
+        """
+        if self.is_local or self._every is None:
+            self._commit = None
+            self._since.clear()
+            return
+        _, state = self.keep(lambda learner: (None, learner.get_state()))
+        # Fetched to where this process is, so that it outlives the learner's machine too.
+        ray.wait([state], fetch_local=True)
+        # Of several learners, all but their counters are the same.
+        several = self.foreach_learner(lambda learner: learner.metrics.get_state()) if len(self) > 1 else ()
+        self._commit, self._counters = state, [{"state": result.get()} for result in several]
+        self._since.clear()
+
+    def saved(self, checkpoint: Path) -> None:
+        """Takes notice of a checkpoint that holds the state as it is now.
+
+        Args:
+            checkpoint: Its folder.
+        """
+        self.last_checkpoint = checkpoint
+        if self._every is None and not self.is_local:
+            self._commit = checkpoint
+            self._since.clear()
+
+    def keep(self, function: Callable[[Any], tuple[_T, Any]]) -> tuple[_T, ray.ObjectRef]:
+        """Calls a function with the first remote learner.
+
+        Args:
+            function: Returns a small value and a large one.
+
+        Returns:
+            The small value, and the large one in the object store; this process owns it.
+
+        Raises:
+            LearnersLostError: The learners were lost twice.
+        """
+
+        def ask() -> tuple[Any, ray.ObjectRef]:
+            call = GuardedCall(function, num_values=2)
+            small, large = self._workers[0].apply.options(num_returns=2).remote(func=call)
+            return self._watch.wait({small: 0}, self._workers)[0], large
+
+        answer, ref = self._healed(ask)
+        if isinstance(answer, Raised):
+            raise answer.error
+        return answer, ref
+
+    def ask(
+        self, function: Any, kwargs: Mapping[str, Any] | list[dict[str, Any]] | None, numbers: list[int]
+    ) -> RemoteCallResults:
+        """Calls remote learners and waits for all of them.
+
+        Args:
+            function: Called with each; or the name of a method.
+            kwargs: Further arguments, the same for all or one dict for each.
+            numbers: Which learners.
+
+        Returns:
+            Their answers in the order of ``numbers``; what one raised is an error, and costs nobody its life.
+
+        Raises:
+            LearnersLostError: They were lost twice.
+            GSPOError: A learner refused an update.
+        """
+        is_update = function == _UPDATE
+        each = kwargs if isinstance(kwargs, list) else [dict(kwargs or {})] * len(numbers)
+        call = GuardedCall(function)
+
+        def ask() -> dict[int, Any]:
+            refs = {
+                self._workers[number].apply.remote(func=call, **more): number
+                for number, more in zip(numbers, each, strict=True)
+            }
+            return self._watch.wait(refs, self._workers, is_update=is_update)
+
+        if is_update and self._commit is None and not self._is_healing:
+            self.commit()
+        answers = self._healed(ask)
+        if is_update and not self._is_healing:
+            self._log(each)
+        results = RemoteCallResults()
+        for number in numbers:
+            answer = answers[number]
+            error = answer.error if isinstance(answer, Raised) else None
+            results.add_result(number, ResultOrError(result=None if error else answer, error=error), None)
+        return results
+
+    def _log(self, each: list[dict[str, Any]]) -> None:
+        """Keeps what an update was made with, or commits."""
+        if self._commit is None:
+            return  # there is nothing that it could be repeated from
+        self._since.append(each)
+        if self._every is None and len(self._since) > MOST_REPEATED:
+            logger.warning(
+                "%d updates since checkpoint %s: learners that are lost cannot be rebuilt before the next checkpoint. "
+                "Save more often, or set training.learner_commit_every.",
+                len(self._since),
+                self._commit,
+            )
+            self.forget()
+        elif self._every is not None and len(self._since) >= self._every:
+            try:
+                self.commit()
+            except Exception as error:  # noqa: BLE001, the update was made; the older commit is as good as before
+                logger.warning("the learners' state could not be kept (%s); the next update tries again.", error)
+
+    def _healed(self, ask: Callable[[], _T]) -> _T:
+        """What the learners answer; rebuilds them where they are lost, once."""
+        if self._is_healing:
+            return ask()
+        failures: list[str] = []
+        while len(failures) < 2:
+            if self._lost is not None:
+                self._rebuild()
+            try:
+                return ask()
+            except LearnerLost as lost:
+                self._lost = str(lost)
+                failures.append(str(lost))
+            except GSPOError:
+                # A refusal would come again. But an update may have begun.
+                self._lost = "a learner refused an update"
+                raise
+            except BaseException:
+                self._lost = None if self._commit is None else "a call of the learners was interrupted"
+                raise
+        raise LearnersLostError(self._words(f"It is the second time at the same step; the first: {failures[0]}."))
+
+    def _build(self) -> None:
+        try:
+            self._make_learners()
+        except (RayError, RuntimeError) as error:
+            own = own_error(error)
+            if own is not None:
+                raise own from None
+            raise LearnersLostError(f"the learners could not be built: {described(error)}") from error
+        self._watch.start_over()
+        if self.is_remote:
+            if self._manager is None:
+                self._manager = _WatchedManager(self)
+            self._manager.adopt(self._workers)
+            self._worker_manager = self._manager
+
+    def _make_learners(self) -> None:
+        super().__init__(**self._built_with)
+
+    def _rebuild(self, *, bare: bool = False) -> None:
+        """Builds all learners again.
+
+        Args:
+            bare: Leaves them as they are built, for a state that is to be set.
+
+        Raises:
+            LearnersLostError: There is nothing to restore them from, or they were lost again, and again.
+        """
+        if self._commit is None and not bare:
+            raise LearnersLostError(self._words("Nothing was kept that they could be rebuilt from."))
+        started, cause = time.monotonic(), self._lost
+        logger.warning("%s; the learners are rebuilt.", cause)
+        self._is_healing = True
+        try:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    self._end()
+                    self._build()
+                    if not bare:
+                        self._restore()
+                    break
+                except (LearnerLost, GSPOError, RayError) as error:
+                    self._lost = str(error)
+                    if attempt == _ATTEMPTS - 1:
+                        raise LearnersLostError(self._words(f"They could not be rebuilt after: {cause}.")) from error
+        finally:
+            self._is_healing = False
+        self._lost = None
+        self.num_rebuilds += 1
+        logger.warning(
+            "the learners were rebuilt in %.0f s, and repeated %d updates.",
+            time.monotonic() - started,
+            0 if bare else len(self._since),
+        )
+
+    def _restore(self) -> None:
+        """Sets the commit's state and repeats the updates since."""
+        if isinstance(self._commit, Path):
+            folder = checkpoints.verify(self._commit) / "learner_group" / "learner"
+            restore_component(self._manager, folder)
+        else:
+            ref = self._commit
+            for result in self.foreach_learner(lambda learner: learner.set_state(own_copy(ray.get(ref)))):
+                if not result.ok:
+                    raise LearnersLostError(f"what was kept cannot be restored ({described(result.get())})")
+            if self._counters:
+                numbers = list(range(len(self._counters)))
+                self.ask(lambda learner, state: learner.metrics.set_state(state), self._counters, numbers)
+        for each in self._since:
+            self.ask(_UPDATE, each, list(range(len(each))))
+            self.num_updates_repeated += 1
+
+    def _end(self) -> None:
+        """Ends every learner's process, however it stands, and waits until it is gone: a GPU has no room for two."""
+        for actor in self._workers or ():
+            end_process(actor)
+        if getattr(self, "_backend_executor", None) is not None:
+            self._backend_executor.shutdown(graceful_termination=False)
+
+    def _words(self, why: str) -> str:
+        where = f"The last checkpoint is {self.last_checkpoint}." if self.last_checkpoint else "There is no checkpoint."
+        return f"{self._lost}. {why} {where}"
+
+
+class _WatchedManager(FaultTolerantActorManager):
+    """RLlib's view of the learners; all of its own code asks through here.
+
+    Args:
+        team: Whose learners they are.
+    """
+
+    def __init__(self, team: LearnerTeam) -> None:
+        super().__init__()
+        self._team = team
+
+    def adopt(self, actors: list[Any]) -> None:
+        """Manages these learners, numbered from 0, in place of those before."""
+        super().__init__(actors)
+
+    def foreach_actor(
+        self,
+        func: Any,
+        *,
+        kwargs: Any = None,
+        healthy_only: bool = True,
+        remote_actor_ids: list[int] | None = None,
+        timeout_seconds: float | None = None,
+        return_obj_refs: bool = False,
+        mark_healthy: bool = False,
+    ) -> RemoteCallResults:
+        """RLlib's; see ``LearnerTeam.ask``."""
+        if timeout_seconds is not None or return_obj_refs or isinstance(func, list):
+            return super().foreach_actor(
+                func,
+                kwargs=kwargs,
+                healthy_only=healthy_only,
+                remote_actor_ids=remote_actor_ids,
+                timeout_seconds=timeout_seconds,
+                return_obj_refs=return_obj_refs,
+                mark_healthy=mark_healthy,
+            )
+        return self._team.ask(func, kwargs, remote_actor_ids or self.actor_ids())
