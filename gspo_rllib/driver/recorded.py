@@ -14,14 +14,16 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from gspo_rllib import metrics as names
+from gspo_rllib.agents.record_fields import is_whole
 from gspo_rllib.connectors.episodes_to_tokens import token_trajectory
 from gspo_rllib.driver.protocol import GroupSource
-from gspo_rllib.errors import RecordError, did_you_mean, shown
+from gspo_rllib.errors import RecordError, described, did_you_mean, shown
 from gspo_rllib.types import (
     GROUP,
     ORIGIN,
     REWARD_PARTS,
     TURN,
+    FinishReason,
     GroupMember,
     Origin,
     TokenTrajectory,
@@ -124,6 +126,10 @@ def check_recorded(
     for number, group in enumerate(groups):
         if not isinstance(group, TrajectoryGroup):
             raise RecordError(f"groups[{number}] is {shown(group)}; it must be a TrajectoryGroup.")
+        if not isinstance(group.group_id, str):
+            raise RecordError(f"groups[{number}]: group_id is {shown(group.group_id)}; it must be a text.")
+        if not isinstance(group.episodes, list | tuple):
+            raise RecordError(f"groups[{number}]: episodes is {shown(group.episodes)}; it must be a list.")
         origins = [_origin(episode) for episode in group.episodes]
         first = next((origin.group for origin in origins if origin), f"groups[{number}]")
         place = f"{first} ({group.group_id!r})"
@@ -180,8 +186,10 @@ def with_own_behavior(
 
 def has_logp(turn: Turn) -> bool:
     """Whether a turn has log-probabilities: it has none where they are None, or NaN every one."""
-    logp: Any = turn.action_logp
-    return logp is not None and not (len(logp) and np.isnan(np.asarray(logp, dtype=np.float64)).all())
+    if turn.action_logp is None:
+        return False
+    logp = np.asarray(turn.action_logp, dtype=np.float64)
+    return not (logp.size and np.isnan(logp).all())
 
 
 def _origin(episode: Any) -> Origin | None:
@@ -202,6 +210,8 @@ def _checked_member(episode: Any, group: TrajectoryGroup, place: str) -> int:
             f"{place}: custom_data[{GROUP!r}] is {shown(member)}; it must be a GroupMember with group_id="
             f"{group.group_id!r}."
         )
+    if not is_whole(member.index) or member.index < 0:
+        raise RecordError(f"{place}: its index is {shown(member.index)}; it must be a whole number from 0.")
     return member.index
 
 
@@ -217,7 +227,10 @@ def _check_episode(
         raise RecordError(f"{place} has {len(episode)} steps and {len(recorded)} turns; each step must have its Turn.")
     for number, turn in enumerate(recorded):
         _check_turn(turn, _turn_place(episode, place, number), version, vocab_size, behavior, opens=number == 0)
-    rewards = turn_rewards(episode)
+    try:
+        rewards = turn_rewards(episode)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{place}: its rewards are no numbers: {described(error)}.") from error
     if not np.isfinite(rewards).all():
         raise RecordError(f"{place}: rewards {shown(rewards.tolist())}; every one must be finite.")
 
@@ -250,13 +263,19 @@ def _check_turn(
     if not isinstance(turn, Turn):
         raise RecordError(f"{place} is {shown(turn)}; it must be a gspo_rllib.types.Turn.")
     for name in ("prompt_token_ids", "action_token_ids"):
-        _check_ids(np.asarray(getattr(turn, name)), f"{place}: {name}", vocab_size)
+        _check_ids(_array(getattr(turn, name), f"{place}: {name}"), f"{place}: {name}", vocab_size)
     if not len(turn.action_token_ids):
         raise RecordError(f"{place}: action_token_ids is empty; a turn needs at least one sampled id.")
     if not len(turn.prompt_token_ids) and (opens or turn.starts_segment):
         raise RecordError(f"{place}: prompt_token_ids is empty; a context begins with a prompt.")
+    if turn.finish_reason not in get_args(FinishReason):
+        allowed = ", ".join(map(repr, get_args(FinishReason)))
+        raise RecordError(f"{place}: finish_reason is {shown(turn.finish_reason)}; allowed: {allowed}.")
     length = len(turn.action_token_ids)
     _check_versions(turn, place, version, length)
+    logp = _array(turn.action_logp, f"{place}: action_logp")
+    if turn.action_logp is not None and logp.dtype.kind not in "fiu":
+        raise RecordError(f"{place}: action_logp is {shown(turn.action_logp)}; it must be a list of numbers (nats).")
     if not has_logp(turn):
         if behavior != "unknown":
             raise RecordError(
@@ -265,7 +284,6 @@ def _check_turn(
                 "1 whatever wrote the text."
             )
         return
-    logp = np.asarray(turn.action_logp)
     if logp.shape != (length,):
         raise RecordError(
             f"{place}: {length} action_token_ids and action_logp of shape {logp.shape}; there must be one "
@@ -286,19 +304,37 @@ def _check_ids(ids: np.ndarray, place: str, vocab_size: int | None) -> None:
 
 
 def _check_versions(turn: Turn, place: str, version: int, length: int) -> None:
-    versions = [turn.policy_version]
+    versions = _array([turn.policy_version], f"{place}: policy_version")
     if turn.token_versions is not None:
-        if len(turn.token_versions) != length:
+        versions = _array(turn.token_versions, f"{place}: token_versions")
+        if versions.shape != (length,):
             raise RecordError(
-                f"{place}: {length} action_token_ids and {len(turn.token_versions)} token_versions; there must be one "
+                f"{place}: {length} action_token_ids and {versions.size} token_versions; there must be one "
                 "for each id, or None."
             )
-        versions += list(turn.token_versions)
-    if max(versions) > version:
+    if (
+        versions.dtype.kind not in "iu"
+        or not is_whole(turn.policy_version)
+        or min(int(versions.min()), turn.policy_version) < 0
+    ):
         raise RecordError(
-            f"{place} was sampled with weights version {int(max(versions))}, but the learner's is {version}. Restore "
+            f"{place}: policy_version is {shown(turn.policy_version)} and token_versions {shown(turn.token_versions)}; "
+            "versions are whole numbers from 0."
+        )
+    newest = max(int(versions.max()), turn.policy_version)
+    if newest > version:
+        raise RecordError(
+            f"{place} was sampled with weights version {newest}, but the learner's is {version}. Restore "
             "the checkpoint it was recorded from, or give it the version of the weights it should count as."
         )
+
+
+def _array(value: Any, place: str) -> np.ndarray:
+    """What was given as an array; lists of lists of different lengths are none."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecordError(f"{place} is {shown(value)}; it must be a list of numbers.") from error
 
 
 def _with_logp(episode: SingleAgentEpisode, logp: np.ndarray, version: int) -> SingleAgentEpisode:

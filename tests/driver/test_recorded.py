@@ -67,6 +67,20 @@ def _set_member(groups: list[TrajectoryGroup]) -> None:
     groups[1].episodes[1].custom_data[GROUP] = GroupMember("a", 1, 0)
 
 
+def _index(index: Any) -> Callable[[list[TrajectoryGroup]], None]:
+    def change(groups: list[TrajectoryGroup]) -> None:
+        groups[1].episodes[1].custom_data[GROUP] = GroupMember("b", index, 0)
+
+    return change
+
+
+def _reward(reward: Any) -> Callable[[list[TrajectoryGroup]], None]:
+    def change(groups: list[TrajectoryGroup]) -> None:
+        groups[1].episodes[1].rewards.data[0] = reward
+
+    return change
+
+
 WHERE = "groups[1] ('b'), episode 1"
 WRONG: list[tuple[Callable[[list[Any]], None], str]] = [
     (lambda groups: groups.clear(), "groups is empty; there must be at least one TrajectoryGroup."),
@@ -91,6 +105,23 @@ WRONG: list[tuple[Callable[[list[Any]], None], str]] = [
     (_changed(prompt_token_ids=np.float32([1.5])), "prompt_token_ids has shape (1,) and dtype float32; it must"),
     (_changed(action_token_ids=np.int32([])), "action_token_ids is empty; a turn needs at least one sampled id."),
     (_changed(policy_version=4), "was sampled with weights version 4, but the learner's is 3."),
+    (_changed(policy_version=None), "policy_version is None and token_versions None; versions are whole numbers from"),
+    (_changed(policy_version=-1), "policy_version is -1 and token_versions None; versions are whole numbers from 0."),
+    (_changed(policy_version=True), "policy_version is True and token_versions None; versions are whole numbers"),
+    (_changed(token_versions=lambda turn: ["3"] * len(turn.action_token_ids)), "versions are whole numbers from 0."),
+    (_changed(action_logp=lambda turn: ["x"] * len(turn.action_token_ids)), "action_logp is ['x"),
+    (_changed(action_logp=lambda turn: [[-1.0], [-1.0, -1.0]]), "action_logp is [[-1.0], [-1.0, -1.0]]; it must be"),
+    (_changed(action_logp=-1.0), "action_logp of shape (); there must be one log-probability for each id."),
+    (_changed(action_token_ids=[[1], [1, 2]]), "action_token_ids is [[1], [1, 2]]; it must be a list of numbers."),
+    (_changed(action_token_ids=None), "action_token_ids has shape () and dtype object; it must be a list of whole"),
+    (_changed(prompt_token_ids=[True]), "prompt_token_ids has shape (1,) and dtype bool; it must be a list of whole"),
+    (_changed(finish_reason="end"), "finish_reason is 'end'; allowed: 'stop', 'length'."),
+    (lambda groups: groups.__setitem__(1, TrajectoryGroup(7, [])), "groups[1]: group_id is 7; it must be a text."),
+    (lambda groups: groups.__setitem__(1, TrajectoryGroup("b", None)), "groups[1]: episodes is None; it must be a li"),
+    (_index(-1), "its index is -1; it must be a whole number from 0."),
+    (_index("1"), "its index is '1'; it must be a whole number from 0."),
+    (_reward("x"), f"{WHERE}: its rewards are no numbers: ValueError: could not convert string"),
+    (_reward(np.nan), f"{WHERE}: rewards [nan"),
     (_changed(token_versions=np.int32([3] * 77)), "77 token_versions; there must be one for each id, or None."),
 ]  # fmt: skip
 
