@@ -24,9 +24,14 @@ JUNK: list[Any] = [
     {"a": {}},
     [1, "b"],
     ["x"] * 20,
+    json.loads('{"a":[' * 30 + "]}" * 30),
+    json.loads('{"a":[' * 200 + "]}" * 200),
 ]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-SHARED = ["model", "stream", "temperature", "top_p", "user", "metadata", "tools", "tool_choice", "chat_template_kwargs"]
+SHARED = [
+    "model", "stream", "temperature", "top_p", "user", "metadata", "tools", "tool_choice", "chat_template_kwargs",
+    "chat_template", "documents", "reasoning_effort", "\ud800",
+]  # fmt: skip
 CALL = {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 TEXT = {"type": "text", "text": "a"}
 
@@ -113,6 +118,8 @@ def fuzzed(draw: random.Random, path: str) -> bytes:
             key = draw.choice(list(inner)) if isinstance(inner, dict) else draw.randrange(len(inner))
         place[key] = copy.deepcopy(draw.choice(JUNK))
     raw = json.dumps(body).encode()
+    if draw.random() < 0.05:  # says a field twice
+        raw = raw[:-1] + b', "model": "a", "model": "b"}'
     if draw.random() < 0.1:
         raw = raw[: draw.randrange(len(raw))] + bytes([draw.randrange(256)])
     return raw

@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import shutil
 import statistics
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -116,7 +119,9 @@ async def _talk(session: AgentSession, num_turns: int) -> float:
 
 def throughput(arguments: argparse.Namespace) -> dict[str, float]:
     """Time that the engine alone takes ÷ that over HTTP, and what a call costs the server."""
-    runner = opened(arguments, talk, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
+    with tempfile.TemporaryDirectory() as folder:
+        longer = argparse.Namespace(**vars(arguments) | {"model": _with_room(arguments.model, folder)})
+        runner = opened(longer, talk, slots=SESSIONS, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
     group_ids = [f"0/{n}" for n in range(SESSIONS // 8)]
     engine = runner._acquire_engine()
     asked: list[GenerationRequest] = []
@@ -133,8 +138,10 @@ def throughput(arguments: argparse.Namespace) -> dict[str, float]:
         clients_cpu.clear()
         before, began = _server_cpu_s(), time.process_time()
         vars(engine)["submit"] = noting
-        runner.sample(group_ids=group_ids)
+        episodes = runner.sample(group_ids=group_ids)
         vars(engine)["submit"] = submit
+        # What failed and was played again would be asked of the engine at another concurrency.
+        assert [len(episode) for episode in episodes] == [TURNS] * SESSIONS and len(asked) == SESSIONS * TURNS
         served_ms.append((_server_cpu_s() - before) / len(asked) * 1e3)
         without_clients.append(time.process_time() - began - sum(clients_cpu))
 
@@ -147,6 +154,15 @@ def throughput(arguments: argparse.Namespace) -> dict[str, float]:
         "engine alone ÷ HTTP, CPU": alone / statistics.median(timing.cpu_s for timing in timings["http"]),
         "server CPU ms per call": statistics.median(served_ms[1:]),
     }
+
+
+def _with_room(model: str, folder: str) -> str:
+    """A copy of a model that takes the whole conversation; what it says there is of no account."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    for name, field in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        file = Path(folder) / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {field: 4 * TURNS * REPLY_TOKENS}))
+    return folder
 
 
 def _shortest(timings: list[Timing]) -> float:

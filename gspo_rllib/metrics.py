@@ -69,6 +69,9 @@ NUM_NEW_SEGMENTS = "num_new_segments"
 """Times a conversation outgrew the context and went on in a new segment, or an agent's call began one; see
 docs/agents.md."""
 
+NUM_FIELDS_PASSED_OVER = "num_fields_passed_over"
+"""Times an agent's client sent a field that has no effect; one entry per field, unknown ones as ``other``."""
+
 NUM_TURNS_CUT = "num_turns_cut"
 """Turns that ended because they ran out of tokens (finish reason ``"length"``)."""
 

@@ -12,11 +12,10 @@ from gspo_rllib.agents.dialect import (
     flag,
     model_name,
     named_event,
-    passed_over,
-    refuse,
     some_tools,
     token_counts,
 )
+from gspo_rllib.agents.fields import Fields, tools_are_off
 from gspo_rllib.agents.messages import (
     Message,
     RequestRefused,
@@ -31,9 +30,12 @@ from gspo_rllib.agents.replies import stop_string_in
 from gspo_rllib.agents.session import Call, ChatRequest
 from gspo_rllib.errors import shown
 
-PASSED_OVER = ("temperature", "top_p", "top_k", "output_config", "output_format")
-
-_REFUSED = {"container": "nothing is run for a client", "mcp_servers": "call the tools in the agent"}
+FIELDS = Fields(
+    read=("model", "messages", "system", "tools", "max_tokens", "stop_sequences", "chat_template_kwargs", "stream"),
+    refused={"container": "nothing is run for a client", "mcp_servers": "call the tools in the agent"},
+    passed_over=("output_config", "output_format", "context_management"),
+    harmless=("betas", "cache_control", "inference_geo"),
+)
 _ROLES = ("user", "assistant", "system")
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
 _KINDS |= {408: "timeout_error", 410: "invalid_request_error", 429: "rate_limit_error"}
@@ -51,7 +53,7 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Asked:
     Raises:
         RequestRefused: It is no call that can be answered.
     """
-    refuse(body, _REFUSED)
+    passed_over = tuple(FIELDS.check(body))
     return Asked(
         ChatRequest(
             _checked_messages(body.get("system"), body.get("messages")),
@@ -59,10 +61,11 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Asked:
             max_tokens=checked_max_tokens(body.get("max_tokens"), "max_tokens"),
             stop=checked_stop(body.get("stop_sequences"), "stop_sequences"),
             template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
+            reads_tool_calls=not tools_are_off(body),
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=tuple(passed_over(body, PASSED_OVER)),
+        passed_over=passed_over,
     )
 
 
@@ -218,4 +221,4 @@ def _checked_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     return some_tools(nested)
 
 
-ANTHROPIC_MESSAGES = Dialect("/v1/messages", read_request, message, events, error, error_event)
+ANTHROPIC_MESSAGES = Dialect("/v1/messages", FIELDS, read_request, message, events, error, error_event)

@@ -16,23 +16,38 @@ from gspo_rllib.agents.dialect import (
     model_name,
     openai_error,
     openai_error_event,
-    passed_over,
-    refuse,
     some_tools,
     token_counts,
     token_logprobs,
 )
+from gspo_rllib.agents.fields import Fields, tools_are_off
 from gspo_rllib.agents.messages import RequestRefused, checked_max_tokens, checked_messages, checked_stop
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Call, ChatRequest
 from gspo_rllib.errors import shown
 
-_REFUSED = {
-    "previous_response_id": "nothing is stored between calls: send the whole conversation",
-    "functions": "use tools",
-    "function_call": "use tool_choice",
-    "audio": "this policy writes text",
-}
+FIELDS = Fields(
+    read=(
+        "model", "messages", "tools", "max_tokens", "max_completion_tokens", "stop", "n", "chat_template_kwargs",
+        "stream", "stream_options", "logprobs", "return_token_ids",
+    ),
+    refused={
+        "previous_response_id": "nothing is stored between calls: send the whole conversation",
+        "functions": "use tools",
+        "function_call": "use tool_choice",
+        "audio": "this policy writes text",
+        "chat_template": "prompts are written with the model's own chat template",
+        "documents": "write them into a message",
+        "continue_final_message": "a reply is sampled whole: end with a user's message, or use /v1/completions",
+        "add_generation_prompt": "a prompt ends where the reply begins; /v1/completions takes any other",
+        "echo": "the answer holds what was sampled; the messages are known to the client",
+        "best_of": "use n, and choose among the replies",
+    },
+)  # fmt: skip
+
+
+MALFORMED_CALL = "malformed_tool_call"
+"""Field of a choice whose reply tried to call a tool and got it wrong; OpenAI's answers have none like it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Completi
     Raises:
         RequestRefused: It is no call that can be answered.
     """
-    refuse(body, _REFUSED)
+    passed_over = tuple(FIELDS.check(body))
     tools = some_tools(body.get("tools"))
     options = stream_options(body)
     limits = [checked_max_tokens(body.get(name), name) for name in ("max_tokens", "max_completion_tokens")]
@@ -72,10 +87,11 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Completi
             stop=checked_stop(body.get("stop"), "stop"),
             choices=choices(body),
             template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
+            reads_tool_calls=not tools_are_off(body),
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=tuple(passed_over(body)),
+        passed_over=passed_over,
         with_usage=flag(options, "include_usage"),
         logprobs=flag(body, "logprobs"),
         token_ids=flag(body, "return_token_ids"),
@@ -108,6 +124,8 @@ def completion(request: CompletionRequest, calls: Sequence[Call], renderer: Mess
         choice["logprobs"] = _logprobs(call, renderer) if request.logprobs else None
         if request.token_ids:
             choice["token_ids"] = call.token_ids.tolist()
+        if call.reply.malformed_call:
+            choice[MALFORMED_CALL] = True
         chosen.append(choice)
     answer = {**head(request, calls, "chat.completion", "chatcmpl"), "choices": chosen, "usage": usage(calls)}
     if request.token_ids:
@@ -160,4 +178,6 @@ def _logprobs(call: Call, renderer: MessageRenderer) -> dict[str, Any]:
     return {"content": token_logprobs(call, renderer), "refusal": None}
 
 
-CHAT_COMPLETIONS = Dialect("/v1/chat/completions", read_request, completion, chunks, openai_error, openai_error_event)
+CHAT_COMPLETIONS = Dialect(
+    "/v1/chat/completions", FIELDS, read_request, completion, chunks, openai_error, openai_error_event
+)

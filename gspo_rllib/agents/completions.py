@@ -14,19 +14,23 @@ from gspo_rllib.agents.dialect import (
     model_name,
     openai_error,
     openai_error_event,
-    passed_over,
-    refuse,
 )
+from gspo_rllib.agents.fields import Fields
 from gspo_rllib.agents.messages import RequestRefused, checked_max_tokens, checked_stop, sound_text
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Call, ChatRequest
 from gspo_rllib.errors import shown
 
-_REFUSED = {
-    "echo": "the answer holds what was sampled; the prompt is known to the client",
-    "suffix": "the policy writes what follows a prompt",
-    "best_of": "use n, and choose among the replies",
-}
+FIELDS = Fields(
+    read=(
+        "model", "prompt", "max_tokens", "stop", "n", "stream", "stream_options", "logprobs", "return_token_ids",
+    ),
+    refused={
+        "echo": "the answer holds what was sampled; the prompt is known to the client",
+        "suffix": "the policy writes what follows a prompt",
+        "best_of": "use n, and choose among the replies",
+    },
+)  # fmt: skip
 
 
 def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> CompletionRequest:
@@ -39,7 +43,7 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Completi
     Raises:
         RequestRefused: It is no call that can be answered.
     """
-    refuse(body, _REFUSED)
+    passed_over = tuple(FIELDS.check(body))
     options = stream_options(body)
     return CompletionRequest(
         ChatRequest(
@@ -50,7 +54,7 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Completi
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=tuple(passed_over(body)),
+        passed_over=passed_over,
         with_usage=flag(options, "include_usage"),
         logprobs=_wants_logprobs(body.get("logprobs")),
         token_ids=flag(body, "return_token_ids"),
@@ -141,4 +145,4 @@ def _checked_prompt(prompt: Any, num_tokens: int) -> str | tuple[int, ...]:
     return tuple(prompt)
 
 
-COMPLETIONS = Dialect("/v1/completions", read_request, completion, chunks, openai_error, openai_error_event)
+COMPLETIONS = Dialect("/v1/completions", FIELDS, read_request, completion, chunks, openai_error, openai_error_event)

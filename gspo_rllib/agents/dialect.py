@@ -1,17 +1,18 @@
 """What a dialect of the server is: a body becomes a checked call, and replies become an answer or a stream.
 
-All dialects ask the same session in the same way, so what is recognised, refused and passed over does not depend on
-the one that is spoken. What a client may not decide is the distribution that is sampled from, since the learner scores
-the run's own: such fields are passed over. They are no error, because frameworks send them unasked.
+All dialects ask the same session in the same way, so what is recognised, refused and passed over (``fields``) does not
+depend on the one that is spoken.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from gspo_rllib.agents.fields import Fields
 from gspo_rllib.agents.messages import RequestRefused, checked_tools, sound_text
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Call, ChatRequest
@@ -19,12 +20,8 @@ from gspo_rllib.errors import shown
 
 MAX_CHOICES = 16
 MAX_TOOLS = 128
-
-PASSED_OVER = (
-    "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "logit_bias", "seed", "response_format",
-)  # fmt: skip
-"""Fields that would sample from another distribution than the one the learner scores, or make all replies alike."""
+MAX_DEPTH = 64
+"""How deep a body may be nested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,7 @@ class Dialect(Generic[A]):
 
     Attributes:
         path: Where it is served.
+        fields: What becomes of each field of a body.
         read: Checks a body; raises RequestRefused where it is no call that can be answered.
         answer: What was asked and its replies -> the whole answer.
         events: The same as server-sent events. Replies are whole when they come, so each is a few large pieces.
@@ -61,6 +59,7 @@ class Dialect(Generic[A]):
     """
 
     path: str
+    fields: Fields
     read: Callable[[Mapping[str, Any], MessageRenderer], A]
     answer: Callable[[A, Sequence[Call], MessageRenderer], dict[str, Any]]
     events: Callable[[A, Sequence[Call], MessageRenderer], Iterator[str]]
@@ -75,30 +74,37 @@ def parsed_object(raw: bytes) -> dict[str, Any]:
         raw: The body, untrusted.
 
     Raises:
-        RequestRefused: It is none.
+        RequestRefused: It is none, an object in it says something twice, or it is nested too deep.
     """
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise RequestRefused(f"the body is not JSON: {type(error).__name__}: {str(error)[:200]}.") from error
     if not isinstance(body, dict):
         raise RequestRefused(f"the body is {shown(body)}; it must be a JSON object.")
+    _check_depth(body)
     return body
 
 
-def refuse(body: Mapping[str, Any], remedies: Mapping[str, str]) -> None:
-    """Refuses a body that holds a field which would change the answer and cannot be heeded.
+def _check_depth(body: dict[str, Any]) -> None:
+    # What checks, compares and renders nested data is recursive, and so are the template's own filters.
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        inner = [one.values() if type(one) is dict else one for one in level]
+        level = [value for values in inner for value in values if type(value) in (dict, list)]
+        if not level:
+            return
+    raise RequestRefused(f"the body is nested more than {MAX_DEPTH} deep.")
 
-    Args:
-        body: The body.
-        remedies: Field -> what to do instead; a field that is absent, null or false is none.
 
-    Raises:
-        RequestRefused: One of them is there.
-    """
-    for name, remedy in remedies.items():
-        if body.get(name) is not None and body[name] is not False:
-            raise RequestRefused(f"{name} is not supported; {remedy}.", name)
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Which of two values counts differs from parser to parser; Python's takes the last in silence.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        name = next(name for name in names if names[name] > 1)
+        raise RequestRefused(f"the body holds {shown(name)} {names[name]} times in one object; send it once.")
+    return found
 
 
 def model_name(body: Mapping[str, Any]) -> str:
@@ -149,15 +155,6 @@ def some_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     if len(checked) > MAX_TOOLS:
         raise RequestRefused(f"tools holds {len(checked)} tools; at most {MAX_TOOLS} are allowed.", "tools")
     return checked
-
-
-def passed_over(body: Mapping[str, Any], names: Sequence[str] = PASSED_OVER) -> list[str]:
-    """Which of these fields the client sent."""
-    found = [name for name in names if body.get(name) is not None]
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", {"type": "auto"}):
-        found.append("tool_choice")
-    return found
 
 
 def token_counts(calls: Sequence[Call]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,23 @@ Submit = Callable[[GenerationRequest], "Future[Sampled]"]
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A call that is being sampled.
+
+    Attributes:
+        prepared: The call.
+        futures: Its replies to be, in the order of their numbers.
+    """
+
+    prepared: Prepared
+    futures: list[Future[Sampled]]
+
+
+def _count_nothing(names: Sequence[str]) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Door:
     """Has the calls of a session sampled.
 
@@ -26,6 +43,7 @@ class Door:
         temperature: What is sampled at, whatever a client asks for.
         sampling_seed: Number of a reply -> seed of its tokens.
         submit: Queues a request.
+        on_passed_over: Called with the fields of a call that have no effect, as they are counted.
     """
 
     session: Session
@@ -33,6 +51,7 @@ class Door:
     temperature: float
     sampling_seed: Callable[[int], int]
     submit: Submit
+    on_passed_over: Callable[[Sequence[str]], object] = _count_nothing
 
     async def answer(self, request: ChatRequest) -> list[Call]:
         """The replies to a call, recorded; not yet marked as delivered.
@@ -40,11 +59,24 @@ class Door:
         Raises:
             RequestRefused: The call cannot be answered, or the session has ended.
         """
-        return await self.sample(self.session.prepare(request))
+        return await self.collect(self.begin(request))
 
-    async def sample(self, prepared: Prepared) -> list[Call]:
-        """Like ``answer``, for a call whose prompt is written already."""
-        futures = [self.submit(self._request(prepared, number)) for number in prepared.numbers]
+    def begin(self, request: ChatRequest) -> Begun:
+        """Has the replies to a call sampled; from any thread, which it takes for as long as the prompt is written.
+
+        Raises:
+            RequestRefused: The call cannot be answered, or the session has ended.
+        """
+        prepared = self.session.prepare(request)
+        return Begun(prepared, [self.submit(self._request(prepared, number)) for number in prepared.numbers])
+
+    async def collect(self, begun: Begun) -> list[Call]:
+        """The replies, recorded; whoever is cancelled meanwhile takes the call back.
+
+        Raises:
+            RequestRefused: The session has ended, or the call waited too long.
+        """
+        prepared, futures = begun.prepared, begun.futures
         try:
             sampled = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except BaseException:

@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gspo_rllib.agents.agent_session import AgentSession
+from gspo_rllib.agents.chat_completions import MALFORMED_CALL
 from gspo_rllib.agents.messages import RequestRefused, SessionEnded, checked_max_tokens, checked_stop
-from gspo_rllib.agents.replies import Reply, read_reply
+from gspo_rllib.agents.replies import Reply
 from gspo_rllib.errors import shown
 
 
@@ -59,11 +60,7 @@ class HttpSession(AgentSession):
             raise RequestRefused(f"the call cannot be written as JSON: {str(error)[:200]}.") from error
         answer = await self._post("chat/completions", raw)
         choice = answer["choices"][0]
-        message, reason = choice["message"], choice["finish_reason"]
-        if message.get("tool_calls") or not tools:
-            return Reply(message, reason)
-        # The server found no call of a tool in it; why is said here.
-        return read_reply(message["content"] or "", number=0, tools=tools, stop=(), finish_reason=reason)
+        return Reply(choice["message"], choice["finish_reason"], malformed_call=choice.get(MALFORMED_CALL, False))
 
     async def _post(self, path: str, raw: bytes) -> Any:
         """The answer's JSON. Whoever is cancelled meanwhile closes the connection, so the reply is not trained."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gspo_rllib.envs.tools.calls import without_reasoning
@@ -116,8 +116,8 @@ def checked_tools(tools: Any) -> tuple[dict[str, Any], ...]:
                 f'tools[{number}] is {shown(tool)}; it must be {{"type": "function", "function": {{"name": …}}}}.',
                 "tools",
             )
-    declared = [_sound(tool) for tool in tools]
     try:
+        declared = [_sound(tool) for tool in tools]
         json.dumps(declared, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestRefused(f"tools cannot be written as JSON: {str(error)[:200]}.", "tools") from error
@@ -180,14 +180,6 @@ def next_key(key: bytes, message: Message) -> bytes:
         for call in message.get("tool_calls", ())
     ]
     return _digest(key, ["assistant", without_reasoning(content), calls])
-
-
-def keys(start: bytes, messages: Iterable[Message]) -> list[bytes]:
-    """The keys of a conversation after 0, 1, 2 … of its messages."""
-    found = [start]
-    for message in messages:
-        found.append(next_key(found[-1], message))
-    return found
 
 
 def sound_text(text: str) -> str:

@@ -184,6 +184,14 @@ class MessageRenderer:
         with self._lock:
             return self._format.decode([int(token_id) for token_id in token_ids])
 
+    def with_tokens(self, token_ids: Sequence[int]) -> str:
+        """The text of a sampled reply with its special tokens written out; without its end."""
+        ids = [int(token_id) for token_id in token_ids]
+        with self._lock:
+            while ids and ids[-1] in self._format.end.stop_token_ids:
+                ids.pop()
+            return self._format.tokens.shown(ids)
+
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each id by itself, for clients that ask for log-probabilities."""
         with self._lock:

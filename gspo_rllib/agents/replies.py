@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from gspo_rllib.agents.messages import Message
+from gspo_rllib.agents.messages import Message, RequestRefused
 from gspo_rllib.envs.tools.calls import ToolCall, ToolCallError, parse_tool_calls, typed
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import FinishReason
+
+
+class ToolParser(Protocol):
+    """Finds in replies what they call, in place of ``envs.tools.calls``.
+
+    Attributes:
+        sees_special_tokens: Whether it reads replies in which special tokens are written out.
+    """
+
+    sees_special_tokens: bool
+
+    def check(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """Raises ValueError where calls of these tools cannot be read."""
+
+    def read(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]] | None:
+        """The text beside the calls, and name and arguments (a JSON object) of each; None where a call went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,8 @@ def read_reply(
     tools: Sequence[Mapping[str, Any]],
     stop: Sequence[str],
     finish_reason: FinishReason,
+    parser: ToolParser | None = None,
+    with_tokens: Callable[[], str] | None = None,
 ) -> Reply:
     """Reads a sampled reply.
 
@@ -55,35 +73,69 @@ def read_reply(
         tools: Tools that the call declared.
         stop: Stop strings of the call.
         finish_reason: Why sampling ended.
+        parser: Finds the calls; None for all formats that ``envs.tools`` knows.
+        with_tokens: Writes the reply with its special tokens, for a parser that sees them.
 
     Example:
         >>> read_reply("4 = x", number=0, tools=(), stop=("=",), finish_reason="stop").message
         {'role': 'assistant', 'content': '4 '}
     """
     stopped_at = stop_string_in(text, stop) if finish_reason == "stop" else None
-    shown = text if stopped_at is None else text[: text.find(stopped_at)]
+    shown = _up_to(stopped_at, text)
     message: Message = {"role": "assistant", "content": shown}
     if not tools:
         return Reply(message, finish_reason)
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-    calls = parse_tool_calls(shown, declared=schemas.keys())
-    if isinstance(calls, ToolCallError):
+    if parser is None:
+        found = _read(shown, tools)
+    else:
+        whole = with_tokens() if with_tokens is not None and parser.sees_special_tokens else text
+        found = parser.read(_up_to(stopped_at, whole), tools)
+    if found is None:
         return Reply(message, finish_reason, malformed_call=True)
+    beside, calls = found
     if not calls:
         return Reply(message, finish_reason)
-    for call in calls:
-        shown = shown.replace(call.raw, "", 1)
-    message = {"role": "assistant", "content": shown.strip() or None}
+    message = {"role": "assistant", "content": beside.strip() or None}
     message["tool_calls"] = [
-        {"id": _call_id(number, place), "type": "function", "function": _written(call, schemas.get(call.name))}
-        for place, call in enumerate(calls)
+        {"id": _call_id(number, place), "type": "function", "function": {"name": name, "arguments": arguments}}
+        for place, (name, arguments) in enumerate(calls)
     ]
     return Reply(message, "tool_calls")
 
 
-def _written(call: ToolCall, schema: Any) -> dict[str, str]:
+def check_tools(parser: ToolParser | None, tools: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses tools whose calls a parser cannot read.
+
+    Raises:
+        RequestRefused: It cannot.
+    """
+    if parser is None or not tools:
+        return
+    try:
+        parser.check(tools)
+    except ValueError as error:
+        raise RequestRefused(f"agent.tool_parser does not take these tools: {str(error)[:500]}", "tools") from error
+
+
+def _up_to(stopped_at: str | None, text: str) -> str:
+    return text if stopped_at is None else text.partition(stopped_at)[0]
+
+
+def _read(text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]] | None:
+    """The same as ``ToolParser.read``, by the formats that ``envs.tools`` knows."""
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    calls = parse_tool_calls(text, declared=schemas.keys())
+    if isinstance(calls, ToolCallError):
+        return None
+    beside = text
+    for call in calls:
+        beside = beside.replace(call.raw, "", 1)
+    return beside, [(call.name, _arguments(call, schemas.get(call.name))) for call in calls]
+
+
+def _arguments(call: ToolCall, schema: Any) -> str:
     arguments = typed(call, schema) if isinstance(schema, Mapping) else call.arguments
-    return {"name": call.name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return json.dumps(arguments, ensure_ascii=False)
 
 
 def stop_string_in(text: str, stop: Sequence[str]) -> str | None:

@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from gspo_rllib.agents.dialect import (
-    PASSED_OVER,
     Asked,
     Dialect,
     flag,
     model_name,
     named_event,
     openai_error,
-    passed_over,
-    refuse,
     some_tools,
     token_counts,
     token_logprobs,
 )
+from gspo_rllib.agents.fields import Fields, tools_are_off
 from gspo_rllib.agents.messages import (
     ROLES,
     Message,
@@ -39,12 +37,20 @@ from gspo_rllib.agents.session import Call, ChatRequest
 from gspo_rllib.errors import shown
 
 _NOTHING_IS_STORED = "nothing is stored between calls: send the whole conversation as input"
-_REFUSED = {
-    "previous_response_id": _NOTHING_IS_STORED,
-    "conversation": _NOTHING_IS_STORED,
-    "prompt": "prompts are not stored: send instructions and input",
-    "background": "the reply comes as the answer to its call",
-}
+FIELDS = Fields(
+    read=(
+        "model", "input", "instructions", "tools", "max_output_tokens", "chat_template_kwargs", "stream", "include",
+        "text",
+    ),
+    refused={
+        "previous_response_id": _NOTHING_IS_STORED,
+        "conversation": _NOTHING_IS_STORED,
+        "prompt": "prompts are not stored: send instructions and input",
+        "background": "the reply comes as the answer to its call",
+    },
+    passed_over=("text.format", "text.verbosity", "truncation", "max_tool_calls", "context_management"),
+    harmless=("stream_options",),
+)  # fmt: skip
 _ROLES = [role for role in ROLES if role != "tool"]
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 _LOGPROBS = "message.output_text.logprobs"
@@ -73,13 +79,11 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Response
     Raises:
         RequestRefused: It is no call that can be answered.
     """
-    refuse(body, _REFUSED)
+    passed_over = FIELDS.check(body)
     include = body.get("include")
     if include is not None and not isinstance(include, list):
         raise RequestRefused(f"include is {shown(include)}; it must be a list.", "include")
-    ignored = passed_over(body, PASSED_OVER)
-    if _constrains_text(body.get("text")):
-        ignored.append("text.format")
+    passed_over += _asked_of_text(body.get("text"))
     tools = _checked_tools(body.get("tools"))
     return ResponseRequest(
         ChatRequest(
@@ -87,10 +91,11 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Response
             tools,
             max_tokens=checked_max_tokens(body.get("max_output_tokens"), "max_output_tokens"),
             template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
+            reads_tool_calls=not tools_are_off(body),
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=tuple(ignored),
+        passed_over=tuple(passed_over),
         tools=[{"type": "function", "parameters": None, "strict": None, **tool["function"]} for tool in tools],
         logprobs=_LOGPROBS in (include or ()),
     )
@@ -271,9 +276,13 @@ def _checked_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     return some_tools(nested)
 
 
-def _constrains_text(text: Any) -> bool:
-    form = text.get("format") if isinstance(text, Mapping) else None
-    return isinstance(form, Mapping) and form.get("type") != "text"
+def _asked_of_text(text: Any) -> list[str]:
+    """What is asked of how the reply is written, of which nothing has an effect."""
+    if not isinstance(text, Mapping):
+        return []
+    form = text.get("format")
+    asked = ["text.format"] if isinstance(form, Mapping) and form.get("type") != "text" else []
+    return [*asked, "text.verbosity"] if text.get("verbosity") is not None else asked
 
 
-RESPONSES = Dialect("/v1/responses", read_request, response, events, openai_error, error_event)
+RESPONSES = Dialect("/v1/responses", FIELDS, read_request, response, events, openai_error, error_event)

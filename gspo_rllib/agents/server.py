@@ -14,7 +14,7 @@ import hashlib
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -31,7 +31,7 @@ from gspo_rllib.agents.anthropic_messages import ANTHROPIC_MESSAGES
 from gspo_rllib.agents.chat_completions import CHAT_COMPLETIONS
 from gspo_rllib.agents.completions import COMPLETIONS
 from gspo_rllib.agents.dialect import Asked, Dialect, parsed_object
-from gspo_rllib.agents.door import OpenSession
+from gspo_rllib.agents.door import Begun, OpenSession
 from gspo_rllib.agents.messages import RequestRefused
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.responses import RESPONSES
@@ -54,6 +54,8 @@ COMMENT_S = 10.0
 """Between two comments on a stream whose reply is not there yet."""
 MOST_ANSWERS = 2 * MAX_OPEN_CALLS
 """Answers of a session that are kept for a client that asks again."""
+MOST_TOLD = 100
+"""Fields without an effect that the log names; a client can make up any number."""
 START_TIMEOUT_S = 30.0
 _THREADS = 4
 
@@ -225,21 +227,30 @@ class _Handlers:
     async def _answer(
         self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering
     ) -> tuple[Asked, list[Call]]:
-        session, loop = opened.door.session, asyncio.get_running_loop()
-        asked = await loop.run_in_executor(self._threads, _read, dialect, raw, session.renderer)
-        answering.asked = asked
-        self._tell_what_has_no_effect(asked)
-        prepared = await loop.run_in_executor(self._threads, session.prepare, asked.chat)
-        return asked, await opened.door.sample(prepared)
+        door = opened.door
 
-    def _tell_what_has_no_effect(self, asked: Asked) -> None:
-        for name in asked.passed_over:
-            if name not in self._told:
+        def begin() -> Begun:
+            answering.asked = _read(dialect, raw, door.session.renderer)
+            return door.begin(answering.asked.chat)
+
+        # One trip to another thread and back: the engine goes on without this session meanwhile.
+        try:
+            begun = await asyncio.get_running_loop().run_in_executor(self._threads, begin)
+        finally:
+            if answering.asked is not None and (names := answering.asked.passed_over):
+                self._tell_what_has_no_effect(names)
+                door.on_passed_over(dialect.fields.counted(names))
+        assert answering.asked is not None
+        return answering.asked, await door.collect(begun)
+
+    def _tell_what_has_no_effect(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._told and len(self._told) < MOST_TOLD:
                 self._told.add(name)
                 logger.warning(
                     "An agent sends %r. It has no effect: replies are sampled from the distribution that the learner "
                     "scores, at generation.temperature.",
-                    name,
+                    name[:60],
                 )
 
 

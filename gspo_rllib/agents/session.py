@@ -9,7 +9,6 @@ A session is used by several threads: the agent's, the server's, and the one tha
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gspo_rllib.agents.messages import Message, RequestRefused, SessionEnded, keys, next_key, start_key
+from gspo_rllib.agents.known_replies import KnownReplies
+from gspo_rllib.agents.messages import Message, RequestRefused, SessionEnded, start_key
 from gspo_rllib.agents.raw_prompts import RawPrompt, RawPrompts
 from gspo_rllib.agents.rendering import MessageRenderer
-from gspo_rllib.agents.replies import Reply, read_reply
+from gspo_rllib.agents.replies import Reply, ToolParser, check_tools, read_reply
 from gspo_rllib.engines.protocol import Generation
 
 History = Literal["sampled", "as_sent"]
@@ -45,6 +45,7 @@ class ChatRequest:
         choices: Replies that are sampled from the one prompt.
         template_kwargs: Further arguments of the chat template.
         raw: A prompt that the agent wrote itself, as text or ids, in place of messages.
+        reads_tool_calls: Whether what calls a tool is shown as a call, or as the text it was written in.
     """
 
     messages: Sequence[Message] = ()
@@ -54,6 +55,7 @@ class ChatRequest:
     choices: int = 1
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     raw: RawPrompt | None = None
+    reads_tool_calls: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class Session:
         max_calls: Most replies of a trajectory; None for no limit.
         history: ``"as_sent"`` writes every prompt from scratch.
         vocab_size: How many ids the model has embeddings for; None where that is not known.
+        tool_parser: Finds in replies what they call; None for all formats that are known here.
 
     Attributes:
         renderer: Writes messages as ids.
@@ -161,6 +164,7 @@ class Session:
         max_calls: int | None = None,
         history: History = "sampled",
         vocab_size: int | None = None,
+        tool_parser: ToolParser | None = None,
     ) -> None:
         self.calls: list[Call] = []
         self.new_contexts: Counter[NewContext] = Counter()
@@ -171,11 +175,11 @@ class Session:
         self._max_calls = max_calls
         self._keeps_history = history == "sampled"
         self._vocab_size = vocab_size
+        self._tool_parser = tool_parser
         self._lock = threading.Lock()
         self._num_asked = 0
         self._sealed = False
-        self._by_key: dict[bytes, list[Call]] = {}
-        self._latest: tuple[bytes, Sequence[Message], list[bytes]] = (b"", (), [])  # start, messages and their keys
+        self._replies: KnownReplies[Call] = KnownReplies()
         self._raw: RawPrompts[Call] = RawPrompts()
         self._starts: set[bytes] = set()
         self._first_keys: set[bytes] = set()
@@ -193,8 +197,9 @@ class Session:
             RequestRefused: The template refuses the messages, they leave no room for a reply, or the trajectory has
                 had all its calls.
         """
+        check_tools(self._tool_parser, request.tools)
         start = start_key(request.tools, request.template_kwargs)
-        chain = self._chain(start, request.messages)
+        chain = self._replies.chain(start, request.messages)
         with self._lock:
             self._check_open(request.choices)
             parent, known = self._recognised(chain, request)
@@ -240,13 +245,16 @@ class Session:
         decode = self.renderer.decode if request.raw is None else self.renderer.raw_text
         text = decode(generation.token_ids)
         reply = read_reply(
-            text, number=number, tools=request.tools, stop=request.stop, finish_reason=generation.finish_reason
+            text,
+            number=number,
+            tools=request.tools if request.reads_tool_calls else (),
+            stop=request.stop,
+            finish_reason=generation.finish_reason,
+            parser=self._tool_parser,
+            with_tokens=lambda: self.renderer.with_tokens(generation.token_ids),
         )
         appended = np.asarray(prepared.appended, dtype=np.int32)
         call = Call(number, prepared.parent, appended, sampled, text, reply, prepared.new_text)
-        # Clients put the stop string back, and some show a tool call as the text it was written in.
-        as_text: Message = {"role": "assistant", "content": text}
-        as_given: Message = {**reply.message, "content": reply.content}
         with self._lock:
             if self._sealed:
                 raise SessionEnded
@@ -256,8 +264,7 @@ class Session:
             if request.raw is not None:
                 self._raw.note(request.raw, {text, reply.content}, call.token_ids, call)
                 return call
-            for key in {next_key(prepared.key, message) for message in (as_given, as_text)}:
-                self._by_key.setdefault(key, []).append(call)
+            self._replies.note(prepared.key, call)
         return call
 
     def seal(self) -> None:
@@ -274,18 +281,6 @@ class Session:
             if call.delivered or not kept.isdisjoint(call.children):
                 kept.add(call)
         return [call for call in by_number if call in kept]
-
-    def _chain(self, start: bytes, messages: Sequence[Message]) -> list[bytes]:
-        """The keys of a conversation, those of messages that the call before had too taken from there."""
-        before_start, before, chain = self._latest
-        shared = 0
-        if before_start == start:
-            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, messages, strict=False))
-            shared = sum(1 for _ in alike)
-        chain = chain[: shared + 1] if shared else [start]
-        chain += keys(chain[-1], messages[shared:])[1:]
-        self._latest = (start, messages, chain)
-        return chain
 
     def _check_open(self, choices: int) -> None:
         if self._sealed:
@@ -319,14 +314,7 @@ class Session:
         if request.raw is not None:
             alike, known = self._raw.recognised(request.raw)
             return min(alike, key=lambda call: len(call.children), default=None), known
-        messages = request.messages
-        for known in range(len(messages) - 1, 0, -1):  # something must follow the reply
-            reply = messages[known - 1]
-            if reply["role"] == "assistant" and (found := self._by_key.get(chain[known])):
-                # Several replies may read alike: one that was written just so, then one that nothing goes on from yet,
-                # which makes no second branch.
-                return min(found, key=lambda call: (call.reply.content != reply["content"], len(call.children))), known
-        return None, 0
+        return self._replies.recognised(chain, request.messages)
 
     def _write(
         self, request: ChatRequest, parent: Call | None, known: int

@@ -55,6 +55,12 @@ class AgentSettings(Settings):
         choices=HISTORIES,
         source="ours: what was sampled is never tokenised again",
     )
+    tool_parser: str | None = knob(
+        None,
+        "vLLM's parser that finds calls of tools in replies, as its --tool-call-parser names it, e.g. 'deepseek_v3'; "
+        "None reads what Hermes, Qwen, Llama and Mistral write. Needs vllm, whatever the engine.",
+        source="ours",
+    )
     trajectory_timeout_s: float = knob(
         600.0,
         "Longest a trajectory may take before it counts as failed.",

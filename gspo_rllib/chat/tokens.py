@@ -33,6 +33,8 @@ WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c no
 _ANCHOR = "\ufdd0\ufdd1"
 _REMEMBERED_TEXTS = 128
 _REMEMBERED_LENGTH = 10_000  # characters: all remembered texts and their ids stay below some 20 MB
+_SHORT = 4096
+"""Characters up to which a text is encoded at once; longer ones let other threads run meanwhile, which costs more."""
 # Texts to follow: no tokenizer joins the first with its neighbours, and the second is in every vocabulary.
 _TEXTS = ("\u2984", ".")
 
@@ -79,8 +81,16 @@ class ChatTokens:
         options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
         if self._backend is None:
             return list(self._tokenizer(text, **options)["input_ids"]), None
+        if len(text) < _SHORT and self._encodes_plainly(self._backend):
+            short = self._backend.encode(text, add_special_tokens=False)
+            return list(short.ids), list(short.offsets)
         encoded = self._tokenizer(text, return_offsets_mapping=True, **options)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+    @staticmethod
+    def _encodes_plainly(backend: Tokenizer) -> bool:
+        """Whether it does what the tokenizer around it has it do: cut off nothing, add nothing, take tokens as one."""
+        return backend.truncation is None and backend.padding is None and not backend.encode_special_tokens
 
     def places(self, text: str, ids: Collection[int]) -> list[tuple[int, int]]:
         """Where in a text the tokenizer finds one of these ids; nowhere, where it cannot say."""

@@ -27,7 +27,7 @@ from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.agent_rollout import AgentRollout
 from gspo_rllib.env_runners.agent_slots import AgentSlots
-from gspo_rllib.env_runners.engine_spec import load_message_renderer, vocabulary_size
+from gspo_rllib.env_runners.engine_spec import load_message_renderer, load_tool_parser, vocabulary_size
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.player import Slots
 from gspo_rllib.env_runners.rollout_parts import RolloutParts
@@ -89,6 +89,7 @@ class AgentParts(RolloutParts):
         self._play = None if self._agent.play is None else find_play(self._agent.play)
         self._tasks = Tasks(self._agent.tasks)
         self._contexts = ContextWatch()
+        self._tool_parser = load_tool_parser(self._agent.tool_parser, config.model_config)
 
     def make_pool(self) -> AgentSlots:
         """Places for as many agents as trajectories are played at a time.
@@ -119,6 +120,7 @@ class AgentParts(RolloutParts):
                 max_calls=settings.max_turns,
                 history=self._agent.history,
                 vocab_size=vocab_size,
+                tool_parser=self._tool_parser,
             )
 
         return AgentRollout(

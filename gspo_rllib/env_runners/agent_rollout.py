@@ -42,6 +42,8 @@ from gspo_rllib.types import GroupMember, turns
 
 MakeSession = Callable[[], Session]
 
+LOOK_S = 0.05
+"""Between two looks at what is overdue while the engine is busy; an engine's step may be shorter than such a look."""
 LONGEST_SLEEP_S = 3600.0
 """Clocks of the system take no infinite time-out; who wakes up early sleeps again."""
 
@@ -124,6 +126,7 @@ class AgentRollout(EnginePlayer):
         self._by_request: dict[str, _Playing] = {}
         self._left = self._last_begun = time.monotonic()
         self._stood_still = 0.0
+        self._looked = -math.inf
 
     def begin(self, scheduler: GroupScheduler[SingleAgentEpisode]) -> None:
         """From now on ``advance`` plays the groups of this scheduler, those added to it later included."""
@@ -150,7 +153,10 @@ class AgentRollout(EnginePlayer):
             return False
         elif not self.holds_turns:
             self._slots.run_posted(self._until_next_deadline())
-        self._fail_overdue()
+            self._looked = -math.inf
+        if self._now >= self._looked + LOOK_S:
+            self._looked = self._now
+            self._fail_overdue()
         self._left = time.monotonic()
         return True
 
@@ -181,6 +187,7 @@ class AgentRollout(EnginePlayer):
             temperature=self._temperature,
             sampling_seed=functools.partial(assignment.sampling_seed, self._run_seed),
             submit=functools.partial(self._submit_from_anywhere, playing),
+            on_passed_over=lambda names: self._slots.post(lambda: self._stats.passed_over.update(names)),
         )
         playing.key = endpoint.open(door)
         job = Job(

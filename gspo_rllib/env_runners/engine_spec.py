@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.agents.replies import ToolParser
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
@@ -53,6 +54,25 @@ def load_message_renderer(settings: GenerationSettings, model_config: Mapping[st
     """The renderer of what agents say to the configured model, with a tokenizer of its own; see ``load_renderer``."""
     tokenizer, declared = _tokenizer_and_ends(model_config)
     return MessageRenderer(tokenizer, declared, settings.template_kwargs)
+
+
+def load_tool_parser(name: str | None, model_config: Mapping[str, Any]) -> ToolParser | None:
+    """vLLM's parser of calls of tools, for the configured model; None where none is named.
+
+    Args:
+        name: ``agent.tool_parser``.
+        model_config: What ``rl_module`` was given.
+
+    Raises:
+        SettingError: There is none of this name, or it cannot read replies of this model.
+        EngineError: vLLM is not installed.
+        ModelError: The model has no tokenizer that can render a chat.
+    """
+    if name is None:
+        return None
+    from gspo_rllib.engines.vllm_tool_parsers import VLLMToolParser
+
+    return VLLMToolParser(name, _tokenizer_and_ends(model_config)[0])
 
 
 def check_vocabulary(renderer: ChatRenderer, model_config: Mapping[str, Any]) -> None:

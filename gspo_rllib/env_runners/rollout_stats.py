@@ -55,6 +55,7 @@ class RolloutStats:
         num_ragged: Complete groups that lack a member.
         num_segments: Times a conversation went on in a new context.
         num_turns_mixed: Turns sampled by more than one weights version, those of discarded trajectories included.
+        passed_over: Fields without an effect that agents sent, by name.
         given_up: Ids of the groups not completed.
     """
 
@@ -75,6 +76,7 @@ class RolloutStats:
     num_ragged: int = 0
     num_segments: int = 0
     num_turns_mixed: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
     given_up: list[str] = field(default_factory=list)
 
     def add_failure(self, failure: EnvFailure) -> None:
@@ -159,6 +161,8 @@ class RolloutStats:
         }
         for name, value in sums.items():
             logger.log_value(name, value, reduce="sum")
+        for name, count in self.passed_over.items():
+            logger.log_value((names.NUM_FIELDS_PASSED_OVER, name), count, reduce="sum")
         truncated = Counter(episode.custom_data.get(TRUNCATED_BY) for episode in self.episodes)
         for cause in get_args(TruncatedBy):
             logger.log_value((names.NUM_TRUNCATED, cause), truncated[cause], reduce="sum")

@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Served:
         script: What it says first, in this order.
         hold: Unless set, requests wait.
         futures: The answers, by request id.
+        passed_over: Fields without an effect that clients sent.
     """
 
     endpoint: Endpoint
@@ -47,6 +49,7 @@ class Served:
     script: list[str] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
     futures: dict[str, Future[Sampled]] = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def submit(self, request: GenerationRequest) -> Future[Sampled]:
         future: Future[Sampled] = Future()
@@ -99,7 +102,14 @@ def served(renderer: MessageRenderer, **limits: Any) -> Iterator[Served]:
     session = Session(renderer, **({"max_model_len": 4000, "max_tokens": 256} | limits))
     one = Served(endpoint, session)
     one.hold.set()
-    one.door = Door(session, name="g/0/0/0", temperature=0.7, sampling_seed=lambda n: 100 + n, submit=one.submit)
+    one.door = Door(
+        session,
+        name="g/0/0/0",
+        temperature=0.7,
+        sampling_seed=lambda n: 100 + n,
+        submit=one.submit,
+        on_passed_over=one.passed_over.update,
+    )
     one.key = endpoint.open(one.door)
     try:
         yield one

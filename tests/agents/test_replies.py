@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gspo_rllib.agents.replies import read_reply
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from gspo_rllib.agents.messages import RequestRefused
+from gspo_rllib.agents.replies import check_tools, read_reply
 
 ADD = {
     "type": "function",
@@ -52,3 +58,32 @@ def test_the_first_of_several_stop_strings_ends_the_text() -> None:
     reply = read_reply("a;b\nc", number=0, tools=(), stop=("\n", ";"), finish_reason="stop")
     assert reply.content == "a"
     assert read_reply("a;b", number=0, tools=(), stop=(";",), finish_reason="length").content == "a;b"
+
+
+class _Parser:
+    """Takes what stands between bars for calls."""
+
+    sees_special_tokens = True
+
+    def check(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        if len(tools) > 1:
+            raise ValueError("one at most")
+
+    def read(self, text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]] | None:
+        before, bar, rest = text.partition("|")
+        return None if bar and "|" not in rest else (before, [("add", rest.rstrip("|"))] if bar else [])
+
+
+def test_a_parser_of_another_project_takes_the_place_of_the_formats_known_here() -> None:
+    known: dict[str, Any] = {"number": 4, "tools": (ADD,), "stop": (";",), "finish_reason": "stop", "parser": _Parser()}
+    reply = read_reply("So {};", with_tokens=lambda: "So |{}|;|", **known)
+    assert (reply.content, reply.finish_reason, reply.malformed_call) == ("So", "tool_calls", False)
+    assert [call["function"] for call in reply.tool_calls] == [{"name": "add", "arguments": "{}"}]
+    broken = read_reply("So {", with_tokens=lambda: "So |{", **known)
+    assert (broken.content, broken.finish_reason, broken.malformed_call) == ("So {", "stop", True)
+    hermes = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+    plain = read_reply(hermes, **known)
+    assert (plain.content, plain.tool_calls, plain.malformed_call) == (hermes, [], False)
+    check_tools(_Parser(), (ADD,))
+    with pytest.raises(RequestRefused, match=r"agent\.tool_parser does not take these tools: one at most"):
+        check_tools(_Parser(), (ADD, ADD))

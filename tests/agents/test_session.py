@@ -47,6 +47,8 @@ REWRITTEN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "arguments as an object": lambda message: _call_message(
         tool_calls=[{"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]
     ),
+    "words beside the call left out": lambda message: _call_message(content=None),
+    "the call as the text it was written in": lambda message: {"role": "assistant", "content": CALL},
     "other fields": lambda message: {**message, "refusal": None, "annotations": [], "audio": None},
 }  # fmt: skip
 
@@ -87,6 +89,27 @@ def test_a_stop_string_is_cut_for_the_client_kept_in_the_ids_and_may_be_put_back
     assert (stopped.text, stopped.reply.content) == ("x = 1</code>", "x = 1")
     for content in ("x = 1", "x = 1</code>"):
         assert _goes_on(policy, stopped, [user("b"), {"role": "assistant", "content": content}, user("c")])
+
+
+def test_a_reply_that_is_rewritten_only_later_hides_none_that_follows(rich_renderer: MessageRenderer) -> None:
+    policy = MadeUpPolicy(rich_renderer)
+    history = [user("1 + 2?")]
+    first = policy.say(history, CALL, tools=(ADD,))
+    result = {"role": "tool", "tool_call_id": "another", "content": "3"}
+    given = json.loads(json.dumps(first.reply.message))
+    second = policy.say([*history, given, result], "3", tools=(ADD,))
+    for name in ("words beside the call left out", "the call as the text it was written in", "nothing changed"):
+        later = [*history, REWRITTEN[name](given), result, second.reply.message, user("sure?")]
+        assert _goes_on(policy, second, later, tools=(ADD,))
+    other = {**given, "content": "Let me think."}
+    assert not _goes_on(policy, second, [*history, other, result, second.reply.message, user("sure?")], tools=(ADD,))
+
+
+def test_of_replies_with_the_same_call_the_one_that_was_named_is_gone_on_from(rich_renderer: MessageRenderer) -> None:
+    policy = MadeUpPolicy(rich_renderer)
+    replies = [policy.say([user("a")], CALL, tools=(ADD,)) for _ in range(3)]
+    for reply in replies[::-1]:
+        assert _goes_on(policy, reply, [user("a"), reply.reply.message, user("b")], tools=(ADD,))
 
 
 @pytest.mark.parametrize(
