@@ -57,6 +57,12 @@ def test_the_quickstart_trains_on_what_the_command_wrote(
     finally:
         names["algo"].stop()
 
+    (written,) = _blocks("yaml")
+    Path("recorded.yaml").write_text(written)
+    less = ["generation.engine=transformers", "generation.max_tokens_per_turn=2", "training.groups_per_iteration=2"]
+    assert main(["train", "recorded.yaml", "env_runners.num_env_runners=0", *less, "--storage", "runs"]) == 0
+    assert len(list(Path("runs").glob("*/checkpoints/*"))) == 1
+
 
 def test_the_tables_hold_every_field_and_the_examples_are_read(tiny_dense: str) -> None:
     tables = re.findall(

@@ -123,9 +123,10 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
     def training_step(self) -> None:
         """One training step, and the only one of an iteration unless ``reporting`` asks for more."""
         trained = self._lifetime_trained_steps()
-        self._sample_and_update()
-        self._num_futile_steps = self._num_futile_steps + 1 if self._lifetime_trained_steps() == trained else 0
-        self._end_if_futile()
+        with self._groups_of_file():
+            self._sample_and_update()
+            self._num_futile_steps = self._num_futile_steps + 1 if self._lifetime_trained_steps() == trained else 0
+            self._end_if_futile()
         self._watch_cluster()
 
     def _end_if_futile(self) -> None:
@@ -313,7 +314,7 @@ class PolicyGradient(AnswersQuestions, TrainsOnRecorded, SavedAsData, Algorithm)
         return len(group.episodes) if teaches else 0
 
     def _make_source(self) -> GroupSource:
-        if not self._settings.max_staleness:
+        if not self._settings.max_staleness or self._settings.recorded_groups is not None:
             return Lockstep(self.env_runner_group, draw=self._draw_groups)
         return GroupStream(
             self.env_runner_group,

@@ -118,6 +118,9 @@ class PolicyGradientConfig(_FlatSettings):
         ``update_from_dict({"lr": tune.grid_search([1e-6, 1e-5])})``.
         """
         super().training(**kwargs)
+        # Tune moves trials elsewhere.
+        if isinstance(self.recorded_groups, str):
+            self.recorded_groups = os.path.abspath(os.path.expanduser(self.recorded_groups))
         return self
 
     @takes(GenerationSettings)
@@ -180,6 +183,7 @@ class PolicyGradientConfig(_FlatSettings):
             generation, num_envs_per_env_runner=self.num_envs_per_env_runner, training=not self.in_evaluation
         )
         training = self.settings(self.training_settings)
+        validation.check_recorded_file(training)
         validation.check_models(training, model_config, training=not self.in_evaluation)
         adapter_checks.check(self, generation, model_config)
         agent = self.settings(AgentSettings)

@@ -56,6 +56,7 @@ USES = (
     Use(("clip_reference_length",), "clip_scaling", "'length'", lambda s: CLIP_SCALINGS[s.clip_scaling].by_length),
     Use(("clip_target_fraction",), "clip_scaling", "'target'", lambda s: CLIP_SCALINGS[s.clip_scaling].towards_target),
     Use(("clip_deviations",), "clip_scaling", "'deviations'", lambda s: CLIP_SCALINGS[s.clip_scaling].measures),
+    Use(("recorded_behavior",), "recorded_groups", "a file", lambda s: s.recorded_groups is not None),
     Use(("dual_clip",), "surrogate", "'dual_clip'", lambda s: SURROGATES[s.surrogate].has_ceiling),
     Use(
         ("sapo_temperature_positive", "sapo_temperature_negative"),

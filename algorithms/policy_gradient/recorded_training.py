@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.connectors.group_advantages import ADVANTAGE_ESTIMATORS
 from gspo_rllib.driver.group_file import save_groups
+from gspo_rllib.driver.group_passes import GroupPasses
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import Behavior, RecordedGroups, check_recorded, with_own_behavior
 from gspo_rllib.env_runners.engine_spec import longest_context, vocabulary_size
@@ -33,6 +35,7 @@ class TrainsOnRecorded:
     _next_group: int
     _weights: Weights
     _record: str | os.PathLike[str] | None = None
+    _passes: GroupPasses | None = None
 
     def train_on(
         self, groups: Sequence[TrajectoryGroup] | Iterator[TrajectoryGroup], *, behavior: Behavior = "recorded"
@@ -54,8 +57,22 @@ class TrainsOnRecorded:
         Raises:
             RecordError: A group cannot be trained on; nothing was changed.
         """
-        if isinstance(groups, Iterator):
-            groups = list(groups)
+        with self._in_place_of_sampling(list(groups) if isinstance(groups, Iterator) else groups, behavior):
+            return self.train()
+
+    def _groups_of_file(self) -> AbstractContextManager[None]:
+        """Has one training step take the next groups of ``training.recorded_groups``, if there is such a file."""
+        path = self._settings.recorded_groups
+        if path is None or isinstance(self._source, RecordedGroups):
+            return nullcontext()
+        if self._passes is None:
+            self._passes = GroupPasses(path, self.config)
+        groups = self._passes.take(self._settings.groups_per_iteration, taken=self._next_group)
+        return self._in_place_of_sampling(groups, self._settings.recorded_behavior)
+
+    @contextmanager
+    def _in_place_of_sampling(self, groups: Sequence[TrajectoryGroup], behavior: Behavior) -> Iterator[None]:
+        """Checks groups, and has what is trained within take them."""
         version, model = self._weights.version, self.config.model_config
         check_recorded(
             groups,
@@ -79,10 +96,9 @@ class TrainsOnRecorded:
         self._source = RecordedGroups(filled, sampling, num_unknown=num_unknown)
         self._next_group += len(filled)
         try:
-            result = self.train()
+            yield
         finally:
             self._source = sampling
-        return result
 
     def record_groups(self, file: str | os.PathLike[str] | None) -> None:
         """Writes every group that is sampled from now on, as ``save_groups`` does; what is there stays.

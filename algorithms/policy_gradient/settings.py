@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gspo_rllib.algorithms.policy_gradient.choices import (
     ADVANTAGE_AGGREGATIONS,
@@ -12,6 +12,7 @@ from gspo_rllib.algorithms.policy_gradient.choices import (
     ROLLOUT_CORRECTIONS,
 )
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
+from gspo_rllib.driver.recorded import Behavior
 from gspo_rllib.driver.selection import (
     COMPARES_RETURNS,
     REPLACES_REWARDS,
@@ -249,6 +250,19 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         unit="versions",
         low=0,
         source="ours: on-policy; the bound is AReaL's, arXiv:2505.24298",
+    )
+    recorded_groups: str | None = knob(
+        None,
+        "A JSONL file of groups that were made elsewhere, trained on in place of sampled ones: groups_per_iteration of "
+        "them in each iteration, from the beginning again after the last. None samples.",
+        source="ours",
+    )
+    recorded_behavior: Behavior = knob(
+        "recorded",
+        "Whose log-probs are the ratio's denominator for recorded_groups: those in the file, or for trajectories "
+        "without any (unknown) the learner's own, so that their ratio starts at 1 whatever wrote the text.",
+        choices=get_args(Behavior),
+        source="ours",
     )
     rollout_correction: Literal["none"] | CorrectionMode = knob(
         "none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.chat.trial import check_ends
+from gspo_rllib.engines.registry import available_engines
 from gspo_rllib.env_pool.factory import LanguageEnvSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.chat_probe import check_conversation
@@ -186,6 +188,19 @@ def check_models(settings: TrainingSettings, model_config: Mapping[str, Any], *,
         )
 
 
+def check_recorded_file(settings: TrainingSettings) -> None:
+    """Refuses a file of groups that is not there; what it holds is checked when it is trained on.
+
+    Raises:
+        SettingError: It is not.
+    """
+    path = settings.recorded_groups
+    if path is not None and not os.path.isfile(path):
+        raise SettingError(
+            f"training.recorded_groups={path!r}: no such file; it must be a JSONL file with a group on each line."
+        )
+
+
 def _say_if_narrow(env: LanguageEnvSpec, name: str) -> None:
     """Tells what `gspo-rllib check-env` refuses: here no text is ever compared with a space."""
     for kind in ("observation_space", "action_space"):
@@ -231,7 +246,7 @@ def check_agent(
         SettingError: The agent or its tasks cannot be found or are not what they must be, or a setting is refused.
     """
     if not agent.plays:
-        given = [name for name in ("tasks", "addresses") if getattr(agent, name) is not None]
+        given = [name for name in ("tasks", "addresses", "tool_parser") if getattr(agent, name) is not None]
         given += ["host"] if agent.host != LOOPBACK else []
         given += [f"workers={agent.workers!r}"] if agent.workers != "thread" else []
         if given:
@@ -249,6 +264,11 @@ def check_agent(
         raise SettingError(
             f"generation.context_overflow is {generation.context_overflow!r}, which has no effect on an agent: it is "
             "told that its messages do not fit, and shortens them itself. Use 'truncate'."
+        )
+    if agent.tool_parser is not None and "vllm" not in available_engines():
+        raise SettingError(
+            f"agent.tool_parser={agent.tool_parser!r} is one of vLLM's, which is not installed: pip install "
+            "'gspo-rllib[vllm]', or leave it None."
         )
     tasks = Tasks(agent.tasks)
     if agent.workers == "external":

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gspo_rllib import GSPOConfig, SettingError
+from gspo_rllib import GSPOConfig
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.engines import registry
 from gspo_rllib.env_runners.engine_spec import load_tool_parser
+from gspo_rllib.errors import SettingError
 from gspo_rllib.model_folder import load_tokenizer
 from tests.agents.made_up_policy import user
 from tests.agents.serving import served

@@ -39,6 +39,13 @@ async def three_at_once(task: dict[str, Any], session: AgentSession) -> float:
     return 1.0
 
 
+async def sends_what_has_no_effect(task: dict[str, Any], session: AgentSession) -> float:
+    client = session.client()
+    for unknown in ({"made_up": 1}, {}):
+        await client.chat.completions.create(model="m", messages=[user("a")], temperature=0, extra_body=unknown)
+    return 1.0
+
+
 async def cancels_a_call(task: dict[str, Any], session: AgentSession) -> float:
     lost = asyncio.ensure_future(session.chat([user("lost")]))
     await asyncio.sleep(0)

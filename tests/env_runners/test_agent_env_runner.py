@@ -124,6 +124,13 @@ def test_calls_at_the_same_time_are_branches(make_runner: Callable) -> None:
     assert _counts(runner)(names.NUM_NEW_SEGMENTS) == 4
 
 
+def test_fields_without_effect_are_counted_by_name(make_runner: Callable) -> None:
+    runner = make_runner(agents.sends_what_has_no_effect)
+    runner.sample(group_ids=["a", "b"])
+    count = _counts(runner)
+    assert [count((names.NUM_FIELDS_PASSED_OVER, name)) for name in ("temperature", "other")] == [8, 4]
+
+
 @pytest.mark.parametrize("play", [agents.cancels_a_call, agents.leaves_a_call_running])
 def test_a_call_that_nobody_waits_for_is_not_trained(make_runner: Callable, play: Any) -> None:
     episodes = make_runner(play).sample(group_ids=["a", "b"])
