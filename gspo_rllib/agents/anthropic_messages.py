@@ -32,9 +32,13 @@ from gspo_rllib.errors import shown
 
 FIELDS = Fields(
     read=("model", "messages", "system", "tools", "max_tokens", "stop_sequences", "chat_template_kwargs", "stream"),
-    refused={"container": "nothing is run for a client", "mcp_servers": "call the tools in the agent"},
+    refused={
+        "container": "nothing is run for a client",
+        "mcp_servers": "call the tools in the agent",
+        "thread": "nothing is stored between calls: send the whole conversation",
+    },
     passed_over=("output_config", "output_format", "context_management"),
-    harmless=("betas", "cache_control", "inference_geo"),
+    harmless=("betas", "cache_control", "diagnostics", "inference_geo"),
 )
 _ROLES = ("user", "assistant", "system")
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
@@ -127,12 +131,14 @@ def events(request: Asked, calls: Sequence[Call], renderer: MessageRenderer) -> 
 def error(refused: RequestRefused) -> dict[str, Any]:
     """A refusal as Anthropic's clients read it; they look for words where others look for a code."""
     words = "prompt is too long: " if refused.code == "context_length_exceeded" else ""
-    told = {
+    told: dict[str, Any] = {
         "type": _KINDS.get(refused.status, "api_error"),
         "message": words + sound_text(str(refused)),
         "param": refused.param,
         "code": refused.code,
     }
+    if refused.param == "thread":  # its client then sends whole conversations
+        told["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return {"type": "error", "error": told}
 
 

@@ -69,6 +69,20 @@ def test_words_and_calls_of_one_reply_come_back_as_one(one: Served, client: anth
     assert one.requests[3].prompt_token_ids == one.requests[0].prompt_token_ids
 
 
+def test_the_runner_of_its_client_sends_whole_conversations_when_nothing_is_stored(
+    one: Served, client: anthropic.Anthropic
+) -> None:
+    @anthropic.beta_tool
+    def add(a: int, b: int) -> str:
+        """Adds."""
+        return str(a + b)
+
+    one.script = [f"<think>well</think>Adding. {CALLS}", CALLS, "3"]
+    runner = client.beta.messages.tool_runner(model="m", messages=[user("1 + 2?")], tools=[add], max_tokens=200)
+    assert runner.until_done().content[0].to_dict() == {"type": "text", "text": "3"}
+    assert len(one.session.calls) == 3 and one.is_one_context()
+
+
 def test_a_stream_has_anthropics_events_and_ends_with_the_same_message(
     one: Served, client: anthropic.Anthropic
 ) -> None:

@@ -133,7 +133,8 @@ def test_fields_without_effect_are_counted_by_name(make_runner: Callable) -> Non
 
 @pytest.mark.parametrize("play", [agents.cancels_a_call, agents.leaves_a_call_running])
 def test_a_call_that_nobody_waits_for_is_not_trained(make_runner: Callable, play: Any) -> None:
-    episodes = make_runner(play).sample(group_ids=["a", "b"])
+    # Many steps of the engine, so that an agent on a busy machine has ended before its other call has.
+    episodes = make_runner(play, max_tokens_per_turn=200).sample(group_ids=["a", "b"])
     assert [episode.get_observations(0) for episode in episodes] == ["kept"] * 4
     assert [len(episode) for episode in episodes] == [1] * 4
 
