@@ -69,6 +69,9 @@ NUM_NEW_SEGMENTS = "num_new_segments"
 """Times a conversation outgrew the context and went on in a new segment, or an agent's call began one; see
 docs/agents.md."""
 
+SEGMENTS_MEAN = "segments_mean"
+"""Contexts of a trajectory: 1 where its conversation only grew."""
+
 NUM_FIELDS_PASSED_OVER = "num_fields_passed_over"
 """Times an agent's client sent a field that has no effect; one entry per field, unknown ones as ``other``."""
 

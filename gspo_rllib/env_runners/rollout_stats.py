@@ -199,6 +199,7 @@ def _log_episode(episode: SingleAgentEpisode, logger: MetricsLogger) -> None:
     logger.log_value(("agent_episode_return_mean", DEFAULT_AGENT_ID), episode_return, reduce="mean")
     logger.log_value(("module_episode_return_mean", DEFAULT_MODULE_ID), episode_return, reduce="mean")
     logger.log_value(EPISODE_DURATION_SEC_MEAN, episode.get_duration_s(), reduce="mean")
+    logger.log_value(names.SEGMENTS_MEAN, 1 + sum(turn.starts_segment for turn in turns(episode)), reduce="mean")
     for name, value in _env_metrics(episode).items():
         logger.log_value((names.ENV_METRICS, name), value, reduce="mean")
     success = succeeded(episode)

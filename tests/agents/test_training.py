@@ -65,15 +65,24 @@ def test_an_update_on_an_agents_groups_is_the_one_on_the_environments(tiny_dense
 
 
 @pytest.mark.parametrize(
-    "num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+    ("num_env_runners", "max_staleness"),
+    [
+        (0, 1),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+    ],
 )
-def test_agents_play_on_while_the_learner_trains(tiny_dense: str, num_env_runners: int, ray_local: None) -> None:
-    runners = {"num_env_runners": num_env_runners}
-    agent = agents.two_turns_that_differ_in_worth
-    result, _ = _trained(tiny_dense, agent=agent, iterations=3, max_staleness=1, **runners)
+def test_agents_play_in_turn_with_the_learner_or_beside_it(
+    tiny_dense: str, num_env_runners: int, max_staleness: int, ray_local: None
+) -> None:
+    settings = {"num_env_runners": num_env_runners, "max_staleness": max_staleness}
+    result, _ = _trained(tiny_dense, agent=agents.two_turns_that_differ_in_worth, iterations=3, **settings)
     learner = result["learners"][DEFAULT_MODULE_ID]
     assert learner["num_trajectories"] == 8
-    assert 0.0 < learner["staleness"] <= 1.0
+    assert max_staleness / 100 <= learner["staleness"] <= max_staleness
+    assert result["env_runners"]["segments_mean"] == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +174,8 @@ def _harness(folder: Path) -> Iterator[None]:
         (0, 0),
         pytest.param(1, 0, marks=pytest.mark.slow),
         pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.slow),
         pytest.param(2, 1, marks=pytest.mark.slow),
     ],
 )
@@ -182,6 +193,27 @@ def test_the_harness_of_the_page_trains_a_policy(
     assert result["learners"][DEFAULT_MODULE_ID]["num_trajectories"] == 8
     assert result["learners"][DEFAULT_MODULE_ID]["logp_gap_max"] <= 1e-4
     assert not list((tmp_path / "agents").glob("*"))
+
+
+@pytest.mark.slow
+def test_a_harness_trains_a_run_of_the_command(
+    tiny_dense: str, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.print", lambda *parts, **_: None)
+    Path("tasks.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 1?", "answer": "3"}\n')
+    sections = {
+        "agent": {"workers": "external", "addresses": "agents", "tasks": "tasks.jsonl"},
+        "rl_module": {"model_config": {"path": tiny_dense}},
+        "generation": {"engine": "transformers", "max_tokens_per_turn": 4},
+        "env_runners": {"num_env_runners": 1, "num_envs_per_env_runner": 8},
+        "training": {"group_size": 2, "groups_per_iteration": 4},
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(sections))
+    with _harness(tmp_path):
+        assert main(["train", "mine.yaml", "--iterations", "2", "--storage", "runs"]) == 0
+    assert len(list(Path("runs").glob("*/checkpoints/*"))) == 1
+    assert not list(Path("agents").glob("*"))
 
 
 class Records:

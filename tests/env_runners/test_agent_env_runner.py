@@ -121,7 +121,8 @@ def test_calls_at_the_same_time_are_branches(make_runner: Callable) -> None:
         for branch in list(turns(episode))[2:]:
             shared = [*first.prompt_token_ids, *first.action_token_ids]
             assert branch.prompt_token_ids[: len(shared)].tolist() == shared
-    assert _counts(runner)(names.NUM_NEW_SEGMENTS) == 4
+    count = _counts(runner)
+    assert count(names.NUM_NEW_SEGMENTS) == 4 and count(names.SEGMENTS_MEAN) == 3.0
 
 
 def test_fields_without_effect_are_counted_by_name(make_runner: Callable) -> None:
