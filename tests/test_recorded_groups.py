@@ -60,6 +60,7 @@ def test_the_quickstart_trains_on_what_the_command_wrote(
     (written,) = _blocks("yaml")
     Path("recorded.yaml").write_text(written)
     less = ["generation.engine=transformers", "generation.max_tokens_per_turn=2", "training.groups_per_iteration=2"]
+    less.append("training.num_minibatches=2")
     assert main(["train", "recorded.yaml", "env_runners.num_env_runners=0", *less, "--storage", "runs"]) == 0
     assert len(list(Path("runs").glob("*/checkpoints/*"))) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import re
@@ -285,6 +286,9 @@ async def _played(task: dict[str, Any], session: AgentSession) -> float:
 
 @pytest.mark.slow
 def test_what_real_clients_asked_is_scored_as_it_was_sampled(ray_local: None, tmp_path: Path) -> None:
+    # Threads that import packages for the first time, all at once, may see one that another has only begun to import.
+    for package in ("httpx", "openai", "anthropic", "agents", "langchain_openai", "pydantic_ai", "smolagents"):
+        importlib.import_module(package)
     folder = str(build_model(tmp_path / "model", **SMALL))
     config = (
         GSPOConfig()
