@@ -27,11 +27,17 @@ USED_WITH = {
     "max_resampled_groups": {"zero_variance_groups": "resample"},
     "truncated_return": {"truncated_trajectories": "fail"},
     "overlong_buffer": {"overlong_tokens": 100},
+    "recorded_behavior": {"recorded_groups": "a file"},
     "rollout_correction_level": {"rollout_correction": "mask"},
     "rollout_correction_low": {"rollout_correction": "mask"},
     "rollout_correction_high": {"rollout_correction": "truncate"},
 }
-CHANGED = {"zero_variance_metric": "success", "rollout_correction_level": "sequence_mean", "vf_lr": 1e-4}
+CHANGED = {
+    "zero_variance_metric": "success",
+    "recorded_behavior": "unknown",
+    "rollout_correction_level": "sequence_mean",
+    "vf_lr": 1e-4,
+}
 
 
 @pytest.mark.parametrize("name", [name for use in USES for name in use.of])
