@@ -310,7 +310,8 @@ def test_fifteen_seconds_after_the_driver_was_killed_nothing_of_the_run_is_left(
     tiny_dense: str, tmp_path: Path, ends: str, agents_played: int
 ) -> None:
     pids_file = tmp_path / "pids"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Ray would look for another cluster of this machine first.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": "local"}
     arguments = [tiny_dense, str(pids_file), str(tmp_path / "runs")]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER + ends, *arguments], env=environment)
     try:
