@@ -120,8 +120,11 @@ async def _talk(session: AgentSession, num_turns: int) -> float:
 def throughput(arguments: argparse.Namespace) -> dict[str, float]:
     """Time that the engine alone takes ÷ that over HTTP, and what a call costs the server."""
     with tempfile.TemporaryDirectory() as folder:
-        longer = argparse.Namespace(**vars(arguments) | {"model": _with_room(arguments.model, folder)})
-        runner = opened(longer, talk, slots=SESSIONS, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
+        return _throughput(argparse.Namespace(**vars(arguments) | {"model": _with_room(arguments.model, folder)}))
+
+
+def _throughput(arguments: argparse.Namespace) -> dict[str, float]:
+    runner = opened(arguments, talk, slots=SESSIONS, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
     group_ids = [f"0/{n}" for n in range(SESSIONS // 8)]
     engine = runner._acquire_engine()
     asked: list[GenerationRequest] = []
