@@ -182,6 +182,7 @@ class Study:
         own = {
             "debugging.seed": seed,
             "run.iterations": self.iterations,
+            "reporting.keep_trajectories": 0,
             "run.minutes": None,
             "run.success": None,
             "run.evaluate_every": self.iterations + 1,  # by the trial itself, after every iteration

@@ -51,6 +51,7 @@ _MEASURES: Settings = {
     "training.num_epochs": 1,
     "training.min_informative_trajectories": 0,
     "training.max_staleness": 0,
+    "reporting.keep_trajectories": 0,
     "training.old_log_probs": "engine",
     "training.target_kl": None,
     "env_runners.num_env_runners": 0,
