@@ -138,7 +138,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("ENGINE", "MODEL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(*args.measure, args.repetitions)))
+        engine_name, path = args.measure
+        print(json.dumps(measure(engine_name, path, args.repetitions)))
         return
     rows = []
     heads = (("start s", 8), ("cpu s", 6), ("tok/cpu s", 9), ("tok/s", 7), ("MB", 6))

@@ -145,7 +145,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
+        sizes: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
         more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
         build_model(folder / "model", **sizes, **more, max_position_embeddings=512)
         *iterations, end = run(folder / "killed", args, cycles=args.cycles)
