@@ -26,7 +26,7 @@ class Job:
 
     Attributes:
         env: The environment's name among this project's own.
-        env_config: Its settings.
+        env_config: The environment's settings.
         most_turns: Most turns of a trajectory.
         tokens_per_turn: Most tokens the policy samples in a turn.
         context: Most tokens of a trajectory, whole.
@@ -110,7 +110,7 @@ def facts(played: list[Played], *, sampled: float, trained: float) -> dict[str, 
     """What a side reports of an iteration.
 
     Args:
-        played: Its environments, each at the end of its trajectory.
+        played: The side's environments, each at the end of its trajectory.
         sampled: Tokens the policy sampled.
         trained: Sampled tokens that the update took part in.
     """
