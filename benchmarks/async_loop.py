@@ -48,8 +48,8 @@ WARM_UP = 2
 """Iterations of each loop before measuring starts."""
 
 
-def main() -> None:
-    """Measures and prints one row per run."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5, help="rounds")
     parser.add_argument("--iterations", type=int, default=3, help="of each loop in a round")
@@ -64,8 +64,12 @@ def main() -> None:
     parser.add_argument("--engine", default="vllm")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
     parser.add_argument("--record", action="store_true", help="merge the ratio into benchmarks/latest.json")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Measures and prints one row per run."""
+    args = arguments()
     torch.set_num_threads(1)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     rows: list[dict[str, Any]] = []

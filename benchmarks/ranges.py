@@ -276,7 +276,7 @@ def table(rows: list[Row]) -> list[str]:
             lines.append(f"| {label} | {line[1]:g} | {line[2]} | {100 * start:.0f} | " + " | ".join(cells) + " |")
     counts = [[row for row in rows if row["rule"] == rule] for rule in rules]
     ended = [f"{sum(map(has_collapsed, of))} of {len(of)}" for of in counts]
-    return [*lines, "| runs that ended below half of their best | | | | " + " | ".join(ended) + " |"]
+    return [*lines, "| runs that ended below half of their best | – | – | – | " + " | ".join(ended) + " |"]
 
 
 def _cell(row: Row) -> str:

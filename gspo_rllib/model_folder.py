@@ -54,7 +54,7 @@ def model_path(model_config: Mapping[str, Any]) -> str:
     path, revision = os.path.expanduser(str(model_config["path"])), model_config.get("revision")
     if is_missing_folder(path):
         return path  # refused where it is read
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         if revision is not None:
             raise SettingError(
                 f"rl_module.model_config['revision'] is {revision!r}, but path {path!r} is a local folder, which has "
@@ -74,7 +74,7 @@ def is_missing_folder(path: str) -> bool:
     owner, *rest = path.split("/")
     # No account of the hub is called models: its own pages are at that address.
     can_be_a_name = len(rest) <= 1 and owner not in ("", ".", "..", "~", "models") and "\\" not in path
-    return not can_be_a_name and not Path(path).expanduser().is_dir()
+    return not can_be_a_name and not os.path.isdir(os.path.expanduser(path))
 
 
 def _check_folder(path: str) -> None:

@@ -28,7 +28,7 @@ from ray.util import log_once
 
 from gspo_rllib.algorithms.policy_gradient import overlap, resources
 from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
-from gspo_rllib.algorithms.policy_gradient.choices import FIXED_LAG
+from gspo_rllib.algorithms.policy_gradient.choices import SCHEDULES
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
@@ -291,7 +291,7 @@ class PolicyGradient(
         if not self._settings.max_staleness or self._settings.recorded_groups is not None:
             return Lockstep(self.env_runner_group, draw=self._draw_groups)
         overlap.say_where_it_cannot_win(self.config)
-        if self._settings.schedule == FIXED_LAG:
+        if SCHEDULES[self._settings.schedule]:
             return FixedLag(
                 self.env_runner_group,
                 groups_per_iteration=self._settings.groups_per_iteration,

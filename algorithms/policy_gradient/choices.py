@@ -58,6 +58,5 @@ LEARNER_RECOMPUTES: dict[str, bool | None] = {"auto": None, "engine": False, "le
 ROLLOUT_CORRECTIONS: dict[str, CorrectionMode | None] = {"none": None, "truncate": "truncate", "mask": "mask"}
 """Every ``rollout_correction``, and the mode of ``gspo_rllib.ops.rollout_correction`` that it is; None: no weight."""
 
-FREE, FIXED_LAG = "free", "fixed_lag"
-SCHEDULES = (FREE, FIXED_LAG)
-"""Every ``schedule``: what is trained next is decided by the clock, or by number."""
+SCHEDULES: dict[str, bool] = {"free": False, "fixed_lag": True}
+"""Every ``schedule``, and whether what is trained next is decided by number instead of by the clock."""

@@ -44,7 +44,6 @@ from gspo_rllib.knobs import Settings, default_of, is_one_of, takes
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.ops import REDUCTIONS
-from gspo_rllib.places import named_path
 
 _S = TypeVar("_S", bound=Settings)
 # Builders decorated with ``takes`` are annotated with this variable, because mypy loses typing.Self there.
@@ -162,8 +161,8 @@ class PolicyGradientConfig(_FlatSettings):
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
         """RLlib's ``rl_module``; a ``path`` that is a folder here becomes absolute, as Tune moves trials elsewhere."""
         path = model_config.get("path") if isinstance(model_config, dict) else None
-        if isinstance(path, str | os.PathLike) and (folder := named_path(path)).is_dir():
-            model_config = {**model_config, "path": str(folder.absolute())}
+        if isinstance(path, str | os.PathLike) and os.path.isdir(folder := os.path.expanduser(path)):
+            model_config = {**model_config, "path": os.path.abspath(folder)}
         super().rl_module(model_config=model_config, **kwargs)
         return self
 

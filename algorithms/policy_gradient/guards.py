@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from gspo_rllib.algorithms.policy_gradient.choices import (
     ADVANTAGE_AGGREGATIONS,
     CLIP_SCALINGS,
-    FIXED_LAG,
     KL_IN_LOSS,
     LEARNER_RECOMPUTES,
     ROLLOUT_CORRECTIONS,
+    SCHEDULES,
 )
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
@@ -169,17 +169,17 @@ def _correction_refusals(s: TrainingSettings, *, recomputes_old_log_probs: bool)
 
 
 def _schedule_refusals(s: TrainingSettings) -> Iterator[str]:
-    if s.schedule == FIXED_LAG and not s.max_staleness:
+    if SCHEDULES[s.schedule] and not s.max_staleness:
         yield (
             "schedule='fixed_lag' with max_staleness=0: sampling and learning take turns, and such a run is a function "
             "of its config and seed anyway. Set max_staleness=1, or leave the schedule out."
         )
-    if s.schedule == FIXED_LAG and s.recorded_groups is not None:
+    if SCHEDULES[s.schedule] and s.recorded_groups is not None:
         yield (
             "schedule='fixed_lag' with recorded_groups: nothing is sampled, so there is nothing that could lag. Leave "
             "one of the two out."
         )
-    if s.schedule == FIXED_LAG and ZERO_VARIANCE_GROUPS[s.zero_variance_groups].replaces:
+    if SCHEDULES[s.schedule] and ZERO_VARIANCE_GROUPS[s.zero_variance_groups].replaces:
         yield (
             f"schedule='fixed_lag' with zero_variance_groups={s.zero_variance_groups!r}: how many groups a batch lacks "
             "is known only when the weights that sampled it are gone. Use zero_variance_groups='drop', or "

@@ -46,7 +46,7 @@ class OutlivesLearners:
 
         Args:
             groups: What ``training_data`` holds.
-            kwargs: Of ``LearnerGroup.update``.
+            kwargs: Arguments of ``LearnerGroup.update``.
 
         Raises:
             LearnersLostError: It failed twice.

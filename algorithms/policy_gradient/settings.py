@@ -256,7 +256,7 @@ class TrainingSettings(UpdateSettings, GroupSettings):
         "free",
         "With max_staleness above 0: free trains whatever is finished first; fixed_lag has the batch of each update "
         "sampled whole by the policy max_staleness updates before, so that a run is a function of its config and seed.",
-        choices=SCHEDULES,
+        choices=tuple(SCHEDULES),
         source="ours",
     )
     recorded_groups: str | None = knob(

@@ -15,7 +15,7 @@ from gspo_rllib.agents.function import find_play
 from gspo_rllib.agents.process_workers import importable_name
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
-from gspo_rllib.algorithms.policy_gradient.choices import FIXED_LAG
+from gspo_rllib.algorithms.policy_gradient.choices import SCHEDULES
 from gspo_rllib.algorithms.policy_gradient.guards import cautions, refusals
 from gspo_rllib.algorithms.policy_gradient.idle_settings import idle_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
@@ -72,8 +72,8 @@ def check_training(
             f"{settings.groups_per_iteration} groups_per_iteration; a minibatch holds whole groups."
         )
     whole = None if settings.max_staleness else ("max_staleness=0", "max_staleness=1")
-    if settings.max_staleness and settings.schedule == FIXED_LAG:
-        whole = f"schedule={FIXED_LAG!r}", "schedule='free'"
+    if settings.max_staleness and SCHEDULES[settings.schedule]:
+        whole = f"schedule={settings.schedule!r}", "schedule='free'"
     if UPDATES_WITHIN_TURNS[generation.weight_update] and whole is not None:
         raise SettingError(
             f"generation.weight_update is {generation.weight_update!r}, which has no effect with "

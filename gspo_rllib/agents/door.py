@@ -22,7 +22,7 @@ class Begun:
 
     Attributes:
         prepared: The call.
-        futures: Its replies to be, in the order of their numbers.
+        futures: The replies to be, in the order of their numbers.
     """
 
     prepared: Prepared

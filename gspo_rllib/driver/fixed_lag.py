@@ -40,7 +40,7 @@ class _Batch:
 
     Attributes:
         group_ids: Names, in the order they were drawn.
-        version: Of the weights that sample all of them.
+        version: The one of the weights that sample all of them.
         weights: Those weights; None where everything is here already.
         groups: Those that are complete, by name.
         settled: Names of those that are complete or given up.
@@ -191,7 +191,7 @@ class FixedLag:
         """Has the next ``start`` go on with what ``get_state`` returned.
 
         Args:
-            state: Of another schedule, it is passed over: what was sampled by the clock is in no batch.
+            state: Where it is another schedule's, it is passed over: what was sampled by the clock is in no batch.
 
         Returns:
             Names of the groups that need not be drawn again.

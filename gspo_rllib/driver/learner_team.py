@@ -163,7 +163,7 @@ class LearnerTeam(LearnerGroup):
         """Takes notice of a checkpoint that holds the state as it is now.
 
         Args:
-            checkpoint: Its folder.
+            checkpoint: The folder it is in.
         """
         self.last_checkpoint = checkpoint
         if self._every is None and not self.is_local:

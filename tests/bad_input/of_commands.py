@@ -126,7 +126,7 @@ COMMANDS: list[Case] = [
     command("train run.yaml --iterations", "argument --iterations: expected one argument; see `…`"),
     command("train", "the following arguments are required: CONFIG; see `…`"),
     command("trian run.yaml", "argument COMMAND: invalid choice: 'trian' (choose from …"),
-    command("evaluate nowhere", "checkpoint 'nowhere': there is no such folder. Give what save_to_path returned."),
+    command("evaluate nowhere", "'nowhere': there is no such folder. A checkpoint is what training wrote, e.g. …"),
     command("evaluate nowhere --episodes 0", "--episodes: expected a whole number >= 1, got 0."),
     command(f"evaluate nowhere --episodes 1{'0' * 30}", "--episodes: expected a whole number <= 2147483647, got 1…"),
     command("evaluate nowhere --episodes 1.5", "argument --episodes: invalid int value: '1.5'; see `…`"),

@@ -205,6 +205,9 @@ MODELS: list[Case] = [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         f"model path 'model': the chat template calls itself without end{NOT_TRAINED_WITH}",
     ),
-    *[_path(path, NO_FOLDER) for path in ("/nowhere", "/dev/null", "a/b/c/d", "http://x/y", "../x")],
-    *[_path(path, ELSEWHERE) for path in ("/proc/self", "x" * 300, "~nobody/x", " ", "run.yaml", "a\0b")],
+    *[_path(path, NO_FOLDER) for path in ("/nowhere", "/dev/null", "a/b/c/d", "~/nowhere-at-all", "../x")],
+    _path(
+        "http://x/y", "model path 'http://x/y': it is an address. Give a local folder, or the name that the hub has, …"
+    ),
+    *[_path(path, ELSEWHERE) for path in ("/proc/self", "x" * 300, "~nobody-of-that-name/x", " ", "run.yaml", "a\0b")],
 ]

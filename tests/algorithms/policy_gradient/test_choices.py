@@ -44,10 +44,11 @@ TABLES = {
     "old_log_probs": (None, choices.LEARNER_RECOMPUTES),
     "rollout_correction": (None, choices.ROLLOUT_CORRECTIONS),
     "weight_update": (None, UPDATES_WITHIN_TURNS),
+    "schedule": (None, choices.SCHEDULES),
 }
 """Setting -> the type that lists its names, where there is one, and the table."""
 
-OWN_BEHAVIOUR = {"adapter_sync", "engine_dtype", "context_overflow"}
+OWN_BEHAVIOUR = {"adapter_sync", "engine_dtype", "context_overflow", "recorded_behavior"}
 """Choices from which nothing follows elsewhere: the one place that reads them is the one that does them."""
 
 

@@ -98,6 +98,12 @@ REFUSED = (
         ("schedule='fixed_lag'", "max_staleness=0", "Set max_staleness=1"),
     ),
     Guard(
+        "a lag of what is not sampled",
+        {"schedule": "fixed_lag", "max_staleness": 1, "recorded_groups": "groups.jsonl"},
+        {"schedule": "fixed_lag", "max_staleness": 1, **DECOUPLED},
+        ("schedule='fixed_lag'", "recorded_groups", "Leave one of the two out"),
+    ),
+    Guard(
         "other groups for a batch whose weights are gone",
         {"schedule": "fixed_lag", "max_staleness": 1, "zero_variance_groups": "resample"},
         {"schedule": "fixed_lag", "max_staleness": 1, **DECOUPLED, "zero_variance_groups": "drop"},
