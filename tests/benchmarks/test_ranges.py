@@ -40,7 +40,7 @@ def test_a_cell_that_is_in_the_file_is_not_played_again_and_a_torn_one_is(tmp_pa
     printed = capsys.readouterr().out
     assert "| Quest, 6 rooms, 90 to 120 | 0.0001 | 0 | 40 | 50 (60), 15 % | 10 (60), 15 % **collapsed** |" in printed
     assert "| Quest, 6 rooms, 90 to 120 | 0.0001 | 1 | 40 | 10 (60), 15 % **collapsed** | 10 (60), 15" in printed
-    assert "| runs that ended below half of their best | | | | 1 of 2 | 2 of 2 |" in printed
+    assert "| runs that ended below half of their best | – | – | – | 1 of 2 | 2 of 2 |" in printed
 
 
 @pytest.mark.parametrize(
