@@ -47,6 +47,8 @@ _KINDS: Mapping[str, type] = {
 }
 """What the class of a setting must be; those of this package's own need no trust then."""
 _NOT_SAVED = frozenset({"class", "policies", "algo_class", "_is_frozen"})
+OF_COMMAND = "is_of_the_command"
+"""Attribute of a callback that a command adds for its own time: no part of what is trained, and not saved."""
 PLAYED = frozenset({"env", "env_config", "curriculum", "play", "tasks", "evaluation_config"})
 """Settings that say what is played."""
 _PLAIN_WORD = re.compile(r"\w+")
@@ -147,7 +149,8 @@ def _settings(config: Any) -> dict[str, Any]:
         # A whole table of classes that nobody has changed says nothing.
         same = name in defaults and rllib_checks._is_default(name, value, defaults[name])
         # Ray Tune hands a trial what it needs itself in the same dict, as __trial_info__ and the like.
-        if name in _NOT_SAVED or name.startswith("__") or (same and not _is_data(value)):
+        own = name in _NOT_SAVED or name.startswith("__") or getattr(value, OF_COMMAND, False)
+        if own or (same and not _is_data(value)):
             continue
         found[name] = _named(value)
     return found

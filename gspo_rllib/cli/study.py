@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     page = Path(arguments.page) if arguments.page else folder / "README.md"
     check_folder(page.parent, "--page")
     code = 0 if arguments.only_page else _run(arguments, study, folder)
-    _write_page(study, folder, page, command=f"gspo-rllib study {arguments.study}")
+    _write_page(study, folder, page, command=_command(arguments))
     print(f"page: {page}")
     return code
 
@@ -84,6 +84,11 @@ def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
         code = 1
     trials = _wanted(study.trials({name: tuned.get(name, {}) for name in study.objectives}), tuned, arguments.cell)
     return _run_trials(arguments, study, folder, trials, ends, what="") or code
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    options = [("--out", arguments.out), ("--page", arguments.page)]
+    return " ".join([f"gspo-rllib study {arguments.study}", *(f"{name} {value}" for name, value in options if value)])
 
 
 def _wanted(trials: list[Trial], tuned: Any, cells: list[str]) -> list[Trial]:

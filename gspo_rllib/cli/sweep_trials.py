@@ -98,6 +98,8 @@ class KeepsInItsFolder:
         groups: Whether all groups are written, to ``groups.jsonl``.
     """
 
+    is_of_the_command = True
+
     def __init__(self, folder: Path, *, groups: bool) -> None:
         self._folder = folder
         self._groups = groups
@@ -121,6 +123,8 @@ class Judge:
         metric: ``"success"`` (the return, where an environment reports none), ``"return"``, or a key of the results.
         evaluates: Whether runs evaluate, so that those are the success and return that count.
     """
+
+    is_of_the_command = True
 
     def __init__(self, metric: str, *, evaluates: bool) -> None:
         self._metric = metric

@@ -277,24 +277,24 @@ def gradients_section(study: Study, folder: Path) -> str:
     plan = GradientPlan.of(study)
     parts = []
     for cell in plan.cells:
-        rows = [row for seed in plan.seeds for row in _read(folder, study, plan, cell, seed) or ()]
+        measured = [_read(folder, study, plan, cell, seed) for seed in plan.seeds]
+        rows = [row for of_seed in measured for row in of_seed or ()]
         if rows:
-            parts.append(f"### {cell.name}\n\n{_table(rows)}")
+            seeds = sum(of_seed is not None for of_seed in measured)
+            parts.append(f"### {cell.name} ({seeds} of {len(plan.seeds)} seeds)\n\n{_table(rows)}")
     if not parts:
         return ""
-    return "\n\n".join(
-        [_LEGEND.format(lr=plan.lr, groups=plan.groups, size=plan.minibatch_groups, seeds=len(plan.seeds)), *parts]
-    )
+    return "\n\n".join([_LEGEND.format(lr=plan.lr, groups=plan.groups, size=plan.minibatch_groups), *parts])
 
 
 _LEGEND = """## How true is the gradient?
 
 A policy takes k steps at a learning rate of {lr:g} on data of its own; then every objective's gradient on other data of
 the old policy is compared with its gradient on fresh data of the moved one ({groups} groups of each, in minibatches of
-{size}; medians over {seeds} seed(s)). *cosine* and *bias* are of the expected gradient, *variance* and *alignment* of
-one minibatch's, in units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio; *noise*: on the
-recorded log-probs, in nats per token. "–": the fresh gradient is less than three of its standard errors from 0, so that
-nothing can be said."""
+{size}; medians over the seeds that were measured). *cosine* and *bias* are of the expected gradient, *variance* and
+*alignment* of one minibatch's, in units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio;
+*noise*: on the recorded log-probs, in nats per token. "–": the fresh gradient is less than three of its standard errors
+from 0, so that nothing can be said."""
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -113,6 +113,8 @@ def write_curves(study: Study, results: Sequence[Result], path: Path) -> None:
 
 def _summary(study: Study, results: Sequence[Result]) -> str:
     """One line per cell and objective that differs from the first, or the plain statement that none does."""
+    if not results:
+        return "**No trial has been run yet.**"
     lines = []
     for cell in study.cells:
         first = _by_seed(results, cell.name, cell.objectives[0])

@@ -50,6 +50,9 @@ def test_a_sweep_trains_one_trial_per_value(
     best = lines[-2].removeprefix("best: ")
     checkpoints.verify(lines[-1].removeprefix("checkpoint: "))
     assert lines[-1].endswith(f"{best}/checkpoint_000001")
+    assert main(["evaluate", lines[-1].removeprefix("checkpoint: "), "--episodes", "2"]) == 0, (
+        "the sweep's own callbacks"
+    )
 
     record = json.loads((folder / "run.json").read_text())
     assert record["trials"] == ["lr=1e-05", "lr=3e-05"]

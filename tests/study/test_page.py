@@ -61,6 +61,12 @@ def test_what_was_not_run_is_said(tmp_path) -> None:
     assert "| B | 0 |" in page
 
 
+def test_a_study_without_a_trial_claims_nothing(tmp_path) -> None:
+    page = render(a_study(tmp_path), [], {}, command="x")
+    assert "No trial has been run yet." in page
+    assert "In no cell" not in page
+
+
 def test_one_seed_is_never_a_difference(tmp_path) -> None:
     page = render(a_study(tmp_path), A_FAR[:1] + B_FAR[:1], {}, command="x")
     assert "In no cell does" in page
