@@ -97,7 +97,10 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
     Raises:
         SettingError: The file does not exist or is not YAML, or a section, key or value is not one a builder takes.
     """
-    path, sections = read_run(source, overrides)
+    path = find_config(source)
+    sections = read_sections(path)
+    for override in overrides:
+        apply_override(sections, override)
     run_section = sections.get("run", {})
     known = [field.name for field in fields(RunSettings)]
     for key in run_section:
@@ -121,19 +124,6 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
             evaluation_duration_unit="episodes",
         )
     return Run(settings.name or path.stem, config, settings, sections)
-
-
-def read_run(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Path, Sections]:
-    """The file of a run, and its sections with the overrides applied; no framework is imported for that.
-
-    Raises:
-        SettingError: The file does not exist or is not YAML, or an override names no section.
-    """
-    path = find_config(source)
-    sections = read_sections(path)
-    for override in overrides:
-        apply_override(sections, override)
-    return path, sections
 
 
 def find_config(source: str | Path) -> Path:

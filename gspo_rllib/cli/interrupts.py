@@ -15,6 +15,9 @@ from typing import Any
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end a command; SIGHUP comes where the terminal is gone."""
 
+_AGAIN_S = 0.1
+"""After which a signal that came where nothing can be raised comes once more."""
+
 
 class Terminated(KeyboardInterrupt):
     """A signal ended the command while there was nothing to save; like Ctrl-C, foreign code may not swallow it.
@@ -48,10 +51,18 @@ def ends_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handler_kept() -> Iterator[None]:
-    """Inside ``with``, Ray may start, which has SIGTERM end the process at once; afterwards our own answers again."""
+    """Inside ``with``, Ray may start, whose handler of SIGTERM takes the place of ours; afterwards ours answers again.
+
+    Raises:
+        Terminated: The signal came meanwhile: Ray's handler exits with the signal's number.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as exit:
+        if callable(before) and exit.code == signal.SIGTERM:
+            raise Terminated(signal.SIGTERM) from exit
+        raise
     finally:
         if callable(before):
             _handle(signal.SIGTERM, before)
@@ -107,7 +118,17 @@ class StopRequest:
 def _terminate(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGHUP:
         _leave_terminal()
+    if _is_in_finaliser(frame):
+        # Python passes over what is raised there: the signal comes once more, when it is over.
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+        return
     raise Terminated(number)
+
+
+def _is_in_finaliser(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _handle(number: int, handler: Any) -> None:

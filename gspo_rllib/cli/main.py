@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
 import select
 import sys
@@ -149,9 +148,6 @@ def _run(argv: Sequence[str] | None) -> int:
             return int(arguments.run(arguments))
     except Terminated as error:
         print(f"gspo-rllib: ended by {error.signal.name}, with nothing to save", file=sys.stderr)
-        if argv is None:
-            # Everything has been ended by now; what was cut off in the middle of its import may abort when Python ends.
-            atexit.register(os._exit, error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print("gspo-rllib: interrupted", file=sys.stderr)

@@ -31,22 +31,13 @@ def load_with_model(source: str | Path, overrides: Sequence[str]) -> Run:
     from gspo_rllib.configs.runs import find_config, read_sections
 
     if not overrides:
-        check_model(read_sections(find_config(source)), source)
+        _check_model(read_sections(find_config(source)), source)
     loaded = load_run(source, overrides)
-    check_model(loaded.sections, source)
+    _check_model(loaded.sections, source)
     return loaded
 
 
-def check_model(sections: Sections, source: str | Path) -> None:
-    """Refuses a run whose model is a folder that is not there.
-
-    Args:
-        sections: The run's.
-        source: Name or path of its config; a comment in it may hold the command that makes the model.
-
-    Raises:
-        SettingError: With that command, or one that is made from the run's environment.
-    """
+def _check_model(sections: Sections, source: str | Path) -> None:
     from gspo_rllib.model_folder import is_missing_folder
 
     given = sections.get("rl_module", {}).get("model_config")

@@ -82,20 +82,13 @@ def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
     if lacking:
         print(f"tuning is not finished for {', '.join(lacking)}: what compares them tuned waits")
         code = 1
-    trials = _wanted(study.trials({name: tuned.get(name, {}) for name in study.objectives}), tuned, arguments.cell)
+    trials = [trial for trial in study.trials(tuned) if not arguments.cell or trial.cell in arguments.cell]
     return _run_trials(arguments, study, folder, trials, ends, what="") or code
 
 
 def _command(arguments: argparse.Namespace) -> str:
     options = [("--out", arguments.out), ("--page", arguments.page)]
     return " ".join([f"gspo-rllib study {arguments.study}", *(f"{name} {value}" for name, value in options if value)])
-
-
-def _wanted(trials: list[Trial], tuned: Any, cells: list[str]) -> list[Trial]:
-    from gspo_rllib.study.design import TUNED
-
-    known = [t for t in trials if not t.objective.endswith(TUNED) or t.objective.removesuffix(TUNED) in tuned]
-    return [trial for trial in known if not cells or trial.cell in cells]
 
 
 def _run_trials(
@@ -145,8 +138,7 @@ def _write_page(study: Study, folder: Path, page: Path, *, command: str) -> None
     from gspo_rllib.study.runs import results_of, tuned_settings
 
     tuned = tuned_settings(study, folder)
-    trials = _wanted(study.trials({name: tuned.get(name, {}) for name in study.objectives}), tuned, [])
-    results = results_of(folder, trials)
+    results = results_of(folder, study.trials(tuned))
     extra = gradients_section(study, folder)
     if results:
         picture = page.with_suffix(".png")

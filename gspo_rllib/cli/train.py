@@ -18,7 +18,7 @@ from gspo_rllib.cli.policy_source import add_trust_pickle
 from gspo_rllib.cli.provenance import run_record
 from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_record
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
-from gspo_rllib.cli.seed_model import check_model
+from gspo_rllib.cli.seed_model import load_with_model
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 from gspo_rllib.places import check_folder, named_path
@@ -100,26 +100,20 @@ def check_limits(limits: RunSettings, what: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains until a limit of the ``run:`` section, Ctrl-C or SIGTERM; always leaves a checkpoint."""
-    from gspo_rllib.cli.cluster import expected_cpus, ray_starting, required_cpus
+    from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.preflight import preflight, wait_for_nodes
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.configs.runs import read_run
 
     if arguments.min_nodes < 1:
         raise SettingError(f"--min-nodes: expected a whole number >= 1, got {arguments.min_nodes}.")
-    # First what takes no import of a framework to be refused, then Ray: it starts while the frameworks are imported.
-    address = address_of(arguments)
-    source, overrides = _config_of(arguments)
-    _, sections = read_run(source, overrides)
-    if arguments.config is not None and not overrides:
-        check_model(sections, source)
+    address = address_of(arguments)  # first: it takes no import of a framework to be refused
+    loaded, resume = _what_to_train(arguments)
+    hush(loaded.config, verbose=arguments.verbose)
+    loaded.config.validate()
     say = _silent if arguments.quiet else print
-    with ray_starting(expected_cpus(sections), address=address, verbose=arguments.verbose) as ray_session:
-        loaded, resume = _what_to_train(arguments, source, overrides)
-        hush(loaded.config, verbose=arguments.verbose)
-        loaded.config.validate()
-        say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …", flush=True)
-        ray_session.wait(required_cpus(loaded.config))
+    say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …", flush=True)
+    # Not beside the imports above: whatever registers itself with Tune while Ray is starting starts another one.
+    with ray_session(required_cpus(loaded.config), address=address, verbose=arguments.verbose):
         storage = resume.folder if resume is not None and resume.folder is not None else loaded.settings.storage
         wait_for_nodes(arguments.min_nodes)
         preflight(loaded.config, storage=storage, always=address is not None)
@@ -131,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         except BaseException:
             algorithm.stop()
             raise
-        return _train(algorithm, loaded, resume, say=say, leave_ray=ray_session.leave)
+        return _train(algorithm, loaded, resume, say=say)
 
 
 def _engine(run: Run) -> str:
@@ -142,36 +136,8 @@ def _engine(run: Run) -> str:
     return f"{choice.name}, because {choice.why}"
 
 
-def _config_of(arguments: argparse.Namespace) -> tuple[str | Path, list[str]]:
-    """The config that is to be trained, and the overrides of it."""
-    source: str | None = arguments.config
-    overrides = overrides_of(arguments)
-    if source is not None and arguments.resume and "=" in source and not Path(source).exists():
-        # With CONFIG left out, the first override stands in its place.
-        overrides = [source, *overrides]
-        source = arguments.config = None
-    if arguments.resume and is_remote(arguments.resume):
-        # Beside the results, so that a checkpoint is fetched once.
-        arguments.resume = str(download(arguments.resume, Path(arguments.storage or "results") / ".fetched"))
-    if source is None and not _continues(arguments):
-        arguments.usage_error("the following arguments are required: CONFIG")
-    return named_path(arguments.resume) / "config.yaml" if source is None else source, overrides
-
-
-def _continues(arguments: argparse.Namespace) -> bool:
-    """Whether a run is continued in its folder."""
-    return bool(arguments.resume) and is_run(arguments.resume)
-
-
-def _what_to_train(
-    arguments: argparse.Namespace, source: str | Path, overrides: list[str]
-) -> tuple[Run, Resume | None]:
+def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     """The run that the arguments describe, and what it continues.
-
-    Args:
-        arguments: The command line.
-        source: The run's config.
-        overrides: Overrides of it.
 
     Raises:
         SettingError: The config or an option is refused.
@@ -179,11 +145,24 @@ def _what_to_train(
     """
     from gspo_rllib.configs import load_run
 
-    loaded = load_run(source, overrides)
-    if arguments.config is not None:
-        check_model(loaded.sections, source)
+    source: str | None = arguments.config
+    overrides = overrides_of(arguments)
+    if source is not None and arguments.resume and "=" in source and not Path(source).exists():
+        # With CONFIG left out, the first override stands in its place.
+        overrides = [source, *overrides]
+        source = None
+    if arguments.resume and is_remote(arguments.resume):
+        # Beside the results, so that a checkpoint is fetched once.
+        arguments.resume = str(download(arguments.resume, Path(arguments.storage or "results") / ".fetched"))
+    in_place = bool(arguments.resume) and is_run(arguments.resume)
+    if source is None and not in_place:
+        arguments.usage_error("the following arguments are required: CONFIG")
+    if source is None:
+        loaded = load_run(named_path(arguments.resume) / "config.yaml", overrides)
+    else:
+        loaded = load_with_model(source, overrides)
     check_limits(loaded.settings, "this run")
-    if not _continues(arguments):
+    if not in_place:
         check_folder(loaded.settings.storage, "run.storage")
     if loaded.settings.checkpoint_storage is not None:
         check_storage(loaded.settings.checkpoint_storage)
@@ -201,14 +180,7 @@ def _what_to_train(
     return loaded, resume
 
 
-def _train(
-    algorithm: PolicyGradient,
-    loaded: Run,
-    resume: Resume | None,
-    *,
-    say: Callable[..., None],
-    leave_ray: Callable[[], None],
-) -> int:
+def _train(algorithm: PolicyGradient, loaded: Run, resume: Resume | None, *, say: Callable[..., None]) -> int:
     in_place = resume if resume is not None and resume.folder is not None else None
     folder = in_place.folder if in_place else None
     folder = folder or new_run_folder(loaded.settings.storage, loaded.name)
@@ -231,7 +203,6 @@ def _train(
         finally:
             recorder.close()
             loop.close()
-            leave_ray()  # which takes as long to end as the curve to be drawn
             _draw(recorder, loaded.name)
     print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")
     if loop.best is not None:

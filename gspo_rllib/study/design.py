@@ -146,13 +146,14 @@ class Study:
         """Every trial but tuning's, seed by seed, so that an interrupted study has as many of each.
 
         Args:
-            tuned: What tuning found, by objective.
+            tuned: What tuning found, by objective; those of others wait for it.
         """
         return [
             self._trial(cell, name, self.settings_of(name, tuned), seed)
             for seed in self.seeds
             for cell in self.cells
             for name in cell.objectives
+            if not name.endswith(TUNED) or name.removesuffix(TUNED) in tuned
         ]
 
     def tuning_trials(self) -> list[Trial]:

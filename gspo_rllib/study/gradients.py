@@ -23,21 +23,21 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gspo_rllib.configs.runs import load_run
-from gspo_rllib.errors import SettingError
+from gspo_rllib.run_results import flatten
 from gspo_rllib.study.design import Cell, Settings, Study, Trial, slug
 from gspo_rllib.study.gradient_figures import Figures, figures_of
 from gspo_rllib.study.gradient_plan import GradientPlan, measures_range
+from gspo_rllib.study.raw import FOLDER, Row, read_rows, write_rows
 from gspo_rllib.study.starts import make_start
-from gspo_rllib.study.trial import flat_numbers
+from gspo_rllib.study.trial import built
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
@@ -110,12 +110,7 @@ def run_gradients(
         model = make_start(folder, trial, say)
         say(f"gradients of {cell.name}, seed {seed}")
         rows = measure(_objectives(study, plan, cell), plan, cell, seed, model, say=say)
-        path = _path(folder, cell, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        document = {"digest": _digest(_objectives(study, plan, cell), plan, cell, seed), "rows": rows}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-        os.replace(partial, path)
+        write_rows(_path(folder, cell, seed), rows, _digest(_objectives(study, plan, cell), plan, cell, seed))
     return 0
 
 
@@ -138,10 +133,12 @@ def measure(
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(_silent())
-        first = next(iter(objectives.values()))
-        mover = stack.enter_context(_built(cell, {**first, "training.lr": plan.lr}, seed, model, plan))
+        first = next(iter(objectives))
+        mover = stack.enter_context(
+            _built(cell, first, {**objectives[first], "training.lr": plan.lr}, seed, model, plan)
+        )
         still = {
-            name: stack.enter_context(_built(cell, {**settings, **_STANDS_STILL}, seed, model, plan))
+            name: stack.enter_context(_built(cell, name, {**settings, **_STANDS_STILL}, seed, model, plan))
             for name, settings in objectives.items()
         }
         size, num_steps = plan.minibatch_groups, plan.steps[-1]
@@ -183,22 +180,13 @@ def _silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@contextlib.contextmanager
 def _built(
-    cell: Cell, objective: Settings, seed: int, model: Path | None, plan: GradientPlan
-) -> Iterator[PolicyGradient]:
-    settings = {**cell.settings, **objective, **_MEASURES, "debugging.seed": seed}
+    cell: Cell, objective: str, own: Settings, seed: int, model: Path | None, plan: GradientPlan
+) -> AbstractContextManager[PolicyGradient]:
+    settings = {**cell.settings, **own, **_MEASURES, "debugging.seed": seed}
     settings["training.groups_per_iteration"] = plan.minibatch_groups
-    if model is not None:
-        settings["rl_module.model_config.path"] = str(model)
-    run = load_run(cell.config, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-    algorithm: PolicyGradient = run.config.build_algo()
-    try:
-        yield algorithm
-    finally:
-        algorithm.stop()
-        with contextlib.suppress(OSError):
-            os.rmdir(algorithm.logdir)
+    trial = Trial(cell.name, objective, seed, cell.config, cell.start, settings)
+    return built(trial.run(None if model is None else str(model)).config)
 
 
 def _sample(algorithm: PolicyGradient, name: str, count: int) -> list[TrajectoryGroup]:
@@ -218,7 +206,7 @@ def _gradients(
         (parameters,) = algorithm.learner_group.foreach_learner(_parameters)
         for parameter in parameters.get():
             parameter.grad = None
-        flat = flat_numbers(algorithm.train_on(groups[begin : begin + size]))
+        flat = flatten(algorithm.train_on(groups[begin : begin + size]))
         gradients.append(
             np.concatenate(
                 [
@@ -314,7 +302,7 @@ def _median(rows: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
 
 
 def _path(folder: Path, cell: Cell, seed: int) -> Path:
-    return folder / "raw" / "gradients" / slug(cell.name) / f"{seed}.json"
+    return folder / FOLDER / "gradients" / slug(cell.name) / f"{seed}.json"
 
 
 def _objectives(study: Study, plan: GradientPlan, cell: Cell) -> dict[str, Settings]:
@@ -330,17 +318,6 @@ def _digest(objectives: Objectives, plan: GradientPlan, cell: Cell, seed: int) -
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def _read(folder: Path, study: Study, plan: GradientPlan, cell: Cell, seed: int) -> list[dict[str, Any]] | None:
-    path = _path(folder, cell, seed)
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        measured_as, rows = document["digest"], document["rows"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise SettingError(f"study: {path} holds no result ({error}); delete it to measure again.") from error
-    if measured_as != _digest(_objectives(study, plan, cell), plan, cell, seed):
-        raise SettingError(
-            f"study: {path} was measured with other settings than the study has now; delete it, or give --out."
-        )
-    return list(rows)
+def _read(folder: Path, study: Study, plan: GradientPlan, cell: Cell, seed: int) -> list[Row] | None:
+    digest = _digest(_objectives(study, plan, cell), plan, cell, seed)
+    return read_rows(_path(folder, cell, seed), digest, list)

@@ -6,12 +6,12 @@ Evaluations are asked for here, not by the config, so that what an iteration cos
 from __future__ import annotations
 
 import contextlib
-import numbers
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.run_results import flatten
 from gspo_rllib.study.raw import Row
 
 if TYPE_CHECKING:
@@ -39,18 +39,25 @@ def play(config: PolicyGradientConfig, iterations: int, report: Callable[[Row], 
         iterations: How many.
         report: Called with the start's row and every iteration's.
     """
-    algorithm = config.copy(copy_frozen=False).build_algo()
-    try:
+    with built(config) as algorithm:
         cpu_s = 0.0
         report({"iteration": 0, **_evaluated(algorithm)})
         for number in range(1, iterations + 1):
             cpu, clock = time.process_time(), time.perf_counter()
-            flat = flat_numbers(algorithm.train())
+            flat = flatten(algorithm.train())
             cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
             cpu_s += cpu
             row: Row = {"iteration": number, **_evaluated(algorithm)}
             row |= {name: _short(flat[key]) for name, key in MEASURED.items() if flat.get(key) is not None}
             report(row | {"cpu_s": round(cpu, 3), "wall_s": round(clock, 3), "total_cpu_s": round(cpu_s, 3)})
+
+
+@contextlib.contextmanager
+def built(config: PolicyGradientConfig) -> Iterator[PolicyGradient]:
+    """An algorithm for the time of a block; nothing of it is left behind."""
+    algorithm: PolicyGradient = config.copy(copy_frozen=False).build_algo()
+    try:
+        yield algorithm
     finally:
         algorithm.stop()
         # RLlib makes a folder of its own for results, which are reported instead.
@@ -59,7 +66,7 @@ def play(config: PolicyGradientConfig, iterations: int, report: Callable[[Row], 
 
 
 def _evaluated(algorithm: PolicyGradient) -> Row:
-    flat = flat_numbers(algorithm.evaluate())
+    flat = flatten(algorithm.evaluate())
     place = "env_runners/"
     success, mean_return = flat.get(f"{place}success_mean"), flat.get(f"{place}episode_return_mean")
     score = mean_return if success is None else success
@@ -72,19 +79,3 @@ def _evaluated(algorithm: PolicyGradient) -> Row:
 
 def _short(value: Any) -> float:
     return float(f"{float(value):.6g}")
-
-
-def flat_numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested result, their keys joined by ``/``.
-
-    Example:
-        >>> flat_numbers({"timers": {"update": 0.5}, "name": "x"})
-        {'timers/update': 0.5}
-    """
-    flat: dict[str, float] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flat_numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat

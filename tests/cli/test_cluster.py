@@ -1,9 +1,8 @@
-"""A Ray of the command's own starts in a thread, offers enough, and ends with the command."""
+"""A Ray of the command's own offers enough, starts after the imports, and ends with the command."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,26 +10,22 @@ import pytest
 import ray
 
 from gspo_rllib.cli import cluster
-from gspo_rllib.cli.cluster import expected_cpus, ray_session, ray_starting
+from gspo_rllib.cli.cluster import ray_session
+from gspo_rllib.cli.main import main
 
 
 class FakeRay:
-    """Stands in for ``ray.init`` and ``ray.shutdown``: what they were called with, and in which thread."""
+    """Stands in for ``ray.init`` and ``ray.shutdown``: what they were called with."""
 
     def __init__(self) -> None:
         self.is_up = False
         self.offered: list[int] = []
-        self.threads: list[threading.Thread] = []
-        self.may_start = threading.Event()
-        self.may_start.set()
         self.fails_with: Exception | None = None
 
     def init(self, **options: Any) -> None:
-        assert self.may_start.wait(10)
         if self.fails_with is not None:
             raise self.fails_with
         self.offered.append(options["num_cpus"])
-        self.threads.append(threading.current_thread())
         self.is_up = True
 
     def shutdown(self) -> None:
@@ -45,50 +40,33 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
     monkeypatch.setattr(ray, "is_initialized", lambda: it.is_up)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     yield it
-    it.may_start.set()
     assert not it.is_up
-    assert "ray" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_ray_starts_beside_the_block_in_a_thread_that_lives_as_long_as_it(fake: FakeRay) -> None:
-    fake.may_start.clear()
-    with ray_starting(1) as session:
-        assert not fake.is_up  # and here the block is, importing
-        threading.Timer(0.3, fake.may_start.set).start()
-        session.wait(1)
-        assert fake.is_up and fake.offered == [2]
-        (starter,) = fake.threads
-        assert starter is not threading.main_thread() and starter.is_alive()
+@pytest.mark.parametrize(("reserved", "offered"), [(1, 2), (4.5, 5)])
+def test_ray_offers_what_the_actors_reserve_and_the_machines_cores_at_least(
+    fake: FakeRay, reserved: float, offered: int
+) -> None:
+    with ray_session(reserved):
+        assert fake.is_up and fake.offered == [offered]
 
 
-def test_a_ray_with_too_few_cpus_for_what_was_imported_is_started_anew(fake: FakeRay) -> None:
-    with ray_starting(2) as session:
-        session.wait(4.5)
-        assert fake.offered == [2, 5]
-        assert fake.is_up
-        session.wait(3)  # fits
-        assert fake.offered == [2, 5]
-
-
-def test_what_is_refused_while_ray_starts_ends_it(fake: FakeRay) -> None:
-    fake.may_start.clear()
-    with pytest.raises(ValueError, match="refused"), ray_starting(1):
-        raise _refusal(fake)
+def test_what_is_refused_while_ray_runs_ends_it(fake: FakeRay) -> None:
+    with pytest.raises(ValueError, match="refused"), ray_session(1):
+        raise ValueError("refused")
     assert fake.offered == [2]
 
 
-def test_a_ray_that_cannot_start_raises_where_it_is_waited_for(fake: FakeRay) -> None:
+def test_a_config_that_is_refused_starts_no_ray(fake: FakeRay, config_file: str) -> None:
+    """Beside the imports a Ray must not start: what registers itself with Tune meanwhile starts another, and waits."""
+    assert main(["train", config_file, "training.lr=-1", "run.iterations=1"]) == 2
+    assert fake.offered == []
+
+
+def test_a_ray_that_cannot_start_raises(fake: FakeRay) -> None:
     fake.fails_with = OSError("no room")
     with pytest.raises(OSError, match="no room"), ray_session(1):
         raise AssertionError("not reached")
-
-
-def test_ray_may_be_left_before_the_block_ends(fake: FakeRay) -> None:
-    with ray_starting(1) as session:
-        session.wait(1)
-        session.leave()
-        fake.threads[0].join(10)
-        assert not fake.is_up
 
 
 def test_a_ray_that_runs_already_is_used_and_left_running(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,21 +75,3 @@ def test_a_ray_that_runs_already_is_used_and_left_running(fake: FakeRay, monkeyp
     monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("it is not ours to end"))
     with ray_session(8):
         assert fake.offered == []
-
-
-@pytest.mark.parametrize(
-    ("sections", "cpus"),
-    [
-        ({}, 1.0),
-        ({"env_runners": {"num_env_runners": 2}, "evaluation": {"evaluation_num_env_runners": 1}}, 4.0),
-        ({"learners": {"num_learners": 2}, "env_runners": {}}, 3.0),
-        ({"env_runners": {"num_env_runners": "two"}, "learners": {"num_learners": -1}}, 1.0),  # refused later, in words
-    ],
-)
-def test_cpus_are_expected_from_what_the_file_says(sections: dict[str, dict[str, Any]], cpus: float) -> None:
-    assert expected_cpus(sections) == cpus
-
-
-def _refusal(fake: FakeRay) -> ValueError:
-    threading.Timer(0.05, fake.may_start.set).start()
-    return ValueError("refused")

@@ -54,6 +54,36 @@ def test_ray_does_not_take_the_signal_away() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_signal_that_comes_while_ray_starts_ends_the_command_as_ours_would() -> None:
+    def starting() -> None:
+        with ends_on_signals(), handler_kept():
+            signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))  # as ray.init does first
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(Terminated) as caught:
+        starting()
+    assert caught.value.exit_code == 143
+    with pytest.raises(SystemExit, match="3"), ends_on_signals(), handler_kept():
+        sys.exit(3)
+
+
+def test_a_signal_that_comes_where_nothing_can_be_raised_is_not_lost() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def working() -> None:
+        with ends_on_signals():
+            thing = Dying()
+            del thing
+            time.sleep(5)
+
+    with pytest.raises(Terminated):
+        working()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_command_that_has_nothing_to_save_ends_in_one_line(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def test_groups_in_flight_are_finished_as_they_were_begun(tiny_dense: str, ray_l
     assert {name.split("/")[0] for name, _ in training if "/" in name} == {"stage0", "stage1"}
     for name, seen in training:
         assert seen.startswith(f"level {name[5] if name.startswith('stage') else 2},")
-    numbers = [int(name.rpartition("/")[2]) for name, _ in training]
-    assert len(set(numbers)) == len(numbers) / 2, "no group was played twice"
+    played = Counter(int(name.rpartition("/")[2]) for name, _ in training)
+    assert max(played.values()) == 2, "no group was played twice"
+    assert list(played.values()).count(1) <= 4, "at the end there is one trajectory under way in each environment"
 
 
 def test_few_groups_of_the_present_stage_do_not_decide() -> None:
