@@ -22,7 +22,8 @@ RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -v -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 12000))
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}
 address=$(python -c 'import ray; print(ray.util.get_node_ip_address())'):$port
 
 steps=()

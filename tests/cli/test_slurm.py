@@ -92,6 +92,16 @@ def test_names_with_blanks_stay_whole(tmp_path: Path) -> None:
     ]
 
 
+def test_the_first_of_many_nodes_is_the_head(shims: Path) -> None:
+    """Whoever reads only the first line ends the one who writes the others, and with it the job."""
+    (shims / "scontrol").write_text("#!/bin/sh\nseq --format=node%g 20000\n")
+    lines = _script().splitlines()
+    first = next(index for index, line in enumerate(lines) if "scontrol show" in line)
+    finding = ["set -euo pipefail", "SLURM_JOB_NODELIST=x", *lines[first : first + 2], 'echo "$head"']
+    done = subprocess.run(["bash", "-c", "\n".join(finding)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "node1\n")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
