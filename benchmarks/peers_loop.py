@@ -39,21 +39,13 @@ import sys
 import tempfile
 from typing import Any
 
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+from side import ALIKE, Child, Pace
+
+os.environ |= ALIKE
 
 import measure
 import peers_trl
 import workload
-from side import Child, Pace
 from transformers import AutoTokenizer
 
 PROMPT_TOKENS, COMPLETION_TOKENS, NUM_PROMPTS = 64, 128, 4

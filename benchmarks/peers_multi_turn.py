@@ -55,7 +55,7 @@ from typing import Any
 import machine
 import measure
 import peers_job
-from side import Child
+from side import ALIKE, Child
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIDES: dict[str, tuple[str, list[str]]] = {
@@ -68,14 +68,7 @@ SIDES: dict[str, tuple[str, list[str]]] = {
 """Each side's environment, its script and what that is told besides job, model and seed."""
 
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **ALIKE,
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONPATH": str(ROOT),
     "PYTHONDONTWRITEBYTECODE": "",

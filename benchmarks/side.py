@@ -19,6 +19,18 @@ import psutil
 
 LONGEST_STOP_S = 60
 
+ALIKE = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Variables of every side: one thread each, no network, no reports."""
+
 
 class Pace:
     """The connection of a child process to its parent: waits for the signal to do a step, reports the step's cost."""

@@ -70,3 +70,24 @@ def check_file(path: str | os.PathLike[str], option: str) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SettingError(f"{option}: {shown(str(path))} cannot be written: {why}. Name another file.") from error
+
+
+def file_to_write(path: str, option: str, endings: str, why: str = "") -> Path:
+    """The file that a command will write at its end, checked before anything is played.
+
+    Args:
+        path: As it was given.
+        option: What messages call the setting that names it.
+        endings: Those allowed, e.g. ``".jsonl or .parquet"``.
+        why: What messages add about them.
+
+    Raises:
+        SettingError: It ends otherwise, its folder does not exist, or it cannot be written.
+    """
+    file = named_path(path)
+    if file.suffix not in endings.split(" or "):
+        raise SettingError(f"{option}: {path!r} must end in {endings}{why}.")
+    if not file.parent.is_dir():
+        raise SettingError(f"{option}: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
+    check_file(file, option)
+    return file

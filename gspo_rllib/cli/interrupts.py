@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -40,13 +40,16 @@ class Terminated(KeyboardInterrupt):
 def ends_on_signals() -> Iterator[None]:
     """Inside ``with``, SIGTERM and SIGHUP raise ``Terminated``, so that what was started is stopped on the way out."""
     previous = {number: signal.getsignal(number) for number in ENDING}
+    hook = sys.unraisablehook
     try:
+        sys.unraisablehook = _Again(hook)
         for number in ENDING:
             _handle(number, _terminate)
         yield
     finally:
         for number, handler in previous.items():
             _handle(number, handler)
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -60,7 +63,7 @@ def handler_kept() -> Iterator[None]:
     try:
         yield
     except SystemExit as exit:
-        if callable(before) and exit.code == signal.SIGTERM:
+        if callable(before) and _signal_of(exit) is not None:
             raise Terminated(signal.SIGTERM) from exit
         raise
     finally:
@@ -118,17 +121,28 @@ class StopRequest:
 def _terminate(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGHUP:
         _leave_terminal()
-    if _is_in_finaliser(frame):
-        # Python passes over what is raised there: the signal comes once more, when it is over.
-        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
-        return
     raise Terminated(number)
 
 
-def _is_in_finaliser(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "__del__":
-        frame = frame.f_back
-    return frame is not None
+class _Again:
+    """Sends a signal once more whose exception came where Python passes over it: in a finaliser, or a C callback."""
+
+    def __init__(self, hook: Callable[[Any], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        number = _signal_of(unraisable.exc_value)
+        if number is None:
+            self._hook(unraisable)
+        else:
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+
+
+def _signal_of(error: BaseException | None) -> int | None:
+    if isinstance(error, Terminated):
+        return error.signal
+    # While Ray starts, it is Ray's handler that answers.
+    return signal.SIGTERM if isinstance(error, SystemExit) and error.code == signal.SIGTERM else None
 
 
 def _handle(number: int, handler: Any) -> None:

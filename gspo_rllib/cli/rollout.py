@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli import policy_source
@@ -12,7 +11,7 @@ from gspo_rllib.cli.cluster_address import address_of
 from gspo_rllib.cli.remote_player import opened_player
 from gspo_rllib.cli.rows import add_json, rows_file, write_rows
 from gspo_rllib.errors import SettingError
-from gspo_rllib.places import check_file, named_path
+from gspo_rllib.places import file_to_write
 from gspo_rllib.types import GROUP, TRUNCATED_BY, group_episodes, turns
 
 if TYPE_CHECKING:
@@ -37,7 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     address = address_of(arguments)  # first: it takes no import of a framework to be refused
     for option in ("episodes", "samples"):
         policy_source.check_count(f"--{option}", getattr(arguments, option))
-    kept = None if arguments.groups is None else groups_file(arguments.groups)
+    kept = (
+        None
+        if arguments.groups is None
+        else file_to_write(arguments.groups, "--groups", ".jsonl", ": it holds a group on each line")
+    )
     file = rows_file(arguments.json) if arguments.json else None
     config = policy_source.policy_config(arguments)
     if kept is not None and config.temperature == 0:
@@ -68,21 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(text)
         print()
     return 0
-
-
-def groups_file(path: str) -> Path:
-    """The file to write groups to, checked before anything is played.
-
-    Raises:
-        SettingError: It cannot be one.
-    """
-    file = named_path(path)
-    if file.suffix != ".jsonl":
-        raise SettingError(f"--groups: {path!r} must end in .jsonl: it holds a group on each line.")
-    if not file.parent.is_dir():
-        raise SettingError(f"--groups: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
-    check_file(file, "--groups")
-    return file
 
 
 def describe(episode: SingleAgentEpisode) -> Iterator[str]:

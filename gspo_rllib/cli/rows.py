@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gspo_rllib.errors import SettingError
-from gspo_rllib.places import check_file, named_path
+from gspo_rllib.places import file_to_write
 
 STDOUT = "-"
 """What ``--json`` has without a file: rows go to standard output, and what people read to standard error."""
@@ -39,13 +38,7 @@ def rows_file(path: str) -> Path | None:
     """
     if path == STDOUT:
         return None
-    file = named_path(path)
-    if file.suffix not in (".jsonl", ".parquet"):
-        raise SettingError(f"--json: {path!r} must end in .jsonl or .parquet, which says how rows are written.")
-    if not file.parent.is_dir():
-        raise SettingError(f"--json: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
-    check_file(file, "--json")
-    return file
+    return file_to_write(path, "--json", ".jsonl or .parquet", ", which says how rows are written")
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], file: Path | None) -> None:

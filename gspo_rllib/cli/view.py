@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.cli import policy_source
 from gspo_rllib.cli.cluster_address import address_of
 from gspo_rllib.errors import SettingError
-from gspo_rllib.places import check_file, named_path
+from gspo_rllib.places import file_to_write, named_path
 
 if TYPE_CHECKING:
     from gspo_rllib.view.sources import Source
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     address = address_of(arguments)
     for option in ("episodes", "samples"):
         policy_source.check_count(f"--{option}", getattr(arguments, option))
-    file = None if arguments.export is None else _html_file(arguments.export)
+    file = None if arguments.export is None else file_to_write(arguments.export, "--export", ".html")
     tokenizer = None if arguments.tokenizer is None else named_path(arguments.tokenizer)
     if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file() and not tokenizer.is_file():
         raise SettingError(f"--tokenizer: {arguments.tokenizer!r} is no folder with a tokenizer.json.")
@@ -131,18 +131,3 @@ def _played(path: Path, arguments: argparse.Namespace, address: str | None, toke
     found = tokenizer or folder
     file = found / "tokenizer.json" if found.is_dir() else found
     return Source(f"{path.parent.parent.name}/{path.name}", rows, [], file if file.is_file() else None)
-
-
-def _html_file(path: str) -> Path:
-    """The file to write to, checked before anything is played.
-
-    Raises:
-        SettingError: It cannot be one.
-    """
-    file = named_path(path)
-    if file.suffix not in (".html", ".htm"):
-        raise SettingError(f"--export: {path!r} must end in .html.")
-    if not file.parent.is_dir():
-        raise SettingError(f"--export: there is no folder {str(file.parent)!r} to write {file.name!r} into.")
-    check_file(file, "--export")
-    return file
