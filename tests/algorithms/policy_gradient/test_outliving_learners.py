@@ -56,6 +56,16 @@ def _loss(result: Any) -> float:
     return float(result["learners"][DEFAULT_MODULE_ID]["loss"])
 
 
+def _second_loss(path: str) -> float:
+    """Of the second iteration of a run that nothing disturbs."""
+    algo = _config(path).build_algo()
+    try:
+        algo.train()
+        return _loss(algo.train())
+    finally:
+        algo.stop()
+
+
 def test_half_an_update_is_never_saved_its_groups_are_kept_and_the_run_goes_on_from_a_checkpoint(
     tiny_dense: str, tmp_path: pathlib.Path, ray_local: None
 ) -> None:
@@ -94,12 +104,7 @@ def test_half_an_update_is_never_saved_its_groups_are_kept_and_the_run_goes_on_f
         again = _loss(algo.train())
     finally:
         algo.stop()
-    undisturbed = _config(tiny_dense).build_algo()
-    try:
-        undisturbed.train()
-        assert again == _loss(undisturbed.train())
-    finally:
-        undisturbed.stop()
+    assert again == _second_loss(tiny_dense)
 
 
 def _loop(path: str, folder: pathlib.Path, num_learners: int) -> TrainingLoop:
@@ -149,9 +154,4 @@ def test_a_run_whose_update_fails_twice_saves_what_came_before_it(
         again = _loss(loop.algorithm.train())
     finally:
         loop.close()
-    undisturbed = _config(tiny_dense).build_algo()
-    try:
-        undisturbed.train()
-        assert again == _loss(undisturbed.train())
-    finally:
-        undisturbed.stop()
+    assert again == _second_loss(tiny_dense)
