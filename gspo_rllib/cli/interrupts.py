@@ -121,6 +121,8 @@ class StopRequest:
 def _terminate(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGHUP:
         _leave_terminal()
+    # For a moment of Ray's start its C++ handler of failures answers first, and has the process abort in three seconds.
+    signal.alarm(0)
     raise Terminated(number)
 
 

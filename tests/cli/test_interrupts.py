@@ -68,6 +68,13 @@ def test_a_signal_that_comes_while_ray_starts_ends_the_command_as_ours_would() -
         sys.exit(3)
 
 
+def test_no_alarm_is_left_that_aborts_while_everything_is_stopped() -> None:
+    signal.alarm(3)  # as the handler does that Ray's core installs before its Python one
+    with pytest.raises(Terminated), ends_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.alarm(0) == 0
+
+
 def test_a_signal_that_comes_where_nothing_can_be_raised_is_not_lost() -> None:
     class Dying:
         def __del__(self) -> None:
