@@ -96,7 +96,7 @@ def write_rows(path: Path, rows: Sequence[Row], digest: str, **more: Any) -> Non
     Args:
         path: The file, in a folder that need not be there yet.
         rows: What was measured.
-        digest: Of what the rows depend on.
+        digest: Digest of all that the rows depend on.
         more: What else the file says, for the reader.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def read_rows(path: Path, digest: str, parsed: Callable[[list[Row]], _Parsed]) -
 
     Args:
         path: The file.
-        digest: Of what the rows are to depend on.
+        digest: Digest of all that the rows are to depend on.
         parsed: Makes of the rows what is returned; raises what a mapping or a list does where they are none.
 
     Raises:
