@@ -144,14 +144,14 @@ class AgentRollout(EnginePlayer):
         """
         self._stood_still += time.monotonic() - self._left
         self._release_turns()
-        self._slots.run_posted(0.0)
+        any_posted = self._slots.run_posted(0.0)
         self._start_trajectories()
         if self._engine.has_work():
             for generation in self._step_engine():
                 self._on_generation(generation)
         elif not self._running:
             return False
-        elif not self.holds_turns:
+        elif not self.holds_turns and not any_posted:  # which may have been a ``wake``
             self._slots.run_posted(self._until_next_deadline())
             self._looked = -math.inf
         if self._now >= self._looked + LOOK_S:

@@ -49,19 +49,24 @@ class AgentSlots:
         """Has a function run by the thread that advances the rollout; may be called from any thread."""
         self._posted.put(function)
 
-    def run_posted(self, timeout_s: float) -> None:
+    def run_posted(self, timeout_s: float) -> bool:
         """Runs what was posted.
 
         Args:
             timeout_s: Longest to sleep until something is; 0 does not sleep.
+
+        Returns:
+            Whether there was anything, a ``wake`` included.
         """
+        any_posted = False
         try:
             function = self._posted.get(timeout=timeout_s) if timeout_s > 0 else self._posted.get_nowait()
             while True:
+                any_posted = True
                 function()
                 function = self._posted.get_nowait()
         except queue.Empty:
-            return
+            return any_posted
 
     def wake(self) -> None:
         """Ends a sleep of ``run_posted``, or the next one; may be called from any thread."""

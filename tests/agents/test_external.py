@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from gspo_rllib.agents.address import in_url
 from gspo_rllib.agents.external import TOKEN_VARIABLE, ExternalDoor
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
+from gspo_rllib.env_runners.agent_slots import AgentSlots
 from gspo_rllib.errors import SettingError
 from tests.agents.harness import Harness, post
 from tests.env_runners.small_runner import runner_config
@@ -225,6 +227,30 @@ def test_few_who_play_are_waited_for_as_long_as_the_line_moves(start: Start) -> 
         harness.play()
         time.sleep(0.3)
     assert len(_groups(runner, 4)) == 4
+
+
+def test_a_stop_that_comes_as_a_step_begins_is_not_slept_through(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody plays, so nothing else would wake the thread before a time-out."""
+    begun, told = threading.Event(), threading.Event()
+    run_posted, wake = AgentSlots.run_posted, AgentSlots.wake
+
+    def run_posted_once_told(slots: AgentSlots, timeout_s: float) -> bool:
+        begun.set()
+        assert told.wait(30)
+        return run_posted(slots, timeout_s)
+
+    def wake_and_tell(slots: AgentSlots) -> None:
+        wake(slots)
+        if begun.is_set():
+            told.set()
+
+    monkeypatch.setattr(AgentSlots, "run_posted", run_posted_once_told)
+    monkeypatch.setattr(AgentSlots, "wake", wake_and_tell)
+    runner, _ = start()
+    assert begun.wait(30)
+    started = time.monotonic()
+    assert runner.stop_sampling() == ["g/0"]
+    assert time.monotonic() - started < 20
 
 
 def test_the_token_is_in_no_log_no_config_and_in_no_file_that_others_read(
