@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gspo_rllib.study.design import Cell, Settings, Study
@@ -13,6 +13,7 @@ from gspo_rllib.study.statistics import (
     first_at_least,
     has_collapsed,
     last_third,
+    on_the_way,
     paired,
     sign_flip_p,
 )
@@ -21,17 +22,18 @@ GOOD = 0.9
 """Score whose first iteration the tables name."""
 
 HEADER = (
-    "| objective | seeds | start | 1st iteration | best | last third | difference | p | to 0.9 | collapsed | clipped "
-    "| CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| objective | seeds | start | 1st iteration | best | last third | on the way: difference, p | last third: "
+    "difference, p | to 0.9 | collapsed | clipped | CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 LEGEND = """Scores are the success (the return, where a task reports no success) of {tasks} fixed tasks, played after
 every one of {iterations} iterations; a run's last third is the mean of its last {third}. Medians over seeds, with the
-95 % bootstrap interval in brackets. *difference*: last third minus that of the first objective, mean over the seeds
-that both have; *p*: two-sided, from all exchanges of signs (with n pairs never below 2/2ⁿ). *to 0.9*: median first
-iteration at 0.9 or above, and how many seeds got there. *collapsed*: runs whose last third is below half their best
-score. *clipped*: share of what was trained on that the range held (tokens or trajectories, whatever has a ratio of its
-own). *CPU s*: of an iteration, evaluation left out."""
+95 % bootstrap interval in brackets. *difference*: from the first objective, mean over the seeds that both have, of the
+last third and, *on the way*, of the mean of the iterations before it (who learns sooner has more); *p*: two-sided, from
+all exchanges of signs (with n pairs never below 2/2ⁿ). *to 0.9*: median first iteration at 0.9 or above, and how many
+seeds got there. *collapsed*: runs whose last third is below half their best score. *clipped*: share of what was trained
+on that the range held (tokens or trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation
+left out."""
 
 
 def render(
@@ -117,29 +119,28 @@ def _summary(study: Study, results: Sequence[Result]) -> str:
         return "**No trial has been run yet.**"
     lines = []
     for cell in study.cells:
-        first = _by_seed(results, cell.name, cell.objectives[0])
         for name in cell.objectives[1:]:
-            differences = paired(first, _by_seed(results, cell.name, name))
-            if len(differences) > 1 and (found := _difference(differences)).excludes_zero:
-                word = "above" if found.value > 0 else "below"
-                lines.append(
-                    f"- {cell.name}: {name} ends {abs(found.value):.2f} {word} {cell.objectives[0]} (95 % from "
-                    f"{found.low:+.2f} to {found.high:+.2f}, {len(differences)} seeds)"
-                )
+            for verb, part in (("is", on_the_way), ("ends", last_third)):
+                differences = _differences(results, cell, name, part)
+                if len(differences) > 1 and (found := _mean(differences)).excludes_zero:
+                    word = "above" if found.value > 0 else "below"
+                    when = " on the way" if part is on_the_way else ""
+                    lines.append(
+                        f"- {cell.name}: {name} {verb} {abs(found.value):.2f} {word} {cell.objectives[0]}{when} (95 % "
+                        f"from {found.low:+.2f} to {found.high:+.2f}, {len(differences)} seeds)"
+                    )
     if not lines:
-        return "**In no cell does an objective's last third differ from the first one's by more than its interval.**"
+        return "**In no cell does an objective differ from the first one by more than its interval.**"
     return "Where the interval of the difference leaves 0 out:\n\n" + "\n".join(lines)
 
 
 def _table(cell: Cell, results: Sequence[Result]) -> str:
-    first = _by_seed(results, cell.name, cell.objectives[0])
     lines = [HEADER]
     for name in cell.objectives:
         runs = [result for result in results if result.objective == name]
         if not runs:
             lines.append(f"| {name} | 0 |" + " – |" * 10)
             continue
-        differences = paired(first, _by_seed(results, cell.name, name)) if name != cell.objectives[0] else []
         reached = [at for run in runs if (at := first_at_least(run.scores, GOOD)) is not None]
         cells = [
             name,
@@ -148,8 +149,8 @@ def _table(cell: Cell, results: Sequence[Result]) -> str:
             _interval(estimate([run.scores[0] for run in runs])),
             _interval(estimate([max(run.scores) for run in runs])),
             _interval(estimate([last_third(run.scores) for run in runs])),
-            _interval(_difference(differences), "+.2f") if differences else "–",
-            f"{sign_flip_p(differences):.3f}" if differences else "–",
+            _compared(_differences(results, cell, name, on_the_way)),
+            _compared(_differences(results, cell, name, last_third)),
             f"{estimate(reached).value:g} ({len(reached)} of {len(runs)})" if reached else f"never (0 of {len(runs)})",
             f"{sum(has_collapsed(run.scores) for run in runs)} of {len(runs)}",
             _middle(runs, "clip_fraction", ".3f"),
@@ -159,12 +160,22 @@ def _table(cell: Cell, results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _by_seed(results: Sequence[Result], cell: str, objective: str) -> dict[int, float]:
-    chosen = [result for result in results if (result.cell, result.objective) == (cell, objective)]
-    return {result.seed: last_third(result.scores) for result in chosen}
+def _differences(
+    results: Sequence[Result], cell: Cell, objective: str, part: Callable[[Sequence[float]], float]
+) -> list[float]:
+    """From the cell's first objective, one per seed that both have; none for that one itself."""
+    first, other = (
+        {run.seed: part(run.scores) for run in results if (run.cell, run.objective) == (cell.name, name)}
+        for name in (cell.objectives[0], objective)
+    )
+    return paired(first, other) if objective != cell.objectives[0] else []
 
 
-def _difference(differences: Sequence[float]) -> Estimate:
+def _compared(differences: Sequence[float]) -> str:
+    return f"{_interval(_mean(differences), '+.2f')}, {sign_flip_p(differences):.3f}" if differences else "–"
+
+
+def _mean(differences: Sequence[float]) -> Estimate:
     import numpy as np
 
     return estimate(differences, np.mean)

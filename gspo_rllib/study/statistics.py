@@ -87,7 +87,24 @@ def last_third(scores: Sequence[float]) -> float:
         >>> last_third([0.0, 0.0, 0.5, 0.5, 1.0, 0.5])
         0.75
     """
-    return float(np.mean(scores[-math.ceil(len(scores) / 3) :]))
+    return float(np.mean(scores[-_third(scores) :]))
+
+
+def on_the_way(scores: Sequence[float]) -> float:
+    """Mean of a run's scores before its last third: the higher, the sooner it learnt; of a single score, itself.
+
+    Args:
+        scores: One per iteration.
+
+    Example:
+        >>> on_the_way([0.0, 0.0, 0.5, 0.5, 1.0, 0.5])
+        0.25
+    """
+    return float(np.mean(scores[: -_third(scores)] or scores))
+
+
+def _third(scores: Sequence[float]) -> int:
+    return math.ceil(len(scores) / 3)
 
 
 def has_collapsed(scores: Sequence[float]) -> bool:
