@@ -118,6 +118,7 @@ class Study:
         name: The file's name without suffix.
         title: What its page is called.
         about: A paragraph that its page begins with.
+        findings: What its author reads in the figures, as Markdown that the page has before them; "" for nothing.
         iterations: Training iterations of each trial.
         seeds: Seeds of the trials.
         evaluate_tasks: Fixed tasks that each iteration is judged by.
@@ -132,6 +133,7 @@ class Study:
     name: str
     title: str
     about: str
+    findings: str
     iterations: int
     seeds: tuple[int, ...]
     evaluate_tasks: int
@@ -234,7 +236,7 @@ class _Reader:
 
     def study(self, name: str) -> Study:
         """The whole."""
-        head = self._section("study", ("title", "about", "config", "iterations", "seeds", "evaluate_tasks"))
+        head = self._section("study", ("title", "about", "findings", "config", "iterations", "seeds", "evaluate_tasks"))
         objectives, candidates = self._objectives()
         starts = {
             key: Start(key, self._mapping(options, f"starts.{key}", None))
@@ -263,6 +265,7 @@ class _Reader:
             name=name,
             title=str(head.get("title", name)),
             about=" ".join(str(head.get("about", "")).split()),
+            findings=str(head.get("findings", "")).strip(),
             iterations=self._count(head.get("iterations", 10), "study.iterations"),
             seeds=seeds,
             evaluate_tasks=self._count(head.get("evaluate_tasks", 128), "study.evaluate_tasks"),

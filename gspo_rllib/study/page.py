@@ -50,8 +50,7 @@ def render(
     """
     third = -(-study.iterations // 3)
     parts = [f"# {study.title}", f"Made by `{command}` from the raw results beside it."]
-    if study.about:
-        parts.append(study.about)
+    parts += [text for text in (study.about, study.findings) if text]
     parts.append(LEGEND.format(tasks=study.evaluate_tasks, iterations=study.iterations, third=third))
     parts.append(_summary(study, results))
     if extra:

@@ -14,7 +14,13 @@ def a_study(tmp_path) -> Study:
     file.write_text(
         json.dumps(
             {
-                "study": {"title": "Two", "config": "calculator", "iterations": 3, "seeds": [0, 1, 2, 3]},
+                "study": {
+                    "title": "Two",
+                    "findings": "- B is slower.\n- See",
+                    "config": "calculator",
+                    "iterations": 3,
+                    "seeds": [0, 1, 2, 3],
+                },
                 "objectives": {"A": {"run.algorithm": "GSPO"}, "B": {"run.algorithm": "GRPO"}},
                 "cells": {"far": {"training.num_minibatches": 16}, "near": {}},
             }
@@ -47,6 +53,7 @@ def test_a_difference_is_named_where_its_interval_leaves_zero_out(tmp_path) -> N
     row = next(line for line in page.splitlines() if line.startswith("| A | 4 |"))
     assert "| 1 (4 of 4) |" in row
     assert "`make it`" in page
+    assert page.index("\n\n- B is slower.\n- See\n\nScores are") < page.index("far: B ends")
 
 
 def test_where_nothing_differs_the_page_says_so(tmp_path) -> None:
