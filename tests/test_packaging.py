@@ -52,7 +52,9 @@ def test_the_links_and_the_mapping_name_the_same_folder(name: str) -> None:
     assert _project()["tool"]["setuptools"]["package-dir"][f"gspo_rllib.{name}"] == name
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["checkout", "archive_without_links"])
+@pytest.mark.parametrize(
+    "links", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["checkout", "archive_without_links"]
+)
 def test_the_wheel_holds_every_file_and_imports_from_elsewhere(tmp_path: Path, links: bool) -> None:
     source = tmp_path / "source"
     source.mkdir()
