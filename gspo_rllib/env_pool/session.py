@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from gspo_rllib.env_pool.calls import EnvAnswer, EnvCall, EnvFailure
-from gspo_rllib.errors import described, shown
+from gspo_rllib.env_pool.info import ContractError, is_finite, plain_info, shown_with_type
+from gspo_rllib.errors import described
 from gspo_rllib.types import ChatSpec
 
-OBSERVATION_ROLES = ("user", "tool")
-
 _MAX_MESSAGE = 500
-
-
-class _ContractError(Exception):
-    """An environment returned something the language-env contract does not allow."""
 
 
 class EnvSession:
@@ -52,7 +44,7 @@ class EnvSession:
         started = time.perf_counter()
         try:
             fields = self._reset(call) if call.action is None else self._step(call.action)
-        except _ContractError as error:
+        except ContractError as error:
             fields = {"failure": EnvFailure("invalid", str(error))}
         except KeyboardInterrupt:
             raise
@@ -85,15 +77,15 @@ class EnvSession:
         options = {} if call.task_id is None else {"options": {"task_id": call.task_id}}
         returned = self.env.reset(seed=call.seed, **options)
         if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise _ContractError(f"reset() returned {_short(returned)}; it must return (observation str, info dict).")
+            raise ContractError(f"reset() returned {shown_with_type(returned)}; it must return (observation str, info dict).")
         observation, info = returned
         chat = self.env.get_wrapper_attr("chat") if self.env.has_wrapper_attr("chat") else None
         if not isinstance(chat, ChatSpec | None):
-            raise _ContractError(f"the attribute `chat` is {_short(chat)}; it must be a ChatSpec or None.")
+            raise ContractError(f"the attribute `chat` is {shown_with_type(chat)}; it must be a ChatSpec or None.")
         return {
             "is_reset": True,
             "observation": _text(observation, "reset"),
-            "info": _checked_info(info, "reset"),
+            "info": plain_info(info, "reset"),
             "chat": chat,
         }
 
@@ -101,8 +93,8 @@ class EnvSession:
         assert self.env is not None, "step before reset"
         returned = self.env.step(action)
         if not (isinstance(returned, tuple) and len(returned) == 5):
-            raise _ContractError(
-                f"step() returned {_short(returned)}; it must return (observation str, reward float, terminated bool, "
+            raise ContractError(
+                f"step() returned {shown_with_type(returned)}; it must return (observation str, reward float, terminated bool, "
                 "truncated bool, info dict)."
             )
         observation, reward, terminated, truncated, info = returned
@@ -111,50 +103,26 @@ class EnvSession:
             "reward": _finite(reward),
             "terminated": _flag(terminated, "terminated"),
             "truncated": _flag(truncated, "truncated"),
-            "info": _checked_info(info, "step"),
+            "info": plain_info(info, "step"),
         }
 
 
 def _text(value: object, call: str) -> str:
     if not isinstance(value, str):
-        raise _ContractError(f"{call}() returned the observation {_short(value)}; it must be a str.")
+        raise ContractError(f"{call}() returned the observation {shown_with_type(value)}; it must be a str.")
     return str.__str__(value)  # of a subclass, only the text: the class may be unknown where it is sent
 
 
 def _finite(value: Any) -> float:
-    # Asking the abstract Real takes longer than all other checks together, so the usual types come first.
-    # An integer beyond all floats is not finite here.
-    with contextlib.suppress(OverflowError):
-        if isinstance(value, (float, int, np.bool_, Real)) and math.isfinite(value):
-            return float(value)
-    raise _ContractError(f"step() returned the reward {_short(value)}; it must be a finite number.")
+    if not is_finite(value):
+        raise ContractError(f"step() returned the reward {shown_with_type(value)}; it must be a finite number.")
+    return float(value)
 
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise _ContractError(f"step() returned {name}={_short(value)}; it must be True or False.")
+        raise ContractError(f"step() returned {name}={shown_with_type(value)}; it must be True or False.")
     return bool(value)
-
-
-def _checked_info(info: object, call: str) -> dict[str, Any]:
-    if not isinstance(info, dict):
-        raise _ContractError(f"{call}() returned the info {_short(info)}; it must be a dict.")
-    if (role := info.get("obs_role", "user")) not in OBSERVATION_ROLES:
-        raise _ContractError(f"info['obs_role'] is {_short(role)}; allowed: {', '.join(OBSERVATION_ROLES)}.")
-    return {key: value for key, value in info.items() if isinstance(key, str) and _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    if value is None or isinstance(value, (str, int, float, np.generic)):
-        return True
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return isinstance(value, (list, tuple)) and all(map(_is_plain, value))
-
-
-def _short(value: object) -> str:
-    text = shown(value)
-    return text if text.endswith(")") and "… (" in text else f"{text} ({type(value).__name__})"
 
 
 def describe_raised(error: BaseException) -> str:
