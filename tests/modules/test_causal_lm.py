@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from safetensors.torch import load_file, save_file
 
 from gspo_rllib import columns
 from gspo_rllib.connectors import token_trajectory
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.modules import loading
+from gspo_rllib.modules.loading import load_causal_lm
 from gspo_rllib.packing import pack
 from tests.episodes import make_episode
 from tests.learners.small_learner import SPACES, bf16_learner, learner_config
@@ -51,3 +57,32 @@ def test_log_probs_are_float32_and_a_float32_head_is_exact_for_the_states_it_rea
 def test_another_head_precision_is_refused(tiny_dense):
     with pytest.raises(SettingError, match=r"head_dtype.*'bfloat16'; allowed: None, 'float32'"):
         bf16_learner(tiny_dense, head_dtype="bfloat16")
+
+
+def _with_weights(source: str, folder: Path, **more: torch.Tensor) -> str:
+    """A copy of a model folder that holds more weights, named with __ for each dot."""
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights |= {name.replace("__", "."): tensor for name, tensor in more.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model__layers__0__self_attn__q_proj__bias", "model__layers__1__mlp__up_norm__weight", "model__norm__bias"],
+)
+def test_weights_of_a_part_at_work_that_the_config_has_no_place_for_are_refused(name, tiny_dense, tmp_path):
+    path = _with_weights(tiny_dense, tmp_path / "model", **{name: torch.ones(8)})
+    with pytest.raises(ModelError, match=f"1 weights of the folder have no place .*{name.replace('__', '[.]')}"):
+        load_causal_lm(path, trust_remote_code=False)
+
+
+def test_parts_beside_the_model_are_told_and_what_is_computed_is_passed_over(tiny_dense, tmp_path, caplog):
+    computed = {"model__layers__0__self_attn__rotary_emb__inv_freq": torch.ones(4)}
+    load_causal_lm(_with_weights(tiny_dense, tmp_path / "old", **computed), trust_remote_code=False)
+    assert not [record for record in caplog.records if record.name == loading.__name__]
+    further = {"v_head__summary__weight": torch.ones(4), "model__layers__9__mlp__up_proj__weight": torch.ones(4)}
+    load_causal_lm(_with_weights(tiny_dense, tmp_path / "more", **further), trust_remote_code=False)
+    [told] = [record.message for record in caplog.records if record.name == loading.__name__]
+    assert "2 weights of the folder, model.layers.9.mlp.up_proj.weight for one" in told
