@@ -35,6 +35,7 @@ from gspo_rllib.envs.verifiers import (
     find_verifier,
     judge,
     math_verify,
+    numeric,
 )
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import STATED_ANSWER, ChatSpec
@@ -91,11 +92,14 @@ class DatasetEnv(TextTaskEnv):
         self._verifier = find_verifier(verifier)
         # A function of the user's own is given what a row holds; the named ones compare texts.
         self._structured = self._verifier not in VERIFIERS.values()
+        number = self._verifier is numeric
         if rows is not None:
             self._rows: Sequence[Row] = list(rows)
-            check_rows(self._rows, "rows", question, answer, structured=self._structured)
+            check_rows(self._rows, "rows", question, answer, structured=self._structured, number=number)
         else:
-            self._rows = load_checked_rows(str(path), split, question, answer, structured=self._structured)
+            self._rows = load_checked_rows(
+                str(path), split, question, answer, structured=self._structured, number=number
+            )
         self._num_rows = len(self._rows)
         if limit is not None:
             self._num_rows = min(self._num_rows, checked_integer("limit", limit, 1, 2**31))

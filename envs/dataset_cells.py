@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gspo_rllib.envs.answers import stated_answer
+from gspo_rllib.envs.numbers import read_number
 from gspo_rllib.errors import shown
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -54,12 +55,13 @@ def question_of(value: Any) -> Asked:
     return Asked(_text(value, "write it as a text, or as a list of messages with 'role' and 'content'"))
 
 
-def answer_of(value: Any, *, structured: bool) -> str:
+def answer_of(value: Any, *, structured: bool, number: bool = False) -> str:
     """The gold answer in the answer column of a row.
 
     Args:
         value: What the column holds.
         structured: Whether a mapping or a list is handed on as JSON, to a verifier that can read it.
+        number: Whether it must state a number, since no reply to anything else could be right.
 
     Raises:
         ValueError: It holds nothing, or what is no answer; the message says what.
@@ -76,8 +78,13 @@ def answer_of(value: Any, *, structured: bool) -> str:
     if structured and isinstance(value, (Mapping, list, tuple, np.ndarray)):
         return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value, ensure_ascii=False, default=str)
     text = _text(value, "name a column of text, or a verifier of your own, which is given it as JSON")
-    if not structured and (missing := stated_answer(text).missing):
-        raise ValueError(f"holds {shown(text, 60)}, which states no answer: {missing}")
+    if structured:
+        return text
+    stated = stated_answer(text)
+    if stated.missing:
+        raise ValueError(f"holds {shown(text, 60)}, which states no answer: {stated.missing}")
+    if number and read_number(stated.text, formula=stated.is_boxed) is None:
+        raise ValueError(f"holds {shown(text, 60)}, which is no number; verifier='exact' and 'math_verify' take others")
     return text
 
 

@@ -21,7 +21,7 @@ from typing import Any, overload
 
 from gspo_rllib.envs.dataset_cells import answer_of, question_of
 from gspo_rllib.envs.dataset_hub import HUB, load_from_hub
-from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean
+from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean, shown
 
 Row = dict[str, Any]
 
@@ -97,7 +97,9 @@ def load_rows(path: str, split: str | None = None) -> Sequence[Row]:
     return _load_rows(path, split, _changed(path))
 
 
-def load_checked_rows(path: str, split: str | None, question: str, answer: str, *, structured: bool) -> Sequence[Row]:
+def load_checked_rows(
+    path: str, split: str | None, question: str, answer: str, *, structured: bool, number: bool = False
+) -> Sequence[Row]:
     """The same rows, every one of which has been looked at: once per process.
 
     Args:
@@ -106,20 +108,21 @@ def load_checked_rows(path: str, split: str | None, question: str, answer: str, 
         question: Column of the question.
         answer: Column of the gold answer.
         structured: As for ``answer_of``.
+        number: As for ``answer_of``.
 
     Raises:
         SettingError: The rows have no such column.
         EnvError: There is nothing to read, or it cannot be read, or a row cannot be used.
     """
-    return _load_checked_rows(path, split, _changed(path), question, answer, structured)
+    return _load_checked_rows(path, split, _changed(path), question, answer, structured, number)
 
 
 @functools.lru_cache(maxsize=8)
 def _load_checked_rows(
-    path: str, split: str | None, changed: int, question: str, answer: str, structured: bool
+    path: str, split: str | None, changed: int, question: str, answer: str, structured: bool, number: bool
 ) -> Sequence[Row]:
     rows = _load_rows(path, split, changed)
-    check_rows(rows, f"path={path!r}", question, answer, structured=structured)
+    check_rows(rows, f"path={path!r}", question, answer, structured=structured, number=number)
     return rows
 
 
@@ -127,7 +130,9 @@ def _changed(path: str) -> int:
     return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
 
 
-def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, *, structured: bool) -> None:
+def check_rows(
+    rows: Sequence[Any], source: str, question: str, answer: str, *, structured: bool, number: bool = False
+) -> None:
     """Looks at every row; of those that are made when asked for, none is kept.
 
     Args:
@@ -136,6 +141,7 @@ def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, *, 
         question: Column of the question.
         answer: Column of the gold answer.
         structured: As for ``answer_of``.
+        number: As for ``answer_of``.
 
     Raises:
         SettingError: There is no row, or the first one lacks a column.
@@ -149,7 +155,7 @@ def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, *, 
             raise SettingError(f"the rows have no column {column!r}. {did_you_mean(column, map(str, first))}")
     checks: dict[str, Callable[[Any], Any]] = {
         question: question_of,
-        answer: functools.partial(answer_of, structured=structured),
+        answer: functools.partial(answer_of, structured=structured, number=number),
     }
     few = rows.scan(list(checks)) if isinstance(rows, LazyRows) else [rows]
     for number, row in enumerate(itertools.chain.from_iterable(few)):
@@ -218,7 +224,7 @@ def _read_jsonl(path: Path) -> NumberedRows:
     for number, line in _lines(path):
         if line.strip():
             try:
-                rows.append(_mapping(json.loads(line)))
+                rows.append(_mapping(json.loads(line, object_pairs_hook=_without_doubles)))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from error
             rows.lines.append(number)
@@ -228,7 +234,7 @@ def _read_jsonl(path: Path) -> NumberedRows:
 def _read_json(path: Path) -> Sequence[Row]:
     text = "".join(line for _, line in _lines(path))
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one document per line, under the name of JSON
             return _read_jsonl(path)
@@ -261,6 +267,7 @@ def _read_csv(path: Path) -> NumberedRows:
                     continue
                 if header is None:
                     header = fields
+                    _check_once([name for name in fields if name.strip()], "in the header")
                     continue
                 if any(field.strip() for field in fields[len(header) :]):
                     raise ValueError(
@@ -296,6 +303,20 @@ def _of_datasets(dataset: Any, path: str, split: str | None) -> LazyRows:
             yield [dict(zip(columns, values, strict=True)) for values in zip(*map(few.get, columns), strict=True)]
 
     return LazyRows(dataset.column_names, len(dataset), lambda number: dict(dataset[number]), scan)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        _check_once([name for name, _ in pairs], "in one object")
+    return row
+
+
+def _check_once(names: Sequence[str], where: str) -> None:
+    """Refuses a name that is there twice, of which readers take the last."""
+    double = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if double is not None:
+        raise ValueError(f"{shown(double)} is there twice {where}; give each column one name")
 
 
 def _mapping(row: Any) -> Row:

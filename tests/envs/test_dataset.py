@@ -278,6 +278,36 @@ def test_a_row_that_cannot_be_used_is_found_at_load_wherever_it_is(tmp_path, sou
         DatasetEnv(**settings)
 
 
+@pytest.mark.parametrize("answer", ["forty-two", "#### n/a", r"\boxed{17}"])
+def test_a_gold_answer_that_is_no_number_is_found_at_load_where_numbers_are_compared(answer) -> None:
+    rows = [*ROWS, {"question": "?", "answer": answer}]
+    DatasetEnv(rows=rows)  # other verifiers read it
+    if "17" in answer:
+        DatasetEnv(rows=rows, verifier="numeric")
+        return
+    with pytest.raises(
+        EnvError, match=r"^rows, row 11, column 'answer': holds .* which is no number; verifier='exact'"
+    ):
+        DatasetEnv(rows=rows, verifier="numeric")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        (
+            "rows.jsonl",
+            '{"question": "1?", "answer": "1", "answer": "2"}',
+            r"line 1: 'answer' is there twice in one object",
+        ),
+        ("rows.json", '[{"question": "1?", "answer": "1", "answer": "2"}]', "'answer' is there twice in one object"),
+        ("rows.csv", "question,answer,answer\n1?,1,2\n", "'answer' is there twice in the header"),
+    ],
+)
+def test_a_column_that_is_there_twice_is_refused_and_not_the_last_one_taken(tmp_path, name, text, complaint) -> None:
+    with pytest.raises(EnvError, match=complaint):
+        DatasetEnv(written(tmp_path, name, text))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_rows_that_stay_on_disk_are_all_looked_at_too(tmp_path, kind) -> None:
     rows = [{"question": str(n), "answer": None if n == 2345 else "1", "heavy": "x"} for n in range(3000)]
