@@ -105,7 +105,8 @@ NUM_GROUPS_GIVEN_UP = "num_groups_given_up"
 """Groups that were asked for and could not be completed."""
 
 NUM_GROUPS_MIXED_TASKS = "num_groups_mixed_tasks"
-"""Groups whose members saw different first observations although they were reset with one seed."""
+"""Groups whose members saw different first observations, or answers to the same first reply, although they were reset
+with one seed."""
 
 NUM_VERSION_REFUSALS = "num_version_refusals"
 """Calls of ``sample`` that returned nothing because the engine did not hold the weights version asked for."""

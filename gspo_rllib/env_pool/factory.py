@@ -48,6 +48,8 @@ class LanguageEnvSpec:
         max_turns: Most turns of an episode; its attribute ``max_turns``, None where it has none.
         num_tasks: How many tasks it counts, named ``"0"``, ``"1"``, …; None where it has no ``num_tasks()``.
         first_observations: What it said first in some tasks, if it was tried.
+        deterministic: Whether it answers equal replies to one task alike; ``metadata["deterministic"]``, True by
+            default.
     """
 
     make: EnvMaker
@@ -60,6 +62,7 @@ class LanguageEnvSpec:
     max_turns: int | None = None
     num_tasks: int | None = None
     first_observations: tuple[str, ...] = ()
+    deterministic: bool = True
 
 
 def env_maker(
@@ -190,6 +193,7 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         obs_role=_obs_role(instance, chat),
         max_turns=_max_turns(instance),
         num_tasks=_num_tasks(name, instance),
+        deterministic=bool(metadata.get("deterministic", True)),
     )
 
 

@@ -77,7 +77,9 @@ class EnvSession:
         options = {} if call.task_id is None else {"options": {"task_id": call.task_id}}
         returned = self.env.reset(seed=call.seed, **options)
         if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise ContractError(f"reset() returned {shown_with_type(returned)}; it must return (observation str, info dict).")
+            raise ContractError(
+                f"reset() returned {shown_with_type(returned)}; it must return (observation str, info dict)."
+            )
         observation, info = returned
         chat = self.env.get_wrapper_attr("chat") if self.env.has_wrapper_attr("chat") else None
         if not isinstance(chat, ChatSpec | None):
@@ -94,8 +96,8 @@ class EnvSession:
         returned = self.env.step(action)
         if not (isinstance(returned, tuple) and len(returned) == 5):
             raise ContractError(
-                f"step() returned {shown_with_type(returned)}; it must return (observation str, reward float, terminated bool, "
-                "truncated bool, info dict)."
+                f"step() returned {shown_with_type(returned)}; it must return (observation str, reward float, "
+                "terminated bool, truncated bool, info dict)."
             )
         observation, reward, terminated, truncated, info = returned
         return {

@@ -1,4 +1,7 @@
-"""Watches that the members of a group meet one task: the same seed must give the same first observation."""
+"""Watches that the members of a group meet one task: the same seed must give the same first observation.
+
+A task may be hidden by its first observation ("guess the number"), so the same first reply must be answered alike, too.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,23 @@ from collections.abc import Iterable
 
 from ray.util import log_once
 
+from gspo_rllib.env_pool.calls import EnvAnswer
 from gspo_rllib.env_runners.group_scheduler import Assignment
 
 logger = logging.getLogger(__name__)
 
 
 class FirstObservations:
-    """The first observation of every group being played."""
+    """The first observation of every group being played, and what its first replies were answered.
 
-    def __init__(self) -> None:
+    Args:
+        deterministic: Whether equal replies must be answered alike; False where chance is part of the environment.
+    """
+
+    def __init__(self, *, deterministic: bool = True) -> None:
         self._first: dict[str, tuple[int, str]] = {}
+        self._answers: dict[str, dict[tuple[int, str], tuple[str, float, bool, bool]]] = {}
+        self._deterministic = deterministic
 
     def differ(self, assignment: Assignment, observation: str) -> bool:
         """Whether another member of the group saw something else; the first time, the log says so.
@@ -42,7 +52,37 @@ class FirstObservations:
             )
         return True
 
+    def answers_differ(self, assignment: Assignment, reply: str, answer: EnvAnswer) -> bool:
+        """Whether another member of the group was answered otherwise; the first time, the log says so.
+
+        Args:
+            assignment: The trajectory that took its first turn.
+            reply: What it said.
+            answer: What the environment made of it.
+        """
+        if not self._deterministic:
+            return False
+        answers = self._answers.setdefault(assignment.group_id, {})
+        said = (answer.observation, answer.reward, answer.terminated, answer.truncated)
+        known = answers.setdefault((assignment.replacement, reply), said)
+        if known == said:
+            return False
+        if log_once("gspo_rllib_mixed_answers"):
+            logger.warning(
+                "Trajectories of one group began alike, and to the same first reply, %.200r, the environment said "
+                "%.200r (reward %g) to one and %.200r (reward %g) to another, although reset(seed=...) got one seed "
+                "(%d). Group advantages compare trajectories of one task: draw all of the task from the seed "
+                "(self.np_random), not from a global random state. Where chance is part of every step, declare it: "
+                'metadata["deterministic"] = False.',
+                reply,
+                *known[:2],
+                *said[:2],
+                assignment.task_seed,
+            )
+        return True
+
     def forget(self, group_ids: Iterable[str]) -> None:
         """Forgets groups that are played no more."""
         for group_id in group_ids:
             self._first.pop(group_id, None)
+            self._answers.pop(group_id, None)

@@ -45,6 +45,7 @@ class _Playing:
     story: Generator[Wait, Any, None]
     ticket: int | None = None
     request_id: str | None = None
+    first_reply: str | None = None
 
 
 class Rollout(EnginePlayer):
@@ -58,6 +59,7 @@ class Rollout(EnginePlayer):
         settings: Temperature and budgets.
         run_seed: Root of the sampling seeds.
         observer: Called with every event of every episode; None for no calls.
+        deterministic: Whether the environment answers equal replies alike, as it says itself.
 
     Attributes:
         holds_turns: While True no new turn reaches the engine, so that it becomes idle once those that run have ended;
@@ -77,6 +79,7 @@ class Rollout(EnginePlayer):
         *,
         run_seed: int,
         observer: EpisodeObserver | None = None,
+        deterministic: bool = True,
     ) -> None:
         super().__init__(engine)
         self._pool = pool
@@ -87,7 +90,7 @@ class Rollout(EnginePlayer):
         self._running: dict[Assignment, _Playing] = {}
         self._by_ticket: dict[int, _Playing] = {}
         self._by_request: dict[str, _Playing] = {}
-        self._first_observations = FirstObservations()
+        self._first_observations = FirstObservations(deterministic=deterministic)
 
     def advance(self) -> bool:
         """One step of the engine and the answers of the environments that have come in.
@@ -159,10 +162,18 @@ class Rollout(EnginePlayer):
         if answer.failure is not None:
             self._fail(playing, answer.failure)
             return
-        assignment = playing.trajectory.assignment
-        if answer.is_reset and self._first_observations.differ(assignment, answer.observation):
+        if self._shows_another_task(playing, answer):
+            assignment = playing.trajectory.assignment
             self._stats.mixed_tasks.add((assignment.group_id, assignment.replacement))
         self._go_on(playing, answer)
+
+    def _shows_another_task(self, playing: _Playing, answer: EnvAnswer) -> bool:
+        """Whether a trajectory's first answers are not those of the others of its group."""
+        assignment, watched = playing.trajectory.assignment, self._first_observations
+        if answer.is_reset:
+            return watched.differ(assignment, answer.observation)
+        reply, playing.first_reply = playing.first_reply, None
+        return reply is not None and watched.answers_differ(assignment, reply, answer)
 
     def _go_on(self, playing: _Playing, answer: EnvAnswer | Generation | None) -> None:
         """Tells a trajectory what it waited for, and asks for what it waits for next."""
@@ -179,6 +190,7 @@ class Rollout(EnginePlayer):
             elif isinstance(wanted, Reset):
                 self._await(playing, self._pool.reset(slot, wanted.task_seed, wanted.task_id, wanted.stage))
             else:
+                playing.first_reply = None if len(playing.trajectory.episode) else wanted.action
                 self._await(playing, self._pool.step(slot, wanted.action))
         self._stats.num_segments += playing.trajectory.num_segments - segments
 

@@ -87,7 +87,15 @@ class RolloutParts:
         """A rollout on this engine and in a pool that ``make_pool`` made; greedy unless it explores."""
         assert isinstance(pool, EnvPool)
         settings = self.settings if explore else dataclasses.replace(self.settings, temperature=0.0)
-        return Rollout(engine, pool, self.renderer_for, settings, run_seed=self._run_seed, observer=observer)
+        return Rollout(
+            engine,
+            pool,
+            self.renderer_for,
+            settings,
+            run_seed=self._run_seed,
+            observer=observer,
+            deterministic=all(env.deterministic for env in (self._env, *self._stages)),
+        )
 
     def acquire_engine(self, worker_index: int) -> Engine:
         """The process's engine for this config; it must be released.

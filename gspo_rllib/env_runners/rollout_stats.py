@@ -48,7 +48,8 @@ class RolloutStats:
         tokens_cached: Prompt tokens the engine did not have to compute.
         failures: Failed trajectories by kind.
         errors: Distinct messages of the failures, oldest first.
-        mixed_tasks: (group, replacement) whose members saw different first observations.
+        mixed_tasks: (group, replacement) whose members saw different first observations, or answers to the
+            same first reply.
         groups: The complete groups.
         num_retries: Trajectories started again with the same task.
         num_replaced: Groups started again with another task.

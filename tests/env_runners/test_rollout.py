@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.util.debug import reset_log_once
 
 from gspo_rllib.engines.protocol import EngineSpec, Generation
 from gspo_rllib.engines.transformers import TransformersEngine
 from gspo_rllib.env_pool.calls import EnvAnswer
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_pool.pool import EnvPool
 from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.first_observations import FirstObservations
+from gspo_rllib.env_runners.group_scheduler import Assignment
 from gspo_rllib.env_runners.rollout import Rollout
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import WeightSyncError
@@ -390,6 +394,44 @@ def test_a_group_whose_environment_ignores_its_seed_is_counted(play: Callable) -
     assert len(stats.mixed_tasks) == 2
     _, stats = play(faulty_envs.EchoEnv, groups=2)
     assert stats.mixed_tasks == set()
+
+
+class HidesItsTask(faulty_envs.EchoEnv):
+    """Says the same first in every trajectory, and draws what it asks for from a counter instead of from its seed."""
+
+    count: ClassVar[list[int]] = [0]
+
+    def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        answer = super().reset(**kwargs)
+        self.count[0] += 1
+        self.number = self.count[0]
+        return answer
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return observation, float(self.number), *rest
+
+
+def test_a_group_whose_environment_hides_a_task_of_its_own_in_each_trajectory_is_counted(
+    play: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    reset_log_once("gspo_rllib_mixed_answers")
+    _, stats = play(HidesItsTask, groups=2, temperature=0.0)  # so that all say the same
+    assert len(stats.mixed_tasks) == 2
+    assert "to the same first reply" in caplog.text
+    _, stats = play(faulty_envs.EchoEnv, groups=2, temperature=0.0)
+    assert stats.mixed_tasks == set()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_equal_replies_may_be_answered_otherwise_where_chance_is_declared(deterministic: bool) -> None:
+    spec = check_language_env_spec(HidesItsTask)
+    assert spec.deterministic
+    watched = FirstObservations(deterministic=deterministic)
+    members = [Assignment("g", index, attempt=0, replacement=0, task_seed=0) for index in range(3)]
+    answers = [EnvAnswer(0, 0, observation="on", reward=reward) for reward in (1.0, 1.0, 2.0)]
+    differ = [watched.answers_differ(*both) for both in zip(members, ["a"] * 3, answers, strict=True)]
+    assert differ == [False, False, deterministic]
 
 
 def test_an_interrupted_rollout_leaves_no_request_behind(play: Callable, engine: RecordingEngine) -> None:
