@@ -34,6 +34,7 @@ from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.evaluation import EvaluatesTasks
 from gspo_rllib.algorithms.policy_gradient.foreign_methods import RefusesOldCalls
+from gspo_rllib.algorithms.policy_gradient.cut_monitor import CutMonitor
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.kept_trajectories import KeepsTrajectories
 from gspo_rllib.algorithms.policy_gradient.outliving_learners import OutlivesLearners
@@ -104,6 +105,7 @@ class PolicyGradient(
         self._settings: TrainingSettings = config.settings(config.training_settings)
         self._clip_monitor = ClipMonitor(self._settings)
         self._idle_monitor = IdleMonitor()
+        self._cut_monitor = CutMonitor()
         self._curriculum = Curriculum(
             len(self._settings.curriculum),
             threshold=self._settings.curriculum_success,
@@ -325,6 +327,8 @@ class PolicyGradient(
             raise
         self._taken += [group.group_id for group in groups]
         self._idle_monitor.draw(groups)
+        if (warning := self._cut_monitor.draw(groups)) is not None:
+            logger.warning(warning)
         self._offer(groups)
         if not isinstance(self._source, RecordedGroups):
             self._keep(groups)
