@@ -34,8 +34,8 @@ def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedMod
         The model in evaluation mode, and the class of the config that its folder describes.
 
     Raises:
-        ModelError: It cannot be loaded, lacks weights, holds some that its parts have no place for, or has an adapter
-            beside it.
+        ModelError: It cannot be loaded, lacks weights, holds some that its parts have no place for, or two where its
+            config says that there is one, or has an adapter beside it.
     """
     config = load_model_config(path, trust_remote_code=trust_remote_code)
     with quiet_transformers(), translated(path, "no causal language model could be loaded"):
@@ -47,10 +47,23 @@ def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedMod
             f"model path {path!r}: {len(missing)} weights of the model are not in the folder, {missing[0]} for one; "
             "transformers would have made them up. Download or save the model again."
         )
+    _check_tied(path, model)
     _check_unused(path, model, loading["unexpected_keys"])
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"model path {path!r} holds an adapter beside its model. Merge both, or leave it out.")
     return model.eval(), type(config)
+
+
+def _check_tied(path: str, model: PreTrainedModel) -> None:
+    """Refuses two weights that the config calls one and that differ: transformers trains both, and vLLM samples one."""
+    for second, first in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        tied = second in model.all_tied_weights_keys or model.get_parameter(second) is model.get_parameter(first)
+        if not tied:
+            raise ModelError(
+                f"model path {path!r}: {second} and {first} are one weight by config.json (tie_word_embeddings), but "
+                "the folder holds both, and they differ. Set tie_word_embeddings to false in config.json if the model "
+                "was trained with both, or save the model again without the one that was not."
+            )
 
 
 def _check_unused(path: str, model: PreTrainedModel, names: Collection[str]) -> None:

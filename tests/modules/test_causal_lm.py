@@ -86,3 +86,11 @@ def test_parts_beside_the_model_are_told_and_what_is_computed_is_passed_over(tin
     load_causal_lm(_with_weights(tiny_dense, tmp_path / "more", **further), trust_remote_code=False)
     [told] = [record.message for record in caplog.records if record.name == loading.__name__]
     assert "2 weights of the folder, model.layers.9.mlp.up_proj.weight for one" in told
+
+
+def test_a_head_of_its_own_where_the_config_says_that_it_is_the_embeddings_is_refused(tiny_tied, tmp_path):
+    embeddings = load_causal_lm(tiny_tied, trust_remote_code=False)[0].get_input_embeddings().weight.detach().clone()
+    load_causal_lm(_with_weights(tiny_tied, tmp_path / "same", lm_head__weight=embeddings), trust_remote_code=False)
+    path = _with_weights(tiny_tied, tmp_path / "other", lm_head__weight=2 * embeddings)
+    with pytest.raises(ModelError, match=r"lm_head\.weight and model\.embed_tokens\.weight are one weight by"):
+        load_causal_lm(path, trust_remote_code=False)
