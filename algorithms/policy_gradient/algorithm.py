@@ -32,9 +32,9 @@ from gspo_rllib.algorithms.policy_gradient.choices import SCHEDULES
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
+from gspo_rllib.algorithms.policy_gradient.cut_monitor import CutMonitor
 from gspo_rllib.algorithms.policy_gradient.evaluation import EvaluatesTasks
 from gspo_rllib.algorithms.policy_gradient.foreign_methods import RefusesOldCalls
-from gspo_rllib.algorithms.policy_gradient.cut_monitor import CutMonitor
 from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMonitor
 from gspo_rllib.algorithms.policy_gradient.kept_trajectories import KeepsTrajectories
 from gspo_rllib.algorithms.policy_gradient.outliving_learners import OutlivesLearners

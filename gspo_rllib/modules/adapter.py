@@ -45,7 +45,9 @@ class Adapter:
         self._base = _fingerprint(model.state_dict())
         if settings.adapter is not None:
             known = adapter_config(settings.adapter)
-            config = LoraConfig.from_peft_type(**{**known, "lora_dropout": 0.0, "inference_mode": False})
+            # How it was begun no longer matters: its values are read from its file.
+            ours = {"lora_dropout": 0.0, "inference_mode": False, "init_lora_weights": True, "eva_config": None}
+            config = LoraConfig.from_peft_type(**{**known, **ours})
         else:
             alpha = int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha
             given = settings.target_modules

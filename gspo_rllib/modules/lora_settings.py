@@ -22,6 +22,21 @@ from gspo_rllib.model_folder import load_model_config
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer but the head."""
 
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # Others (PiSSA, OLoRA, LoftQ, ...) change the base as well, so that with the adapter off it is another model.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+}
+"""What a saved adapter must say to be plain LoRA."""
+_NO_KIND = frozenset(
+    {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters"}
+    | {"exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "lora_dropout", "inference_mode"}
+    | {"peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "runtime_config"}
+    | {"eva_config", "megatron_core", "qalora_group_size"}
+)
+"""What a plain one may set beside; anything else makes it of another kind, and each release of peft brings some."""
+
 _SHOWN = 24  # names of a list in a message
 
 
@@ -121,9 +136,8 @@ def adapter_config(folder: str | pathlib.Path) -> dict[str, Any]:
             "`gspo-rllib export` wrote; of one on the hub, `hf download NAME --local-dir FOLDER` makes it."
         )
     config: dict[str, Any] = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    plain = {"peft_type": "LORA", "bias": "none"}
-    odd = [f"{name} is {config.get(name)!r}" for name, value in plain.items() if config.get(name) != value]
-    odd += [f"{name} is set" for name in ("use_dora", "lora_bias", "modules_to_save") if config.get(name)]
+    odd = [f"{name} is {config.get(name)!r}" for name, plain in _PLAIN.items() if config.get(name) not in plain]
+    odd += [f"{name} is set" for name, value in config.items() if value and name not in _NO_KIND and name not in _PLAIN]
     if odd:
         raise ModelError(
             f"adapter {str(folder)!r}: {', '.join(odd)}; only plain LoRA can be trained and sampled here. Merge it "

@@ -18,6 +18,7 @@ from gspo_rllib import columns
 from gspo_rllib.errors import ModelError
 from gspo_rllib.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.modules.lora_settings import adapter_config
 from gspo_rllib.modules.own_attention import own_attention
 from gspo_rllib.packing import pack, packed_rows
 from gspo_rllib.types import TokenTrajectory
@@ -179,6 +180,32 @@ def test_an_adapter_of_another_library_is_trained_on_where_it_is_plain(tiny_dens
     (tmp_path / ADAPTER_WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"there is no adapter_model\.safetensors"):
         build(tiny_dense, {"adapter": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is set"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is set"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices is set"),
+        ({"a_kind_of_next_year": {"x": 1}}, "a_kind_of_next_year is set"),
+        ({"init_lora_weights": "orthogonal", "use_dora": False, "loftq_config": {}, "a_kind_of_next_year": None}, None),
+    ],
+)
+def test_what_makes_an_adapter_more_than_plain_lora_is_refused(
+    tiny_dense: str, tmp_path: Path, said: dict[str, Any], complaint: str | None
+) -> None:
+    module = build(tiny_dense, {"rank": 4})
+    module.save_to_path(str(tmp_path))
+    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({**config, **said}))
+    if complaint is None:
+        assert build(tiny_dense, {"adapter": str(tmp_path)}).adapter is not None
+        return
+    with pytest.raises(ModelError, match=f"{complaint}; only plain LoRA can be trained"):
+        adapter_config(tmp_path)
 
 
 def test_a_base_that_passes_no_gradient_on_is_refused(tiny_dense: str, monkeypatch: pytest.MonkeyPatch) -> None:
