@@ -19,7 +19,7 @@ from gspo_rllib.types import REWARD_PARTS
 
 OBSERVATION_ROLES = ("user", "tool")
 
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _VALUE_OF: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 _FOREIGN = object()
 
@@ -47,11 +47,12 @@ def plain_info(info: object, call: str) -> dict[str, Any]:
     except RecursionError:
         raise ContractError(f"{call}() returned an info that is nested without end; it must be plain data.") from None
     for word, (read, allowed) in _WORDS.items():
-        if word in info:
-            try:
-                plain[word] = read(info[word])
-            except ValueError:
-                raise ContractError(f"info[{word!r}] is {shown_with_type(info[word])}; {allowed}.") from None
+        if word not in info:
+            continue
+        try:
+            plain[word] = read(info[word])
+        except ValueError:
+            raise ContractError(f"info[{word!r}] is {shown_with_type(info[word])}; {allowed}.") from None
     return plain
 
 
@@ -71,8 +72,7 @@ def shown_with_type(value: object) -> str:
 
 def _plain(value: Any) -> Any:
     """A copy as plain data, or ``_FOREIGN``; what is foreign in a dict is left out of it."""
-    kind = type(value)
-    if kind in _PLAIN:
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, dict):
         pairs = ((key, _plain(item)) for key, item in value.items() if isinstance(key, str))
@@ -90,10 +90,11 @@ def _plain(value: Any) -> Any:
 
 
 def _flag(value: Any) -> bool | None:
-    plain = _plain(value)
-    if plain is not None and plain not in (True, False):  # 1 and 0.0 are among them
+    if value is None or isinstance(value, bool):
+        return value
+    if (plain := _plain(value)) not in (True, False):  # 1 and 0.0 are among them
         raise ValueError
-    return None if plain is None else bool(plain)
+    return bool(plain)
 
 
 def _numbers(value: Any) -> dict[str, float]:
