@@ -158,8 +158,8 @@ def check_rows(
         answer: functools.partial(answer_of, structured=structured, number=number),
     }
     few = rows.scan(list(checks)) if isinstance(rows, LazyRows) else [rows]
-    for number, row in enumerate(itertools.chain.from_iterable(few)):
-        place = f"line {rows.lines[number]}" if isinstance(rows, NumberedRows) else f"row {number + 1}"
+    for index, row in enumerate(itertools.chain.from_iterable(few)):
+        place = f"line {rows.lines[index]}" if isinstance(rows, NumberedRows) else f"row {index + 1}"
         if not isinstance(row, Mapping):
             raise EnvError(f"{source}, {place}: is a {type(row).__name__}; it must be a mapping.")
         for column, check in checks.items():

@@ -44,7 +44,7 @@ class Adapter:
         self._model, self._path = model, path
         self._base = _fingerprint(model.state_dict())
         if settings.adapter is not None:
-            known = adapter_config(settings.adapter)
+            known = {name: value for name, value in adapter_config(settings.adapter).items() if value is not None}
             # How it was begun no longer matters: its values are read from its file.
             ours = {"lora_dropout": 0.0, "inference_mode": False, "init_lora_weights": True, "eva_config": None}
             config = LoraConfig.from_peft_type(**{**known, **ours})
