@@ -29,7 +29,7 @@ from gspo_rllib.modules.activation_costs import ATTENTION, ActivationCosts, Obse
 
 logger = logging.getLogger(__name__)
 
-TILE = 2048
+TILE = 1024
 """Tokens that a part which treats each token alone is computed with at a time, where it recomputes in tiles."""
 
 
