@@ -140,7 +140,7 @@ def test_longer_rows_recompute_more_and_the_first_layers_do(tiny_dense: str) -> 
     assert seen[1] == [True, False]
     # What the last layer forgets is wanted first, so that forgetting it saves next to nothing.
     assert seen[2] == [True, False]
-    assert module.recomputation.depths[0] is Depth.ALL_IN_TILES
+    assert module.recomputation.depths[0] is Depth.ALL  # a row of less than a tile gains nothing by tiles
 
 
 def test_a_plan_that_was_made_since_changes_no_gradient(tiny_dense: str) -> None:
