@@ -19,6 +19,7 @@ gradients have the right sizes): what is held does not change, and 32k tokens ta
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -35,7 +36,7 @@ import numpy as np
 import torch
 from growth import exponent
 from machine import processor
-from measure import peak_over_mb, timed
+from measure import Timing, peak_over_mb, timed
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from workload import SIZES, random_model
 
@@ -113,7 +114,8 @@ def attention_share(module: CausalLMModule, row: dict[str, Any]) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run(module, row)
     own = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    return sum(spent for name, spent in own.items() if "flash_attention" in name) / sum(own.values())
+    share: float = sum(spent for name, spent in own.items() if "flash_attention" in name) / sum(own.values())
+    return share
 
 
 def measure(
@@ -128,17 +130,15 @@ def measure(
     if memory_only:
         with no_arithmetic_of_attention():
             # A segment on its own would call torch's attention, another one that continues nothing ours.
-            peak = max(peak_over_mb(lambda row=row: run(module, _as_branches(row))) for row in rows)
+            peak = max(peak_over_mb(functools.partial(run, module, _as_branches(row))) for row in rows)
         return {"peak_mb": peak, "recomputed": _plan(module)}
     peak, seconds = 0.0, []
     for _ in range(repetitions):
         seconds.append(0.0)
         for row in rows:
-            timing: list[float] = []
-            peak = max(
-                peak, peak_over_mb(lambda row=row, timing=timing: timing.append(timed(lambda: run(module, row)).cpu_s))
-            )
-            seconds[-1] += timing[0]
+            timing: list[Timing] = []
+            peak = max(peak, peak_over_mb(functools.partial(_timed, module, row, timing)))
+            seconds[-1] += timing[0].cpu_s
     share = attention_share(module, rows[0])
     total = float(np.median(seconds)) * len(packed) / len(rows)
     tokens = GROUP_SIZE * length
@@ -146,6 +146,10 @@ def measure(
         "rows": len(packed), "rows_run": len(rows), "cpu_s": total, "tokens_per_s": tokens / total, "peak_mb": peak,
         "attention_share": share, "recomputed": _plan(module),
     }  # fmt: skip
+
+
+def _timed(module: CausalLMModule, row: dict[str, Any], timing: list[Timing]) -> None:
+    timing.append(timed(functools.partial(run, module, row)))
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
