@@ -40,7 +40,7 @@ from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.modules import attention
 from gspo_rllib.modules.prefix_attention import PrefixSharing
-from gspo_rllib.modules.sampling_mode import recompute_activations
+from gspo_rllib.modules.recomputation import Recomputation
 from gspo_rllib.packing import pack, packed_rows
 
 WAYS = (
@@ -160,7 +160,7 @@ def compiled_all(module: Any) -> Iterator[None]:
 @contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
     """Activations computed again, within the block."""
-    recompute_activations(model)
+    Recomputation([model])
     try:
         yield
     finally:

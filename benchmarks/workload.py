@@ -31,13 +31,14 @@ PROMPT = 48
 TEXT = gym.spaces.Text(max_length=100_000, min_length=0, charset=string.printable)
 
 
-def random_model(folder: pathlib.Path, *, size: str, vocabulary: int) -> str:
+def random_model(folder: pathlib.Path, *, size: str, vocabulary: int, context: int = CONTEXT) -> str:
     """A random Qwen3 with a tokenizer of exactly ``vocabulary`` tokens; kept from an earlier call.
 
     Args:
         folder: Where models go; this one into a folder of its own below it.
         size: One of ``SIZES``.
         vocabulary: Tokens, learnt from made-up words.
+        context: Tokens that positions are known for.
     """
     path = folder / f"{size}-{vocabulary}"
     if not (path / "config.json").exists():
@@ -48,7 +49,7 @@ def random_model(folder: pathlib.Path, *, size: str, vocabulary: int) -> str:
             texts=[" ".join(words[i : i + 100]) for i in range(0, len(words), 100)],
             vocab_size=vocabulary,
             intermediate_size=3 * SIZES[size]["hidden_size"],
-            max_position_embeddings=CONTEXT,
+            max_position_embeddings=max(context, CONTEXT),
             **SIZES[size],
         )
     return str(path)

@@ -40,7 +40,8 @@ def check(config: Any, generation: GenerationSettings, model_config: Mapping[str
         return
     if not config.in_evaluation:
         _check_reference(config, model_config)
-        if lora.get("target_parameters") and not model_config["activation_checkpointing"]:
+        recomputes = model_config["activation_checkpointing"] or model_config["max_activation_gb"] is not None
+        if lora.get("target_parameters") and not recomputes:
             logger.warning(
                 "rl_module.model_config['lora'] adapts experts (target_parameters) with activation_checkpointing "
                 "False: every layer then keeps an updated copy of its experts until the backward pass, which takes "

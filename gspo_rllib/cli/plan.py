@@ -107,7 +107,13 @@ def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> Lea
         "learners": config.num_learners,
         "reference": bool(settings.kl_coeff),
     }
-    return LearnerMemory.of(sizes, **(known | changes))
+    memory = LearnerMemory.of(sizes, **(known | changes))
+    limit = config.model_config.get("max_activation_gb")
+    if limit is None or "checkpointing" in changes:
+        return memory
+    # Layers recompute until the limit is met, or all of them do.
+    least = LearnerMemory.of(sizes, **{**known, "checkpointing": True, **changes}).activations
+    return dataclasses.replace(memory, activations=min(memory.activations, max(limit * 1e9, least)))
 
 
 def learner_lines(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory) -> Iterator[str]:
@@ -170,7 +176,8 @@ def memory_problems(
 def remedies(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory, room: float, gpus: int) -> Iterator[str]:
     """Settings that would help, the least costly first, each with what it leaves."""
     tokens = config.settings(config.training_settings).max_tokens_per_micro_batch
-    checkpointing = bool(config.model_config.get("activation_checkpointing"))
+    settings = config.model_config
+    checkpointing = bool(settings.get("activation_checkpointing")) or settings.get("max_activation_gb") is not None
     fixed = memory.total - memory.activations
     if not checkpointing:
         less = learner_memory(config, sizes, checkpointing=True)

@@ -39,8 +39,9 @@ from gspo_rllib.modules.lora_settings import LoraSettings
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.modules.named_attention import check_attention_runs
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
-from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
-from gspo_rllib.modules.scoring import Scoring, check_length, score, trunk_states
+from gspo_rllib.modules.recomputation import LIMIT, Recomputation
+from gspo_rllib.modules.sampling_mode import checked_pass
+from gspo_rllib.modules.scoring import Scoring, check_length, num_cells, score, short_row, trunk_states
 from gspo_rllib.modules.varlen_attention import serves_dtype
 
 
@@ -74,9 +75,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         # Sampling needs no critic; never building it there saves its memory too.
         wanted = use_critic and not self.inference_only
         self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
-        if settings["activation_checkpointing"]:
-            for model in self._hugging_face_models():
-                recompute_activations(model)
+        # Which layers compute their activations again in the backward pass; None where all keep them.
+        self.recomputation: Recomputation | None = None
+        limit = settings[LIMIT]
+        if settings["activation_checkpointing"] or limit is not None:
+            self.recomputation = Recomputation(self._hugging_face_models(), None if limit is None else limit * 1e9)
         text_config = self.model.config.get_text_config()
         longest = max_model_len or getattr(text_config, "max_position_embeddings", None)
         # The longest context of a run; a module that no run made has none.
@@ -123,7 +126,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             exact_head=settings["head_dtype"] == "float32",
             temperature=self.temperature,
             max_tokens=self._longest_context,
-            recomputes=settings["activation_checkpointing"],
+            recomputes=self.recomputation is not None,
         )
         return exact_scoring(self._hugging_face_models(), self.tokenizer, wanted)
 
@@ -213,6 +216,15 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 embeddings = trunk_states(trunk, batch, self.scoring)
             values_L: Tensor = self.critic(embeddings)
         return values_L
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """``_forward``, with as few activations recomputed as the limit on them allows."""
+        if self.recomputation is not None and torch.is_grad_enabled():
+            longest = max(batch[columns.SEGMENT_LENGTHS])
+            self.recomputation.fit(
+                num_cells(batch, self.scoring), lambda tokens: self._scores(short_row(batch, tokens)), longest
+            )
+        return self._forward(batch, **kwargs)
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """Scores one packed row; see ``columns`` for names and shapes.

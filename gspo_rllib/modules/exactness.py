@@ -25,7 +25,8 @@ from gspo_rllib.modules.attention import PACKED, watched_windows
 from gspo_rllib.modules.lens import lens, longest_unchanged, short_reach
 from gspo_rllib.modules.own_attention import OWN, own_attention, with_attention
 from gspo_rllib.modules.probe import Answer, Distance, Probe, largest, ordinary_ids, own_logits
-from gspo_rllib.modules.sampling_mode import activations_kept, checked_pass
+from gspo_rllib.modules.recomputation import activations_kept
+from gspo_rllib.modules.sampling_mode import checked_pass
 from gspo_rllib.modules.scoring import Head, Rows, Scoring, score
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ class _Search:
         raise ModelError(
             f"{self._name} cannot be trained: no way to score its tokens gives what its own forward pass does, not "
             f"even its own logits, one segment at a time ({distance})."
-            + (" Set rl_module.model_config['activation_checkpointing'] to False." if self._wanted.recomputes else "")
+            + (" Leave out activation_checkpointing and max_activation_gb." if self._wanted.recomputes else "")
         )
 
     def _rows(self, own: Answer, head: Head) -> Scoring:

@@ -48,6 +48,12 @@ def check_model_config(model_config: dict[str, Any]) -> dict[str, Any]:
     for name, field in _KNOBS.items():
         if name != "lora":
             check(f"rl_module.model_config[{name!r}]", full[name], hints[name], field.metadata)
+    if full["activation_checkpointing"] and full["max_activation_gb"] is not None:
+        raise SettingError(
+            "rl_module.model_config['activation_checkpointing'] is True, so every layer recomputes activations, and "
+            f"rl_module.model_config['max_activation_gb'] is {full['max_activation_gb']:g}, so as few as fit do. Leave "
+            "one of them out."
+        )
     check_attention_name(full["attn_implementation"])
     if full["lora"] is not None:
         check_lora(full["lora"], path=model_path(full), trust_remote_code=full["trust_remote_code"])

@@ -3,7 +3,8 @@
 Hugging Face models ask ``self.training`` whether to drop activations, skip layers, jitter or sample their routing. A
 gradient needs none of that, so they are left in evaluation mode here while gradients flow, whatever their config says.
 Two things go by the mode as well: activation checkpointing, which transformers does in training mode only and which is
-therefore done here; and shortcuts for sampling that a gradient cannot pass, which are looked for and refused.
+therefore done in ``recomputation``; and shortcuts for sampling that a gradient cannot pass, which are looked for here
+and refused.
 """
 
 from __future__ import annotations
@@ -12,74 +13,18 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gspo_rllib.errors import ModelError, SettingError
+from gspo_rllib.errors import ModelError
 
 _T = TypeVar("_T")
-
-_kept: ContextVar[bool] = ContextVar("kept", default=False)
 
 _times_written = operator.attrgetter("_version")
 """How often a tensor was written to in place, as torch's autograd counts it."""
 
 _SAMPLE = 64  # numbers of a frozen parameter
-
-
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Lets every layer of a model forget its activations in the forward pass and compute them again in the backward.
-
-    Args:
-        model: Changed in place; its copies must be made before.
-
-    Raises:
-        SettingError: The model does not say which its layers are.
-    """
-    layers = list(_layers(model))
-    if not layers:
-        raise SettingError(
-            f"rl_module.model_config['activation_checkpointing'] is True, but {type(model).__name__} does not say "
-            "which its layers are (neither GradientCheckpointingLayer nor _no_split_modules); set it to False."
-        )
-    for layer in layers:
-        layer.forward = functools.partial(_recomputed, layer.forward)
-
-
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if _kept.get() or not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-@contextmanager
-def activations_kept() -> Iterator[None]:
-    """Nothing is recomputed inside the block, whatever ``recompute_activations`` was called with."""
-    token = _kept.set(True)
-    try:
-        yield
-    finally:
-        _kept.reset(token)
-
-
-def _layers(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
-    """The outermost modules that transformers would checkpoint; where there are none, those it would not split."""
-    unsplit = getattr(model, "_no_split_modules", None) or ()
-    found = list(_outermost(model, lambda module: isinstance(module, GradientCheckpointingLayer)))
-    yield from found or _outermost(model, lambda module: type(module).__name__ in unsplit)
-
-
-def _outermost(module: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool]) -> Iterator[torch.nn.Module]:
-    for child in module.children():
-        if wanted(child):
-            yield child
-        else:
-            yield from _outermost(child, wanted)
 
 
 def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T]) -> _T:

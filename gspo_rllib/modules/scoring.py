@@ -115,6 +115,28 @@ def check_length(batch: dict[str, Any], scoring: Scoring, name: str) -> None:
         )
 
 
+def num_cells(batch: dict[str, Any], scoring: Scoring) -> int:
+    """Tokens that a model is called with to score a packed row, padding included."""
+    lengths = batch[columns.SEGMENT_LENGTHS]
+    return len(lengths) * max(lengths) if scoring.rows is Rows.PADDED else len(batch[columns.TOKEN_IDS])
+
+
+def short_row(batch: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """A row of the first so many tokens of the longest segment, all but one of them sampled; see ``columns``."""
+    lengths = batch[columns.SEGMENT_LENGTHS]
+    longest = lengths.index(max(lengths))
+    start = sum(lengths[:longest])
+    ids = batch[columns.TOKEN_IDS][start : start + tokens]
+    position = torch.arange(tokens, device=ids.device)
+    return {
+        columns.TOKEN_IDS: ids,
+        columns.POSITION_IDS: position,
+        columns.SEGMENT_LENGTHS: [tokens],
+        columns.LOSS_POSITIONS: position[:-1],
+        columns.LOSS_TOKEN_IDS: ids[1:],
+    }
+
+
 def calls(batch: dict[str, Any], scoring: Scoring) -> list[Call]:
     """What a model is called with to score a packed row; its parts are in the row's order of sampled tokens."""
     if scoring.rows is Rows.PACKED:

@@ -48,6 +48,17 @@ class ModelSettings(Settings):
         choices=(True, False),
         source="ours",
     )
+    max_activation_gb: float | None = knob(
+        None,
+        "Most memory that the activations of a row may take beside weights, gradients and optimiser. As few layers "
+        "recompute theirs as fit into it, and as cheaply: all but attention, all, or all with the largest part of a "
+        "layer some tokens at a time. None: activation_checkpointing decides.",
+        unit="10^9 bytes",
+        low=0.0,
+        high=1e6,
+        low_open=True,
+        source="ours",
+    )
     packing: bool | None = knob(
         None,
         "Whether trajectories share rows: True packs, False gives each a row of its own, None packs wherever that is "

@@ -32,6 +32,7 @@ SMALLEST = {
     "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "
     "--model {model} --seeds 0 --target 0",
     "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
+    "long_contexts.py": "--lengths 512 1024 --vocabulary 1024 --ways 0.05",
     "prefixes.py": "--sizes tiny --prompts 16 --group-sizes 2 --completions 8 --repetitions 1",
     "ranges.py": "run {folder}/ranges.jsonl --tasks letters --rules deviations --lrs 1e-4 --iterations 1 "
     "--evaluated 4 --models {folder}",

@@ -63,6 +63,20 @@ def test_more_gpus_than_there_are_is_said(tiny_dense: str, capsys: pytest.Captur
     assert "does not fit: 4 x learner (1 GPU)" in said and "need 4 GPUs, and there are 2" in said
 
 
+def test_a_limit_on_activations_bounds_them(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def activations(*settings: str) -> float:
+        options = [f"rl_module.model_config.{name}" for name in (f"path={tiny_dense}", *settings)]
+        _, said = _plan(capsys, *options, "--gpus", "1", "--memory", "24")
+        return next(float(line.split()[1]) for line in said.splitlines() if line.startswith("  activations"))
+
+    kept, recomputed = activations(), activations("activation_checkpointing=true")
+    between = round((kept + recomputed) / 2, 3)
+    assert recomputed < between < kept
+    assert activations(f"max_activation_gb={between}") == between
+    assert activations("max_activation_gb=24") == kept
+    assert activations("max_activation_gb=0.001") == recomputed
+
+
 def test_several_learners_and_a_reference_are_counted(tiny_dense: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"rl_module.model_config.path={tiny_dense}"
     _, said = _plan(capsys, model, "learners.num_learners=2", "training.kl_coeff=0.1", "--gpus", "2", "--memory", "80")

@@ -19,7 +19,8 @@ from gspo_rllib.connectors.reference_log_probs import ReferenceLogProbs
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.modules import CausalLMModule
-from gspo_rllib.modules.sampling_mode import checked_pass, recompute_activations
+from gspo_rllib.modules.recomputation import Recomputation
+from gspo_rllib.modules.sampling_mode import checked_pass
 from gspo_rllib.packing import pack
 from tests.episodes import make_episode
 from tests.modules.noisy_models import NOISY, build_noisy
@@ -204,7 +205,7 @@ def test_layers_are_found_by_what_transformers_would_not_split_where_none_can_ch
 
     model, plain = Model(), Model()
     plain.load_state_dict(model.state_dict())
-    recompute_activations(model)
+    Recomputation([model])
     x = torch.randn(2, 3)
     for each in (model, plain):
         each.layers(x).square().sum().backward()
@@ -212,4 +213,4 @@ def test_layers_are_found_by_what_transformers_would_not_split_where_none_can_ch
         torch.testing.assert_close(got.grad, expected.grad)
     assert all("forward" in vars(layer) for layer in model.layers)
     with pytest.raises(SettingError, match=r"activation_checkpointing'\] is True, but Linear does not say"):
-        recompute_activations(torch.nn.Linear(2, 2))
+        Recomputation([torch.nn.Linear(2, 2)])
