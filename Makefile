@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 AGILERL := .venv-agilerl
+DOCS := .venv-docs
 CONFIG ?= configs/calculator.yaml
 SEED_MODEL := models/seed
 RECALL_MODEL := models/recall_long
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions train bench bench-peers clean
+.PHONY: help install lint test test-all test-versions train docs bench bench-peers clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -39,6 +40,12 @@ $(AGILERL)/.installed: requirements/agilerl.txt requirements/install.sh pyprojec
 	@PYTHON="$(PYTHON)" VENV="$(AGILERL)" LISTS="agilerl.txt" bash requirements/install.sh
 	@touch $@
 
+# Nothing of the project is imported to build its pages, so nothing that it needs is installed.
+$(DOCS)/.installed: requirements/docs.txt
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install -q --no-deps --requirement requirements/docs.txt
+	@touch $@
+
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,6 +61,10 @@ test-all: lint  ## The same, a learning run of every objective, and suites that 
 
 test-versions: $(STAMP)  ## The lowest and highest supported versions, each in an environment of its own; by hand: slow, gigabytes
 	$(BIN)/python requirements/test_versions.py $(ROWS)
+
+docs: $(DOCS)/.installed  ## The documentation as a site in site/, which needs no network; a warning or a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+	@$(DOCS)/bin/python docs/site/check.py site
 
 train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GSPO, say where the results are
 	$(BIN)/gspo-rllib train $(CONFIG)
@@ -79,4 +90,4 @@ bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json
 	$(PEERS)/bin/python benchmarks/peers_multi_turn.py --record --picture docs/results/peers_multi_turn.png
 
 clean:  ## Remove the environment and every cache; models/ and results/ stay
-	rm -rf $(VENV) $(PEERS) $(AGILERL) .venv-versions build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(AGILERL) $(DOCS) .venv-versions site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

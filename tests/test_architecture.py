@@ -100,6 +100,8 @@ SPANNING = {
     "test_packaging.py": "the wheel and the pinned list",
     "test_pages.py": "links, tables and the index of the documents",
     "test_peer_claims.py": "bugs of other implementations, in ops, connectors and packing",
+    "test_snippets.py": "every snippet of the documents, and which test runs it",
+    "test_site.py": "the documentation's site",
     "test_recorded_groups.py": "the page on recorded groups, and what converts to them",
     "test_peer_claims_learner.py": "bugs of other implementations, with a model in the learner",
 }

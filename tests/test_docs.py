@@ -28,27 +28,13 @@ from gspo_rllib.configs.runs import load_run
 from gspo_rllib.driver import selection
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.learners import statistics
+from tests.documents import DOCUMENTS, ROOT
+from tests.documents import blocks as _blocks
+from tests.documents import commands as _commands
 from tests.golden.settings import AGGREGATED, SETTINGS
 
-ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVES = ROOT / "docs" / "objectives.md"
 ENVIRONMENTS = ROOT / "docs" / "environments.md"
-DOCUMENTS = sorted(
-    path
-    for top in (ROOT, *(ROOT / name for name in ("docs", "algorithms", "envs", "configs", "benchmarks", "examples")))
-    for path in (top.glob("*.md") if top == ROOT else top.rglob("*.md"))
-)
-
-
-def _blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.M | re.S)
-
-
-def _commands(path: Path) -> list[str]:
-    # What speaks HTTP by hand is run in tests/agents/test_external.py.
-    blocks = [block for block in _blocks(path, "bash") if "curl" not in block]
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition(" #")[0].strip() for line in lines if line.partition(" #")[0].strip()]
 
 
 def _modules_with_doctests() -> list[str]:
