@@ -144,6 +144,8 @@ def play_engine(folder: str, engine: str, *, num_env_runners: int = 0) -> Played
     try:
         algo.train()
         first, first_logp = list(played), list(before)
+        # vLLM's loader takes up the second update; where it shows where everything belongs, not the third.
+        algo.train()
         algo.train()
     finally:
         algo.stop()

@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/weight_sync.py
     .venv/bin/python benchmarks/weight_sync.py --models tied --runners 0 --profile
+    .venv/bin/python benchmarks/weight_sync.py --models dense --remote 2 --engine transformers
 
-Dense, tied and mixture-of-experts models with random weights; vLLM in the driver's process (0 runners), then in one and
-two Ray actors. Stages of a sync: *state* (the learner's weights as arrays), *put* (into Ray's object store; none for 0
-runners), *engines* (until every engine has acknowledged). Wall milliseconds, since stages cross processes; the copy is
-timed between the syncs. A tied matrix counts once.
+Dense, tied and mixture-of-experts models with random weights; the engine in the driver's process (0 runners), then in
+one and two Ray actors. Stages of a sync: *state* (the learner's weights as arrays, in Ray's object store where engines
+are in actors), *engines* (until every engine has acknowledged). All weights change between two syncs. Wall
+milliseconds, since stages cross processes; the copy is timed between the syncs. A tied matrix counts once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_experts": 16, "num_experts_per_token": 2,
     },
 }  # fmt: skip
-STAGES = ("state", "put", "engines")
+STAGES = ("state", "engines")
+_WARM_UP = 2  # of an engine's first two updates one builds it, and one shows where its parts belong
 
 
 def build(folder: pathlib.Path, sizes: dict[str, Any]) -> str:
@@ -61,14 +63,14 @@ def build(folder: pathlib.Path, sizes: dict[str, Any]) -> str:
     return str(folder)
 
 
-def algorithm(model: str, num_env_runners: int) -> GSPO:
-    """An algorithm whose engines wait for their first weights update."""
+def algorithm(model: str, num_env_runners: int, engine: str) -> GSPO:
+    """An algorithm whose engines hold the learner's first weights."""
     algo: GSPO = (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
         .rl_module(model_config={"path": model})
         .generation(
-            engine="vllm", max_model_len=256, max_tokens_per_turn=8, engine_options={"kv_cache_memory_bytes": 64 << 20}
+            engine=engine, max_model_len=256, max_tokens_per_turn=8, engine_options={"kv_cache_memory_bytes": 64 << 20}
         )
         .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=4)
         .debugging(seed=0)
@@ -81,9 +83,6 @@ def sync(algo: GSPO) -> dict[str, float]:
     """One sync, stage by stage, in seconds."""
     marks = [time.perf_counter()]
     weights = Weights(algo.learner_group)
-    marks.append(time.perf_counter())
-    if algo.env_runner_group.num_remote_env_runners():
-        assert weights._anywhere
     marks.append(time.perf_counter())
     weights.push(algo.env_runner_group, force=True)
     marks.append(time.perf_counter())
@@ -102,13 +101,20 @@ def measured(algo: GSPO, name: str, repetitions: int) -> dict[str, Any]:
             np.copyto(target, array)
 
     syncs, copied = [], []
-    for repetition in range(repetitions + 1):
+    for repetition in range(repetitions + _WARM_UP):
+        for array in arrays:
+            array *= 1.01
         took = sync(algo)
         timing = measure.timed(copy)
-        if repetition:  # the first one warms up
+        if repetition >= _WARM_UP:
             syncs.append(took)
             copied.append(timing.wall_s)
-    row: dict[str, Any] = {"model": name, "runners": algo.env_runner_group.num_remote_env_runners(), "gb": gigabytes}
+    row: dict[str, Any] = {
+        "model": name,
+        "engine": algo.config.engine,
+        "runners": algo.env_runner_group.num_remote_env_runners(),
+        "gb": gigabytes,
+    }
     row |= {stage: statistics.median(took[stage] for took in syncs) for stage in STAGES}
     totals = [sum(took.values()) for took in syncs]
     row |= {"total": statistics.median(totals), "copy": statistics.median(copied), "repetitions": repetitions}
@@ -122,9 +128,10 @@ def rows_of(name: str, runners: list[int], args: argparse.Namespace) -> list[dic
     with tempfile.TemporaryDirectory() as folder:
         model = build(pathlib.Path(folder) / "model", MODELS[name])
         if 0 in runners:
-            algo = algorithm(model, 0)
+            algo = algorithm(model, 0, args.engine)
             if args.profile:
-                sync(algo)
+                for _ in range(_WARM_UP):
+                    sync(algo)
                 with cProfile.Profile() as profile:
                     sync(algo)
                 pstats.Stats(profile).sort_stats("tottime").print_stats(25)
@@ -132,7 +139,7 @@ def rows_of(name: str, runners: list[int], args: argparse.Namespace) -> list[dic
             algo.stop()
         remote = sorted(count for count in runners if count)
         if remote:
-            algo = algorithm(model, remote[0])
+            algo = algorithm(model, remote[0], args.engine)
             for count in remote:
                 missing = count - algo.env_runner_group.num_remote_env_runners()
                 if missing:
@@ -148,12 +155,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--runners", type=int, nargs="+", default=[0], help="for every model; 0 is the driver")
     parser.add_argument("--remote", type=int, nargs="*", default=[1, 2], help="for the first model as well")
+    parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="also print where a sync in the driver spends its time")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
     args = parser.parse_args()
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     rows = []
     for name in args.models:
         more = args.remote if name == args.models[0] else []

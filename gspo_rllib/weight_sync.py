@@ -229,11 +229,12 @@ def _take_weights(learner: Learner) -> tuple[tuple[int, Conversation], NamedWeig
     about = learner._weights_seq_no, conversation
     if getattr(learner.config, "adapter_sync", None) == "swap":
         return about, adapter_state(module)
-    if learner.config.num_learners == 0:
+    if learner.config.num_learners == 0 and learner.config.num_env_runners == 0:
         # On a GPU a copy is made on the device: the way through the host takes a second per 2 GB.
-        return about, _copied(module) if learner.config.num_env_runners == 0 else inference_state(module, copy=True)
-    # The object store makes a copy of its own.
-    return about, inference_state(module, copy=False)
+        return about, _copied(module)
+    # The object store makes a copy of its own; for a learner in an actor, out of its answer.
+    uncopied = inference_state(module, copy=False)
+    return about, ray.put(uncopied) if learner.config.num_learners == 0 else uncopied
 
 
 def _copied(module: Any) -> NamedWeights:
@@ -265,9 +266,13 @@ def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
         Arrays under Hugging Face names, float32 where they are of floating point. A tensor under two names, such as a
         tied head, is one array under both: it is copied, sent and compared once.
     """
-    return _each_once(
-        _inference_tensors(module), lambda tensor: tensor.to("cpu", _sent_dtype(tensor), copy=copy).numpy()
-    )
+
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        here = tensor.to("cpu", _sent_dtype(tensor))
+        # By numpy, which asks for huge pages: most of a copy's time goes into touching new memory.
+        return here.numpy().copy(order="K") if copy and here is tensor else here.numpy()
+
+    return _each_once(_inference_tensors(module), array)
 
 
 def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:

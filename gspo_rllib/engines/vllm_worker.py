@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gspo_rllib.engines.held_tensors import HeldTensors, lost
+from gspo_rllib.engines.in_place import DerivedState, Places, Watch
 from gspo_rllib.errors import WeightSyncError
 
 if hasattr(torch.cpu, "_init_amx"):
@@ -34,6 +35,9 @@ class WeightSyncExtension:
     _gspo_loadable: list[str]
     _gspo_direct = False
     """Whether the model's loader writes some parameters directly; see ``_DirectWrites``."""
+    _gspo_places: Places | None = None
+    _gspo_learns_places = False
+    """Whether the next update is watched to learn where its parts belong; see ``in_place``."""
 
     def gspo_load_tensors(self, named_weights: Mapping[str, torch.Tensor]) -> list[str]:
         """Loads weights that live in this process.
@@ -44,7 +48,7 @@ class WeightSyncExtension:
         Returns:
             Names of parameters that the first load did not change; none for later loads.
         """
-        return self._gspo_load(named_weights.items)
+        return self._gspo_load(named_weights.items, named_weights)
 
     def gspo_load_file(self, path: str) -> list[str]:
         """Loads weights that another process wrote.
@@ -57,19 +61,27 @@ class WeightSyncExtension:
         """
         return self._gspo_load(lambda: _read(path))
 
-    def _gspo_load(self, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> list[str]:
+    def _gspo_load(
+        self,
+        weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
+        here: Mapping[str, torch.Tensor] | None = None,
+    ) -> list[str]:
         model = self.model_runner.get_model()
         dtype = next(model.parameters()).dtype
         first = self._gspo_sent is None
+        derived = DerivedState(model) if first and self.device.type == "cpu" else None
         sent = HeldTensors(weights(), dtype=dtype)
         before = _held(model, dtype)
-        self._gspo_reload(model, weights)
+        if here is None or not self._gspo_in_place(model, here):
+            self._gspo_reload(model, weights)
         moved = before.moved(_held(model, dtype))
         if first and 0.0 in moved.values() and not self._gspo_direct:
             self._gspo_direct = True
             self._gspo_reload(model, weights)
             moved = before.moved(_held(model, dtype))
         previous, self._gspo_sent = self._gspo_sent, sent
+        if derived is not None and here is not None:
+            self._gspo_learns_places = not (self._gspo_direct or _has_head_bias(here) or derived.changed(model))
         if previous is None:
             self._gspo_loadable = [name for name, share in moved.items() if share]
             return [name for name, share in moved.items() if not share]
@@ -80,6 +92,19 @@ class WeightSyncExtension:
                 f"of {type(model).__name__} changed, e.g. {kept[:3]}, although what was sent has changed."
             )
         return []
+
+    def _gspo_in_place(self, model: Any, sent: Mapping[str, torch.Tensor]) -> bool:
+        """Writes an update straight into the model, or learns how to; returns whether the model holds it."""
+        if self._gspo_places is not None and self._gspo_places.fit(sent):
+            self._gspo_places.write(sent)
+            return True
+        if not self._gspo_learns_places:
+            return False
+        self._gspo_learns_places = False
+        with Watch(model, sent) as watch:
+            self._gspo_reload(model, sent.items)
+        self._gspo_places = Places.learnt(model, sent, watch.fillings)
+        return True
 
     def _gspo_reload(self, model: Any, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> None:
         head_bias: list[torch.Tensor] = []
@@ -103,6 +128,10 @@ class WeightSyncExtension:
                 _restore_head_bias(model, head_bias[0])
         if self.device.type == "cpu":
             repack_after_reload(model)
+
+
+def _has_head_bias(names: Iterable[str]) -> bool:
+    return any(name.endswith(_HEAD_BIAS) for name in names)
 
 
 def _restore_head_bias(model: Any, bias: torch.Tensor) -> None:

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GptOssConfig, Lfm2Config, Olmo2Config, PhiConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    Lfm2Config,
+    Olmo2Config,
+    PhiConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 
 from gspo_rllib.engines import registry
+from gspo_rllib.engines.in_place import Places
 from gspo_rllib.engines.proof import Conversation, Gap, converse, model_log_probs
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.engines.vllm_worker import WeightSyncExtension
@@ -32,12 +41,12 @@ LFM2 = Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], block_dim=128
 class Loaded:
     """A vLLM engine in the process of the model it is compared with."""
 
-    def __init__(self, config: PretrainedConfig, folder: Path) -> None:
+    def __init__(self, config: PretrainedConfig, folder: Path, dtype: str = "float32") -> None:
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_config(config).eval()
         self.move(1.0)
         self.model.save_pretrained(folder)
-        self.spec = EngineSpec("vllm", str(folder), "float32", 128, 4, (), seed=1)
+        self.spec = EngineSpec("vllm", str(folder), dtype, 128, 4, (), seed=1)
         self.engine: Any = registry.acquire(self.spec)
 
     @torch.no_grad()
@@ -45,8 +54,11 @@ class Loaded:
         for parameter in self.model.parameters():
             parameter.add_(scale * 0.1 * torch.randn(parameter.shape))
 
-    def sync(self, version: int) -> Gap:
+    def load(self, version: int) -> None:
         self.engine.load_weights({name: tensor.numpy() for name, tensor in self.model.state_dict().items()}, version)
+
+    def sync(self, version: int) -> Gap:
+        self.load(version)
         asked = Conversation.of(self.model.config, 320, temperature=1.0, learner_dtype="float32")
         sample = converse(self.engine, self.spec, asked)
         return Gap.between(sample, model_log_probs(self.model, sample), "float32")
@@ -62,8 +74,9 @@ def test_every_update_is_exact_and_a_learner_beside_it_goes_on(config: Pretraine
     try:
         assert loaded.sync(1).largest < 2e-5
         assert loaded.engine.unchanged_tensors == ()
-        loaded.move(0.3)
-        assert loaded.sync(2).largest < 2e-5
+        for version in (2, 3):
+            loaded.move(0.3)
+            assert loaded.sync(version).largest < 2e-5
 
         # The model of this process was made before the engine; another of its class is made beside it.
         other = AutoModelForCausalLM.from_config(loaded.model.config)
@@ -71,6 +84,46 @@ def test_every_update_is_exact_and_a_learner_beside_it_goes_on(config: Pretraine
         loaded.model(input_ids=ids, labels=ids).loss.backward()
         other(input_ids=ids, labels=ids).loss.backward()
         assert all(parameter.grad is not None for parameter in other.parameters() if parameter.requires_grad)
+    finally:
+        registry.release(loaded.engine)
+
+
+def _worker(engine: Any) -> Any:
+    worker = engine._engine.model_executor.driver_worker
+    return getattr(worker, "worker", worker)
+
+
+def _state(worker: Any) -> dict[str, torch.Tensor]:
+    """All that a model holds; of packed matrices, what they make of a few rows."""
+    model = worker.model_runner.get_model()
+    state = {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    rows = torch.randn(3, SIZES["intermediate_size"], dtype=next(model.parameters()).dtype)
+    for name, layer in model.named_modules():
+        if "cpu_linear" in vars(layer):
+            width = layer.input_size if hasattr(layer, "input_size") else SIZES["hidden_size"]
+            state[f"{name}.packed"] = layer.cpu_linear(rows[:, :width], layer.weight, None)
+    return state
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_updates_in_place_leave_what_the_loader_would(dtype: str, tied: bool, tmp_path: Path) -> None:
+    loaded = Loaded(Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=tied), tmp_path, dtype=dtype)
+    try:
+        worker = _worker(loaded.engine)
+        for version in (1, 2, 3):
+            assert (worker._gspo_places is not None) == (version == 3)
+            loaded.move(0.3)
+            loaded.load(version)
+        torch.manual_seed(0)
+        in_place = _state(worker)
+        assert any(name.endswith(".packed") for name in in_place) and sum(map(len, in_place)) > 10
+        places, worker._gspo_places = worker._gspo_places, None
+        assert isinstance(places, Places)
+        loaded.load(4)
+        torch.manual_seed(0)
+        for name, tensor in _state(worker).items():
+            assert torch.equal(tensor, in_place[name]), name
     finally:
         registry.release(loaded.engine)
 
