@@ -137,6 +137,7 @@ def _write_page(study: Study, folder: Path, page: Path, *, command: str) -> None
     from gspo_rllib.study.page import render, write_curves
     from gspo_rllib.study.runs import results_of, tuned_settings
 
+    page.parent.mkdir(parents=True, exist_ok=True)
     tuned = tuned_settings(study, folder)
     results = results_of(folder, study.trials(tuned))
     extra = gradients_section(study, folder)
@@ -144,7 +145,6 @@ def _write_page(study: Study, folder: Path, page: Path, *, command: str) -> None
         picture = page.with_suffix(".png")
         write_curves(study, results, picture)
         extra = f"![Scores against iterations]({picture.name})\n\n{extra}".strip()
-    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render(study, results, tuned, command=command, extra=extra), "utf-8")
 
 
