@@ -136,10 +136,11 @@ class Runner:
         if not self._world.actors:
             self.play(self._world.next_event())
         groups, given_up = self._take()
-        if self.repeats:
+        fresh = groups
+        if self.repeats or self._world.says_twice:
             # A message that comes twice, not one from an earlier call of the driver.
             groups, self.repeats = (self._told if self._told_in == self._world.num_scripts else []) + groups, False
-        self._told, self._told_in = groups, self._world.num_scripts
+        self._told, self._told_in = fresh, self._world.num_scripts
         return SampleReport(groups, given_up, self._words(given_up), {}, self.version, len(self._playing))
 
     def play(self, place: int) -> None:
@@ -255,11 +256,14 @@ class World:
         unlucky: Every how many-th group cannot be completed; 0 for none.
         dull: Every how many-th group has the same return in all its trajectories; 0 for none.
         newest_first: Whether, of the groups that a runner plays, the last begun ends first.
+        says_twice: Whether every report comes twice.
     """
 
     current: World
 
-    def __init__(self, num_runners: int, *, unlucky: int = 0, dull: int = 0, newest_first: bool = False) -> None:
+    def __init__(
+        self, num_runners: int, *, unlucky: int = 0, dull: int = 0, newest_first: bool = False, says_twice: bool = False
+    ) -> None:
         self.numbers = itertools.count(1)
         self.clock = 0.0
         self.events: deque[int] = deque()
@@ -267,6 +271,7 @@ class World:
         self.pid = self.call = 0
         self._unlucky, self._dull, self._ends = unlucky, dull, -1 if newest_first else 0
         self._down_until = 0.0
+        self.says_twice = says_twice
         self._budget, self.num_scripts = MOST_STEPS, 0
         self.actors = {number: Actor(self, number) for number in range(1, num_runners + 1)}
         self.runners = RunnerGroup(self)

@@ -114,10 +114,11 @@ class GroupLife(RuleBasedStateMachine):
         bound=st.integers(1, 3),
         rates=st.sampled_from([(0, 0), (5, 0), (0, 4), (3, 4)]),
         newest_first=st.booleans(),
+        says_twice=st.booleans(),
         dull_groups=st.sampled_from(["keep", "drop", "resample"]),
     )
     def begin(
-        self, schedule: int, runners: int, groups: int, bound: int, rates: Any, newest_first: bool, dull_groups: str
+        self, schedule: int, runners: int, groups: int, bound: int, rates: Any, dull_groups: str, **ways: bool
     ) -> None:
         self.schedule = self.schedules[schedule % len(self.schedules)]
         if self.schedule == "fixed_lag" and dull_groups == "resample":
@@ -128,7 +129,7 @@ class GroupLife(RuleBasedStateMachine):
             "groups": groups,
             "dull_groups": dull_groups,
         }
-        self.outside = {"num_runners": runners, "unlucky": rates[0], "dull": rates[1], "newest_first": newest_first}
+        self.outside = {"num_runners": runners, "unlucky": rates[0], "dull": rates[1], **ways}
         self.saved: tuple[Any, Any] | None = None
         self.num_foreign = 0
         self._build()
