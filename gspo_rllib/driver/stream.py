@@ -223,11 +223,12 @@ class GroupStream:
     def _missing(self, places: int, num_given_up: int) -> int:
         """How many groups this iteration still waits for.
 
-        What was given up leaves it with fewer, but no place of a group that would be too old for the next one.
+        What was given up leaves it with fewer, but takes no place of a group that would be too old later: the next k
+        iterations take k · G, and no more.
         """
-        oldest = self._weights.version - self._max_staleness
-        num_due = sum(group.version <= oldest for group in self._groups.values())
-        return max(places - num_given_up, min(num_due, places))
+        left = [group.version + self._max_staleness - self._weights.version for group in self._groups.values()]
+        due = max(sum(n <= k for n in left) - k * self._per_iteration for k in range(self._max_staleness + 1))
+        return max(places - num_given_up, min(due, places))
 
     def _choose(self, places: int) -> list[_Group]:
         """Takes the finished groups that may have one of this iteration's places, oldest first."""
