@@ -6,8 +6,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 AGILERL := .venv-agilerl
-DOCS := .venv-docs
+DOCS   := .venv-docs
 CONFIG ?= configs/calculator.yaml
+SOAK   ?= 8h
 SEED_MODEL := models/seed
 RECALL_MODEL := models/recall_long
 # Two processes: while one waits for Ray's actors, the other computes. Which tests go together is said in tests/conftest.py.
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions train docs bench bench-peers clean
+.PHONY: help install lint test test-all test-versions train docs bench bench-peers soak clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -88,6 +89,9 @@ bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json
 	$(PEERS)/bin/python benchmarks/peers_learner.py --record
 	$(PEERS)/bin/python benchmarks/peers_loop.py --record
 	$(PEERS)/bin/python benchmarks/peers_multi_turn.py --record --picture docs/results/peers_multi_turn.png
+
+soak: $(STAMP)  ## A fault every minute for SOAK=8h (10m, …): does anything grow, or slow down? Writes docs/results/soak.json
+	$(BIN)/python benchmarks/soak.py --time $(SOAK) --json docs/results/soak.json
 
 clean:  ## Remove the environment and every cache; models/ and results/ stay
 	rm -rf $(VENV) $(PEERS) $(AGILERL) $(DOCS) .venv-versions site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -23,6 +23,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+from gspo_rllib.secret_texts import masked
+
 
 class GSPOError(Exception):
     """Base of every error raised on purpose by this project."""
@@ -144,7 +146,8 @@ def shown(value: object, most: int = 100) -> str:
 
 def _text_of(value: object, words: Callable[[object], str], what: str, most: int) -> str:
     try:
-        text = words(value)
+        # Before it is cut, so that no half of a secret is left.
+        text = masked(words(value))
         text = text if len(text) <= most else f"{text[:most]}…"
         return text.encode("utf-8", "backslashreplace").decode()
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -101,7 +102,7 @@ class Weights:
         """The weights as arrays under Hugging Face names, possibly read-only."""
         return on_host(self._here)
 
-    def push(self, runners: EnvRunners, *, force: bool = False) -> None:
+    def push(self, runners: EnvRunners, *, force: bool = False) -> list[Receipt]:
         """Loads the weights into every healthy runner's engine and waits until each has acknowledged them.
 
         An engine that never had any is proven: what it samples is compared with the learner's policy.
@@ -109,6 +110,9 @@ class Weights:
         Args:
             runners: Training or evaluation env runners.
             force: Load them also where the version is the same: after a restore it may be another run's.
+
+        Returns:
+            What the runners answered.
 
         Raises:
             EngineError: An engine could not be built, or failed.
@@ -125,6 +129,7 @@ class Weights:
             )
         if any([self.prove(receipt) for receipt in receipts]):
             runners.foreach_env_runner(_mark_proven, local_env_runner=not remote)
+        return receipts
 
     def loading(self, *, here: bool, force: bool = False) -> Callable[[Any], Receipt]:
         """What an env runner is to do with the weights; see ``Receipt`` for what it answers.
@@ -138,7 +143,8 @@ class Weights:
 
         def load(runner: Any) -> Receipt:
             held = runner.set_weights(named, version, force=force)
-            return Receipt(held, runner.converse(conversation) if held == version else None)
+            sample = runner.converse(conversation) if held == version else None
+            return Receipt(held, sample, runner.worker_index or 0, os.getpid())
 
         return load
 
@@ -207,10 +213,14 @@ class Receipt:
     Attributes:
         version: The version its engine holds.
         sample: What the engine samples with them, where nobody has looked yet.
+        worker: RLlib's number of the runner.
+        process: Number of its process.
     """
 
     version: int | None
     sample: EngineSample | None = None
+    worker: int = 0
+    process: int = 0
 
 
 def _mark_proven(runner: Any) -> None:

@@ -85,6 +85,7 @@ SPANNING = {
     "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
     "benchmarks/test_smoke.py": "every benchmark runs to its end",
     "configs/test_gsm8k.py": "the recipe for GSM8K, from its file to an evaluation of every row",
+    "driver/test_group_life.py": "groups' life under faults, with every schedule, on the algorithm's own training step",
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
     "envs/test_exports.py": "public names",
     "ops/test_masked_trajectories.py": "every objective: what is masked weighs nothing",

@@ -45,7 +45,8 @@ class Runners:
         return self.remote
 
     def foreach_env_runner(self, load: Callable[[Any], int], local_env_runner: bool) -> list[int]:
-        return [load(SimpleNamespace(set_weights=self._set_weights, converse=lambda conversation: None))]
+        runner = SimpleNamespace(set_weights=self._set_weights, converse=lambda conversation: None, worker_index=1)
+        return [load(runner)]
 
     def _set_weights(self, named: Any, version: int, force: bool) -> int:
         self.sent = named

@@ -32,11 +32,12 @@ from gspo_rllib.checkpoints.codec import NotDataError, encode, read_tree, write_
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import CheckpointError, shown
 from gspo_rllib.model_files import ADAPTER_WEIGHTS
+from gspo_rllib.secret_texts import without_secrets
 
 NAME = "algorithm"
 """Of the files, without their endings."""
-_CODE, _SPEC, _MISSING = "code of", "module spec of", "missing"
-"""Keys that stand for a class or function, a module spec, and what could not be saved."""
+_CODE, _SPEC, _MISSING, _SECRET = "code of", "module spec of", "missing", "secret"
+"""Keys that stand for a class or function, a module spec, what could not be saved, and what no checkpoint may hold."""
 
 _KINDS: Mapping[str, type] = {
     "env": gym.Env,
@@ -164,10 +165,17 @@ def _is_data(value: Any) -> bool:
     return True
 
 
-def _named(value: Any) -> Any:
-    """A value with code in it by name; a mapping becomes pairs, so that no key of the user's is one of ours."""
+def _named(value: Any, key: Any = None) -> Any:
+    """A value with code in it by name; a mapping becomes pairs, so that no key of the user's is one of ours.
+
+    Args:
+        value: A setting, or what is in it.
+        key: Under which it is in a mapping; what is a secret is left out.
+    """
+    if isinstance(value, str) and without_secrets({str(key): value}) != {str(key): value}:
+        return {_SECRET: str(key)}
     if isinstance(value, Mapping):
-        return {"pairs": [[key, _named(item)] for key, item in value.items()]}
+        return {"pairs": [[key, _named(item, key)] for key, item in value.items()]}
     if type(value) in (list, tuple):
         return type(value)(_named(item) for item in value)
     if isinstance(value, RLModuleSpec):
@@ -233,6 +241,11 @@ class _Loader:
             return RLModuleSpec(module_class=self._resolve(name, content))
         if mark == _CODE:
             return self._trust.find(content, kind=_KINDS.get(name), what=name, where=str(self._folder))
+        if mark == _SECRET:
+            raise CheckpointError(
+                f"checkpoint {self._folder}: its {name} held a secret ({shown(content)}), which no checkpoint holds. "
+                "Give the config again: from_checkpoint(path, config=...)."
+            )
         if mark == _MISSING:
             raise CheckpointError(
                 f"checkpoint {self._folder}: its {name} was {content}, which has no name to be found by. Give the "

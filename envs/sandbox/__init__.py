@@ -17,8 +17,8 @@ from gspo_rllib.errors import EnvError, SettingError, did_you_mean
 # In order of preference: why it is unavailable (or None), and how it opens.
 _BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[SandboxLimits], Sandbox]]] = {
     "monty": (monty.unavailable, monty.MontySandbox),
-    "sandlock": (landlock.unavailable, landlock.open_landlock),
     "bwrap": (bubblewrap.unavailable, bubblewrap.open_bubblewrap),
+    "sandlock": (landlock.unavailable, landlock.open_landlock),
 }
 BACKENDS = ("auto", *_BACKENDS)
 
@@ -55,8 +55,9 @@ def open_sandbox(backend: str = "auto", limits: SandboxLimits | None = None) -> 
     """Opens a session.
 
     Args:
-        backend: ``"monty"`` (a Python subset, fastest), ``"sandlock"`` or ``"bwrap"`` (full CPython), or
-            ``"auto"``: the first of them that this machine has.
+        backend: ``"monty"`` (a Python subset, fastest), ``"bwrap"`` or ``"sandlock"`` (full CPython; with the latter a
+            program can ask whether a file exists and how large it is, whose contents it cannot read), or ``"auto"``:
+            the first of them that this machine has.
         limits: What each run may use; the defaults if None.
 
     Raises:

@@ -17,10 +17,14 @@ from gspo_rllib.envs.sandbox.cpython import CPythonSandbox, Process, interpreter
 from gspo_rllib.envs.sandbox.protocol import SandboxLimits
 from gspo_rllib.errors import EnvError
 
-_NAMESPACES = ["--unshare-all", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--die-with-parent"]
+_NAMESPACES = ["--unshare-all", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
+_NAMESPACES += ["--die-with-parent"]
 
 # Audit architecture, then the numbers of clone, clone3 and of what is denied altogether: fork and vfork (on x86-64),
-# unshare, setns, ptrace, bpf, io_uring_setup, userfaultfd, perf_event_open, keyctl, add_key, request_key.
+# unshare, setns, ptrace, bpf, io_uring_setup, userfaultfd, perf_event_open, keyctl, add_key, request_key. So are those
+# that change a process's share of the machine: sched_setaffinity, sched_setscheduler, sched_setparam, sched_setattr,
+# setpriority, ioprio_set.
+_SHARES = {"x86_64": (203, 144, 142, 314, 141, 251), "aarch64": (122, 119, 118, 274, 140, 30)}
 _SYSCALLS = {
     "x86_64": (0xC000003E, 56, 435, (57, 58, 272, 308, 101, 321, 425, 323, 298, 250, 248, 249)),
     "aarch64": (0xC00000B7, 220, 435, (97, 268, 117, 280, 425, 282, 241, 219, 217, 218)),
@@ -40,7 +44,7 @@ def no_new_process_filter(machine: str) -> bytes:
     program = [(_LOAD, 4, 0, 0), (_EQUAL, arch, 1, 0), (_RETURN, _KILL, 0, 0), (_LOAD, 0, 0, 0)]
     # Numbers from 2^30 on are the x32 door to the same calls.
     program += [(_AT_LEAST, 0x40000000, 0, 1), (_RETURN, _KILL, 0, 0)]
-    for number in denied:
+    for number in (*denied, *_SHARES[machine]):
         program += [(_EQUAL, number, 0, 1), (_RETURN, _EPERM, 0, 0)]
     # clone3 hides its flags behind a pointer; told that it does not exist, libc falls back to clone.
     program += [(_EQUAL, clone3, 0, 1), (_RETURN, _ENOSYS, 0, 0)]

@@ -3,20 +3,26 @@
 Its source is handed to a confined interpreter as ``python -c``, with three arguments: memory (MiB), seconds and
 characters of output to keep. It imports nothing of this project and only modules that are built in or small.
 
-Request  4 bytes number of the request, 4 bytes length, then the code in UTF-8
-Reply    4 bytes number of the request it answers, 1 byte (0 ran, 1 failed, 2 timed out), 4 bytes length of the output,
-         4 of the error, then both in UTF-8; the first one answers request 0, which is never sent: it says "ready"
+Request  16 bytes nonce, 4 bytes length, then the code in UTF-8
+Reply    16 bytes nonce of the request it answers, 1 byte (0 ran, 1 failed, 2 timed out), 4 bytes length of the output,
+         4 of the error, then both in UTF-8; the first one answers a nonce of zeros, which is never sent: it is ready
+
+A nonce is drawn outside for every request, so no reply can be written ahead of its request. Every run begins with the
+built-in functions as they were, and what it imports as ``__main__`` is its own variables, not this module.
 """
 
+import builtins
 import io
 import os
 import resource
 import signal
 import struct
 import sys
+import types
 from typing import Any
 
 RAN, FAILED, TIMED_OUT = range(3)
+NONCE = 16
 _FLOOD_CHARS = 1_000_000
 
 
@@ -100,9 +106,9 @@ def run(code: str, variables: dict[str, Any], seconds: float, output_chars: int)
     return TIMED_OUT if late else RAN, printed.text(), ""
 
 
-def _reply(channel: Any, number: int, status: int, output: str, error: str) -> None:
+def _reply(channel: Any, nonce: bytes, status: int, output: str, error: str) -> None:
     parts = [text.encode("utf-8", "replace") for text in (output, error)]
-    channel.write(struct.pack(">IBII", number, status, len(parts[0]), len(parts[1])) + parts[0] + parts[1])
+    channel.write(nonce + struct.pack(">BII", status, len(parts[0]), len(parts[1])) + parts[0] + parts[1])
     channel.flush()
 
 
@@ -119,12 +125,19 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    variables: dict[str, Any] = {"__name__": "__main__"}
-    _reply(replies, 0, RAN, "", "")
-    while len(header := requests.read(8)) == 8:
-        number, length = struct.unpack(">II", header)
+    module, shared = types.ModuleType("__main__"), vars(builtins)
+    variables, pristine = vars(module), dict(shared)
+    sys.modules["__main__"] = module
+    _reply(replies, bytes(NONCE), RAN, "", "")
+    while len(header := requests.read(NONCE + 4)) == NONCE + 4:
+        nonce, length = header[:NONCE], int.from_bytes(header[NONCE:])
         code = requests.read(length).decode("utf-8", "replace")
-        _reply(replies, number, *run(code, variables, seconds, output_chars))
+        # What an earlier run has put in the place of a built-in function is gone.
+        shared.update(pristine)
+        for name in shared.keys() - pristine.keys():
+            del shared[name]
+        variables["__builtins__"] = builtins
+        _reply(replies, nonce, *run(code, variables, seconds, output_chars))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Full CPython in a confined process: one interpreter per session, driven over its pipes.
 
 How the process is confined is the business of ``landlock`` and ``bubblewrap``. What comes out of it is not trusted:
-its length is bounded, its time is bounded, and all it can forge is its own output.
+its length is bounded, its time is bounded, and all it can forge is its own output: a reply must carry the nonce of its
+request, and what is there before a request was made, or a process that has ended meanwhile, costs the session.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from gspo_rllib.envs.sandbox.protocol import ERROR_CHARS, SandboxLimits, SandboxResult, refusal
 from gspo_rllib.errors import EnvError
 
-_REQUEST = struct.Struct(">II")
-_REPLY = struct.Struct(">IBII")
+_NONCE = 16
+_REQUEST = struct.Struct(f">{_NONCE}sI")
+_REPLY = struct.Struct(f">{_NONCE}sBII")
 _TIMED_OUT = 2
 _START_SECONDS = 30.0
 # The confined loop stops a program by a signal, which keeps what it has printed; a program that ignores the signal is
@@ -119,20 +122,34 @@ class CPythonSandbox:
         self._started = started
         self._process: Process | None = None
         self._end: Any = None
-        self._number = 0
+        self._nonce = bytes(_NONCE)
         self._open()
 
     def run(self, code: str) -> SandboxResult:
         """Runs code in the session; see ``Sandbox.run``."""
         if refused := refusal(code, self._limits):
             return refused
+        spoilt = self._process is not None and self._is_spoilt()
+        if spoilt:
+            self.close()
         if self._process is None:
             self._open()
+        result = self._run(code)
+        return replace(result, state_lost=True) if spoilt else result
+
+    def _is_spoilt(self) -> bool:
+        """Whether an earlier program has written what nobody has asked for, or has ended the interpreter since."""
+        assert self._process is not None
+        poll = select.poll()
+        poll.register(self._process.stdout.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _run(self, code: str) -> SandboxResult:
         deadline = time.monotonic() + self._limits.seconds + _GRACE_SECONDS
         stopped = f"stopped after {self._limits.seconds:g} s; its variables are lost"
-        self._number += 1
+        self._nonce = os.urandom(_NONCE)
         code_bytes = code.encode()
-        request = _REQUEST.pack(self._number, len(code_bytes)) + code_bytes
+        request = _REQUEST.pack(self._nonce, len(code_bytes)) + code_bytes
         try:
             status, output, error = self._exchange(request, deadline)
         except _Late:
@@ -159,7 +176,7 @@ class CPythonSandbox:
     def _open(self) -> None:
         process = _launcher(os.getpid()).submit(self._launch, self._limits).result()
         self._process = process
-        self._number = 0
+        self._nonce = bytes(_NONCE)
         # Ends the process of a sandbox that is dropped without close().
         self._end = weakref.finalize(self, _stop, process)
         for pipe in (process.stdin, process.stdout):
@@ -203,10 +220,10 @@ class CPythonSandbox:
                 except OSError as error:
                     raise _Dead from error
             if len(reply) == _REPLY.size == expected:
-                number, status, output_bytes, error_bytes = _REPLY.unpack(reply)
+                nonce, status, output_bytes, error_bytes = _REPLY.unpack(reply)
                 expected += output_bytes + error_bytes
                 # A program can write replies of its own; a stray one must not pass for that of the next run.
-                if expected > longest or number != self._number:
+                if expected > longest or nonce != self._nonce:
                     raise _Dead
         body = bytes(reply[_REPLY.size :])
         return status, body[:output_bytes].decode("utf-8", "replace"), body[output_bytes:].decode("utf-8", "replace")

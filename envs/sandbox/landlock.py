@@ -16,13 +16,17 @@ from gspo_rllib.envs.sandbox.protocol import MEBIBYTE, SandboxLimits
 from gspo_rllib.errors import EnvError
 
 # Landlock governs neither a file's mode, owner, times and attributes, nor other processes' limits and priorities, nor
-# the machine's name and clock: harmless for most users, but a container's root would pass every check.
+# the machine's name and clock: harmless for most users, but a container's root would pass every check. Nor does it
+# govern who is told of changes to a file, and how full a disk is. A file's size and whether it exists can be asked for
+# all the same: Python's own import asks for them, and seccomp cannot look at a path.
 _DENIED_SYSCALLS = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     *("utime", "utimes", "utimensat", "futimesat"),
     *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
     *("prlimit64", "setrlimit", "setpriority", "ioprio_set"),
     *("sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"),
+    *("inotify_init", "inotify_init1", "inotify_add_watch", "fanotify_init", "fanotify_mark"),
+    *("statfs", "fstatfs", "name_to_handle_at", "open_by_handle_at", "ustat", "quotactl", "swapon"),
     *("sethostname", "setdomainname", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex"),
 )
 

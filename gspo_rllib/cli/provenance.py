@@ -13,24 +13,16 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib import __version__
+from gspo_rllib.secret_texts import without_secrets as without_secrets
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run
 
-MASK = "***"
-"""What stands in the place of a secret."""
-
-_SECRET_WORDS = {"key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials", "auth"}
-_SECRET_WORDS |= {"authorization", "bearer", "cookie"}
-# Of services that models, data and judges come from, and passwords within addresses.
-_SECRET_TEXTS = re.compile(
-    r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA|eyJ)[\w.-]{8,}|(?<=://)[^/@\s]+(?=@)"
-)
 _TIMEOUT_S = 10.0
 
 
@@ -137,37 +129,3 @@ def _gpus() -> list[dict[str, Any]]:
         for name, mib, driver in (row for row in rows if len(row) == 3)
         if mib.replace(".", "").isdigit()
     ]
-
-
-def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
-    """A value as JSON has it, with what looks like a secret replaced, at any depth.
-
-    Secret is a text whose key says so, that has the form of a well-known token, or that an environment variable with
-    such a name holds.
-
-    Args:
-        value: Anything; what is no plain value is named instead.
-        is_secret: Whether the value is one, whatever it looks like.
-
-    Example:
-        >>> without_secrets({"api_key": "abc", "operations": 6, "url": "https://me:pw@host/x"})
-        {'api_key': '***', 'operations': 6, 'url': 'https://***@host/x'}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): without_secrets(item, is_secret=is_secret or _names(str(key))) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [without_secrets(item, is_secret=is_secret) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if is_secret:
-        return MASK
-    text = str(value) if isinstance(value, (str, Path)) else str(getattr(value, "__qualname__", type(value).__name__))
-    for name, held in os.environ.items():
-        if _names(name) and len(held) >= 8:
-            text = text.replace(held, MASK)
-    return _SECRET_TEXTS.sub(MASK, text)
-
-
-def _names(key: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
-    return not _SECRET_WORDS.isdisjoint(words) or "environ" in words or ("env" in words and "vars" in words)

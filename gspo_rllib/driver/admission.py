@@ -6,7 +6,7 @@ others go on sampling; only when the learners agree with what it sampled is it s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -23,10 +23,12 @@ class Admission:
 
     Attributes:
         admitted: Numbers of the runners that may be sent groups, and weights while they sample.
+        processes: Numbers of the processes they were admitted in; in another one they are not what was admitted.
     """
 
     def __init__(self, send: Callable[[int, RunnerCall[Any]], Any]) -> None:
         self.admitted: set[int] = set()
+        self.processes: dict[int, int] = {}
         self._send = send
         self._asked: dict[ray.ObjectRef, int] = {}
 
@@ -35,9 +37,15 @@ class Admission:
         """Answers that are still to come, and the runners they come from."""
         return dict(self._asked)
 
-    def restart(self, admitted: Iterable[int]) -> None:
-        """Forgets what is pending; these runners are admitted, no others."""
+    def restart(self, admitted: Iterable[int], processes: Mapping[int, int] | None = None) -> None:
+        """Forgets what is pending; these runners are admitted, no others.
+
+        Args:
+            admitted: Numbers of runners that hold weights and were compared with the learners.
+            processes: Their processes.
+        """
         self.admitted = set(admitted)
+        self.processes = dict(processes or {})
         self._asked.clear()
 
     def ask(self, workers: Iterable[int], weights: Weights) -> None:
@@ -70,7 +78,9 @@ class Admission:
             if weights.prove(receipt):
                 self._send(worker, weights.marking_proven())
             self.admitted.add(worker)
+            self.processes[worker] = receipt.process
 
     def expel(self, worker: int) -> None:
         """From now on the runner is asked again before it samples."""
         self.admitted.discard(worker)
+        self.processes.pop(worker, None)

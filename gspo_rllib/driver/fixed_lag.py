@@ -11,6 +11,7 @@ process plays a batch when it is taken: the numbers are the same, and nothing ov
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,10 +29,12 @@ from gspo_rllib.driver.lockstep import no_progress_message
 from gspo_rllib.driver.saved_groups import BATCHES, WHOLE_BATCHES, restored_groups, saved_groups
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
-from gspo_rllib.errors import NoProgressError
+from gspo_rllib.errors import NoProgressError, RunnersLostError
 from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Receipt, Weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -180,12 +183,30 @@ class FixedLag:
         """The batches that were drawn and not taken, as data.
 
         Those that older weights sample are waited for and saved whole, for a resumed run has no such weights. Of those
-        that the present ones sample, the names say all.
+        that the present ones sample, the names say all; and of those that nobody is left to sample.
 
         Raises:
             CheckpointError: A trajectory holds what JSON cannot.
         """
-        return {WHOLE_BATCHES: True, BATCHES: [self._saved(batch) for batch in self._batches]}
+        saved: list[dict[str, Any]] = []
+        waits = True
+        for batch in self._batches:
+            state: dict[str, Any] = {"version": batch.version, "group_ids": batch.group_ids, "groups": None}
+            if batch.version != self._weights.version and waits:
+                try:
+                    self._complete(batch)
+                except RunnersLostError:
+                    waits = False
+            if batch.version != self._weights.version and not batch.missing:
+                state["groups"] = saved_groups(batch.complete)
+            saved.append(state)
+        if not waits:
+            logger.warning(
+                "a checkpoint holds batches by name that older weights were to sample, since no env runner is left: a "
+                "run that is resumed from it samples them with the weights of the checkpoint. No group is lost, but "
+                "its numbers are not those of the uninterrupted run."
+            )
+        return {WHOLE_BATCHES: True, BATCHES: saved}
 
     def restore(self, state: Mapping[str, Any]) -> set[str]:
         """Has the next ``start`` go on with what ``get_state`` returned.
@@ -204,13 +225,6 @@ class FixedLag:
         assert self._taken is not None, "there is one to put back"
         self._batches.appendleft(self._taken)
         self._taken = None
-
-    def _saved(self, batch: _Batch) -> dict[str, Any]:
-        state: dict[str, Any] = {"version": batch.version, "group_ids": batch.group_ids, "groups": None}
-        if batch.version == self._weights.version:
-            return state
-        self._complete(batch)
-        return {**state, "groups": saved_groups(batch.complete)}
 
     def _revived(self, saved: Mapping[str, Any]) -> _Batch:
         group_ids, version = list(saved["group_ids"]), int(saved["version"])

@@ -27,6 +27,7 @@ from gspo_rllib.driver.admission import Admission
 from gspo_rllib.driver.fleet import LOCAL, Fleet
 from gspo_rllib.driver.lockstep import no_progress_message
 from gspo_rllib.driver.saved_groups import BATCHES, restored_groups, saved_groups
+from gspo_rllib.env_runners.group_names import in_order
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import NoProgressError
 from gspo_rllib.runner_calls import RunnerCall, returned
@@ -52,7 +53,6 @@ class _Group:
 
     Attributes:
         group_id: Name of the group.
-        order: How many groups were drawn before it.
         version: The oldest weights version among its tokens; until it is finished, the oldest there can be.
         state: How far the group has come.
         worker: RLlib's number of the runner that samples or sampled it; None before it is dispatched.
@@ -61,7 +61,6 @@ class _Group:
     """
 
     group_id: str
-    order: int
     version: int
     state: GroupState = GroupState.DRAWN
     worker: int | None = None
@@ -105,11 +104,9 @@ class GroupStream:
         self._is_local = self._runners.is_local
         self._groups: dict[str, _Group] = {}
         self._restored: list[TrajectoryGroup] = []
-        self._num_drawn = 0
         self._weights: Weights
         self._admission = Admission(self._runners.send)
         self._polls: dict[ray.ObjectRef, int] = {}
-        self._processes: dict[int, int] = {}
         self._errors: list[str] = []
         self._num_stale = 0
         self._waited_s = 0.0
@@ -123,14 +120,13 @@ class GroupStream:
         """See ``GroupSource.start``; nothing is sampled before the first ``take``."""
         assert not self._groups, "stop what is in flight before starting again"
         self._weights = weights
-        weights.push(self._runners, force=True)
-        self._admission.restart(self._runners.healthy())
+        receipts = weights.push(self._runners, force=True)
+        self._admission.restart(self._runners.healthy(), {receipt.worker: receipt.process for receipt in receipts})
         for trajectories in self._restored:
             # Where the bound is another now, one that is too old is not dropped, but sampled again.
-            group = _Group(trajectories.group_id, self._num_drawn, weights.version, overtaken=True)
+            group = _Group(trajectories.group_id, weights.version, overtaken=True)
             group.finish(trajectories)
             self._groups[group.group_id] = group
-            self._num_drawn += 1
         self._restored = []
 
     def advance(self, weights: Weights) -> None:
@@ -159,7 +155,7 @@ class GroupStream:
         num_given_up = 0
         self._errors = []
         try:
-            while (missing := count - len(taken) - num_given_up) > 0:
+            while (missing := self._missing(count - len(taken), num_given_up)) > 0:
                 if chosen := self._choose(missing):
                     taken += chosen
                     continue
@@ -175,8 +171,8 @@ class GroupStream:
         self._waited_s += time.perf_counter() - started
         if not taken:
             raise NoProgressError(no_progress_message(count, self._runners, self._errors))
-        taken.sort(key=lambda group: group.order)
-        return [group.trajectories for group in taken if group.trajectories is not None], reports
+        found = {group.group_id: group.trajectories for group in taken if group.trajectories is not None}
+        return [found[group_id] for group_id in in_order(found)], reports
 
     def stop(self) -> list[str]:
         """See ``GroupSource.stop``."""
@@ -224,6 +220,16 @@ class GroupStream:
         self._num_stale, self._waited_s = 0, 0.0
         return measured
 
+    def _missing(self, places: int, num_given_up: int) -> int:
+        """How many groups this iteration still waits for.
+
+        What was given up leaves it with fewer, but takes no place of a group that would be too old later: the next k
+        iterations take k · G, and no more.
+        """
+        left = [group.version + self._max_staleness - self._weights.version for group in self._groups.values()]
+        due = max(sum(n <= k for n in left) - k * self._per_iteration for k in range(self._max_staleness + 1))
+        return max(places - num_given_up, min(due, places))
+
     def _choose(self, places: int) -> list[_Group]:
         """Takes the finished groups that may have one of this iteration's places, oldest first."""
         waiting = Counter(group.version for group in self._groups.values())
@@ -235,7 +241,7 @@ class GroupStream:
                 continue
             waiting[group.version] -= 1
             if stale and group.overtaken:
-                self._groups[group.group_id] = _Group(group.group_id, group.order, self._weights.version)
+                self._groups[group.group_id] = _Group(group.group_id, self._weights.version)
                 continue
             del self._groups[group.group_id]
             if stale:
@@ -265,8 +271,7 @@ class GroupStream:
         """
         room = self._max_staleness * self._per_iteration + missing - len(self._groups)
         for group_id in self._draw(max(room, 0)):
-            self._groups[group_id] = _Group(group_id, self._num_drawn, self._weights.version)
-            self._num_drawn += 1
+            self._groups[group_id] = _Group(group_id, self._weights.version)
         drawn = self._in_state(GroupState.DRAWN)
         if not drawn:
             return
@@ -302,7 +307,7 @@ class GroupStream:
             if answer is None:
                 continue
             process, report = answer
-            if self._processes.setdefault(worker, process) != process:
+            if self._admission.processes.get(worker) != process:
                 # Ray has restarted it: its unreported samples are lost, and groups sent to it since are sent again too.
                 self._runners.send(worker, _stop_sampling)
                 self._lose(worker, f"env runner {worker} died and was restarted")
@@ -338,7 +343,6 @@ class GroupStream:
 
     def _lose(self, worker: int, message: str) -> None:
         self._admission.expel(worker)
-        self._processes.pop(worker, None)
         self._errors.append(message)
         for group in self._groups.values():
             if group.is_in_flight_on(worker):

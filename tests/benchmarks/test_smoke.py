@@ -41,6 +41,7 @@ SMALLEST = {
     "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
     "slow_envs.py": "--engine transformers --fast 2 --slow 1 --sleep-s 0.01 --turns 2 --tokens-per-turn 4 "
     "--repetitions 1",
+    "soak.py": "--time 40s --only fixed_lag-2 --every 8",
     "start_up.py": "--runners 0 --repetitions 1",
     "turns.py": "--engines transformers --turns 2 4 --tokens 2 4 --concurrency 8 --total 32 --repetitions 1",
     "weight_sync.py": "--runners 0 --remote --repetitions 1",

@@ -80,8 +80,9 @@ class Version:
 
     version: int
 
-    def push(self, runners: Any, *, force: bool) -> None:
+    def push(self, runners: Any, *, force: bool) -> list[Any]:
         runners.local_env_runner.version = self.version
+        return []
 
     def offer(self, runners: Any, workers: Any) -> None:
         for _ in workers:
@@ -230,6 +231,16 @@ def test_groups_given_up_leave_an_iteration_with_fewer_or_none():
     runner.given_up = set(map(str, range(100)))
     with pytest.raises(NoProgressError, match="no luck with 4; no luck with 5"):
         stream.take(G)
+
+
+def test_a_group_that_is_given_up_takes_no_place_of_one_that_is_due():
+    stream, runner = _stream(lambda ids: ids[-1], max_staleness=1)
+    trained, runner.given_up = [], {"8", "9", "10", "11"}
+    for version in range(4):
+        trained += [group.group_id for group in stream.take(G)[0]]
+        stream.advance(Version(version + 1))
+        assert stream.measure()[names.NUM_GROUPS_STALE_DROPPED] == 0
+    assert {str(number) for number in range(8)} <= set(trained)
 
 
 def _config(path, *, max_staleness=1, num_env_runners=0, num_learners=0, env=CoinEnv, env_config=None, **training):

@@ -1,0 +1,374 @@
+"""A long run with a fault every minute: whether memory, descriptors, threads or files grow, and whether it slows down.
+
+    .venv/bin/python benchmarks/soak.py --time 8h
+    .venv/bin/python benchmarks/soak.py --time 10m --only fixed_lag-2
+    .venv/bin/python benchmarks/soak.py --time 8h --engine vllm
+
+Four runs share the time, one after the other, each in a process of its own: taking turns without and with two env
+runners, and overlapped by the clock and by number. Those with runners have a learner in a process of its own. In turn,
+every ``--every`` seconds, a runner is killed, an environment's process is killed, a save finds no room, a runner is
+stopped, and the learner is killed; where a run has none of them, the next kind is taken.
+
+The first quarter of a run is warm-up. Of the rest, the memory that the driver alone holds is fitted by a line, whose
+slope is given with its interval of 95 %: hours are needed before it says anything about 1 MB/h. Of what is counted
+(descriptors and threads of the driver, files of checkpoints, shared memory) the medians of the first and the last third
+are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Groups
+that were lost or trained twice, or were too old, are counted as in ``faults.py``. The command ends with 1 where
+something did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import numpy as np
+import psutil
+import ray
+from faults import Disturber, Ledger, Letters
+
+from gspo_rllib import checkpoints
+from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.errors import CheckpointError
+from gspo_rllib.warmstart.models import build_model
+
+RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2")
+"""Schedule and number of env runners of each run."""
+
+WARM_UP = 0.25
+SHORTEST_S = 120.0
+"""Of a shorter run nothing is said about growth and speed."""
+
+MOST_MB_PER_HOUR, LEAST_SPEED = 1.0, 0.95
+
+
+class LettersApart(Letters):
+    """Letters in a process of their own, which can be killed."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "process": True}
+
+
+def config(model: str, args: argparse.Namespace) -> Any:
+    """What is trained."""
+    schedule, runners = args.child.split("-")
+    made = (
+        GSPOConfig()
+        .environment(LettersApart, env_config={})
+        .rl_module(model_config={"path": model})
+        .generation(engine=args.engine, max_tokens_per_turn=6)
+        .env_runners(num_env_runners=int(runners), num_envs_per_env_runner=2)
+        .learners(num_learners=min(1, int(runners)))
+        .training(group_size=2, groups_per_iteration=4, num_minibatches=2, lr=1e-4, learner_commit_every=4)
+        .fault_tolerance(max_num_env_runner_restarts=1_000_000, env_runner_health_probe_timeout_s=5.0)
+        .debugging(seed=1)
+    )
+    if schedule != "sync":
+        made.training(
+            max_staleness=1,
+            schedule=schedule,
+            rollout_correction="truncate",
+            rollout_correction_level="sequence_mean",
+        )
+    return made
+
+
+@dataclasses.dataclass
+class Sample:
+    """What was seen after one iteration; memory in MB, times in seconds."""
+
+    at: float
+    groups: int
+    cpu: float
+    memory: float
+    descriptors: int
+    threads: int
+    files: int
+    shared: float
+
+
+def look(begun: float, groups: int, folder: pathlib.Path) -> Sample:
+    """Looks at the driver, and at the processor time of everything below it."""
+    driver = psutil.Process()
+    cpu = 0.0
+    for process in (driver, *driver.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            # Of what has ended, its parent knows.
+            cpu += sum(process.cpu_times()[:4])
+    return Sample(
+        at=time.monotonic() - begun,
+        groups=groups,
+        cpu=cpu,
+        memory=driver.memory_full_info().uss / 1e6,
+        descriptors=driver.num_fds(),
+        threads=driver.num_threads(),
+        files=sum(1 for _ in folder.rglob("*")),
+        shared=sum(path.stat().st_size for path in pathlib.Path("/dev/shm").iterdir() if path.is_file()) / 1e6,
+    )
+
+
+class Faults(threading.Thread):
+    """Makes a fault every so often, of each kind in turn; the next one waits until every runner is back.
+
+    Args:
+        algorithm: The run.
+        every: Seconds between two.
+        seconds: After which there are no more.
+        seed: Which of several processes is hit.
+
+    Attributes:
+        made: How often each kind was made.
+        save_fails: Set for the run's own thread: the next save is to find no room.
+    """
+
+    KINDS = ("runner killed", "environment killed", "save failed", "runner stopped", "learner killed")
+
+    def __init__(self, algorithm: Any, every: float, seconds: float, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._runners = Disturber(algorithm, argparse.Namespace(pause=0, seed=seed, kills=0, stops=0))
+        self._team = algorithm.learner_group
+        self._every = every
+        self._end = time.monotonic() + seconds
+        self._random = random.Random(seed)
+        self.made = dict.fromkeys(self.KINDS, 0)
+        self.save_fails = threading.Event()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Until the run ends."""
+        turn = 0
+        while not self.ended.wait(self._every) and time.monotonic() < self._end:
+            if len(self._env_runners()) < self._runners._fleet.num_remote_env_runners():
+                continue
+            for _ in self.KINDS:
+                kind = self.KINDS[turn % len(self.KINDS)]
+                turn += 1
+                if self._make(kind):
+                    self.made[kind] += 1
+                    break
+
+    def _make(self, kind: str) -> bool:
+        if kind == "save failed":
+            self.save_fails.set()
+            return True
+        if kind == "environment killed":
+            return self._hit(_titled("ray::_EnvProcess"), "kill")
+        if kind == "learner killed":
+            return self._team.is_remote and not self._team._is_healing and self._hit(self._learners(), "kill")
+        return self._hit(self._env_runners(), "kill" if kind == "runner killed" else "stop")
+
+    def _hit(self, pids: list[int], fault: str) -> bool:
+        return bool(pids) and self._runners._hit(self._random.choice(pids), fault)
+
+    def _learners(self) -> list[int]:
+        from gspo_rllib.driver.processes import actor_entry
+
+        return [pid for worker in self._team._workers if (pid := int(actor_entry(worker).get("Pid") or 0))]
+
+    def _env_runners(self) -> list[int]:
+        fleet = self._runners._fleet
+        entries = [fleet._entry(worker) for worker in fleet._worker_manager.actors()]
+        return [int(entry.get("Pid") or 0) for entry in entries if entry.get("State") == "ALIVE" and entry.get("Pid")]
+
+
+def _titled(title: str) -> list[int]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [process.pid] if " ".join(process.cmdline()).startswith(title) else []
+    return found
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """Files of this process end after a few kilobytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save(algorithm: Any, target: pathlib.Path, *, fails: bool) -> None:
+    """Saves over the last checkpoint; a save that fails must say so, and leave that one whole."""
+    if fails:
+        try:
+            with no_room():
+                algorithm.save_to_path(target)
+        except CheckpointError:
+            checkpoints.verify(target)
+            return
+        raise SystemExit("a save without room went unnoticed")
+    algorithm.save_to_path(target)
+
+
+def train(folder: pathlib.Path, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
+    """One of the runs; what was seen of it."""
+    runners = int(args.child.split("-")[1])
+    ray.init(address="local", num_cpus=runners + 2, include_dashboard=False, log_to_driver=False)
+    algorithm = config(str(folder / "model"), args).build_algo()
+    saves = folder / "saves"
+    saves.mkdir()
+    try:
+        ledger, faults = Ledger(algorithm), Faults(algorithm, args.every, seconds, args.seed)
+        algorithm.train()
+        algorithm.save_to_path(saves / "last")
+        begun, samples, next_save = time.monotonic(), [], 0.0
+        faults.start()
+        while (now := time.monotonic() - begun) < seconds:
+            algorithm.train()
+            fails = faults.save_fails.is_set()
+            if fails or now >= next_save:
+                save(algorithm, saves / "last", fails=fails)
+                faults.save_fails.clear()
+                next_save = now + args.every
+            samples.append(look(begun, len(ledger.trained), saves))
+        faults.ended.set()
+        lost, twice = ledger.lost_and_twice(algorithm)
+        return {
+            "run": args.child,
+            "engine": args.engine,
+            "seconds": round(seconds),
+            "iterations": len(samples),
+            "groups": len(ledger.trained),
+            "faults": faults.made,
+            "lost": lost,
+            "twice": twice,
+            "oldest": ledger.oldest,
+            **summary(samples),
+        }
+    finally:
+        algorithm.stop()
+        ray.shutdown()
+
+
+def summary(samples: list[Sample]) -> dict[str, Any]:
+    """What grew, and what slowed down, after the warm-up."""
+    warm = [sample for sample in samples if sample.at >= WARM_UP * samples[-1].at]
+    third = max(1, len(warm) // 3)
+    first, last = warm[:third], warm[-third:]
+    hours, memory = np.array([s.at for s in warm]) / 3600, np.array([s.memory for s in warm])
+    slope, half = slope_with_interval(hours, memory)
+    speeds = [(part[-1].groups - part[0].groups) / max(1e-9, part[-1].cpu - part[0].cpu) for part in (first, last)]
+    grown = {
+        name: statistics.median(getattr(s, name) for s in last) - statistics.median(getattr(s, name) for s in first)
+        for name in ("descriptors", "threads", "files", "shared")
+    }
+    return {
+        "mb_per_hour": [round(slope - half, 2), round(slope, 2), round(slope + half, 2)],
+        "memory_mb": [round(warm[0].memory, 1), round(warm[-1].memory, 1)],
+        "grown": {name: round(value, 2) for name, value in grown.items()},
+        "speed_last_to_first": round(speeds[1] / speeds[0], 3) if speeds[0] else None,
+    }
+
+
+def slope_with_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope of the least-squares line, and half its interval of 95 %.
+
+    Neighbouring samples are alike, so the interval is that of the means of ten blocks.
+    """
+    blocks = [
+        (bx.mean(), by.mean()) for bx, by in zip(np.array_split(x, 10), np.array_split(y, 10), strict=True) if len(bx)
+    ]
+    if len(blocks) < 3:
+        return float("nan"), float("inf")
+    bx, by = (np.array(column) for column in zip(*blocks, strict=True))
+    slope, intercept = np.polyfit(bx, by, 1)
+    residual = by - (slope * bx + intercept)
+    error = np.sqrt((residual**2).sum() / (len(bx) - 2) / ((bx - bx.mean()) ** 2).sum())
+    return float(slope), 2.31 * float(error)
+
+
+def broken(row: dict[str, Any]) -> list[str]:
+    """What did not hold, in words."""
+    bound = 0 if row["run"].startswith("sync") else 1
+    found = [f"{row[name]} groups {name}" for name in ("lost", "twice") if row[name]]
+    found += [f"a group {row['oldest']} versions old"] if row["oldest"] > bound else []
+    if row["seconds"] < SHORTEST_S:
+        return found
+    found += [f"{name} grew by {value}" for name, value in row["grown"].items() if value > 1]
+    low = row["mb_per_hour"][0]
+    found += [f"memory grew by at least {low} MB/h"] if low > MOST_MB_PER_HOUR else []
+    speed = row["speed_last_to_first"]
+    found += [f"the last third ran at {speed} of the first"] if speed is not None and speed < LEAST_SPEED else []
+    return found
+
+
+def seconds_of(text: str) -> float:
+    """``8h``, ``10m``, ``90s``.
+
+    Example:
+        >>> seconds_of("10m")
+        600.0
+    """
+    match = re.fullmatch(r"([0-9.]+)([hms])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number and h, m or s, such as 8h")
+    return float(match[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[match[2]]
+
+
+def main() -> None:
+    """Runs all, prints a line of each, and what did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--time", type=seconds_of, default="8h", help="of all runs together, such as 8h or 10m")
+    parser.add_argument("--only", choices=RUNS, help="one of the runs; it gets all the time")
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--json", type=pathlib.Path, help="where to write what was seen")
+    parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    runs = [args.only] if args.only else list(RUNS)
+    if args.child:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = pathlib.Path(temporary)
+            sizes: dict[str, Any] = {
+                "hidden_size": 64,
+                "num_layers": 2,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "head_dim": 32,
+            }
+            more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
+            build_model(folder / "model", **sizes, **more, max_position_embeddings=512)
+            print(json.dumps(train(folder, args.time, args)))
+        return
+    rows, failed = [], False
+    for run in runs:
+        share = f"{args.time / len(runs)}s"
+        command = [sys.executable, __file__, "--child", run, "--time", share, "--engine", args.engine]
+        done = subprocess.run(
+            [*command, "--every", str(args.every), "--seed", str(args.seed)], stdout=subprocess.PIPE, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"{run}: ended with {done.returncode}")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        wrong = broken(rows[-1])
+        failed |= bool(wrong)
+        print(f"{json.dumps(rows[-1])}\n{run}: {'; '.join(wrong) or 'everything held'}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
