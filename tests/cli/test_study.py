@@ -57,14 +57,13 @@ def test_a_study_runs_tunes_draws_and_goes_on(tmp_path, monkeypatch, capsys, ray
     assert (out / "README.png").exists()
 
     before = {path: path.stat().st_mtime_ns for path in (out / "raw").rglob("*.json")}
-    assert main(["study", str(file), "--out", str(out), "--only-page", "--page", str(tmp_path / "new" / "page.md")]) == 0
+    elsewhere = tmp_path / "new" / "page.md"
+    assert main(["study", str(file), "--out", str(out), "--only-page", "--page", str(elsewhere)]) == 0
     assert main(["study", str(file), "--out", str(out)]) == 0
     assert "2 of 2 trials are there" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (out / "raw").rglob("*.json")}
     other = (out / "README.md").read_text().replace("README.png", "page.png")
-    assert (tmp_path / "new" / "page.md").read_text() == other.replace(
-        f"--out {out}`", f"--out {out} --page {tmp_path}/new/page.md`"
-    )
+    assert elsewhere.read_text() == other.replace(f"--out {out}`", f"--out {out} --page {elsewhere}`")
 
 
 @pytest.mark.parametrize(
