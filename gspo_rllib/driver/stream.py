@@ -227,7 +227,7 @@ class GroupStream:
         iterations take k · G, and no more.
         """
         left = [group.version + self._max_staleness - self._weights.version for group in self._groups.values()]
-        due = max(sum(n <= k for n in left) - k * self._per_iteration for k in range(self._max_staleness + 1))
+        due: int = max(sum(n <= k for n in left) - k * self._per_iteration for k in range(self._max_staleness + 1))
         return max(places - num_given_up, min(due, places))
 
     def _choose(self, places: int) -> list[_Group]:

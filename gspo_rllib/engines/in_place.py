@@ -39,7 +39,7 @@ class View:
     @classmethod
     def of(cls, tensor: torch.Tensor) -> View:
         """The part that a tensor is of its storage."""
-        return cls(tuple(tensor.size()), tuple(tensor.stride()), tensor.storage_offset(), tensor.dtype)
+        return cls(tuple(tensor.size()), tuple(tensor.stride()), int(tensor.storage_offset()), tensor.dtype)
 
     def within(self, whole: torch.Tensor) -> torch.Tensor:
         """The same part of another tensor's storage."""
@@ -138,7 +138,7 @@ class Places:
     def __init__(self, model: torch.nn.Module, sent: Update, fillings: Mapping[Owner, Filling]) -> None:
         self._fillings = fillings
         self._format = _format(sent)
-        self._packed = [layer for layer in model.modules() if callable(vars(layer).get("cpu_linear"))]
+        self._packed: list[Any] = [layer for layer in model.modules() if callable(vars(layer).get("cpu_linear"))]
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
 
     @classmethod
