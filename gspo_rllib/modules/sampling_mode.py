@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -41,7 +42,7 @@ def recompute_activations(model: PreTrainedModel) -> None:
     Raises:
         SettingError: The model does not say which its layers are.
     """
-    layers = list(_layers(model))
+    layers = list(decoder_layers(model))
     if not layers:
         raise SettingError(
             f"rl_module.model_config['activation_checkpointing'] is True, but {type(model).__name__} does not say "
@@ -67,7 +68,7 @@ def activations_kept() -> Iterator[None]:
         _kept.reset(token)
 
 
-def _layers(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
+def decoder_layers(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
     """The outermost modules that transformers would checkpoint; where there are none, those it would not split."""
     unsplit = getattr(model, "_no_split_modules", None) or ()
     found = list(_outermost(model, lambda module: isinstance(module, GradientCheckpointingLayer)))
@@ -82,12 +83,14 @@ def _outermost(module: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool
             yield from _outermost(child, wanted)
 
 
-def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T]) -> _T:
+def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T], *, may_repeat: bool = True) -> _T:
     """Runs a forward pass, and refuses a model whose evaluation mode cannot be trained.
 
     Args:
         models: In evaluation mode; the first is named in errors.
         forward: The pass; it calls them.
+        may_repeat: Whether a part without a gradient may be looked at in a second pass. Where several processes share
+            a model's weights, a pass of one alone would wait for ever: such a part is then refused, by design or not.
 
     Returns:
         What the pass returned.
@@ -108,7 +111,7 @@ def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T]) -
             "another model."
         )
     # Some have no gradient by design, as what selects the keys of sparse attention: that is so in training mode, too.
-    lost -= _parts_without_gradient_in_training_mode(models, forward) if lost else set()
+    lost -= _parts_without_gradient_in_training_mode(models, forward) if lost and may_repeat else set()
     if lost:
         raise ModelError(
             f"{name} runs {min(lost)!r} without a gradient in evaluation mode, the mode a policy samples and is scored "
@@ -126,8 +129,11 @@ def _written(parameter: torch.Tensor) -> Any:
     """
     if parameter.requires_grad:
         return _times_written(parameter)
-    flat = parameter.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu().numpy().tobytes()
+    # Of a share, what is here: others are not asked.
+    held: Any = parameter.detach()
+    flat = (held.to_local() if isinstance(held, DTensor) else held).reshape(-1)
+    # Cloned: memory that numpy has seen cannot be freed when a gathered parameter goes.
+    return flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].clone().float().cpu().numpy().tobytes()
 
 
 @contextmanager
