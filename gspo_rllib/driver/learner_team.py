@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
-from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 
 from gspo_rllib import checkpoints
@@ -30,6 +29,7 @@ from gspo_rllib.checkpoints.components import restore_component
 from gspo_rllib.driver.learner_calls import Exhausted, GuardedCall, Raised, own_copy, raised_where
 from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch
 from gspo_rllib.driver.processes import end_process, stands_still_anywhere
+from gspo_rllib.driver.setup_state import KeepsWeightsOutOfTheDriver
 from gspo_rllib.driver.watched_manager import WatchedManager
 from gspo_rllib.errors import GSPOError, LearnersLostError, described, own_error
 from gspo_rllib.learners.sharding_settings import shards
@@ -45,7 +45,7 @@ _ATTEMPTS = 3  # at building the learners again before a run ends
 _T = TypeVar("_T")
 
 
-class LearnerTeam(LearnerGroup):
+class LearnerTeam(KeepsWeightsOutOfTheDriver):
     """RLlib's group of learners, which outlives its members.
 
     A learner in this process cannot be rebuilt: what it raises in an update leaves it with half of one, so the update
@@ -154,6 +154,7 @@ class LearnerTeam(LearnerGroup):
         Raises:
             LearnersLostError: They were lost twice.
         """
+        self.is_set_up = True
         if self.is_local or self._every is None:
             self._commit = None
             self._since.clear()
