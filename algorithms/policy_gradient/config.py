@@ -152,7 +152,8 @@ class PolicyGradientConfig(_FlatSettings):
         def reporting(self, *, keep_trajectories: int = ..., **kwargs: Any) -> Self:
             """For type checkers, who know nothing of RLlib's own arguments."""
 
-        def learners(self, *, sharding: Literal["none", "fsdp2"] = ..., **kwargs: Any) -> Self: ...
+        def learners(self, *, sharding: Literal["none", "fsdp2"] = ..., **kwargs: Any) -> Self:
+            """The same."""
 
     else:
 
