@@ -21,7 +21,7 @@ class LearnersSettings(Settings):
         "What each of several learners holds. 'none': all of the model (torch's DistributedDataParallel). 'fsdp2': its "
         "share of weights, gradients, optimiser state and reference policy, and one layer at a time while it runs.",
         choices=SHARDINGS,
-        source="ours: the fastest for a model that fits",
+        source="ours: RLlib's own way",
     )
 
 
