@@ -240,7 +240,7 @@ def takes(
                 if name in group.REFUSED:
                     raise SettingError(f"{method.__name__}.{name} is refused: {group.REFUSED[name]}")
                 if name not in fields and name not in inherited:
-                    raise SettingError(f"{method.__name__}.{name} is unknown. {hint(name, [*fields, *inherited])}")
+                    raise ArgumentError(f"{method.__name__}.{name} is unknown. {hint(name, [*fields, *inherited])}")
             for name in [n for n in kwargs if n in fields]:
                 setattr(self, name, kwargs.pop(name))
             return method(self, **kwargs)

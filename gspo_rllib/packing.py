@@ -178,6 +178,24 @@ def pack(
     return row
 
 
+def empty_row(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A row of one sampled token of weight 0: touches every parameter, adds nothing."""
+    zeros = torch.zeros(1, dtype=torch.long, device=device)
+    empty: dict[str, Any] = {
+        columns.TOKEN_IDS: torch.zeros(2, dtype=torch.long, device=device),
+        columns.POSITION_IDS: torch.arange(2, device=device),
+        columns.SEGMENT_LENGTHS: [2],
+        columns.BEHAVIOR_LOGP: zeros.float(),
+        columns.BEHAVIOR_VERSION: zeros,
+        columns.EMPTY: True,
+    }
+    for name in (columns.LOSS_POSITIONS, columns.LOSS_TOKEN_IDS, columns.TRAJECTORY_INDEX, columns.TURN_INDEX):
+        empty[name] = zeros
+    for name in (columns.OLD_LOGP, columns.ADVANTAGES, columns.VALUE_TARGETS, columns.REFERENCE_LOGP):
+        empty[name] = empty[columns.BEHAVIOR_LOGP]
+    return empty
+
+
 class _Layout:
     """Which segments a row has, and which cell predicts each sampled token.
 

@@ -134,7 +134,33 @@ PRIVATE_NAMES = (
     PrivateName(
         _TORCH_LEARNER,
         "_make_modules_ddp_if_necessary",
-        "Overridden: where a pass may leave parameters without a gradient, DistributedDataParallel is told so.",
+        "Overridden: where a pass may leave parameters without a gradient, DistributedDataParallel is told so; where "
+        "learners share the model, there is none.",
+    ),
+    PrivateName(
+        _TORCH_LEARNER,
+        "_map_module_to_device",
+        "Overridden: a module that learners share is cut before it goes to the device, and before it has optimisers.",
+    ),
+    PrivateName(
+        _TORCH_LEARNER,
+        "_get_optimizer_state",
+        "Overridden: RLlib makes arrays of tensors, which shares of one are not; they are gathered first.",
+    ),
+    PrivateName(
+        _TORCH_LEARNER,
+        "_set_optimizer_state",
+        "Overridden: of what was gathered, each learner that shares the model takes its part.",
+    ),
+    PrivateName(
+        _LEARNER,
+        "_named_optimizers",
+        "Whose states these are.",
+    ),
+    PrivateName(
+        _LEARNER,
+        "_optimizer_name_to_module",
+        "Which module an optimiser's state says it belongs to.",
     ),
     PrivateName(
         _TORCH_LEARNER,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +19,9 @@ from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, on_host
 from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.model_files import ADAPTER_CONFIG
+from gspo_rllib.modules.sharding import is_sharded, whole
 from gspo_rllib.runner_calls import RunnerCall, returned
+from gspo_rllib.sent_weights import SentWeights, fetched
 
 _PREFIX = "model."
 _Sent = TypeVar("_Sent")
@@ -55,8 +57,15 @@ class Learners(Protocol):
     def foreach_learner(self, func: Callable[[Any], Any], *, remote_actor_ids: Sequence[int] | None) -> Any:
         """The answers of some learners."""
 
+    @property
+    def shares_model(self) -> bool:
+        """Whether the learners have one copy of the model between them."""
+
     def keep(self, function: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, ray.ObjectRef]:
         """What the first learner answers; its second part stays in the object store, owned by this process."""
+
+    def stream(self, function: Callable[[Any], Iterator[Any]]) -> tuple[Any, list[ray.ObjectRef]]:
+        """What the first learner yields, all of them called; all but the first part stays there likewise."""
 
 
 class Weights:
@@ -76,7 +85,7 @@ class Weights:
             (self.version, self._conversation), self._taken = self._first_learner(_take_weights)
         else:
             # Owned by this process: what a learner puts there itself is gone with it.
-            (self.version, self._conversation), self._taken = learner_group.keep(_take_weights)
+            (self.version, self._conversation), self._taken = _kept_weights(learner_group)
 
     def _first_learner(self, function: Any) -> Any:
         first = None if self._learners.is_local else self._learners._worker_manager.healthy_actor_ids()[:1]
@@ -88,13 +97,13 @@ class Weights:
     @property
     def _here(self) -> NamedWeights:
         """The arrays, for a runner in this process; tensors on its device where a learner in this process has one."""
-        named: NamedWeights = ray.get(self._taken) if isinstance(self._taken, ray.ObjectRef) else self._taken
+        named: NamedWeights = fetched(self._taken)
         return named
 
     @property
-    def _anywhere(self) -> ray.ObjectRef:
+    def _anywhere(self) -> ray.ObjectRef | SentWeights:
         """The arrays in the object store: put there once, mapped by every runner."""
-        if not isinstance(self._taken, ray.ObjectRef):
+        if not isinstance(self._taken, ray.ObjectRef | SentWeights):
             self._taken = ray.put(on_host(self._taken))
         return self._taken
 
@@ -227,17 +236,50 @@ def _mark_proven(runner: Any) -> None:
     runner.mark_proven()
 
 
-def _take_weights(learner: Learner) -> tuple[tuple[int, Conversation], NamedWeights]:
-    """The version, what engines that get the weights are asked, and a copy of the weights."""
+def _kept_weights(learners: Learners) -> tuple[tuple[int, Conversation], ray.ObjectRef | SentWeights]:
+    """What remote learners have, in the object store; tensor by tensor where they share the model."""
+    if not learners.shares_model:
+        return learners.keep(_take_weights)
+    (version, conversation, numbers), arrays = learners.stream(gather_weights)
+    return (version, conversation), SentWeights(numbers, arrays)
+
+
+def gather_weights(learner: Learner) -> Iterator[Any]:
+    """The version, what engines are asked and which name has which tensor; then the tensors, in the first learner."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    conversation = Conversation.of(
+    tensors = module.adapter.state() if _swaps_adapters(learner) else _inference_tensors(module)
+    distinct = {id(tensor): tensor for tensor in tensors.values()}
+    number_of = {key: number for number, key in enumerate(distinct)}
+    numbers = {name: number_of[id(tensor)] for name, tensor in tensors.items()}
+    if _swaps_adapters(learner):
+        numbers[ADAPTER_CONFIG] = len(distinct)
+    yield learner._weights_seq_no, _conversation(module), numbers
+    for tensor in distinct.values():
+        gathered = whole(tensor)
+        if gathered is not None:
+            yield gathered.to(_sent_dtype(gathered)).numpy()
+    if _swaps_adapters(learner):
+        yield _adapter_config(module)
+
+
+def _swaps_adapters(learner: Learner) -> bool:
+    return getattr(learner.config, "adapter_sync", None) == "swap"
+
+
+def _conversation(module: Any) -> Conversation:
+    return Conversation.of(
         module.model.config,
         module.model.get_input_embeddings().num_embeddings,
         temperature=module.temperature,
         learner_dtype=module.settings["autocast_dtype"] or "float32",
     )
-    about = learner._weights_seq_no, conversation
-    if getattr(learner.config, "adapter_sync", None) == "swap":
+
+
+def _take_weights(learner: Learner) -> tuple[tuple[int, Conversation], NamedWeights]:
+    """The version, what engines that get the weights are asked, and a copy of the weights."""
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    about = learner._weights_seq_no, _conversation(module)
+    if _swaps_adapters(learner):
         return about, adapter_state(module)
     if learner.config.num_learners == 0 and learner.config.num_env_runners == 0:
         # On a GPU a copy is made on the device: the way through the host takes a second per 2 GB.
@@ -262,7 +304,11 @@ def adapter_state(module: Any) -> dict[str, np.ndarray]:
         module: A causal-LM RLModule with an adapter.
     """
     named = {name: tensor.to("cpu", copy=True).numpy() for name, tensor in module.adapter.state().items()}
-    return {**named, ADAPTER_CONFIG: np.frombuffer(module.adapter.config_json().encode(), np.uint8)}
+    return {**named, ADAPTER_CONFIG: _adapter_config(module)}
+
+
+def _adapter_config(module: Any) -> np.ndarray:
+    return np.frombuffer(module.adapter.config_json().encode(), np.uint8)
 
 
 def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
@@ -291,8 +337,10 @@ def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:
         merged: dict[str, torch.Tensor] = adapter.merged_state()
         return merged
     left_out = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else []
+    # Shares of a tensor under two names are told from those of another one by being the same object.
+    parameters = dict(module.named_parameters(remove_duplicate=False)) if is_sharded(module) else {}
     state = {
-        name: tensor.detach()
+        name: parameters[name] if name in parameters else tensor.detach()
         for name, tensor in module.state_dict().items()
         if not any(name == attribute or name.startswith(f"{attribute}.") for attribute in left_out)
     }

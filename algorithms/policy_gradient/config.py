@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -19,7 +19,7 @@ from ray.util.debug import log_once
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
-from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, validation
+from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, sharding_checks, validation
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
 from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
@@ -41,6 +41,7 @@ from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.knobs import Settings, default_of, is_one_of, takes
+from gspo_rllib.learners.sharding_settings import LearnersSettings
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.ops import REDUCTIONS
@@ -51,7 +52,9 @@ _Self = TypeVar("_Self", bound="PolicyGradientConfig")
 
 if TYPE_CHECKING:
 
-    class _FlatSettings(TrainingSettings, GenerationSettings, AgentSettings, ReportingSettings, GuardedConfig):
+    class _FlatSettings(
+        TrainingSettings, GenerationSettings, AgentSettings, ReportingSettings, LearnersSettings, GuardedConfig
+    ):
         """A config as type checkers see it: every knob is an attribute of the type that its settings class declares."""
 
         def __init__(self, algo_class: type | None = None) -> None: ...
@@ -92,9 +95,8 @@ class PolicyGradientConfig(_FlatSettings):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
-        kinds = (self.training_settings, GenerationSettings, AgentSettings, ReportingSettings)
-        groups: tuple[type[Settings], ...] = kinds
-        for settings in groups:
+        groups: tuple[type[Settings], ...] = (GenerationSettings, AgentSettings, ReportingSettings, LearnersSettings)
+        for settings in (self.training_settings, *groups):
             for field in dataclasses.fields(settings):
                 setattr(self, field.name, default_of(field))
         self.framework_str = "torch"
@@ -150,12 +152,21 @@ class PolicyGradientConfig(_FlatSettings):
         def reporting(self, *, keep_trajectories: int = ..., **kwargs: Any) -> Self:
             """For type checkers, who know nothing of RLlib's own arguments."""
 
+        def learners(self, *, sharding: Literal["none", "fsdp2"] = ..., **kwargs: Any) -> Self:
+            """The same."""
+
     else:
 
         @takes(ReportingSettings)
         def reporting(self, **kwargs: Any) -> Self:
             """RLlib's ``reporting``; and how many trajectories are kept to be looked at."""
             super().reporting(**kwargs)
+            return self
+
+        @takes(LearnersSettings)
+        def learners(self, **kwargs: Any) -> Self:
+            """RLlib's ``learners``; and whether each holds all of the model."""
+            super().learners(**kwargs)
             return self
 
     def rl_module(self, *, model_config: dict[str, Any] | Any = NotProvided, **kwargs: Any) -> Self:
@@ -203,6 +214,7 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_models(training, model_config, training=not self.in_evaluation)
         adapter_checks.check(self, generation, model_config)
         self.settings(ReportingSettings)
+        sharding_checks.check(self, model_config)
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
         validation.check_played(self)
@@ -237,7 +249,7 @@ class PolicyGradientConfig(_FlatSettings):
 
     def _check_evaluation(self) -> None:
         if isinstance(self.evaluation_config, Mapping):
-            kinds = (self.training_settings, ReportingSettings)
+            kinds = (self.training_settings, ReportingSettings, LearnersSettings)
             trained = {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"group_size"}
             rllib_checks.check_evaluation_keys(self.evaluation_config, self, trains=trained)
         with self._duration_as_rllib_knows_it(), translated("evaluation.evaluation_config"):
@@ -359,9 +371,8 @@ class PolicyGradientConfig(_FlatSettings):
         if self.overlong_tokens is not None:
             pipeline.append(OverlongPenalty(*spaces, max_tokens=self.overlong_tokens, buffer=self.overlong_buffer))
         if self.uses_critic:
-            pipeline.append(
-                GeneralAdvantageEstimation(*spaces, gamma=self.gamma, lambda_=self.lambda_, max_tokens=max_tokens)
-            )
+            gae = GeneralAdvantageEstimation(*spaces, gamma=self.gamma, lambda_=self.lambda_, max_tokens=max_tokens)
+            pipeline.append(gae)
         else:
             estimator = group_estimator(
                 self.advantage_estimator,
@@ -375,9 +386,7 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _reference_config(self) -> dict[str, Any] | None:
         own = adapter_checks.reference_settings(self._model_config, self.reference_path)
-        if own is None:
-            return None
-        return {**own, **({"revision": None} if self.reference_path else {}), **self._sampling}
+        return None if own is None else {**own, **({"revision": None} if self.reference_path else {}), **self._sampling}
 
     @property
     def _sampling(self) -> dict[str, Any]:

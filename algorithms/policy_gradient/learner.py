@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from gspo_rllib import columns
@@ -197,7 +198,7 @@ class PolicyGradientLearner(LanguageLearner):
         """The frozen reference policy as the files of a Hugging Face folder."""
         pieces = self._learner_connector.connectors
         reference = next(piece for piece in pieces if isinstance(piece, ReferenceLogProbs))
-        return reference.files()
+        return reference.files(self.module[DEFAULT_MODULE_ID].unwrapped())
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, the clip range, and the noise between engine and learner."""

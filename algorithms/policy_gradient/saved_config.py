@@ -31,6 +31,7 @@ from gspo_rllib.checkpoints.code import Trust, name_of, refusal
 from gspo_rllib.checkpoints.codec import NotDataError, encode, read_tree, write_tree
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import CheckpointError, shown
+from gspo_rllib.learners.sharding_settings import LearnersSettings
 from gspo_rllib.model_files import ADAPTER_WEIGHTS
 from gspo_rllib.secret_texts import without_secrets
 
@@ -201,8 +202,9 @@ class _Loader:
         self._folder = folder
         self._trust = trust
         self._defaults = vars(config_class())
-        kinds = (config_class.training_settings, GenerationSettings, AgentSettings, ReportingSettings)
-        self._own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+        kinds = (GenerationSettings, AgentSettings, ReportingSettings, LearnersSettings)
+        every = (config_class.training_settings, *kinds)
+        self._own = {field.name for kind in every for field in dataclasses.fields(kind)}
 
     def value(self, name: str, saved: Any) -> Any:
         """The value of a setting.

@@ -21,6 +21,7 @@ from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import shown
 from gspo_rllib.knobs import Settings, allowed_text, default_of
+from gspo_rllib.learners.sharding_settings import LearnersSettings
 
 _INTRODUCTION = """\
 # Settings
@@ -58,6 +59,7 @@ def settings_page() -> str:
         "generation": GenerationSettings,
         "agent": AgentSettings,
         "reporting": ReportingSettings,
+        "learners": LearnersSettings,
     }.items():
         lines += [f"### {builder}", "", *_own_rows(kind), ""]
     lines += [_RLLIB, *_rllib_rows()]
@@ -88,7 +90,8 @@ def _rllib_rows() -> Iterator[str]:
 
 
 def _groups() -> Iterator[set[str]]:
-    for kind in (PolicyGradientConfig.training_settings, GenerationSettings, AgentSettings, ReportingSettings):
+    kinds = (GenerationSettings, AgentSettings, ReportingSettings, LearnersSettings)
+    for kind in (PolicyGradientConfig.training_settings, *kinds):
         yield {field.name for field in dataclasses.fields(kind)}
 
 

@@ -5,6 +5,7 @@ RLlib's own ``save_to_path`` and ``restore_from_path`` do the same walk and pick
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -21,13 +22,22 @@ from gspo_rllib.errors import CheckpointError, described
 WRITES_ITSELF = "writes_itself"
 """Attribute of a component whose own ``save_to_path`` and ``restore_from_path`` are data already."""
 
+WRITES_TOGETHER = "writes_together"
+"""Attribute of a component that is saved together with others of its kind: makes a context around each writing."""
 
-def save_component(component: Any, folder: pathlib.Path) -> None:
+GIVES_STATE = "gives_state"
+"""Attribute of a component: False where another one of its kind has the state of all. There, all are asked at once."""
+
+
+def save_component(
+    component: Any, folder: pathlib.Path, *, writing: Callable[[], Any] = contextlib.nullcontext
+) -> None:
     """Writes the state of a component and of all its parts.
 
     Args:
         component: A ``Checkpointable`` of RLlib's, or the manager of remote ones, of which the first writes.
         folder: Where to; made if missing.
+        writing: Around each writing: what a component has as ``WRITES_TOGETHER``, for its parts too.
 
     Raises:
         CheckpointError: A state is no data.
@@ -36,15 +46,19 @@ def save_component(component: Any, folder: pathlib.Path) -> None:
     if isinstance(component, FaultTolerantActorManager):
         _save_remote(component, folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     component = _unwrapped(component)
+    writing = getattr(component, WRITES_TOGETHER, writing)
+    with writing():
+        folder.mkdir(parents=True, exist_ok=True)
     if getattr(component, WRITES_ITSELF, False):
         component.save_to_path(folder)
         return
     parts = component.get_checkpointable_components()
-    write_tree(folder, component.get_state(not_components=[name for name, _ in parts]))
+    state = component.get_state(not_components=[name for name, _ in parts])
+    with writing():
+        write_tree(folder, state)
     for name, part in parts:
-        save_component(part, folder / name)
+        save_component(part, folder / name, writing=writing)
 
 
 def restore_component(component: Any, folder: pathlib.Path, *, only: str | None = None) -> None:
@@ -98,6 +112,11 @@ def _save_remote(manager: Any, folder: pathlib.Path) -> None:
         raise CheckpointError(f"save: none of the {manager.num_actors()} remote {folder.name}s is alive to be saved.")
 
     def save(component: Any) -> tuple[str, str] | None:
+        if not getattr(component, GIVES_STATE, True):
+            # It takes part in what gathers the state; what it writes is no state.
+            with tempfile.TemporaryDirectory() as nowhere:
+                save_component(component, pathlib.Path(nowhere))
+            return None
         there = ray.util.get_node_ip_address()
         if there == here:
             save_component(component, folder)

@@ -87,7 +87,10 @@ def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
             f"model path {path!r}: its memory cannot be worked out: a small copy of {type(model).__name__} does not "
             f"run ({type(error).__name__}: {str(error)[:200]})."
         ) from error
-    return sizes if params is None else dataclasses.replace(sizes, parameters=round(params))
+    if params is None:
+        return sizes
+    per_layer = round(sizes.layer_parameters * params / sizes.parameters)
+    return dataclasses.replace(sizes, parameters=round(params), layer_parameters=per_layer)
 
 
 def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> LearnerMemory:
@@ -98,6 +101,7 @@ def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> Lea
         sizes: Sizes of the model.
         changes: Arguments of ``LearnerMemory.of`` that are to be others.
     """
+    from gspo_rllib.learners.sharding_settings import shards
     from gspo_rllib.modules.memory import LearnerMemory
 
     settings = config.settings(config.training_settings)
@@ -106,6 +110,7 @@ def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> Lea
         "checkpointing": bool(config.model_config.get("activation_checkpointing")),
         "learners": config.num_learners,
         "reference": bool(settings.kl_coeff),
+        "sharded": shards(config),
     }
     memory = LearnerMemory.of(sizes, **(known | changes))
     limit = config.model_config.get("max_activation_gb")
@@ -188,21 +193,22 @@ def remedies(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory, room:
         if 0 < fitting < tokens:
             yield f"with it, training.max_tokens_per_micro_batch={fitting} fits"
         return
-    ranks = next((n for n in range(2, 4097) if fixed / n + best_activations(config, sizes) <= room), None)
-    from gspo_rllib.modules.model_config import MODEL_CONFIG
-
-    if "lora" in MODEL_CONFIG:
-        yield (
-            "rl_module.model_config.lora trains an adapter: weights stay, gradients and optimiser state all but go, "
-            f"{(memory.weights + memory.logits + best_activations(config, sizes)) / 1e9:.3g} GB and the adapter's"
-        )
-    if hasattr(config, "sharding") and ranks is not None:
+    yield (
+        "rl_module.model_config.lora trains an adapter: weights stay, gradients and optimiser state all but go, "
+        f"{(memory.weights + memory.gathered + memory.logits + best_activations(config, sizes)) / 1e9:.3g} GB and the "
+        "adapter's"
+    )
+    ranks = fitting_ranks(config, sizes, room)
+    if ranks is not None:
         yield f"learners.sharding=fsdp2 over {ranks} learners or more ({gpus} GPUs are given)"
-    if "lora" not in MODEL_CONFIG and not hasattr(config, "sharding"):
-        yield (
-            f"weights, gradients and optimiser state alone are {fixed / 1e9:.3g} GB, and every learner holds all of "
-            "them: this version trains a model of this size on no such GPU. Use a smaller model"
-        )
+
+
+def fitting_ranks(config: GSPOConfig, sizes: ModelSizes, room: float) -> int | None:
+    """The fewest learners that could share the model, with checkpointing; None where no number helps."""
+    for ranks in range(2, 4097):
+        if learner_memory(config, sizes, checkpointing=True, sharded=True, learners=ranks).total <= room:
+            return ranks
+    return None
 
 
 def best_activations(config: GSPOConfig, sizes: ModelSizes) -> float:

@@ -80,7 +80,7 @@ def remote_player(config: GSPOConfig, *, address: str, **settings: Any) -> Itera
 
     hush(config)
     # One runner, wherever the policy was trained: what that took is no matter now.
-    config.env_runners(num_env_runners=1).learners(num_learners=0, num_gpus_per_learner=0)
+    config.env_runners(num_env_runners=1).learners(num_learners=0, num_gpus_per_learner=0, sharding="none")
     config.evaluation(evaluation_interval=None, evaluation_num_env_runners=0)
     with ray_session(1, address=address):
         preflight(config, storage=None, always=True)

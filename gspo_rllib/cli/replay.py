@@ -135,7 +135,7 @@ def play_again(config: GSPOConfig, recorded: Row, *, version: int) -> Row:
     hush(config)
     config.adapter_sync = None  # the engine gets the whole model from here
     config.evaluation(evaluation_interval=None, evaluation_num_env_runners=0)
-    config.env_runners(num_env_runners=0).learners(num_learners=0, num_gpus_per_learner=0)
+    config.env_runners(num_env_runners=0).learners(num_learners=0, num_gpus_per_learner=0, sharding="none")
     config.validate()
     runner = config.env_runner_cls(config=config)
     try:

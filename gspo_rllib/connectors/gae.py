@@ -54,6 +54,7 @@ class GeneralAdvantageEstimation(ConnectorV2):
             max_tokens=self._max_tokens,
             device=device,
             sharing=module.prefix_sharing(),
+            module=module,
         )
         estimated = [self._estimate(t, value_L) for t, value_L in zip(trajectories, values, strict=True)]
         mean, std = _moments([advantages_L for advantages_L, _ in estimated], device)

@@ -18,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from gspo_rllib import columns
 from gspo_rllib.connectors.scoring import score
 from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.modules.sharding import is_sharded
 from gspo_rllib.types import TokenTrajectory
 
 
@@ -59,7 +60,7 @@ class ReferenceLogProbs(ConnectorV2):
         trajectories: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
         policy = rl_module[DEFAULT_MODULE_ID].unwrapped()
         device = next(policy.parameters()).device
-        reference = policy if self._is_base else self._load().to(device)
+        reference = policy if self._is_base else self._load(policy)
         with policy.adapter.off() if self._is_base else contextlib.nullcontext():
             scores = score(
                 trajectories,
@@ -67,24 +68,33 @@ class ReferenceLogProbs(ConnectorV2):
                 max_tokens=self._max_tokens,
                 device=device,
                 sharing=reference.prefix_sharing(),
+                module=reference,
             )
         for i, logp_L in enumerate(scores):
             trajectories[i] = dataclasses.replace(trajectories[i], reference_logp=logp_L)
         return batch
 
-    def files(self) -> dict[str, bytes]:
-        """The reference as the files of a Hugging Face folder, for a checkpoint; none for the policy's own base."""
+    def files(self, policy: CausalLMModule) -> dict[str, bytes]:
+        """The reference as the files of a Hugging Face folder, for a checkpoint; none for the policy's own base.
+
+        Args:
+            policy: What is trained; where it is sharded, so is the reference, and the first learner has the files.
+        """
         if self._is_base:
             return {}
         with tempfile.TemporaryDirectory() as temporary:
-            self._load().write_folder(temporary)
+            self._load(policy).write_folder(temporary)
             folder = pathlib.Path(temporary)
             return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
-    def _load(self) -> CausalLMModule:
+    def _load(self, policy: CausalLMModule) -> CausalLMModule:
+        device = next(policy.parameters()).device
         if self._reference is None:
             # Loading it must not move the random state that decides the run.
             with torch.random.fork_rng():
-                self._reference = self._spec.build()
-            self._reference.eval().requires_grad_(False)
-        return self._reference
+                reference = self._spec.build()
+            reference.eval().requires_grad_(False)
+            if is_sharded(policy):
+                reference.shard(device)
+            self._reference = reference
+        return self._reference if is_sharded(self._reference) else self._reference.to(device)

@@ -5,9 +5,10 @@ RLlib ends a process in which anything is raised, and the error with it: what wa
 
 from __future__ import annotations
 
+import collections
 import copy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,21 @@ class GuardedCall:
         except Exception as error:  # noqa: BLE001, of any class: it is raised again where it can be answered for
             raised = Raised(_sendable(error), f"{described(error, 300)} ({raised_where(error)})")
             return raised if self.num_values == 1 else (raised, *[None] * (self.num_values - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """A generator of a learner that only takes part in what another one yields.
+
+    Attributes:
+        function: Called with the learner.
+    """
+
+    function: Callable[[Any], Iterator[Any]]
+
+    def __call__(self, learner: Any) -> None:
+        """Lets it run to its end, and keeps nothing."""
+        collections.deque(self.function(learner), maxlen=0)
 
 
 def own_copy(tree: Any) -> Any:

@@ -7,27 +7,32 @@ they were made with, and the call is made once more: who called sees neither the
 
 A commit is a learner's state (weights, optimiser, counters) in Ray's object store, owned by this process, so that it
 outlives the learner.
+
+Learners that share one copy of the model (``learners(sharding=...)``) answer together or not at all: whoever asks the
+first of them has all of them asked, and gets the first one's answer.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
-from ray.rllib.core.learner.learner_group import LearnerGroup
-from ray.rllib.utils.actor_manager import FaultTolerantActorManager, RemoteCallResults, ResultOrError
+from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 
 from gspo_rllib import checkpoints
 from gspo_rllib.checkpoints.components import restore_component
-from gspo_rllib.driver.learner_calls import GuardedCall, Raised, own_copy, raised_where
+from gspo_rllib.driver.learner_calls import Exhausted, GuardedCall, Raised, own_copy, raised_where
 from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch
 from gspo_rllib.driver.processes import end_process, stands_still_anywhere
+from gspo_rllib.driver.setup_state import KeepsWeightsOutOfTheDriver
+from gspo_rllib.driver.watched_manager import WatchedManager
 from gspo_rllib.errors import GSPOError, LearnersLostError, described, own_error
+from gspo_rllib.learners.sharding_settings import shards
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ _ATTEMPTS = 3  # at building the learners again before a run ends
 _T = TypeVar("_T")
 
 
-class LearnerTeam(LearnerGroup):
+class LearnerTeam(KeepsWeightsOutOfTheDriver):
     """RLlib's group of learners, which outlives its members.
 
     A learner in this process cannot be rebuilt: what it raises in an update leaves it with half of one, so the update
@@ -52,6 +57,7 @@ class LearnerTeam(LearnerGroup):
 
     Attributes:
         num_rebuilds: How often the learners were built again.
+        shares_model: Whether they have one copy of the model between them.
         num_updates_repeated: How many updates were made once more for that.
         last_checkpoint: Where the state was last saved, or restored from; None if nowhere.
 
@@ -66,9 +72,10 @@ class LearnerTeam(LearnerGroup):
         self._commit: ray.ObjectRef | Path | None = None
         self._since: list[list[dict[str, Any]]] = []
         self._counters: list[dict[str, Any]] = []
-        self._manager: _WatchedManager | None = None
+        self._manager: WatchedManager | None = None
         self._lost: str | None = None
         self._is_healing = False
+        self.shares_model = shards(kwargs["config"])
         self._watch = LearnerWatch(kwargs["config"].env_runner_health_probe_timeout_s)
         self._build()
         self._every: int | None = getattr(self.config, "learner_commit_every", None)
@@ -147,6 +154,7 @@ class LearnerTeam(LearnerGroup):
         Raises:
             LearnersLostError: They were lost twice.
         """
+        self.is_set_up = True
         if self.is_local or self._every is None:
             self._commit = None
             self._since.clear()
@@ -171,7 +179,7 @@ class LearnerTeam(LearnerGroup):
             self._since.clear()
 
     def keep(self, function: Callable[[Any], tuple[_T, Any]]) -> tuple[_T, ray.ObjectRef]:
-        """Calls a function with the first remote learner.
+        """Calls a function with the first remote learner; with all where they share the model.
 
         Args:
             function: Returns a small value and a large one.
@@ -185,13 +193,42 @@ class LearnerTeam(LearnerGroup):
 
         def ask() -> tuple[Any, ray.ObjectRef]:
             call = GuardedCall(function, num_values=2)
-            small, large = self._workers[0].apply.options(num_returns=2).remote(func=call)
-            return self._watch.wait({small: 0}, self._workers)[0], large
+            asked = self._workers if self.shares_model else self._workers[:1]
+            refs = [worker.apply.options(num_returns=2).remote(func=call) for worker in asked]
+            smalls = {small: number for number, (small, _) in enumerate(refs)}
+            return self._watch.wait(smalls, self._workers, together=self.shares_model)[0], refs[0][1]
 
         answer, ref = self._healed(ask)
         if isinstance(answer, Raised):
             raise answer.error
         return answer, ref
+
+    def stream(self, function: Callable[[Any], Iterator[Any]]) -> tuple[Any, list[ray.ObjectRef]]:
+        """Calls a generator with every remote learner, and keeps what the first one's yields.
+
+        Args:
+            function: Yields a small value, then large ones, no two of which need be in memory at once.
+
+        Returns:
+            The small value, and the large ones in the object store; this process owns them.
+
+        Raises:
+            LearnersLostError: The learners were lost twice.
+        """
+
+        def ask() -> tuple[Any, list[ray.ObjectRef]]:
+            first, *others = self._workers
+            values, call = first.stream.remote(function), GuardedCall(Exhausted(function))
+            waited = {other.apply.remote(func=call): number for number, other in enumerate(others, 1)}
+            answers = self._watch.wait({values.completed(): 0, **waited}, self._workers, together=True)
+            small, *large = values
+            raised = [answer for answer in answers.values() if isinstance(answer, Raised)]
+            return raised[0] if raised else ray.get(small), large
+
+        answer, refs = self._healed(ask)
+        if isinstance(answer, Raised):
+            raise answer.error
+        return answer, refs
 
     def ask(
         self, function: Any, kwargs: Mapping[str, Any] | list[dict[str, Any]] | None, numbers: list[int]
@@ -211,15 +248,16 @@ class LearnerTeam(LearnerGroup):
             GSPOError: A learner refused an update.
         """
         is_update = function == _UPDATE
-        each = kwargs if isinstance(kwargs, list) else [dict(kwargs or {})] * len(numbers)
+        asked = list(range(len(self._workers))) if self.shares_model else numbers
+        each = kwargs if isinstance(kwargs, list) else [dict(kwargs or {})] * len(asked)
         call = GuardedCall(function)
 
         def ask() -> dict[int, Any]:
             refs = {
                 self._workers[number].apply.remote(func=call, **more): number
-                for number, more in zip(numbers, each, strict=True)
+                for number, more in zip(asked, each, strict=True)
             }
-            return self._watch.wait(refs, self._workers, is_update=is_update)
+            return self._watch.wait(refs, self._workers, is_update=is_update, together=self.shares_model)
 
         if is_update and self._commit is None and not self._is_healing:
             self.commit()
@@ -285,7 +323,7 @@ class LearnerTeam(LearnerGroup):
         self._watch.start_over()
         if self.is_remote:
             if self._manager is None:
-                self._manager = _WatchedManager(self)
+                self._manager = WatchedManager(self)
             self._manager.adopt(self._workers)
             self._worker_manager = self._manager
 
@@ -355,43 +393,3 @@ class LearnerTeam(LearnerGroup):
     def _words(self, why: str) -> str:
         where = f"The last checkpoint is {self.last_checkpoint}." if self.last_checkpoint else "There is no checkpoint."
         return f"{self._lost}. {why} {where}"
-
-
-class _WatchedManager(FaultTolerantActorManager):
-    """RLlib's view of the learners; all of its own code asks through here.
-
-    Args:
-        team: Whose learners they are.
-    """
-
-    def __init__(self, team: LearnerTeam) -> None:
-        super().__init__()
-        self._team = team
-
-    def adopt(self, actors: list[Any]) -> None:
-        """Manages these learners, numbered from 0, in place of those before."""
-        super().__init__(actors)
-
-    def foreach_actor(
-        self,
-        func: Any,
-        *,
-        kwargs: Any = None,
-        healthy_only: bool = True,
-        remote_actor_ids: list[int] | None = None,
-        timeout_seconds: float | None = None,
-        return_obj_refs: bool = False,
-        mark_healthy: bool = False,
-    ) -> RemoteCallResults:
-        """RLlib's; see ``LearnerTeam.ask``."""
-        if timeout_seconds is not None or return_obj_refs or isinstance(func, list):
-            return super().foreach_actor(
-                func,
-                kwargs=kwargs,
-                healthy_only=healthy_only,
-                remote_actor_ids=remote_actor_ids,
-                timeout_seconds=timeout_seconds,
-                return_obj_refs=return_obj_refs,
-                mark_healthy=mark_healthy,
-            )
-        return self._team.ask(func, kwargs, remote_actor_ids or self.actor_ids())

@@ -21,6 +21,9 @@ LEAST_DEADLINE_S = 60.0
 DEADLINE_IN_MEDIANS = 10.0
 """Deadline of an update, in medians of those before it."""
 
+OTHERS_WAIT_S = 30.0
+"""Seconds that learners that work together may go on after one of them has raised."""
+
 _VERDICT_S = 1.0  # how long others may take to say what they saw, after a learner was lost
 
 
@@ -52,7 +55,12 @@ class LearnerWatch:
         self._standstill = Standstill()
 
     def wait(
-        self, refs: Mapping[ray.ObjectRef, int], learners: Sequence[Any], *, is_update: bool = False
+        self,
+        refs: Mapping[ray.ObjectRef, int],
+        learners: Sequence[Any],
+        *,
+        is_update: bool = False,
+        together: bool = False,
     ) -> dict[int, Any]:
         """The answers by number.
 
@@ -60,6 +68,7 @@ class LearnerWatch:
             refs: Answers that are to come, and the numbers of the learners they come from.
             learners: The handles of all learners.
             is_update: Whether it is an update: it has a deadline, and a learner that raises in it has half of it.
+            together: Whether each waits for the others: one that raises may leave them waiting for ever.
 
         Raises:
             LearnerLost: A process ended, stands still or takes too long; or a learner raised in an update.
@@ -76,6 +85,12 @@ class LearnerWatch:
             actors = {number: learners[number] for number in pending.values()}
             for number, what in self._standstill.find(actors, self._patience_s).items():
                 raise LearnerLost(f"learner {number} {what}")
+            raised = [f"learner {n} raised {a.text}" for n, a in answers.items() if isinstance(a, Raised)]
+            if together and raised and ready:
+                # Where all raised, they say so at once.
+                limit = min(limit, time.monotonic() - started + OTHERS_WAIT_S)
+            if pending and raised and time.monotonic() - started > limit:
+                raise LearnerLost(f"{raised[0]}, and the others waited for it for {OTHERS_WAIT_S:.0f} s")
             if pending and time.monotonic() - started > limit:
                 raise LearnerLost(f"an update took more than {limit:.0f} s, which is taken for hanging")
         if is_update:

@@ -11,10 +11,9 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 import ray
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.util import log_once
@@ -27,6 +26,7 @@ from gspo_rllib.env_runners.player import GroupPlayer, Slots
 from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.errors import EngineError, SettingError, WeightSyncError
+from gspo_rllib.sent_weights import SentWeights, fetched
 from gspo_rllib.types import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class BackgroundSampler:
         self._changed = threading.Condition()  # guards what follows
         self._added: list[str] = []
         self._in_flight: dict[str, None] = {}
-        self._offered: tuple[Mapping[str, np.ndarray] | ray.ObjectRef, int] | None = None
+        self._offered: tuple[NamedWeights | ray.ObjectRef | SentWeights, int] | None = None
         self._any_offered = self._pausing = self._stopping = False
         self._idle = True  # the thread sleeps, and nothing it was told would wake it
         self._finished = RolloutStats()
@@ -132,7 +132,7 @@ class BackgroundSampler:
             self._in_flight.update(dict.fromkeys(group_ids))
             self._wake()
 
-    def offer(self, named_weights: NamedWeights | ray.ObjectRef, version: int) -> None:
+    def offer(self, named_weights: NamedWeights | ray.ObjectRef | SentWeights, version: int) -> None:
         """Lets new weights wait to be loaded; see ``BackgroundSampling.offer_weights``."""
         with self._changed:
             self._offered, self._any_offered = (named_weights, version), True
@@ -292,8 +292,7 @@ class BackgroundSampler:
                 return
             (named_weights, version), self._offered = self._offered, None
         if version != self.engine.weights_version:
-            if isinstance(named_weights, ray.ObjectRef):
-                named_weights = ray.get(named_weights)
+            named_weights = fetched(named_weights)
             with registry.failing_as_itself(self.engine):
                 weights = for_engine(self.engine, named_weights)
                 self.engine.load_weights(weights, version, keep_running=self.engine.has_work())
@@ -326,7 +325,7 @@ class BackgroundSampling:
         """
         self._acquire_sampler().add(group_ids)
 
-    def offer_weights(self, named_weights: NamedWeights | ray.ObjectRef, version: int) -> None:
+    def offer_weights(self, named_weights: NamedWeights | ray.ObjectRef | SentWeights, version: int) -> None:
         """Lets new weights wait to be loaded, in place of any that still wait; returns at once.
 
         Groups added after this call start with these weights or newer ones.

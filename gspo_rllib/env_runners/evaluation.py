@@ -6,7 +6,6 @@ runner has an engine that holds the policy already, so it makes a second runner 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -63,7 +62,7 @@ class LendsItsEngine(EngineUser):
         """A runner like this one, with another config."""
         raise NotImplementedError
 
-    def _load_for_evaluation(self, named_weights: Mapping[str, Any], version: int) -> None:
+    def _load_for_evaluation(self, named_weights: Any, version: int) -> None:
         """Loads weights into the engine that evaluation has of its own, if it has."""
         if self._evaluates_elsewhere:
             self._evaluator.set_weights(named_weights, version)

@@ -43,6 +43,7 @@ from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import EPOCH, NUM_VERSION_REFUSALS
+from gspo_rllib.sent_weights import SentWeights, fetched
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import unwrap_module_state
 
@@ -164,7 +165,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, AnswersMessages, Env
         return self._engine.weights_version if self._engine is not None else None
 
     def set_weights(
-        self, named_weights: NamedWeights | ray.ObjectRef, version: int, *, force: bool = False
+        self, named_weights: NamedWeights | ray.ObjectRef | SentWeights, version: int, *, force: bool = False
     ) -> int | None:
         """Loads weights into the engine; any version that differs from the one it holds, older ones included.
 
@@ -185,8 +186,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, AnswersMessages, Env
         engine = self._acquire_engine()
         if force or engine.weights_version != version:
             check_free(engine)
-            if isinstance(named_weights, ray.ObjectRef):
-                named_weights = ray.get(named_weights)
+            named_weights = fetched(named_weights)
             load(engine, named_weights, version)
         self._load_for_evaluation(named_weights, version)
         return engine.weights_version

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
@@ -27,6 +26,7 @@ from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
 from gspo_rllib.learners.lr_schedule import LRSchedule
 from gspo_rllib.learners.minibatch import Minibatch
 from gspo_rllib.learners.settings import UpdateSettings
+from gspo_rllib.learners.shardable_learner import ShardableLearner
 from gspo_rllib.learners.statistics import (
     ENDED_BY_KL,
     KL_TO_OLD,
@@ -38,7 +38,7 @@ from gspo_rllib.learners.statistics import (
     UpdateStatistics,
 )
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
-from gspo_rllib.packing import packed_rows
+from gspo_rllib.packing import empty_row, packed_rows
 from gspo_rllib.types import TokenTrajectory
 
 LR_TIMESTEP = "lr_timestep"
@@ -48,7 +48,7 @@ WHOLE_LR = "initial_lr"
 """Key of a group of parameters, as torch's own schedulers call it: the rate that a schedule takes a share of."""
 
 
-class LanguageLearner(TorchLearner):
+class LanguageLearner(ShardableLearner):
     """Base of every learner here; a subclass says what the loss of a micro-batch is (``compute_loss_for_module``)."""
 
     own_statistics: tuple[str, ...] = ()
@@ -128,6 +128,7 @@ class LanguageLearner(TorchLearner):
         scored: list[TokenTrajectory] = batch[DEFAULT_MODULE_ID][columns.TRAJECTORIES]
         trajectories = [t for t in scored if t.num_loss_tokens]
         minibatches = [self._minibatch(step, trajectories) for step in training_data.minibatches]
+        self.even_out([minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"] for minibatch in minibatches])
         self.statistics = UpdateStatistics(self.own_statistics)
         self.statistics.add_trajectories(trajectories)
         self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
@@ -163,7 +164,9 @@ class LanguageLearner(TorchLearner):
             return
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
-            self._limit.add(micro_batch[columns.OLD_LOGP], module.forward_train(micro_batch)[columns.LOGP])
+            logp = module.forward_train(micro_batch)[columns.LOGP]
+            if not micro_batch.get(columns.EMPTY):
+                self._limit.add(micro_batch[columns.OLD_LOGP], logp)
         if self._limit.check():
             self._undo()
 
@@ -235,7 +238,7 @@ class LanguageLearner(TorchLearner):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         # A rank without a trajectory in this minibatch still takes part in the gradient's all-reduce.
-        micro_batches = tokens["micro_batches"] or [self._empty_micro_batch()]
+        micro_batches = tokens["micro_batches"] or [empty_row(self.device)]
         with self._gradients_watched():
             total = self._accumulate(micro_batches, tokens["plan"])
         self.statistics.add_count(NUM_MINIBATCHES)
@@ -295,23 +298,6 @@ class LanguageLearner(TorchLearner):
                 optimizer.step()
             else:
                 optimizer.zero_grad(set_to_none=True)
-
-    def _empty_micro_batch(self) -> dict[str, Any]:
-        """One sampled token of weight 0: touches every parameter, adds nothing."""
-        zeros = torch.zeros(1, dtype=torch.long, device=self.device)
-        empty: dict[str, Any] = {
-            columns.TOKEN_IDS: torch.zeros(2, dtype=torch.long, device=self.device),
-            columns.POSITION_IDS: torch.arange(2, device=self.device),
-            columns.SEGMENT_LENGTHS: [2],
-            columns.BEHAVIOR_LOGP: zeros.float(),
-            columns.BEHAVIOR_VERSION: zeros,
-            columns.EMPTY: True,
-        }
-        for name in (columns.LOSS_POSITIONS, columns.LOSS_TOKEN_IDS, columns.TRAJECTORY_INDEX, columns.TURN_INDEX):
-            empty[name] = zeros
-        for name in (columns.OLD_LOGP, columns.ADVANTAGES, columns.VALUE_TARGETS, columns.REFERENCE_LOGP):
-            empty[name] = empty[columns.BEHAVIOR_LOGP]
-        return empty
 
     def _log_metrics(self, batch: Any) -> None:
         # RLlib warns about every minibatch without a turn; a rank may well have none.

@@ -32,4 +32,4 @@ class _SampledTokens(dict[str, Any]):
         super().__init__(micro_batches=micro_batches, plan=plan)
 
     def __len__(self) -> int:
-        return sum(len(m[columns.LOSS_TOKEN_IDS]) for m in self["micro_batches"])
+        return sum(len(m[columns.LOSS_TOKEN_IDS]) for m in self["micro_batches"] if not m.get(columns.EMPTY))

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from gspo_rllib.errors import ModelError, described
 from gspo_rllib.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gspo_rllib.modules.lora_settings import ALL_LINEAR, LoraSettings, adapter_config
+from gspo_rllib.modules.sharding import device_of_shares, share_of, together, whole_state
 
 _NAME = "default"
 _SAVED = "base_model.model."  # peft's names begin with it
@@ -69,9 +70,14 @@ class Adapter:
         config.base_model_name_or_path = path
         self._config = config
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         if settings.adapter is not None:
             self.load(settings.adapter)
+
+    @property
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Looked up every time: sharding a model makes them anew."""
+        return {name: self._model.get_parameter(name) for name in self._names}
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those that are trained; without those that no loss reaches."""
@@ -161,11 +167,13 @@ class Adapter:
         """Writes a folder that peft loads, and which model it belongs to."""
         from safetensors.torch import save_file
 
-        target = Path(folder)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state().items()}
-        save_file(tensors, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        (target / ADAPTER_CONFIG).write_text(self.config_json(), encoding="utf-8")
-        (target / ADAPTER_BASE).write_text(json.dumps({"path": self._path, "weights": self._base}), encoding="utf-8")
+        target, base = Path(folder), {"path": self._path, "weights": self._base}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in whole_state(self._model, self.state()).items()}
+        with together(device_of_shares(self._model)):
+            if tensors:  # a sharded model's are in the first process
+                save_file(tensors, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+                (target / ADAPTER_CONFIG).write_text(self.config_json(), encoding="utf-8")
+                (target / ADAPTER_BASE).write_text(json.dumps(base), encoding="utf-8")
 
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
@@ -197,7 +205,7 @@ class Adapter:
                 "and targets, or start from it with rl_module.model_config['lora'] = {'adapter': FOLDER}."
             )
         for name, parameter in own.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(share_of(saved[name], parameter))
 
 
 def _base_name(name: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.numpy import convert_to_numpy
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,9 +40,10 @@ from gspo_rllib.modules.lora_settings import LoraSettings
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.modules.named_attention import check_attention_runs
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
-from gspo_rllib.modules.recomputation import LIMIT, Recomputation
+from gspo_rllib.modules.recomputation import Recomputation
 from gspo_rllib.modules.sampling_mode import checked_pass
-from gspo_rllib.modules.scoring import Scoring, check_length, num_cells, score, short_row, trunk_states
+from gspo_rllib.modules.scoring import Rows, Scoring, check_length, num_cells, score, short_row, trunk_states
+from gspo_rllib.modules.sharding import device_of_shares, is_sharded, shard, shares_of, together, whole_state
 from gspo_rllib.modules.varlen_attention import serves_dtype
 
 
@@ -76,10 +78,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         wanted = use_critic and not self.inference_only
         self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
         # Which layers compute their activations again in the backward pass; None where all keep them.
-        self.recomputation: Recomputation | None = None
-        limit = settings[LIMIT]
-        if settings["activation_checkpointing"] or limit is not None:
-            self.recomputation = Recomputation(self._hugging_face_models(), None if limit is None else limit * 1e9)
+        self.recomputation = Recomputation.wanted(settings, self._hugging_face_models())
         text_config = self.model.config.get_text_config()
         longest = max_model_len or getattr(text_config, "max_position_embeddings", None)
         # The longest context of a run; a module that no run made has none.
@@ -169,7 +168,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state; of a policy with an adapter, what sampling needs is the merged model."""
         if inference_only and self.adapter is not None:
-            return {f"model.{name}": convert_to_numpy(tensor) for name, tensor in self.adapter.merged_state().items()}
+            merged = whole_state(self.model, self.adapter.merged_state())
+            return {f"model.{name}": convert_to_numpy(tensor) for name, tensor in merged.items()}
+        if is_sharded(self):
+            left_out = tuple(f"{name}." for name in self.get_non_inference_attributes() if inference_only)
+            return {n: convert_to_numpy(t) for n, t in whole_state(self).items() if not n.startswith(left_out)}
         state: dict[str, Any] = super().get_state(*args, inference_only=inference_only, **kwargs)
         return state
 
@@ -185,7 +188,30 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 f"the state lacks {len(missing)} of this policy's tensors, {missing[0]!r} for one: it was taken with "
                 "other targets of rl_module.model_config['lora'], or with None. Set it as it was."
             )
+        if is_sharded(self):
+            self.load_state_dict(shares_of(self, convert_to_torch_tensor(state)), strict=False)
+            return
         super().set_state(state)
+
+    def shard(self, device: torch.device | str) -> None:
+        """Leaves this process its share of the parameters; every learner calls it. See ``modules.sharding``.
+
+        Raises:
+            ModelError: The model cannot be sharded; nothing else would be as exact, or end.
+        """
+        name = type(self.model).__name__
+        if self.scoring.rows is Rows.SINGLE and not self.inference_only:
+            raise ModelError(
+                f"{name} cannot be sharded: it is scored in one forward pass for each segment, and learners that share "
+                "their weights must make the same number of them. Train it with learners(sharding='none')."
+            )
+        if self.reach.may_miss:
+            raise ModelError(
+                f"{name} cannot be sharded: a pass may leave a trained parameter without a gradient, as an expert "
+                "without a token, and learners that share their weights must exchange the same ones. Train it with "
+                "learners(sharding='none')."
+            )
+        shard(self, self._hugging_face_models(), passes=("_forward", "compute_values"), device=device)
 
     def critic_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that are the critic's alone; none without a critic, the value head's with shared layers."""
@@ -220,7 +246,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """``_forward``, with as few activations recomputed as the limit on them allows."""
         if self.recomputation is not None and torch.is_grad_enabled():
-            longest = max(batch[columns.SEGMENT_LENGTHS])
+            longest = max(batch[columns.SEGMENT_LENGTHS], default=0)
             self.recomputation.fit(
                 num_cells(batch, self.scoring), lambda tokens: self._scores(short_row(batch, tokens)), longest
             )
@@ -242,7 +268,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         if longest <= self._longest_checked[gradient]:
             return self._scores(batch)
         self._longest_checked[gradient] = longest
-        return checked_pass(self._hugging_face_models(), lambda: self._scores(batch))
+        models = self._hugging_face_models()
+        return checked_pass(models, lambda: self._scores(batch), may_repeat=not is_sharded(self))
 
     def _scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         with self._autocast(batch):
@@ -314,10 +341,13 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
         Of a policy with an adapter, the adapter; the model it belongs to is named, not copied.
         """
-        if self.adapter is None:
-            self._files.write(self.model, folder)
-        else:
+        if self.adapter is not None:
             self.adapter.write(folder)
+            return
+        state = whole_state(self.model)
+        with together(device_of_shares(self.model)):
+            if state:  # a sharded model's are in the first process
+                self._files.write(self.model, folder, state=state)
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
@@ -365,6 +395,6 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             return
         model = type(self.model).from_pretrained(folder, dtype=torch.float32)
         try:
-            self.model.load_state_dict(model.state_dict())
+            self.model.load_state_dict(shares_of(self.model, model.state_dict()))
         except RuntimeError as error:
             raise ModelError(f"{source} holds other weights than this policy: {str(error)[:400]}") from error

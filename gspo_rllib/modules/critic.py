@@ -11,12 +11,13 @@ import pathlib
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError
 from gspo_rllib.modules.hidden_states import trunk_of
+from gspo_rllib.modules.sharding import device_of_shares, is_sharded, shares_of, together, whole_state
 
 CRITIC_FILE = pathlib.PurePosixPath("critic/critic.safetensors")
 """Where a saved policy's folder keeps the critic. Not beside the policy's own files: engines such as vLLM load every
@@ -64,6 +65,13 @@ class Critic(torch.nn.Module):
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes ``CRITIC_FILE`` into a folder."""
         file = pathlib.Path(folder) / CRITIC_FILE
+        if is_sharded(self):
+            state = whole_state(self)
+            with together(device_of_shares(self)):
+                if state:  # in the first process
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    save_file(state, file)
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         save_model(self, str(file))
 
@@ -78,7 +86,11 @@ class Critic(torch.nn.Module):
             ModelError: The file is damaged, or holds another critic.
         """
         try:
-            load_model(self, pathlib.Path(folder) / CRITIC_FILE)
+            file = pathlib.Path(folder) / CRITIC_FILE
+            if is_sharded(self):
+                self.load_state_dict(shares_of(self, load_file(file)))
+            else:
+                load_model(self, file)
         except (RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"{source}/{CRITIC_FILE} holds another critic than this module's (is vf_share_layers the one it was "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from gspo_rllib.modules.recomputation import decoder_layers
 from gspo_rllib.ops.token_logprobs import OTHER_BLOCK
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -36,6 +37,7 @@ class ModelSizes:
         layer_bytes: What one layer saves for the backward pass, in bytes per token.
         other_bytes: What the rest of the trunk saves, in bytes per token.
         cast_bytes: Under autocast, the copies of one layer's weights that are saved, in bytes.
+        layer_parameters: Trained numbers of the largest layer; 0 where the model does not say which its layers are.
     """
 
     parameters: int
@@ -46,6 +48,7 @@ class ModelSizes:
     layer_bytes: float
     other_bytes: float
     cast_bytes: float
+    layer_parameters: int = 0
 
     @classmethod
     def of(cls, config: PretrainedConfig, *, autocast: bool) -> ModelSizes:
@@ -57,7 +60,9 @@ class ModelSizes:
         """
         text = config.get_text_config()
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            model = AutoModelForCausalLM.from_config(config)
+        parameters = sum(p.numel() for p in model.parameters())
+        per_layer = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         saved = {
@@ -75,6 +80,7 @@ class ModelSizes:
             layer_bytes=two - one,
             other_bytes=2 * one - two,
             cast_bytes=saved[2, _FEW] - saved[1, _FEW] - (two - one) * _FEW,
+            layer_parameters=max(per_layer, default=0),
         )
 
     def activation_bytes(self, tokens: int, *, checkpointing: bool) -> float:
@@ -99,6 +105,8 @@ class LearnerMemory:
         weights: Float32 weights.
         gradients: Their gradients.
         buckets: The copies of gradients that several learners reduce over.
+        gathered: What learners that share the model hold whole while it runs: the parts outside of layers and their
+            gradients; two layers, of which one is fetched ahead; the gradient of a layer, and the copy that is reduced.
         optimiser: AdamW's two moments.
         reference: The frozen reference policy, if there is one.
         activations: Between forward and backward pass of a micro-batch.
@@ -108,6 +116,7 @@ class LearnerMemory:
     weights: float
     gradients: float
     buckets: float
+    gathered: float
     optimiser: float
     reference: float
     activations: float
@@ -122,9 +131,10 @@ class LearnerMemory:
         checkpointing: bool,
         learners: int,
         reference: bool,
+        sharded: bool = False,
         logits_bytes: float = 3 * FLOAT32 * OTHER_BLOCK[1],
     ) -> LearnerMemory:
-        """Works it out for one of so many learners, each of which holds everything.
+        """Works it out for one of so many learners.
 
         Args:
             sizes: The model's.
@@ -132,13 +142,21 @@ class LearnerMemory:
             checkpointing: See ``ModelSizes.activation_bytes``.
             learners: How many there are; 0 and 1 reduce nothing.
             reference: Whether there is a reference policy.
+            sharded: Whether each holds its share, and not everything.
             logits_bytes: A block of logits and what is computed of it, at once.
         """
         each = float(sizes.parameters * FLOAT32)
+        buckets = each if learners > 1 and not sharded else 0.0
+        gathered = 0.0
+        if sharded:
+            outside = max(sizes.parameters - sizes.layers * sizes.layer_parameters, 0)
+            gathered = float(FLOAT32 * (2 * outside + 4 * sizes.layer_parameters))
+            each /= max(learners, 1)
         return cls(
             weights=each,
             gradients=each,
-            buckets=each if learners > 1 else 0.0,
+            buckets=buckets,
+            gathered=gathered,
             optimiser=2 * each,
             reference=each if reference else 0.0,
             activations=sizes.activation_bytes(tokens, checkpointing=checkpointing),

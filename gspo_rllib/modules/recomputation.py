@@ -14,7 +14,7 @@ import ctypes
 import enum
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -86,7 +86,7 @@ class Recomputation:
         self._models = tuple(models)
         self._layers: list[torch.nn.Module] = []
         for model in models:
-            found = list(_layers(model))
+            found = list(decoder_layers(model))
             if not found:
                 asked = "activation_checkpointing'] is True" if budget is None else f"{LIMIT}'] is {budget / 1e9:g}"
                 raise SettingError(
@@ -102,6 +102,19 @@ class Recomputation:
         self._warned = False
         for index, layer in enumerate(self._layers):
             layer.forward = functools.partial(self._run, index, layer.forward)
+
+    @classmethod
+    def wanted(cls, settings: Mapping[str, Any], models: Sequence[torch.nn.Module]) -> Recomputation | None:
+        """What a module's settings ask for; None where all layers keep their activations.
+
+        Args:
+            settings: A module's, checked.
+            models: As for the class.
+        """
+        limit = settings[LIMIT]
+        if limit is None and not settings["activation_checkpointing"]:
+            return None
+        return cls(models, None if limit is None else limit * 1e9)
 
     @property
     def num_recomputed(self) -> int:
@@ -220,7 +233,7 @@ def _in_tiles(forward: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) ->
     return torch.cat(tiles, dim=1)
 
 
-def _layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+def decoder_layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The outermost modules that transformers would checkpoint; where there are none, those it would not split."""
     unsplit = getattr(model, "_no_split_modules", None) or ()
     found = list(_outermost(model, lambda module: isinstance(module, GradientCheckpointingLayer)))

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from gspo_rllib.errors import ModelError
 
@@ -27,12 +28,14 @@ _times_written = operator.attrgetter("_version")
 _SAMPLE = 64  # numbers of a frozen parameter
 
 
-def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T]) -> _T:
+def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T], *, may_repeat: bool = True) -> _T:
     """Runs a forward pass, and refuses a model whose evaluation mode cannot be trained.
 
     Args:
         models: In evaluation mode; the first is named in errors.
         forward: The pass; it calls them.
+        may_repeat: Whether a part without a gradient may be looked at in a second pass. Where several processes share
+            a model's weights, a pass of one alone would wait for ever: such a part is then refused, by design or not.
 
     Returns:
         What the pass returned.
@@ -53,7 +56,7 @@ def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T]) -
             "another model."
         )
     # Some have no gradient by design, as what selects the keys of sparse attention: that is so in training mode, too.
-    lost -= _parts_without_gradient_in_training_mode(models, forward) if lost else set()
+    lost -= _parts_without_gradient_in_training_mode(models, forward) if lost and may_repeat else set()
     if lost:
         raise ModelError(
             f"{name} runs {min(lost)!r} without a gradient in evaluation mode, the mode a policy samples and is scored "
@@ -71,8 +74,11 @@ def _written(parameter: torch.Tensor) -> Any:
     """
     if parameter.requires_grad:
         return _times_written(parameter)
-    flat = parameter.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu().numpy().tobytes()
+    # Of a share, what is here: others are not asked.
+    held: Any = parameter.detach()
+    flat = (held.to_local() if isinstance(held, DTensor) else held).reshape(-1)
+    # Cloned: memory that numpy has seen cannot be freed when a gathered parameter goes.
+    return flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].clone().float().cpu().numpy().tobytes()
 
 
 @contextmanager

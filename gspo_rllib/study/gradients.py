@@ -56,6 +56,7 @@ _MEASURES: Settings = {
     "training.target_kl": None,
     "env_runners.num_env_runners": 0,
     "learners.num_learners": 0,
+    "learners.sharding": "none",
 }
 """One update is one step, on the ratio to the policy that sampled."""
 

@@ -79,8 +79,10 @@ class LightTeam(LearnerTeam):
 def make_team(ray_local: None) -> Iterator[Callable[..., LightTeam]]:
     made: list[LightTeam] = []
 
-    def make(count: int = 2, *, every: int | None = 3) -> LightTeam:
-        config = SimpleNamespace(num_learners=count, learner_commit_every=every, env_runner_health_probe_timeout_s=1.0)
+    def make(count: int = 2, *, every: int | None = 3, sharding: str = "none") -> LightTeam:
+        config = SimpleNamespace(
+            num_learners=count, learner_commit_every=every, env_runner_health_probe_timeout_s=1.0, sharding=sharding
+        )
         made.append(LightTeam(config=config))
         return made[-1]
 
@@ -115,6 +117,36 @@ def expected(numbers: range) -> list[float]:
     for number in numbers:
         held = (held + number) * 1.5
     return [float(value) for value in held]
+
+
+def test_learners_that_share_a_model_are_asked_together_and_one_that_raises_keeps_nobody_waiting(
+    make_team: Callable[..., LightTeam], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = make_team(2, sharding="fsdp2")
+    team.commit()
+
+    def count(learner: Any) -> int:
+        learner.asked = getattr(learner, "asked", 0) + 1
+        return int(learner.asked)
+
+    assert [result.get() for result in team.foreach_learner(count, remote_actor_ids=[0])] == [1]
+    assert team.keep(lambda learner: (count(learner), None))[0] == 2
+    assert [result.get() for result in team.foreach_learner(lambda learner: learner.asked)] == [2, 2]
+    monkeypatch.setattr(learner_watch, "OTHERS_WAIT_S", 0.5)
+
+    def fail_alone(learner: Any) -> str:
+        import time
+
+        number = getattr(learner, "number", None)
+        if number == 0:
+            raise ValueError("mine alone")
+        time.sleep(60 if number else 0)
+        return "asked again"
+
+    team.ask(lambda learner, number: setattr(learner, "number", number), [{"number": 0}, {"number": 1}], [0, 1])
+    # They are rebuilt, without their numbers.
+    assert [result.get() for result in team.foreach_learner(fail_alone)] == ["asked again"] * 2
+    assert team.num_rebuilds == 1
 
 
 @pytest.mark.parametrize("kind", ["die", "stop", "raise"])

@@ -70,3 +70,26 @@ def test_several_learners_hold_a_copy_to_reduce_and_a_reference_is_one_more_mode
 
     assert total() == total(learners=1) == 1600
     assert total(learners=2) == 2000 and total(reference=True) == 2000
+
+
+def test_learners_that_share_a_model_hold_a_share_and_what_runs() -> None:
+    """100 numbers, in 4 layers of 20 and 20 outside: each of 4 learners has a quarter, and what is gathered."""
+    sizes = ModelSizes(
+        100, layers=4, hidden=1, vocabulary=1, kv_numbers=1, layer_bytes=0.0, other_bytes=0.0, cast_bytes=0,
+        layer_parameters=20,
+    )  # fmt: skip
+
+    def memory(**changes: object) -> LearnerMemory:
+        known = {"tokens": 1, "checkpointing": False, "learners": 4, "reference": False, "logits_bytes": 0.0}
+        return LearnerMemory.of(sizes, **(known | {"sharded": True} | changes))  # type: ignore[arg-type]
+
+    assert (memory().weights, memory().gradients, memory().optimiser, memory().buckets) == (100, 100, 200, 0)
+    assert memory().gathered == 4 * (2 * 20 + 4 * 20)
+    assert memory(reference=True).reference == 100 and memory(sharded=False).gathered == 0
+
+
+def test_the_largest_layer_is_counted() -> None:
+    config = AutoConfig.for_model("qwen3", **_SMALL)
+    model = AutoModelForCausalLM.from_config(config)
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    assert ModelSizes.of(config, autocast=False).layer_parameters == max(layers)

@@ -1,0 +1,68 @@
+"""What a run with sharded learners is refused for before the first actor starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gspo_rllib.errors import ModelError, SettingError
+from gspo_rllib.learners.sharding_settings import LearnersSettings, shards
+from gspo_rllib.model_folder import load_model_config, model_path
+
+
+def check(config: Any, model_config: Mapping[str, Any]) -> None:
+    """Refuses settings that learners cannot be sharded with.
+
+    Args:
+        config: The algorithm's config.
+        model_config: Model settings, checked.
+
+    Raises:
+        SettingError: A combination is refused.
+        ModelError: The model does not say which its layers are.
+    """
+    config.settings(LearnersSettings)
+    if config.in_evaluation or not shards(config):
+        return
+    if config.num_learners < 2:
+        raise SettingError(
+            f"learners.sharding is {config.sharding!r} and num_learners is {config.num_learners}: there is nobody to "
+            "share the model with. Set num_learners to 2 or more, or leave sharding out."
+        )
+    if config.torch_ddp_kwargs:
+        raise SettingError(
+            f"framework.torch_ddp_kwargs is {config.torch_ddp_kwargs!r}, which goes to DistributedDataParallel; with "
+            f"learners.sharding={config.sharding!r} there is none. Leave one of the two out."
+        )
+    if 0 < config.num_gpus_per_learner < 1:
+        raise SettingError(
+            f"learners.num_gpus_per_learner is {config.num_gpus_per_learner} with sharding={config.sharding!r}: "
+            "learners that share a GPU cannot exchange their shares (NCCL takes one GPU each). Set it to 1."
+        )
+    if (limit := model_config["max_activation_gb"]) is not None:
+        raise SettingError(
+            f"rl_module.model_config['max_activation_gb'] is {limit:g} with learners.sharding={config.sharding!r}: what "
+            "fits is found out in passes that one learner would make without the others. Set activation_checkpointing "
+            "to True instead."
+        )
+    _check_layers(model_config)
+
+
+def _check_layers(model_config: Mapping[str, Any]) -> None:
+    """Looks at the model without its weights; one that cannot be built so is left to the learners."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from gspo_rllib.modules.sharding import check_has_layers
+
+    trust = model_config["trust_remote_code"]
+    found = load_model_config(model_path(model_config), trust_remote_code=trust)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(found, trust_remote_code=trust)
+    except Exception:  # noqa: BLE001, of any class: transformers' models fail in as many ways as there are
+        return
+    try:
+        check_has_layers(model)
+    except ModelError as error:
+        raise ModelError(f"learners.sharding: {error}") from None

@@ -1,0 +1,106 @@
+"""A learner that can share one copy of its model with the others: the part of it that RLlib has not.
+
+Every rank makes the same passes over the model, and takes part in whatever gathers it. What is gathered is the first
+rank's; the others answer with nothing in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.numpy import convert_to_numpy
+
+from gspo_rllib.errors import SettingError
+from gspo_rllib.learners.sharding_settings import shards
+from gspo_rllib.modules.sharding import is_first, largest_over_ranks, share_of, together, whole
+from gspo_rllib.packing import empty_row
+
+
+class ShardableLearner(TorchLearner):
+    """RLlib's ``TorchLearner``, whose module and optimisers may be shares."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each learner holds a share of the model, and not all of it."""
+        return shards(self.config)
+
+    @property
+    def gives_state(self) -> bool:
+        """Whether this learner's state is the whole one: of several that share a model, the first's is."""
+        return not self.is_sharded or is_first()
+
+    def writes_together(self) -> AbstractContextManager[None]:
+        """Around each writing of this learner's state: where it fails on one rank, all that wait for it are told."""
+        return together(self.device if self.is_sharded else None)
+
+    def stream(self, function: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+        """What a generator yields; a method, because Ray streams what those do."""
+        yield from function(self)
+
+    def even_out(self, minibatches: Sequence[list[dict[str, Any]]]) -> None:
+        """Gives each minibatch as many micro-batches as it has on the rank with the most; they are empty.
+
+        Args:
+            minibatches: Micro-batches of each minibatch; extended in place.
+        """
+        if not self.is_sharded:
+            return
+        numbers = largest_over_ranks([max(1, len(own)) for own in minibatches], self.device)
+        for own, number in zip(minibatches, numbers, strict=True):
+            own.extend(empty_row(self.device) for _ in range(number - len(own)))
+
+    def _map_module_to_device(self, module: Any) -> None:
+        """RLlib's; a module that is shared goes there layer by layer, before there is an optimiser."""
+        if not self.is_sharded:
+            super()._map_module_to_device(module)
+            return
+        policy = module[DEFAULT_MODULE_ID]
+        if not hasattr(policy, "shard"):
+            raise SettingError(
+                "learners.sharding is 'fsdp2', which shards a CausalLMModule; the policy is a "
+                f"{type(policy).__name__}. Subclass CausalLMModule, or use sharding='none'."
+            )
+        policy.shard(self.device)
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """RLlib's; a module that is shared exchanges its gradients itself."""
+        if not self.is_sharded:
+            super()._make_modules_ddp_if_necessary()
+
+    def _get_optimizer_state(self) -> dict[str, Any]:
+        """RLlib's; of shares, gathered tensor by tensor."""
+        if not self.is_sharded:
+            state: dict[str, Any] = super()._get_optimizer_state()
+            return state
+        gathered = {}
+        for name, optimizer in self._named_optimizers.items():
+            own = optimizer.state_dict()
+            moments = {
+                number: {key: whole(value) if isinstance(value, torch.Tensor) else value for key, value in of.items()}
+                for number, of in own["state"].items()
+            }
+            gathered[name] = {
+                "module_id": self._optimizer_name_to_module[name],
+                "state": convert_to_numpy({**own, "state": moments}) if is_first() else {},
+            }
+        return gathered if is_first() else {}
+
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        """RLlib's; of whole tensors, shares keep their part."""
+        if self.is_sharded:
+            state = {name: self._as_shares(name, of) for name, of in state.items()}
+        super()._set_optimizer_state(state)
+
+    def _as_shares(self, name: str, saved: dict[str, Any]) -> dict[str, Any]:
+        groups = self._named_optimizers[name].param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        moments = {
+            number: {key: share_of(torch.as_tensor(value), parameters[int(number)]) for key, value in of.items()}
+            for number, of in saved["state"]["state"].items()
+        }
+        return {**saved, "state": {**saved["state"], "state": moments}}

@@ -1,0 +1,42 @@
+"""Weights in Ray's object store, one object for each tensor: whoever sends or takes them holds one beside it at most.
+
+Learners that share a model gather it so, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+
+@dataclass(frozen=True, slots=True)
+class SentWeights:
+    """A whole ``state_dict`` under Hugging Face names.
+
+    Attributes:
+        numbers: Name to index in ``arrays``; a tensor under two names has one.
+        arrays: Each an array.
+    """
+
+    numbers: Mapping[str, int]
+    arrays: Sequence[ray.ObjectRef]
+
+    def fetch(self) -> dict[str, np.ndarray]:
+        """The arrays by name, mapped out of the object store where it is this machine's."""
+        arrays = ray.get(list(self.arrays))
+        return {name: arrays[number] for name, number in self.numbers.items()}
+
+
+def fetched(named_weights: Any) -> Any:
+    """Weights as arrays by name, wherever they are.
+
+    Args:
+        named_weights: Arrays or tensors by name, a reference to them, or ``SentWeights``.
+    """
+    if isinstance(named_weights, SentWeights):
+        return named_weights.fetch()
+    return ray.get(named_weights) if isinstance(named_weights, ray.ObjectRef) else named_weights

@@ -1,0 +1,140 @@
+"""Learners that share one model: what they train, measure, hold and save is what one learner alone does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.learners.ranks import on_ranks
+from tests.learners.shared_learners import CASES, odd_shares, restored, train, train_all
+
+pytestmark = pytest.mark.slow
+
+Trained = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_dense: str, tiny_tied: str, tiny_moe: str) -> dict[str, str]:
+    return {"tiny_dense": tiny_dense, "tiny_tied": tiny_tied, "tiny_moe": tiny_moe}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def two(paths: dict[str, str], saved: Path) -> list[Trained]:
+    """Every case, on two ranks."""
+    return on_ranks(train_all, list(CASES), paths, str(saved / "two"))
+
+
+@pytest.fixture(scope="module")
+def one(paths: dict[str, str], saved: Path) -> Trained:
+    """Every case, by one learner that holds everything."""
+    return {name: train(None, case, paths, str(saved / "one" / name)) for name, case in CASES.items()}
+
+
+def arrays(tree: Any, name: str = "") -> dict[str, np.ndarray]:
+    """Every array of a state, by the path to it."""
+    if isinstance(tree, Mapping):
+        items: Any = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    else:
+        return {name: np.asarray(tree)} if isinstance(tree, np.ndarray) else {}
+    return {path: array for key, value in items for path, array in arrays(value, f"{name}/{key}").items()}
+
+
+def distance(one: Any, other: Any) -> float:
+    """Largest difference of two states with the same arrays."""
+    mine, others = arrays(one), arrays(other)
+    assert mine.keys() == others.keys() and mine
+    return max(float(np.abs(mine[name].astype(float) - others[name]).max(initial=0.0)) for name in mine)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_what_one_learner_trains(name: str, one: Trained, two: list[Trained]) -> None:
+    alone, first, second = one[name], two[0][name], two[1][name]
+    tolerance = 1e-5 if CASES[name][0] == "tiny_moe" else 1e-6
+    assert distance(first["state"]["rl_module"], alone["state"]["rl_module"]) <= tolerance
+    assert distance(first["state"]["optimizer"], alone["state"]["optimizer"]) <= tolerance
+    # What is gathered is the first rank's.
+    assert not arrays(second["state"]["rl_module"]) and not second["state"]["optimizer"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_engines_are_sent_what_one_learner_would_send(name: str, one: Trained, two: list[Trained]) -> None:
+    alone, first, second = one[name], two[0][name], two[1][name]
+    assert list(first["sent"]) == list(alone["sent"]) and not second["sent"]
+    assert distance(first["sent"], alone["sent"]) <= (1e-5 if CASES[name][0] == "tiny_moe" else 1e-6)
+
+
+def test_a_tied_head_is_sent_once(two: list[Trained]) -> None:
+    sent = two[0]["tied"]["sent"]
+    assert sent["lm_head.weight"] is sent["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_ranks_report_what_one_learner_reports(name: str, one: Trained, two: list[Trained]) -> None:
+    alone = one[name]["measured"]
+    for of_rank in two:
+        measured = of_rank[name]["measured"]
+        assert measured.keys() == alone.keys()
+        exact = {"num_trajectories", "num_optimizer_steps", "num_optimizer_steps_skipped", "loss", "grad_norm"}
+        for key in exact & alone.keys():
+            assert measured[key] == pytest.approx(alone[key], rel=1e-3, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_rank_holds_half(name: str, one: Trained, two: list[Trained]) -> None:
+    for of_rank in two:
+        assert of_rank[name]["bytes"] <= 0.55 * one[name]["bytes"]
+
+
+def test_training_moves_what_is_compared(one: Trained) -> None:
+    """Or every comparison above would hold of learners that do nothing."""
+    for name, alone in one.items():
+        moments = [m for path, m in arrays(alone["state"]["optimizer"]).items() if path.endswith("exp_avg")]
+        assert moments and max(float(np.abs(m).max()) for m in moments) > 1e-5, name
+
+
+def test_ranks_with_other_numbers_of_micro_batches_end_and_none_trains_on_what_is_not_finite(
+    paths: dict[str, str],
+) -> None:
+    first, second = on_ranks(odd_shares, paths)
+    assert sorted([first["4 and 3"], second["4 and 3"]]) == [[False] * 4, [False, False, False, True]]
+    assert sorted([first["1 and 0"], second["1 and 0"]]) == [[False], [True]]
+    for rank in (first, second):
+        assert rank["skipped"] == 1 and rank["taken"] == 1
+    before, after = first["untouched"]
+    assert distance(before, after) == 0.0
+    assert distance(first["after"], after) > 1e-4
+    # A save that fails on one rank fails on all, and costs nothing else.
+    assert first["failed saves"] == ["no space left on device"] * 2
+    assert second["failed saves"] == ["another learner that shares the model could not do its part"] * 2
+    assert distance(first["still there"], first["after"]) == 0.0
+
+
+def test_a_state_is_restored_by_as_many_learners_or_by_one(paths: dict[str, str], saved: Path, two: Any) -> None:
+    state = two[0]["dense"]["state"]
+    again, _ = on_ranks(restored, paths, str(saved / "two" / "dense"))
+    assert distance(again["restored"]["rl_module"], state["rl_module"]) == 0.0
+    assert distance(again["restored"]["optimizer"], state["optimizer"]) == 0.0
+    alone = restored(None, paths, str(saved / "two" / "dense"))
+    assert distance(alone["restored"]["rl_module"], state["rl_module"]) == 0.0
+    assert distance(alone["restored"]["optimizer"], state["optimizer"]) == 0.0
+    assert distance(alone["later"]["rl_module"], again["later"]["rl_module"]) <= 1e-7
+
+
+def test_two_learners_go_on_from_what_one_saved(paths: dict[str, str], saved: Path, one: Trained) -> None:
+    state = one["dense"]["state"]
+    both, _ = on_ranks(restored, paths, str(saved / "one" / "dense"))
+    assert distance(both["restored"]["rl_module"], state["rl_module"]) == 0.0
+    assert distance(both["restored"]["optimizer"], state["optimizer"]) == 0.0
+    alone = restored(None, paths, str(saved / "one" / "dense"))
+    assert distance(alone["later"]["rl_module"], both["later"]["rl_module"]) <= 1e-7
