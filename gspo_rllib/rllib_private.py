@@ -205,4 +205,5 @@ PRIVATE_NAMES = (
     ),
     # -- modules
     PrivateName(_MODULE, "_forward", "Overridden, as RLlib's documentation of custom modules asks for."),
+    PrivateName(_MODULE, "_forward_train", "Likewise, for what a pass with a gradient does before it."),
 )

@@ -41,9 +41,9 @@ def check(config: Any, model_config: Mapping[str, Any]) -> None:
         )
     if (limit := model_config["max_activation_gb"]) is not None:
         raise SettingError(
-            f"rl_module.model_config['max_activation_gb'] is {limit:g} with learners.sharding={config.sharding!r}: what "
-            "fits is found out in passes that one learner would make without the others. Set activation_checkpointing "
-            "to True instead."
+            f"rl_module.model_config['max_activation_gb'] is {limit:g} with learners.sharding={config.sharding!r}: "
+            "what fits is found out in passes that one learner would make without the others. Set "
+            "activation_checkpointing to True instead."
         )
     _check_layers(model_config)
 

@@ -88,7 +88,7 @@ class Watch(TorchDispatchMode):
         sent: The update.
 
     Attributes:
-        fillings: Of each parameter and buffer that was copied to.
+        fillings: How each parameter and buffer was filled that was copied to.
     """
 
     def __init__(self, model: torch.nn.Module, sent: Update) -> None:

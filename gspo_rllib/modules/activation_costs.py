@@ -42,9 +42,9 @@ class Observer:
         kept: [N] bytes saved by each layer.
         entering: [N] bytes of what comes into each.
         attention: [N] bytes of what attention returns in each.
-        parts: Of each layer, bytes that were saved inside each of its children.
+        parts: Bytes that were saved inside each child of each layer.
         other: Bytes saved outside the layers.
-        tokenwise: Of each layer, the child that saves most among those that treat each token alone; None for none.
+        tokenwise: The child of each layer that saves most among those that treat each token alone; None for none.
     """
 
     def __init__(self, layers: Sequence[torch.nn.Module], weights: Iterable[Tensor]) -> None:
@@ -225,8 +225,8 @@ class ActivationCosts:
         """The costs that two observers saw.
 
         Args:
-            shorter: Of the pass with fewer tokens.
-            longer: Of the other.
+            shorter: The one of the pass with fewer tokens.
+            longer: The other one.
             few: Tokens of the first.
             many: Tokens of the second.
         """

@@ -264,7 +264,9 @@ def test_what_engines_are_sent_is_the_policy_and_nothing_else(tiny_dense: str, s
     )
     received: list[dict[str, np.ndarray]] = []
     runner = SimpleNamespace(
-        set_weights=lambda named, version, force: received.append(named) or version, converse=lambda conversation: None
+        worker_index=0,
+        set_weights=lambda named, version, force: received.append(named) or version,
+        converse=lambda conversation: None,
     )
     runners = SimpleNamespace(
         num_remote_env_runners=lambda: 0, foreach_env_runner=lambda load, local_env_runner: [load(runner)]
