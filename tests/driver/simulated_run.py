@@ -47,7 +47,7 @@ class Learners(LearnerTeam):
         self._is_shut_down = True  # there is nothing to shut down
         self.num_rebuilds = self.num_updates_repeated = self.version = 0
         self.policies: dict[int, set[int]] = {}
-        self.loses_next = False
+        self.loses_next = self.shares_model = False
         self._learn()
 
     def _learn(self) -> None:
