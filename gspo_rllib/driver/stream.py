@@ -132,7 +132,10 @@ class GroupStream:
     def advance(self, weights: Weights) -> None:
         """See ``GroupSource.advance``: sends the weights and dispatches groups, without waiting for a runner."""
         self._weights = weights
-        weights.offer(self._runners, sorted(self._admission.admitted.intersection(self._runners.healthy())))
+        for worker in self._admission.admitted.difference(self._runners.healthy()):
+            # What is offered would not reach it, and it may be back before groups are sent.
+            self._lose(worker, f"env runner {worker} was lost")
+        weights.offer(self._runners, sorted(self._admission.admitted))
         self._dispatch(self._per_iteration)
 
     def overtake(self, weights: Weights) -> None:

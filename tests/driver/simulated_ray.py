@@ -138,8 +138,10 @@ class Runner:
         groups, given_up = self._take()
         fresh = groups
         if self.repeats or self._world.says_twice:
-            # A message that comes twice, not one from an earlier call of the driver.
-            groups, self.repeats = (self._told if self._told_in == self._world.num_scripts else []) + groups, False
+            # A message that comes twice, not one from an earlier call of the driver, nor of an earlier attempt.
+            asked_again = {*self._waiting, *self._playing, *(group.group_id for group in fresh)}
+            told = self._told if self._told_in == self._world.num_scripts else []
+            groups, self.repeats = [g for g in told if g.group_id not in asked_again] + groups, False
         self._told, self._told_in = fresh, self._world.num_scripts
         return SampleReport(groups, given_up, self._words(given_up), {}, self.version, len(self._playing))
 

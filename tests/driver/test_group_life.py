@@ -239,6 +239,14 @@ def test_no_fault_loses_a_group_or_trains_one_twice(world) -> None:
     run_state_machine_as_test(GroupLife, settings=schedules(250, phases=(Phase.generate, Phase.shrink)))
 
 
+def test_a_runner_that_was_out_of_reach_when_weights_were_offered_samples_with_no_older_ones(world) -> None:
+    life = GroupLife()
+    life.begin(1, 2, 1, 1, (0, 0), "keep", newest_first=False, says_twice=False)
+    life.train(learners="are rebuilt", script=b"\n")
+    life.train(learners="stay", script=b"")
+    life.train(learners="stay", script=b"")
+
+
 @pytest.mark.slow
 def test_no_fault_does_in_ten_thousand_schedules(world) -> None:
     begun = time.process_time()
