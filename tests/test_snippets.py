@@ -57,7 +57,10 @@ RUN_BY = {
     ("docs/recorded_groups.md", "json"): {"test_recorded_groups.py::_blocks": 2},
     ("docs/recorded_groups.md", "yaml"): {"test_recorded_groups.py::_blocks": 1},
     ("docs/reliability.md", "python"): {"test_snippets.py::test_a_checkpoint_is_loaded_as_the_page_says": 1},
-    ("docs/scale.md", "python"): {"test_snippets.py::test_an_adapter_is_a_config_that_is_accepted": 1},
+    ("docs/scale.md", "python"): {
+        "test_snippets.py::test_an_adapter_is_a_config_that_is_accepted": 1,
+        "test_snippets.py::test_learners_that_share_a_model_are_a_config_that_is_accepted": 1,
+    },
     ("docs/studies.md", "yaml"): {"test_snippets.py::test_the_study_on_the_page_is_read": 1},
 }
 
@@ -132,6 +135,15 @@ def test_an_adapter_is_a_config_that_is_accepted(seed_here: Path, tiny_dense: st
     _run(block, "scale.md", config=config)
     config.validate()
     assert config.model_config["lora"] == {"rank": 16, "alpha": 32}
+
+
+def test_learners_that_share_a_model_are_a_config_that_is_accepted(tiny_dense: str) -> None:
+    config = GSPOConfig().environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
+    _run(
+        _one("scale.md", "python", "sharding="), "scale.md", config=config.rl_module(model_config={"path": tiny_dense})
+    )
+    config.validate()
+    assert (config.num_learners, config.sharding) == (4, "fsdp2")
 
 
 def test_what_a_template_is_given_is_accepted(seed_here: Path) -> None:
