@@ -51,6 +51,8 @@ class ClipMonitor:
         if not SURROGATES[self._settings.surrogate].clips_gradient:
             return []
         fraction = values.get(statistics.CLIP_FRACTION, math.nan)
+        if math.isnan(values.get(statistics.ABS_LOG_RATIO_MEAN, 0.0)):
+            fraction = math.nan  # of no trajectory
         floor = values.get(statistics.SEQUENCE_GAP_MEAN, math.nan)
         # Token ratios are normally clipped at about one token in a thousand, so a low fraction means nothing there; and
         # the noise floor is measured for trajectories.

@@ -53,7 +53,15 @@ def test_a_surrogate_without_a_clip_is_never_warned_about(surrogate):
     assert any(_check(_monitor(surrogate="dual_clip"), 10, clip_fraction=0.0))
 
 
-@pytest.mark.parametrize("values", [{}, {statistics.LOSS: 0.0}, dict.fromkeys(HEALTHY, math.nan)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {statistics.LOSS: 0.0},
+        dict.fromkeys(HEALTHY, math.nan),
+        {statistics.CLIP_FRACTION: 0.0, statistics.ABS_LOG_RATIO_MEAN: math.nan},
+    ],
+)
 def test_an_update_that_measured_nothing_is_never_warned_about(values):
     monitor = _monitor()
     assert [monitor.check(values) for _ in range(10)] == [[]] * 10
