@@ -107,9 +107,14 @@ def test_the_site_is_built_and_works_without_a_network_in_both_themes(tmp_path: 
 
     # The environment of this test names paths of its own; the site's is made as a reader makes it.
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    made = subprocess.run(
-        ["make", "docs", f"PYTHON={sys.executable}"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+
+    def make(target: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", target, f"PYTHON={sys.executable}"]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    installed = make(".venv-docs/.installed")  # of which pip may say what it likes
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    made = make("docs")
     assert made.returncode == 0, made.stdout + made.stderr
     assert re.search(r"^\d{3,} pages, [\d,]+ links, 0 of them wrong$", made.stdout, re.M), made.stdout
     assert "WARNING" not in made.stdout + made.stderr
