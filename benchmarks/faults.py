@@ -238,6 +238,13 @@ def stopped_all(model: str, args: argparse.Namespace) -> None:
     print(f"stop() with all {args.runners} runners stopped took {time.monotonic() - begun:.1f} s")
 
 
+def small_model(folder: pathlib.Path) -> str:
+    """Builds a policy of two layers, whose samples differ, in a folder; its path."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
+    more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
+    return str(build_model(folder / "model", **sizes, **more, max_position_embeddings=512))
+
+
 def main() -> None:
     """Prints what was lost, and whether anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -256,15 +263,7 @@ def main() -> None:
     ray.init(address="local", num_cpus=args.runners + args.learners + 1, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            sizes: dict[str, Any] = {
-                "hidden_size": 64,
-                "num_layers": 2,
-                "num_heads": 4,
-                "num_kv_heads": 2,
-                "head_dim": 32,
-            }
-            more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
-            model = str(build_model(pathlib.Path(folder) / "model", **sizes, **more, max_position_embeddings=512))
+            model = small_model(pathlib.Path(folder))
             iterations, ledger, weights = disturbed(model, args)
             if not args.max_staleness:
                 compare(model, iterations, ledger, weights, args)

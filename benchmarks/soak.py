@@ -43,12 +43,11 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import numpy as np
 import psutil
 import ray
-from faults import Disturber, Ledger, Letters
+from faults import Disturber, Ledger, Letters, small_model
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.errors import CheckpointError
-from gspo_rllib.warmstart.models import build_model
 
 RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2")
 """Schedule and number of env runners of each run."""
@@ -220,11 +219,11 @@ def save(algorithm: Any, target: pathlib.Path, *, fails: bool) -> None:
     algorithm.save_to_path(target)
 
 
-def train(folder: pathlib.Path, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
+def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
     """One of the runs; what was seen of it."""
     runners = int(args.child.split("-")[1])
     ray.init(address="local", num_cpus=runners + 2, include_dashboard=False, log_to_driver=False)
-    algorithm = config(str(folder / "model"), args).build_algo()
+    algorithm = config(model, args).build_algo()
     saves = folder / "saves"
     saves.mkdir()
     try:
@@ -340,16 +339,7 @@ def main() -> None:
     if args.child:
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary)
-            sizes: dict[str, Any] = {
-                "hidden_size": 64,
-                "num_layers": 2,
-                "num_heads": 4,
-                "num_kv_heads": 2,
-                "head_dim": 32,
-            }
-            more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
-            build_model(folder / "model", **sizes, **more, max_position_embeddings=512)
-            print(json.dumps(train(folder, args.time, args)))
+            print(json.dumps(train(small_model(folder), folder, args.time, args)))
         return
     rows, failed = [], False
     for run in runs:

@@ -33,7 +33,7 @@ from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import CheckpointError, shown
 from gspo_rllib.learners.sharding_settings import LearnersSettings
 from gspo_rllib.model_files import ADAPTER_WEIGHTS
-from gspo_rllib.secret_texts import without_secrets
+from gspo_rllib.secret_texts import names_secret, without_secrets
 
 NAME = "algorithm"
 """Of the files, without their endings."""
@@ -173,7 +173,7 @@ def _named(value: Any, key: Any = None) -> Any:
         value: A setting, or what is in it.
         key: Under which it is in a mapping; what is a secret is left out.
     """
-    if isinstance(value, str) and without_secrets({str(key): value}) != {str(key): value}:
+    if isinstance(value, str) and without_secrets(value, is_secret=names_secret(str(key))) != value:
         return {_SECRET: str(key)}
     if isinstance(value, Mapping):
         return {"pairs": [[key, _named(item, key)] for key, item in value.items()]}

@@ -32,13 +32,11 @@ logger = logging.getLogger(__name__)
 TILE = 1024
 """Tokens that a part which treats each token alone is computed with at a time, where it recomputes in tiles."""
 
-
 LIMIT = "max_activation_gb"
 """Name of the setting that a budget comes from."""
 
 _LEAST, _MOST = 8, 64
 """Tokens of the shorter pass that costs are observed in."""
-
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number of that parameter, from malloc.h."""
