@@ -127,7 +127,7 @@ class AgentProcess:
     def is_free(self) -> bool:
         """Whether it can be told to play."""
         with self._lock:
-            return not self._is_gone and self._job is None and self._process.poll() is None
+            return not self._is_gone and self._job is None and not self._has_ended()
 
     def tell(self, job: Job) -> None:
         """Has it play a trajectory; returns at once."""
@@ -156,6 +156,13 @@ class AgentProcess:
                 with contextlib.suppress(OSError):
                     os.killpg(self._process.pid, signal.SIGKILL)
 
+    def _has_ended(self) -> bool:
+        """Whether the process is no more; ``poll()`` cannot tell while another thread waits for it."""
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
     def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, ValueError):  # that it is gone is told by the other pipe
@@ -170,7 +177,9 @@ class AgentProcess:
                 else:
                     self._end(_outcome(line))
         how = self._reaped()
-        self._end(Outcome(failure=EnvFailure("raised", f"the agent's process {how} before the agent returned.")))
+        # Machines run out of memory, and people kill processes: that is not the agent's doing.
+        message = f"the agent's process {how} before the agent returned."
+        self._end(Outcome(failure=EnvFailure("raised", message, lost_process=True)))
 
     def _begin(self) -> None:
         with self._lock:

@@ -90,6 +90,7 @@ def test_whatever_happens_in_it_is_a_failed_trajectory(play: Play, name: str, ki
     failure = _outcome(play(name)[1]).failure
     assert failure is not None and failure.kind == kind
     assert failure.message.startswith(words)
+    assert failure.lost_process is words.endswith("before the agent returned.")
 
 
 def test_who_is_not_waited_for_is_killed_with_what_it_started(play: Play, tmp_path: Path) -> None:
