@@ -12,7 +12,8 @@ SOAK   ?= 8h
 SEED_MODEL := models/seed
 RECALL_MODEL := models/recall_long
 # Two processes: while one waits for Ray's actors, the other computes. Which tests go together is said in tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --durations 10
+# Of three processes one waits for something at any time.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --durations 10
 
 # One thread per process: vLLM's and torch's OpenMP barriers cost more than a second core brings while several processes share it.
 export OMP_NUM_THREADS ?= 1

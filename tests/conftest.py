@@ -62,10 +62,10 @@ _TINY: dict[str, Any] = {
 }
 
 
-# Of a Ray session and a vLLM engine a test run has one each: the fixtures that say who needs the first; a mark says who
-# needs the second. What needs neither goes by file, for its fixtures.
+# Of Ray sessions a test run has two, of processes that start vLLM one: the fixtures that say who needs the first; a mark
+# says who needs the second. What needs neither goes by file, for its fixtures.
 _RAY_FIXTURES = {"ray_local", "trained"}
-_LONG = ("ray", "vllm")
+_LONG = ("ray", "ray for algorithms", "vllm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--numprocesses``: one process has the Ray session, one the vLLM engine, so that there is one of each."""
+    """With ``--numprocesses``: two processes have a Ray session, one has vLLM's engines, one after the other."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByWork(LoadScopeScheduling):
@@ -91,7 +91,7 @@ def _work(nodeid: str) -> str:
     path, _, name = nodeid.partition("::")
     text, fixtures = _source(path)
     if _RAY_FIXTURES & fixtures.get(name.partition("[")[0], set()):
-        return "ray"
+        return "ray for algorithms" if path.startswith("tests/algorithms/") else "ray"
     return "vllm" if "mark.vllm" in text else path
 
 
