@@ -50,6 +50,8 @@ from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import RecordedGroups
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
+from gspo_rllib.engines.compute_threads import ComputeThreads
+from gspo_rllib.env_runners.engine_spec import threads_for
 from gspo_rllib.env_runners.group_names import in_order
 from gspo_rllib.errors import RunnersLostError
 from gspo_rllib.learners.statistics import NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE
@@ -112,10 +114,11 @@ class PolicyGradient(
             least_groups=math.ceil(self._settings.groups_per_iteration / 2),
         )
         self._selection = self._settings.group_selection
-        with waiting_is_said(config):
-            super().setup(config)
-        self._cluster_monitor = ClusterMonitor(alive_nodes())
+        self._threads = ComputeThreads(threads_for(config.model_config, resources.main_process_cpus(config)))
         try:
+            with waiting_is_said(config):
+                super().setup(config)
+            self._cluster_monitor = ClusterMonitor(alive_nodes())
             self._source = self._make_source()
             self._sync_weights()
         except BaseException:
@@ -235,6 +238,7 @@ class PolicyGradient(
             if (runners := getattr(self, name, None)) is not None:
                 Fleet.of(runners).end()
         super().cleanup()
+        self._threads.release()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, and which groups come next."""

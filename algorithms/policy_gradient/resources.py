@@ -57,9 +57,7 @@ def requests(config: AlgorithmConfig, *, main_process: bool) -> list[Request]:
         config: The algorithm's config.
         main_process: Whether its own process is a request too, as under Ray Tune.
     """
-    auto = 0 if config.num_gpus_per_learner else 1
-    learner_cpus = auto if config.num_cpus_per_learner == "auto" else config.num_cpus_per_learner
-    learner = _needed(learner_cpus, config.num_gpus_per_learner, config.custom_resources_per_learner)
+    learner = _needed(_learner_cpus(config), config.num_gpus_per_learner, config.custom_resources_per_learner)
     found = [_env_runners(config, config.num_env_runners, "num_env_runners", "env runner")]
     evaluation = config.get_evaluation_config_object()
     if evaluation is not None:
@@ -67,12 +65,22 @@ def requests(config: AlgorithmConfig, *, main_process: bool) -> list[Request]:
         found.append(_env_runners(evaluation, number, "evaluation_num_env_runners", "evaluation runner"))
     found.append(Request("learner", "learners(num_learners, num_cpus_per_learner, …)", config.num_learners, learner))
     if main_process:
-        cpus, gpus = config.num_cpus_for_main_process, 0
-        if not config.num_learners:
-            cpus, gpus = max(cpus, learner_cpus), config.num_gpus_per_learner
-        each = _needed(cpus, gpus, config.custom_resources_for_main_process)
+        gpus = 0 if config.num_learners else config.num_gpus_per_learner
+        each = _needed(main_process_cpus(config), gpus, config.custom_resources_for_main_process)
         found.append(Request("main process", "resources(num_cpus_for_main_process, …)", 1, each))
     return [request for request in found if request.count]
+
+
+def main_process_cpus(config: AlgorithmConfig) -> float:
+    """CPUs of an algorithm's own process; those of the learner where that is in it."""
+    cpus: float = config.num_cpus_for_main_process
+    return cpus if config.num_learners else max(cpus, _learner_cpus(config))
+
+
+def _learner_cpus(config: AlgorithmConfig) -> float:
+    if config.num_cpus_per_learner != "auto":
+        return float(config.num_cpus_per_learner)
+    return 0 if config.num_gpus_per_learner else 1
 
 
 def shortage(asked: Sequence[Request], nodes: Sequence[Resources], *, strategy: str = "PACK") -> str | None:

@@ -53,7 +53,12 @@ _RESOURCES: dict[str, RLlibSetting] = {
         "How Ray Tune places a trial's actors on nodes.",
         choices=("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     ),
-    "num_cpus_for_main_process": forwarded("resources", "CPUs of a trial's own process, under Ray Tune.", at_least=0),
+    "num_cpus_for_main_process": forwarded(
+        "resources",
+        "CPUs of a trial's own process, under Ray Tune; and threads that torch computes with there, where the model is "
+        "small and OMP_NUM_THREADS does not say.",
+        at_least=0,
+    ),
     "custom_resources_for_main_process": forwarded(
         "resources", "Further resources of a trial's own process, under Ray Tune.", form=amounts
     ),

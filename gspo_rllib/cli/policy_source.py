@@ -183,6 +183,8 @@ def opened_runner(
         WeightSyncError: It samples from another distribution than the model's.
     """
     from gspo_rllib.cli.quiet import hush
+    from gspo_rllib.engines.compute_threads import ComputeThreads
+    from gspo_rllib.env_runners.engine_spec import threads_for
 
     hush(config)
     config.in_evaluation = True
@@ -190,12 +192,13 @@ def opened_runner(
     config.group_size = group_size
     if episodes is not None:
         config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
-    runner: LanguageEnvRunner = config.env_runner_cls(config=config)
-    try:
-        give_weights(runner, config, version=version)
-        yield runner
-    finally:
-        runner.stop()
+    with ComputeThreads(threads_for(config.model_config, config.num_cpus_per_env_runner)):
+        runner: LanguageEnvRunner = config.env_runner_cls(config=config)
+        try:
+            give_weights(runner, config, version=version)
+            yield runner
+        finally:
+            runner.stop()
 
 
 def give_weights(runner: LanguageEnvRunner, config: GSPOConfig, *, version: int = 1) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.replies import ToolParser
 from gspo_rllib.engines.choice import Choice, choose
+from gspo_rllib.engines.compute_threads import compute_threads
 from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.settings import GenerationSettings
@@ -145,6 +146,22 @@ def chosen_engine(config: AlgorithmConfig) -> Choice:
         trust_remote_code=_trusts_remote_code(model_config),
         options=settings.engine_options,
     )
+
+
+def threads_for(model_config: Mapping[str, Any], num_cpus: float) -> int | None:
+    """Threads that torch is to compute with in this process; None where it has as many as it should.
+
+    Args:
+        model_config: What ``rl_module`` was given.
+        num_cpus: CPUs that this process is given.
+
+    Raises:
+        SettingError: No model path is set.
+    """
+    if _default_device() != "cpu":
+        return None
+    trusted = _trusts_remote_code(model_config)
+    return compute_threads(_model_path(model_config), num_cpus, trust_remote_code=trusted)
 
 
 def _asked_device(config: AlgorithmConfig) -> str:

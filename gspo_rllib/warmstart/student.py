@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib.engines import registry
+from gspo_rllib.engines.compute_threads import ComputeThreads, compute_threads
 from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.chat import ChatRenderer
@@ -125,6 +126,7 @@ class Student:
         self._version = 0
         if state is not None:
             self._set_state(state)
+        self._threads = ComputeThreads(compute_threads(str(folder), 1) if device == "cpu" else None)
 
     @property
     def batch_size(self) -> int:
@@ -241,6 +243,7 @@ class Student:
         if self._engine is not None:
             registry.release(self._engine)
             self._engine = None
+        self._threads.release()
         self._env.close()
 
     def _engine_spec(self) -> EngineSpec:
