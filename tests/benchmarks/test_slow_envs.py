@@ -21,6 +21,7 @@ def utilisation(tiny_dense: str) -> Iterator[Callable[..., float]]:
     registry.release(engine)
 
 
+@pytest.mark.slow
 def test_environments_that_sleep_leave_the_engine_its_utilisation(utilisation: Callable[..., float]) -> None:
     assert utilisation(LOAD, 3, inline=False) >= 0.8
 

@@ -193,6 +193,7 @@ def test_a_stopped_runner_is_replaced_and_its_groups_are_played(
     assert not psutil.pid_exists(before[1]) or not stands_still(before[1])
 
 
+@pytest.mark.slow
 def test_a_run_without_any_runner_left_ends_and_keeps_what_it_had_drawn(
     make_runners: Callable[..., Runners], tmp_path: Any
 ) -> None:

@@ -149,7 +149,7 @@ def test_learners_that_share_a_model_are_asked_together_and_one_that_raises_keep
     assert team.num_rebuilds == 1
 
 
-@pytest.mark.parametrize("kind", ["die", "stop", "raise"])
+@pytest.mark.parametrize("kind", ["die", pytest.param("stop", marks=pytest.mark.slow), "raise"])
 def test_an_update_in_which_a_learner_is_lost_is_made_once_more_and_nothing_differs(
     kind: str, make_team: Callable[..., LightTeam], tmp_path: pathlib.Path
 ) -> None:
@@ -163,6 +163,7 @@ def test_an_update_in_which_a_learner_is_lost_is_made_once_more_and_nothing_diff
     assert (team.num_rebuilds, team.num_updates_repeated) == (1, 0)
 
 
+@pytest.mark.slow
 def test_updates_since_the_commit_are_repeated_each_time_they_are_lost(make_team: Callable[..., LightTeam]) -> None:
     team = make_team(1, every=10)
     train(team, range(4))

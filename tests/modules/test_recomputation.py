@@ -65,7 +65,9 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy", [pytest.param(name, marks=[pytest.mark.slow] if name == "adapter" else []) for name in POLICIES]
+)
 def test_a_gradient_is_the_same_whatever_is_recomputed(
     policy: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_checkpoint_that_could_not_be_loaded_is_not_acknowledged(tmp_path: Pat
     checkpoints.write_manifest(tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_of_another_adapter_are_refused_when_they_are_restored(
     tiny_dense: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

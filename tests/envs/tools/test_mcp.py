@@ -106,6 +106,7 @@ def test_a_real_mcp_server_s_tools_are_called_and_its_errors_told(mcp_env) -> No
     assert steps[3][0] == "put: 2 kept\nput: 3 kept"
 
 
+@pytest.mark.slow
 def test_each_environment_has_a_server_of_its_own_that_ends_with_it(mcp_env) -> None:
     first, second = mcp_env(), mcp_env()
     put = call("put", {"key": "a", "value": 1})
