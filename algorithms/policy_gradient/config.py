@@ -141,7 +141,7 @@ class PolicyGradientConfig(_FlatSettings):
         # Tune moves trials elsewhere.
         if isinstance(self.tasks, str) and os.path.isfile(self.tasks):
             self.tasks = os.path.abspath(self.tasks)
-        if isinstance(self.addresses, str):
+        if isinstance(self.addresses, str) and self.addresses:
             self.addresses = os.path.abspath(os.path.expanduser(self.addresses))
         plays = self.play is not None or is_one_of(self.workers, ("external",))
         self.env_runner_cls = AgentEnvRunner if plays else LanguageEnvRunner

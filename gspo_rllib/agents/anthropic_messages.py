@@ -13,12 +13,14 @@ from gspo_rllib.agents.dialect import (
     model_name,
     named_event,
     some_tools,
+    template_kwargs,
     token_counts,
 )
 from gspo_rllib.agents.fields import Fields, tools_are_off
 from gspo_rllib.agents.messages import (
     Message,
     RequestRefused,
+    check_says_something,
     checked_max_tokens,
     checked_stop,
     sound_text,
@@ -57,19 +59,20 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Asked:
     Raises:
         RequestRefused: It is no call that can be answered.
     """
-    passed_over = tuple(FIELDS.check(body))
+    passed_over = FIELDS.check(body)
+    kwargs, unread = template_kwargs(body, renderer)
     return Asked(
         ChatRequest(
             _checked_messages(body.get("system"), body.get("messages")),
             _checked_tools(body.get("tools")),
             max_tokens=checked_max_tokens(body.get("max_tokens"), "max_tokens"),
             stop=checked_stop(body.get("stop_sequences"), "stop_sequences"),
-            template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
+            template_kwargs=kwargs,
             reads_tool_calls=not tools_are_off(body),
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=passed_over,
+        passed_over=(*passed_over, *unread),
     )
 
 
@@ -173,6 +176,7 @@ def _checked_messages(system: Any, given: Any) -> list[Message]:
 
 def _spoken(role: str, content: Any, place: str) -> list[Message]:
     """The messages of a role's turn: one, but for results of tools, which are messages of their own."""
+    check_says_something(role, content, place)
     if not isinstance(content, list):
         return [{"role": role, "content": text_of(content, place)}]
     found: list[Message] = []

@@ -17,6 +17,7 @@ from gspo_rllib.agents.dialect import (
     openai_error,
     openai_error_event,
     some_tools,
+    template_kwargs,
     token_counts,
     token_logprobs,
 )
@@ -75,7 +76,8 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Completi
     Raises:
         RequestRefused: It is no call that can be answered.
     """
-    passed_over = tuple(FIELDS.check(body))
+    passed_over = FIELDS.check(body)
+    kwargs, unread = template_kwargs(body, renderer)
     tools = some_tools(body.get("tools"))
     options = stream_options(body)
     limits = [checked_max_tokens(body.get(name), name) for name in ("max_tokens", "max_completion_tokens")]
@@ -86,12 +88,12 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Completi
             max_tokens=min((limit for limit in limits if limit is not None), default=None),
             stop=checked_stop(body.get("stop"), "stop"),
             choices=choices(body),
-            template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
+            template_kwargs=kwargs,
             reads_tool_calls=not tools_are_off(body),
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=passed_over,
+        passed_over=(*passed_over, *unread),
         with_usage=flag(options, "include_usage"),
         logprobs=flag(body, "logprobs"),
         token_ids=flag(body, "return_token_ids"),

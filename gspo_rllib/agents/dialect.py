@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from gspo_rllib.agents.fields import Fields
+from gspo_rllib.agents.fields import TEMPLATE_KWARGS, Fields
 from gspo_rllib.agents.messages import RequestRefused, checked_tools, sound_text
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Call, ChatRequest
@@ -143,6 +143,17 @@ def choices(body: Mapping[str, Any]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CHOICES:
         raise RequestRefused(f"n is {shown(value)}; it must be a whole number from 1 to {MAX_CHOICES}.", "n")
     return value
+
+
+def template_kwargs(body: Mapping[str, Any], renderer: MessageRenderer) -> tuple[dict[str, Any], list[str]]:
+    """What a client tells the chat template, and the fields of it that this template never reads.
+
+    Raises:
+        RequestRefused: It is no object of plain values, or would change more than the template's own variables.
+    """
+    given = renderer.checked_template_kwargs(body.get("chat_template_kwargs"))
+    unread = [f"{TEMPLATE_KWARGS}{name}" for name in given if not renderer.reads(name)]
+    return {name: value for name, value in given.items() if renderer.reads(name)}, unread
 
 
 def some_tools(tools: Any) -> tuple[dict[str, Any], ...]:

@@ -78,7 +78,7 @@ class Door:
         """
         prepared, futures = begun.prepared, begun.futures
         try:
-            sampled = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            sampled = [await asyncio.wrap_future(future) for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -110,9 +110,11 @@ class OpenSession:
         door: How its calls reach the engine.
         answers: The latest calls, by the digest of their bodies; the server's own.
         num_open: Calls under way; the server's own.
+        models: What calls named as the model, two names at most; the server's own.
     """
 
     def __init__(self, door: Door) -> None:
         self.door = door
         self.answers: OrderedDict[bytes, Any] = OrderedDict()
         self.num_open = 0
+        self.models: set[str] = set()

@@ -17,6 +17,9 @@ from gspo_rllib.agents.messages import RequestRefused
 OTHER = "other"
 """What fields that nobody here knows are counted as; they are as many as clients can make up."""
 
+TEMPLATE_KWARGS = "chat_template_kwargs."
+"""Leads the names of arguments for the chat template."""
+
 SAMPLING = frozenset({
     "temperature", "top_p", "top_k", "min_p", "typical_p", "frequency_penalty", "presence_penalty",
     "repetition_penalty", "length_penalty", "logit_bias", "seed", "response_format", "structured_outputs",
@@ -106,6 +109,20 @@ class Fields:
         """The same fields as they are counted: those that nobody knows under one name."""
         known = SAMPLING | UNHEEDED | {*self.passed_over}
         return [name if name in known else OTHER for name in names]
+
+
+def why_without_effect(name: str) -> str:
+    """Why a field that is passed over has no effect.
+
+    Example:
+        >>> why_without_effect("chat_template_kwargs.enable_thinking")
+        "the model's chat template never reads it"
+    """
+    if name.startswith(TEMPLATE_KWARGS):
+        return "the model's chat template never reads it"
+    if name in SAMPLING:
+        return "replies are sampled from the distribution that the learner scores, at generation.temperature"
+    return "it is none of the fields that are read here"
 
 
 def _asks(name: str, value: Any) -> bool:

@@ -121,7 +121,21 @@ def checked_tools(tools: Any) -> tuple[dict[str, Any], ...]:
         json.dumps(declared, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestRefused(f"tools cannot be written as JSON: {str(error)[:200]}.", "tools") from error
+    _check_meaning(declared)
     return tuple(declared)
+
+
+def _check_meaning(tools: Sequence[dict[str, Any]]) -> None:
+    by_name: dict[str, dict[str, Any]] = {}
+    for number, tool in enumerate(tools):
+        name, parameters = tool["function"]["name"], tool["function"].get("parameters")
+        if parameters is not None and not isinstance(parameters, dict):
+            place = f"tools[{number}].function.parameters"
+            raise RequestRefused(f"{place} is {shown(parameters)}; it must be a JSON schema, an object.", "tools")
+        if by_name.setdefault(name, tool) != tool:
+            raise RequestRefused(
+                f"tools[{number}]: another tool has the name {shown(name)}, too; a call could mean either.", "tools"
+            )
 
 
 def checked_max_tokens(value: Any, name: str) -> int | None:
@@ -193,6 +207,7 @@ def _checked_message(message: Any, place: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestRefused(f"{place}.role is {shown(role)}; allowed: {', '.join(ROLES)}.", f"{place}.role")
+    check_says_something(role, message.get("content"), f"{place}.content")
     checked: Message = {"role": ROLES[role], "content": text_of(message.get("content"), f"{place}.content")}
     if message.get("function_call") is not None:
         raise RequestRefused(f"{place}.function_call is not supported; use tool_calls.", f"{place}.function_call")
@@ -207,6 +222,16 @@ def _checked_message(message: Any, place: str) -> Message:
         if value is not None and role != "assistant":
             checked[name] = sound_text(value)
     return checked
+
+
+def check_says_something(role: str, content: Any, place: str) -> None:
+    """Refuses a message without content of those whose role is to say something: most likely a task lacks a field.
+
+    Raises:
+        RequestRefused: It is one.
+    """
+    if content is None and ROLES[role] in ("system", "user"):
+        raise RequestRefused(f'{place} is missing or null; a {role} message must say something, if only "".', place)
 
 
 def text_of(content: Any, place: str) -> str:

@@ -23,7 +23,7 @@ from gspo_rllib.agents.messages import Message, RequestRefused
 from gspo_rllib.agents.script import Script
 from gspo_rllib.chat.format import ChatFormat
 from gspo_rllib.chat.frames import ids_held, spans
-from gspo_rllib.chat.template import Refused
+from gspo_rllib.chat.template import ALWAYS_GIVEN, Refused
 from gspo_rllib.errors import shown
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class MessageRenderer:
         self._format = ChatFormat(tokenizer, end_token_ids=end_token_ids, template_kwargs=template_kwargs)
         self._scripts: dict[str, Script] = {"{}": Script(self._format)}
         self._risks = Risks(self._format.tokens)
-        self._reserved = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
+        self._reserved = ALWAYS_GIVEN | {"self"} | inspect.signature(tokenizer.apply_chat_template).parameters.keys()
         # A tokenizer keeps between calls whether special tokens are split: one call at a time.
         self._lock = threading.RLock()
 
@@ -214,6 +214,11 @@ class MessageRenderer:
             if name == "messages" or not isinstance(value, bool | int | float | str | None):
                 raise RequestRefused(f"{place}.{name} is {shown(value)}; allowed: text, a number, true, false.", place)
         return dict(given)
+
+    def reads(self, name: str) -> bool:
+        """Whether an argument makes a difference to the chat template, as far as can be told."""
+        reads = self._format.template.reads
+        return reads is None or name in reads
 
     def _script(self, template_kwargs: Mapping[str, Any]) -> Script:
         """How conversations are written with these arguments of a client, on top of the run's."""

@@ -19,6 +19,7 @@ from gspo_rllib.agents.dialect import (
     named_event,
     openai_error,
     some_tools,
+    template_kwargs,
     token_counts,
     token_logprobs,
 )
@@ -27,6 +28,7 @@ from gspo_rllib.agents.messages import (
     ROLES,
     Message,
     RequestRefused,
+    check_says_something,
     checked_max_tokens,
     sound_text,
     text_of,
@@ -84,18 +86,19 @@ def read_request(body: Mapping[str, Any], renderer: MessageRenderer) -> Response
     if include is not None and not isinstance(include, list):
         raise RequestRefused(f"include is {shown(include)}; it must be a list.", "include")
     passed_over += _asked_of_text(body.get("text"))
+    kwargs, unread = template_kwargs(body, renderer)
     tools = _checked_tools(body.get("tools"))
     return ResponseRequest(
         ChatRequest(
             _checked_input(body.get("instructions"), body.get("input")),
             tools,
             max_tokens=checked_max_tokens(body.get("max_output_tokens"), "max_output_tokens"),
-            template_kwargs=renderer.checked_template_kwargs(body.get("chat_template_kwargs")),
+            template_kwargs=kwargs,
             reads_tool_calls=not tools_are_off(body),
         ),
         model=model_name(body),
         stream=flag(body, "stream"),
-        passed_over=tuple(passed_over),
+        passed_over=(*passed_over, *unread),
         tools=[{"type": "function", "parameters": None, "strict": None, **tool["function"]} for tool in tools],
         logprobs=_LOGPROBS in (include or ()),
     )
@@ -240,6 +243,7 @@ def _add(messages: list[Message], item: Any, place: str) -> None:
         role = item.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise RequestRefused(f"{place}.role is {shown(role)}; allowed: {', '.join(_ROLES)}.", f"{place}.role")
+        check_says_something(role, item.get("content"), f"{place}.content")
         messages.append({"role": ROLES[role], "content": text_of(item.get("content"), f"{place}.content")})
     elif kind == "function_call":
         call = tool_call(item.get("call_id"), item.get("name"), item.get("arguments"), place)
@@ -278,8 +282,10 @@ def _checked_tools(tools: Any) -> tuple[dict[str, Any], ...]:
 
 def _asked_of_text(text: Any) -> list[str]:
     """What is asked of how the reply is written, of which nothing has an effect."""
-    if not isinstance(text, Mapping):
+    if text is None:
         return []
+    if not isinstance(text, Mapping):
+        raise RequestRefused(f"text is {shown(text)}; it must be an object.", "text")
     form = text.get("format")
     asked = ["text.format"] if isinstance(form, Mapping) and form.get("type") != "text" else []
     return [*asked, "text.verbosity"] if text.get("verbosity") is not None else asked

@@ -82,6 +82,8 @@ def checked_fields(result: AgentResult, *, num_calls: int | None, owner: str = "
         raise EnvError(f"{owner}call_rewards is {shown(rewards)}; it must be a list of finite numbers.")
     if num_calls is not None and len(rewards) not in (0, num_calls):
         raise EnvError(f"{owner}call_rewards has {len(rewards)} rewards for {num_calls} calls; give one for each.")
+    if not math.isfinite(float(result.reward) + sum(map(float, rewards))):
+        raise EnvError(f"{owner}reward and call_rewards add up to more than a number can hold.")
     if not isinstance(result.success, bool | np.bool_ | None):
         raise EnvError(f"{owner}success is {shown(result.success)}; it must be True, False or None.")
     parts = result.reward_parts

@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -33,11 +32,10 @@ from gspo_rllib.agents.completions import COMPLETIONS
 from gspo_rllib.agents.dialect import Asked, Dialect, parsed_object
 from gspo_rllib.agents.door import Begun, OpenSession
 from gspo_rllib.agents.messages import RequestRefused
+from gspo_rllib.agents.once_told import OnceTold
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.responses import RESPONSES
 from gspo_rllib.agents.session import Call
-
-logger = logging.getLogger("gspo_rllib")
 
 DIALECTS: tuple[Dialect[Any], ...] = (CHAT_COMPLETIONS, RESPONSES, COMPLETIONS, ANTHROPIC_MESSAGES)
 
@@ -54,8 +52,6 @@ COMMENT_S = 10.0
 """Between two comments on a stream whose reply is not there yet."""
 MOST_ANSWERS = 2 * MAX_OPEN_CALLS
 """Answers of a session that are kept for a client that asks again."""
-MOST_TOLD = 100
-"""Fields without an effect that the log names; a client can make up any number."""
 START_TIMEOUT_S = 30.0
 _THREADS = 4
 
@@ -111,6 +107,7 @@ class AgentServer:
             lifespan="off",
             ws="none",
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=1,
             limit_concurrency=MAX_CONNECTIONS,
@@ -176,7 +173,7 @@ class _Handlers:
     def __init__(self, find: Find, threads: ThreadPoolExecutor) -> None:
         self._find = find
         self._threads = threads
-        self._told: set[str] = set()
+        self._told = OnceTold()
 
     async def models(self, request: Request) -> Response:
         self._find(_key(request))
@@ -195,7 +192,7 @@ class _Handlers:
                 events = _late_stream(dialect, request, opened, answering)
                 return StreamingResponse(events, media_type="text/event-stream")
         asked, calls = answering.task.result()
-        await _mark_delivered(request, calls)
+        _mark_delivered(request, calls)
         renderer = opened.door.session.renderer
         if asked.stream:
             return StreamingResponse(
@@ -236,22 +233,18 @@ class _Handlers:
         # One trip to another thread and back: the engine goes on without this session meanwhile.
         try:
             begun = await asyncio.get_running_loop().run_in_executor(self._threads, begin)
+        except RequestRefused as refused:
+            self._told.refused(refused)
+            raise
         finally:
             if answering.asked is not None and (names := answering.asked.passed_over):
-                self._tell_what_has_no_effect(names)
+                self._told.no_effect(names)
                 door.on_passed_over(dialect.fields.counted(names))
         assert answering.asked is not None
+        if len(opened.models) < 2:  # as many as it takes to tell
+            opened.models.add(answering.asked.model)
+        self._told.models(opened.models)
         return answering.asked, await door.collect(begun)
-
-    def _tell_what_has_no_effect(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self._told and len(self._told) < MOST_TOLD:
-                self._told.add(name)
-                logger.warning(
-                    "An agent sends %r. It has no effect: replies are sampled from the distribution that the learner "
-                    "scores, at generation.temperature.",
-                    name[:60],
-                )
 
 
 def _read(dialect: Dialect[Any], raw: bytes, renderer: MessageRenderer) -> Asked:
@@ -271,7 +264,7 @@ async def _late_stream(
     except RequestRefused as refused:
         yield dialect.error_event(refused)
         return
-    await _mark_delivered(request, calls)
+    _mark_delivered(request, calls)
     for event in dialect.events(asked, calls, opened.door.session.renderer):
         yield event
 
@@ -281,11 +274,23 @@ async def _each(events: list[str]) -> AsyncIterator[str]:
         yield event
 
 
-async def _mark_delivered(request: Request, calls: list[Call]) -> None:
+def _mark_delivered(request: Request, calls: list[Call]) -> None:
     # Before the answer is sent: the agent may end its trajectory as soon as it has it.
-    if not await request.is_disconnected():
+    if not _is_gone(request):
         for call in calls:
             call.delivered = True
+
+
+def _is_gone(request: Request) -> bool:
+    """Whether the client has closed its connection: what the server says at once, without waiting for a word."""
+    receiving = request.receive().__await__()
+    try:
+        # One step by hand. Starlette's own way opens a scope, cancels it, and writes down why: a tenth of a call's CPU.
+        next(receiving)
+    except StopIteration as said:
+        return bool(said.value["type"] == "http.disconnect")
+    receiving.close()
+    return False
 
 
 class _BeforeTheBodyEnded(JSONResponse):

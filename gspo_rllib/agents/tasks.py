@@ -92,7 +92,8 @@ def _read(path: str) -> list[Task]:
         # Not splitlines(): text of a task may hold what Python takes for the end of a line, such as U+2028.
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
-                rows.append(_row(json.loads(line, object_pairs_hook=_without_doubles), f"{path!r}, line {number}"))
+                row = json.loads(line, object_pairs_hook=_without_doubles, parse_constant=_no_number)
+                rows.append(_row(row, f"{path!r}, line {number}"))
     except UnicodeDecodeError as error:
         raise SettingError(f"agent.tasks={path!r} is not UTF-8 text: {error}.") from error
     except OSError as error:
@@ -112,6 +113,11 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> Task:
         names = [name for name, _ in pairs]
         raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice in one object")
     return row
+
+
+def _no_number(name: str) -> Any:
+    # What writes it here mostly had a missing value, and no answer is equal to NaN.
+    raise ValueError(f"{name} is no number of JSON; write null, or leave the field out")
 
 
 def _checked(rows: Sequence[Task]) -> list[Task]:

@@ -152,13 +152,14 @@ class ChatTemplate:
         unread = [] if reads is None else [name for name in self.kwargs if name not in reads]
         if reads is None or not unread:
             return None
-        known = sorted(reads - _ALWAYS - set(_TAKEN))
+        known = sorted(reads - ALWAYS_GIVEN - set(_TAKEN))
         names = ", ".join(repr(name) for name in unread)
         hint = f" {did_you_mean(unread[0], known)}" if known else " It reads none."
         return f"template_kwargs: the model's chat template never reads {names}, so it has no effect.{hint}"
 
 
-_ALWAYS = frozenset({"bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now"})
+ALWAYS_GIVEN = frozenset({"bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now"})
+"""What transformers gives every template."""
 
 
 def _parts(content: str) -> list[dict[str, str]]:

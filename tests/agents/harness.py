@@ -1,9 +1,14 @@
-"""A harness outside, as far as tests need one: plain HTTP, and a policy asked one question."""
+"""Harnesses outside: plain HTTP and a policy asked one question, as far as most tests need one, and the page's own."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,3 +64,24 @@ class Harness:
         assert self.chat(session)[0] == 200
         assert self.settle(session, reward=reward) == (200, {"settled": True})
         return session
+
+
+_PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+(_HARNESS,) = [block for block in re.findall(r"^```python\n(.*?)^```", _PAGE, flags=re.M | re.S) if "sys.argv" in block]
+
+
+@contextlib.contextmanager
+def page_harness(folder: Path) -> Iterator[None]:
+    """The harness of docs/agents.md, without this package, in a process of its own.
+
+    Args:
+        folder: The addresses are in its folder ``agents``.
+    """
+    (folder / "harness.py").write_text(_HARNESS)
+    process = subprocess.Popen([sys.executable, "-I", "harness.py", "agents"], cwd=folder, stderr=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+        assert errors == b""

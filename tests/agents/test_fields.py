@@ -12,8 +12,9 @@ import pytest
 
 from gspo_rllib.agents.dialect import MAX_DEPTH
 from gspo_rllib.agents.fields import OTHER, SAMPLING
+from gspo_rllib.agents.once_told import MOST_TOLD
 from gspo_rllib.agents.rendering import MessageRenderer
-from gspo_rllib.agents.server import DIALECTS, MOST_TOLD
+from gspo_rllib.agents.server import DIALECTS
 from tests.agents.made_up_policy import user
 from tests.agents.serving import Served, served
 
@@ -125,6 +126,24 @@ def test_what_is_passed_over_is_told_once_by_name_and_not_without_end(
     )
     assert len(told) == len(set(told)) == MOST_TOLD
     assert one.passed_over == {"temperature": 2, OTHER: 2 * len(made_up)}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_what_the_template_never_reads_is_passed_over_and_changes_no_prompt(
+    rich_renderer: MessageRenderer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(rich_renderer) as one, caplog.at_level(logging.WARNING, logger="gspo_rllib"):
+        for number, read in enumerate([False, False, True]):
+            kwargs = {"enable_thinkng": number, "message": "x", "enable_thinking": read}
+            assert one.post(SOUND[path] | {"chat_template_kwargs": kwargs}, path)[0] == 200
+        prompts = [request.prompt_token_ids for request in one.requests]
+        assert prompts[0] == prompts[1] != prompts[2]
+        assert one.passed_over == {OTHER: 6}
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"An agent sends 'chat_template_kwargs.{name}'. It has no effect: the model's chat template never reads it."
+        for name in ("enable_thinkng", "message")
+    ]
 
 
 @pytest.mark.parametrize(

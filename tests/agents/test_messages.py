@@ -21,6 +21,11 @@ REFUSED: list[tuple[Any, str]] = [
         [{"role": "user", "content": 1}],
         "messages[0].content is 1; it must be a string, a list of text parts, or null.",
     ),
+    ([{"role": "user"}], 'messages[0].content is missing or null; a user message must say something, if only "".'),
+    (
+        [{"role": "developer", "content": None}],
+        'messages[0].content is missing or null; a developer message must say something, if only "".',
+    ),
     (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
         "messages[0].content[0] is {'type': 'image_url', 'image_url': {'url': 'x'}}; only parts of type text can be "
@@ -91,6 +96,14 @@ def test_what_clients_write_in_many_ways_comes_in_one_form() -> None:
         ([{"type": "web_search"}], 'it must be {"type": "function", "function": {"name": …}}.'),
         ([{"type": "function", "function": {"name": 3}}], 'it must be {"type": "function", "function": {"name": …}}.'),
         ([{"type": "function", "function": {"name": "f", "parameters": {1, 2}}}], "cannot be written as JSON"),
+        (
+            [{"type": "function", "function": {"name": "f", "parameters": 5}}],
+            "tools[0].function.parameters is 5; it must be a JSON schema, an object.",
+        ),
+        (
+            [{"type": "function", "function": {"name": "f", "description": text}} for text in "aab"],
+            "tools[2]: another tool has the name 'f', too; a call could mean either.",
+        ),
     ],
 )
 def test_broken_tools_are_refused(tools: Any, words: str) -> None:

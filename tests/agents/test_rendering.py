@@ -110,6 +110,9 @@ def test_only_the_templates_own_variables_may_be_sent(rich_renderer: MessageRend
         ({"tokenize": True}, "chat_template_kwargs.'tokenize' is not allowed"),
         ({"add_generation_prompt": False}, "is not allowed"),
         ({"tools": []}, "is not allowed"),
+        ({"bos_token": "x"}, "chat_template_kwargs.'bos_token' is not allowed: it is no variable of the template."),
+        ({"raise_exception": 1}, "chat_template_kwargs.'raise_exception' is not allowed"),
+        ({"self": 1}, "chat_template_kwargs.'self' is not allowed"),
         ({"messages": "x"}, "allowed: text, a number, true, false."),
         ({"enable_thinking": []}, "chat_template_kwargs.enable_thinking is []; allowed: text, a number, true, false."),
     ]:

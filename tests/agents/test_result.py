@@ -42,6 +42,7 @@ NUMBER = "it must return a finite number or an AgentResult."
         (AgentResult(0.0, [1.0]), 2, "AgentResult.call_rewards has 1 rewards for 2 calls; give one for each."),
         (AgentResult(0.0, "ab"), 2, "AgentResult.call_rewards is 'ab'; it must be a list of finite numbers."),
         (AgentResult(0.0, [None]), 1, "AgentResult.call_rewards is [None]; it must be a list of finite numbers."),
+        (AgentResult(1e308, [1e308]), 1, "AgentResult.reward and call_rewards add up to more than a number can hold."),
         (AgentResult(0.0, success=1), 1, "AgentResult.success is 1; it must be True, False or None."),
         (
             AgentResult(0.0, reward_parts={"a": "b"}),

@@ -191,6 +191,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [ADD] * 129}, "tools", "holds 129 tools; at most 128 are allowed."),
     ({"chat_template_kwargs": 1}, "chat_template_kwargs", "is 1; it must be an object."),
     (
+        {"messages": [{"role": "user", "content": None}]},
+        "messages[0].content",
+        'is missing or null; a user message must say something, if only "".',
+    ),
+    (
         {"messages": [{"role": "user", "content": 5}]},
         "messages[0].content",
         "is 5; it must be a string, a list of text parts, or null.",

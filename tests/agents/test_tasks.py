@@ -38,6 +38,8 @@ def test_a_task_is_kept_where_a_file_can_hold_it_as_it_is() -> None:
         ('{"q": 1}\n[2]\n', "line 2: [2] is no task; it must be an object with named values."),
         ("[" * 100_000, "line 1: not JSON: "),
         (b"\xff\xfe{}", "is not UTF-8 text"),
+        ('{"q": NaN}', "line 1: not JSON: NaN is no number of JSON; write null, or leave the field out."),
+        ('{"q": [-Infinity]}', "line 1: not JSON: -Infinity is no number of JSON; write null, or leave the field out."),
         ('{"q": 1}\n{"q": 1, "a": {"b": 2, "b": 3}}', "line 2: not JSON: 'b' is there twice in one object."),
     ],
 )

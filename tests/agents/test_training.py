@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from gspo_rllib import GSPOConfig, load_groups
 from gspo_rllib.cli.main import main
 from gspo_rllib.types import TASK
+from tests.agents.harness import page_harness
 from tests.env_runners import agents
 
 CALCULATOR = {"env": "gspo_rllib.envs:gspo_rllib/Calculator-v0", "env_config": {"operations": 1}}
@@ -152,22 +152,6 @@ def test_the_quickstart_of_the_page_trains_from_python_and_from_yaml(tiny_dense:
     assert "stopped: 1 iterations done" in told[1]
 
 
-(HARNESS,) = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S) if "sys.argv" in block]
-
-
-@contextlib.contextmanager
-def _harness(folder: Path) -> Iterator[None]:
-    """The page's harness, without this package, in a process of its own."""
-    (folder / "harness.py").write_text(HARNESS)
-    process = subprocess.Popen([sys.executable, "-I", "harness.py", "agents"], cwd=folder, stderr=subprocess.PIPE)
-    try:
-        yield
-    finally:
-        process.kill()
-        _, errors = process.communicate()
-        assert errors == b""
-
-
 @pytest.mark.parametrize(
     ("num_env_runners", "max_staleness"),
     [
@@ -184,7 +168,7 @@ def test_the_harness_of_the_page_trains_a_policy(
 ) -> None:
     agent = {"workers": "external", "addresses": str(tmp_path / "agents")}
     agent["tasks"] = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
-    with _harness(tmp_path):
+    with page_harness(tmp_path):
         result, _ = _trained(
             tiny_dense, agent=agent, num_env_runners=num_env_runners, max_staleness=max_staleness, iterations=2
         )
@@ -210,7 +194,7 @@ def test_a_harness_trains_a_run_of_the_command(
         "training": {"group_size": 2, "groups_per_iteration": 4},
     }
     Path("mine.yaml").write_text(yaml.safe_dump(sections))
-    with _harness(tmp_path):
+    with page_harness(tmp_path):
         assert main(["train", "mine.yaml", "--iterations", "2", "--storage", "runs"]) == 0
     assert len(list(Path("runs").glob("*/checkpoints/*"))) == 1
     assert not list(Path("agents").glob("*"))
@@ -261,7 +245,7 @@ def test_trials_at_the_same_time_do_not_share_an_address(
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
-    with _harness(tmp_path) if workers == "external" else contextlib.nullcontext():
+    with page_harness(tmp_path) if workers == "external" else contextlib.nullcontext():
         results = tuner.fit()
     stop.set()
     looking.join()

@@ -142,6 +142,7 @@ _local_play = _made_here()
             {"workers": "external", "play": None, "addresses": "a", "tasks": [{"t": (1, 2)}]},
             ["agent.tasks: task 0 is {'t': (1, 2)}, which is no plain JSON; it must be"],
         ),
+        ({"workers": "external", "play": None, "addresses": ""}, ["agent.addresses='' is no folder; name one, for"]),
         ({"workers": "external", "play": None, "host": "me"}, ["agent.host='me' is no IP address"]),
         ({"addresses": "a"}, ["agent.addresses is set, but has no effect unless agent.workers='external'"]),
         ({"host": "0.0.0.0"}, ["agent.host is set, but has no effect unless agent.workers='external'"]),
