@@ -135,7 +135,11 @@ class AgentProcess:
         told = {"task": job.task, "base_url": agent.base_url, "key": agent.api_key, "seed": agent.seed}
         line = json.dumps(told | {"name": agent.name}).encode() + b"\n"
         with self._lock:
-            self._job = job
+            is_gone = self._is_gone
+            self._job = None if is_gone else job
+        if is_gone:  # it died since it was found free, and was not told of this trajectory then
+            job.on_end(_lost("has ended"))
+            return
         # A task may be larger than a pipe holds, and the process may be slow to read.
         threading.Thread(target=self._write, args=(line,), name="gspo-agent-task", daemon=True).start()
 
@@ -176,10 +180,7 @@ class AgentProcess:
                     self._begin()
                 else:
                     self._end(_outcome(line))
-        how = self._reaped()
-        # Machines run out of memory, and people kill processes: that is not the agent's doing.
-        message = f"the agent's process {how} before the agent returned."
-        self._end(Outcome(failure=EnvFailure("raised", message, lost_process=True)))
+        self._end(_lost(self._reaped()))
 
     def _begin(self) -> None:
         with self._lock:
@@ -287,6 +288,12 @@ def importable_name(play: str | Play) -> str:
             "needs: define it in a module that can be imported, and give 'module:name'."
         )
     return name
+
+
+def _lost(how: str) -> Outcome:
+    # Machines run out of memory, and people kill processes: that is not the agent's doing.
+    message = f"the agent's process {how} before the agent returned."
+    return Outcome(failure=EnvFailure("raised", message, lost_process=True))
 
 
 def _outcome(line: bytes) -> Outcome:

@@ -16,7 +16,7 @@ import pytest
 
 from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.agent_thread import Outcome
-from gspo_rllib.agents.process_workers import ProcessWorkers, importable_name
+from gspo_rllib.agents.process_workers import AgentProcess, ProcessWorkers, importable_name
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.result import AgentResult
 from gspo_rllib.agents.workers import Job
@@ -72,6 +72,23 @@ def test_a_process_plays_one_trajectory_after_the_other_as_a_thread_does(one: Se
     _wait_until(lambda: _is_gone(int(result.reward)))
     _, told = play("behaves", part="c", malformed=True)
     assert _outcome(told).returned.reward not in (result.reward, os.getpid())
+
+
+def test_a_process_that_dies_as_it_is_chosen_loses_the_trajectory_and_not_for_ever(
+    one: Served, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.text = "4"
+    _, told = play("repeats", question="2 + 2?")
+    assert _outcome(told).failure is None
+
+    def dies(child: AgentProcess) -> bool:
+        child.kill()
+        return True
+
+    monkeypatch.setattr(AgentProcess, "is_free", property(dies))
+    _, told = play("repeats", question="2 + 2?")
+    failure = told.get(timeout=60).failure
+    assert failure.lost_process and failure.message == "the agent's process has ended before the agent returned."
 
 
 @pytest.mark.parametrize(
