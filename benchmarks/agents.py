@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -23,6 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+# As a run computes with a small model: an engine that has both cores leaves none to a server.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from agent_load import withstands
