@@ -76,9 +76,11 @@ def test_every_module_says_what_it_is_for() -> None:
 
 # Tests of the whole, which have no source of their own; everything else is the test of the source at its path.
 SPANNING = {
+    "agents/test_doors.py": "agents, outside harnesses and recorded groups, however a run is opened",
     "agents/test_fuzz.py": "requests meant to break the server, in every dialect",
     "agents/test_frameworks.py": "agents of real frameworks, and the snippets of their documentation",
     "agents/test_on_vllm.py": "agents on the other engine",
+    "agents/test_rewritten_histories.py": "what frameworks do to conversations, from messages to prompts",
     "agents/test_runner_kills.py": "agents whose env runner dies with live sessions",
     "agents/test_training.py": "agents, from the function to the weights",
     "algorithms/policy_gradient/test_adapter_run.py": "a policy with an adapter, from the environment to what loads it",
