@@ -41,6 +41,7 @@ SMALLEST = {
     "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
     "slow_envs.py": "--engine transformers --fast 2 --slow 1 --sleep-s 0.01 --turns 2 --tokens-per-turn 4 "
     "--repetitions 1",
+    "saves.py": "--kills 6",
     "soak.py": "--time 40s --only fixed_lag-2 --every 8",
     "start_up.py": "--runners 0 --repetitions 1",
     "threads.py": "--widths 64 --layers 1 --repetitions 1",
@@ -51,6 +52,7 @@ NO_PROGRAMS = {
     "agent_fuzz.py",
     "agent_load.py",
     "bare.py",
+    "disturbing.py",
     "family_models.py",
     "family_play.py",
     "gpu.py",
