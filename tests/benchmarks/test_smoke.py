@@ -16,6 +16,8 @@ SMALLEST = {
     "agents.py": "--model {model} --repetitions 1 --requests 100",
     "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",
+    "before_after.py": ". --rounds 1 --repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 "
+    "--folder {folder}",
     "clip_range.py": "simulate --updates 2 --lengths 43",
     "engine_choice.py": "--widths 64 --layers 1 --engines transformers --repetitions 1",
     "envs.py": "--ids Bisection --seeds 1",
