@@ -24,6 +24,7 @@ IN_PHASE = ("sampling", "learning", "weights")
 MOMENTS = (*IN_PHASE, "all at once", "constructor")
 """When runners are hit: in a phase of the driver, all of them together, or one while it is being built."""
 
+_HIT_WHILE_BUILT = 0.05  # per look, where too few runners are there for any other moment
 _PATIENCE_S = 15.0  # a moment that has not come by then is given up for any other
 
 
@@ -126,7 +127,7 @@ class Disturber(threading.Thread):
         faults: ``"kill"`` and ``"stop"``, in their order.
         pause: Mean seconds between two.
         seconds: After which no more are made.
-        seed: Of the moments, and of whom they hit.
+        seed: Seeds the moments, and whom they hit.
 
     Attributes:
         done: Moment and fault of each that was made.
@@ -159,7 +160,9 @@ class Disturber(threading.Thread):
         if self._team.is_remote:
             return list(IN_PHASE) if living_learners(self._team) else []
         enough = 2 * len(living_runners(self._fleet)) >= self._fleet.num_remote_env_runners()
-        return [*(MOMENTS[:-1] if enough else ()), *(MOMENTS[-1:] if runners_being_built(self._fleet) else ())]
+        # Whoever is hit time and again while he is built is never there for anything else.
+        built = self._random.random() < (1.0 if enough else _HIT_WHILE_BUILT) and runners_being_built(self._fleet)
+        return [*(MOMENTS[:-1] if enough else ()), *(MOMENTS[-1:] if built else ())]
 
     def _at(self, moment: str) -> list[int]:
         """Waits for the moment; the processes that are to be hit then."""

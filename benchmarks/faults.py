@@ -144,7 +144,7 @@ def disturbed(model: str, faults: list[str], args: argparse.Namespace, seed: int
         model: Folder of the policy.
         faults: What is done, in this order.
         args: The command line.
-        seed: Of the moments and of the run.
+        seed: Seeds the moments and the run.
 
     Returns:
         What was seen, what was trained, and the weights at the end.

@@ -64,7 +64,7 @@ class Saver:
 
     Args:
         algorithm: Trained, with its learner in this process.
-        folder: Of the checkpoints.
+        folder: Where the checkpoints are.
         way: ``"api"`` or ``"cli"``.
     """
 
