@@ -141,7 +141,7 @@ class Faults(threading.Thread):
         self._fleet = Fleet.of(algorithm.env_runner_group)
         self._team = algorithm.learner_group
         self._every = every
-        self._end = time.monotonic() + seconds
+        self._seconds = seconds
         self._random = random.Random(seed)
         self.made = dict.fromkeys(self.KINDS, 0)
         self.save_fails = threading.Event()
@@ -149,8 +149,8 @@ class Faults(threading.Thread):
 
     def run(self) -> None:
         """Until the run ends."""
-        turn = 0
-        while not self.ended.wait(self._every) and time.monotonic() < self._end:
+        turn, end = 0, time.monotonic() + self._seconds
+        while not self.ended.wait(self._every) and time.monotonic() < end:
             if len(living_runners(self._fleet)) < self._fleet.num_remote_env_runners():
                 continue
             for _ in self.KINDS:
