@@ -289,7 +289,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-staleness", type=int, default=0)
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between two faults")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds after which a stopped runner is replaced")
-    parser.add_argument("--measured", type=int, default=5, help="iterations of each throughput")
+    parser.add_argument("--measured", type=int, default=20, help="iterations of each throughput")
     parser.add_argument("--part-time", type=float, default=120.0, help="seconds of faults in one part")
     parser.add_argument("--parts", type=int, default=1000, help="no more parts than this now")
     parser.add_argument("--json", type=pathlib.Path, help="a line per part is added here, and those there are counted")
