@@ -5,24 +5,28 @@
     .venv/bin/python benchmarks/faults.py --kills 10 --stops 2 --learners 2 --runners 0 --pause 20
 
 With ``--learners`` it is those that are hit, in place of env runners. A thread kills (SIGKILL) or stops (SIGSTOP) a
-random runner at random moments, one time in ten all of them: while they sample, load weights, are idle, or are still
-being built after the last time. The run ends when all of that was done and every runner is back. Taking turns, the same
-iterations are then run undisturbed in this process: weights, optimiser and sampled ids must be equal to the bit (two
-learners are compared with two). Overlapped, the ages of what was trained are checked against the bound, and groups
-trained per second after the last fault are compared with those before the first.
+random runner at random moments: while the driver samples, learns (runners of a run that takes turns are idle then) or
+hands out weights, while the runner is being built after the last time, and all of them at once.
+
+It is done in parts of a few minutes, each a run of its own with other seeds, which ends when its time is over and every
+runner is back. Taking turns, the same iterations are then run undisturbed in this process: weights, optimiser and
+sampled ids must be equal to the bit (two learners are compared with two). Overlapped, the ages of what was trained are
+checked against the bound, and groups trained per second after the last fault are compared with those before the first.
+``--json FILE`` keeps what each part saw, so that a command that was interrupted, or given few ``--parts``, goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import random
 import signal
 import tempfile
-import threading
 import time
 from typing import Any, ClassVar
 
@@ -31,14 +35,13 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import ray
 import torch
+from disturbing import Disturber, living_runners, processor_time
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver.fleet import Fleet
-from gspo_rllib.driver.processes import actor_entry
 from gspo_rllib.types import turns
 from gspo_rllib.warmstart.models import build_model
 
@@ -65,7 +68,7 @@ class Letters(gym.Env):  # type: ignore[misc]  # gymnasium is not looked into he
         return "again", action.count(self._letter) / max(len(action), 1), self._turn == 2, False, {}
 
 
-def config(model: str, num_env_runners: int, args: argparse.Namespace, *, num_learners: int = 0) -> Any:
+def config(model: str, num_env_runners: int, args: argparse.Namespace, *, seed: int, num_learners: int = 0) -> Any:
     """What is trained, disturbed or not."""
     made = (
         GSPOConfig()
@@ -76,7 +79,7 @@ def config(model: str, num_env_runners: int, args: argparse.Namespace, *, num_le
         .learners(num_learners=num_learners)
         .training(group_size=4, groups_per_iteration=args.groups, num_minibatches=2, lr=1e-3, learner_commit_every=4)
         .fault_tolerance(max_num_env_runner_restarts=1_000_000, env_runner_health_probe_timeout_s=args.patience)
-        .debugging(seed=1)
+        .debugging(seed=seed)
     )
     if args.max_staleness:
         made.training(
@@ -113,48 +116,6 @@ class Ledger:
         return state["next_group"] - len(known), len(self.trained) - len(set(self.trained))
 
 
-class Disturber(threading.Thread):
-    """Kills and stops runners, or learners."""
-
-    def __init__(self, algorithm: Any, args: argparse.Namespace) -> None:
-        super().__init__(daemon=True)
-        self._fleet = Fleet.of(algorithm.env_runner_group)
-        self._team = algorithm.learner_group
-        self._pause = args.pause
-        self._random = random.Random(args.seed)
-        self._faults = ["kill"] * args.kills + ["stop"] * args.stops
-        self._random.shuffle(self._faults)
-        self.done: list[str] = []
-
-    def run(self) -> None:
-        """Until every fault was made."""
-        while len(self.done) < len(self._faults):
-            time.sleep(self._random.uniform(0, 2 * self._pause))
-            alive = [pid for pid in self._processes() if pid]
-            self._random.shuffle(alive)
-            for pid in alive if self._random.random() < 0.1 else alive[:1]:
-                if len(self.done) < len(self._faults) and self._hit(pid, self._faults[len(self.done)]):
-                    self.done.append(self._faults[len(self.done)])
-
-    def _processes(self) -> list[int]:
-        """Of runners that run, and of those that are being built; or of learners."""
-        if self._team.is_remote:
-            # While they are rebuilt there is none: a run ends where an update fails twice.
-            return [] if self._team._is_healing else [int(actor_entry(w).get("Pid") or 0) for w in self._team._workers]
-        entries = [self._fleet._entry(worker) for worker in self._fleet._worker_manager.actors()]
-        return [int(entry.get("Pid") or 0) for entry in entries if entry.get("State") in ("ALIVE", "RESTARTING")]
-
-    @staticmethod
-    def _hit(pid: int, fault: str) -> bool:
-        try:
-            if psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-                return False
-            os.kill(pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
-        except (psutil.Error, ProcessLookupError):
-            return False
-        return True
-
-
 def weights_of(algorithm: Any) -> dict[str, Any]:
     """Weights and the optimiser's state, flat."""
     learner = algorithm.learner_group.get_state()["learner"]
@@ -176,13 +137,23 @@ def iter_arrays(tree: Any) -> Any:
         yield np.asarray(tree)
 
 
-def disturbed(model: str, args: argparse.Namespace) -> tuple[int, Ledger, dict[str, Any]]:
-    """Trains until every fault was made and every runner is back; iterations, what was trained, and weights."""
-    algorithm = config(model, args.runners, args, num_learners=args.learners).build_algo()
+def disturbed(model: str, faults: list[str], args: argparse.Namespace, seed: int) -> tuple[dict[str, Any], Ledger, Any]:
+    """Trains until every fault was made, or the time is over, and every runner is back.
+
+    Args:
+        model: Folder of the policy.
+        faults: What is done, in this order.
+        args: The command line.
+        seed: Seeds the moments and the run.
+
+    Returns:
+        What was seen, what was trained, and the weights at the end.
+    """
+    algorithm = config(model, args.runners, args, seed=seed, num_learners=args.learners).build_algo()
     try:
-        ledger, disturber = Ledger(algorithm), Disturber(algorithm, args)
-        rates, longest, iterations = {"before": 0.0, "after": 0.0}, 0.0, 0
-        short = 0
+        ledger = Ledger(algorithm)
+        disturber = Disturber(algorithm, faults, pause=args.pause, seconds=args.part_time, seed=seed)
+        longest, iterations, short = 0.0, 0, 0
 
         def train() -> None:
             nonlocal iterations, longest, short
@@ -192,47 +163,53 @@ def disturbed(model: str, args: argparse.Namespace) -> tuple[int, Ledger, dict[s
             short += len(ledger.trained) - before < args.groups
             longest = max(longest, time.monotonic() - begun)
 
-        def measure(when: str) -> None:
-            begun, before = time.monotonic(), len(ledger.trained)
+        def speed() -> tuple[int, float, float]:
+            begun, used, before = time.monotonic(), processor_time(), len(ledger.trained)
             for _ in range(args.measured):
                 train()
-            rates[when] = (len(ledger.trained) - before) / (time.monotonic() - begun)
+            return len(ledger.trained) - before, time.monotonic() - begun, processor_time() - used
 
         train()
-        measure("before")
-        started = time.monotonic()
+        before, started = speed(), time.monotonic()
         disturber.start()
         while disturber.is_alive() or algorithm.env_runner_group.num_healthy_remote_workers() < args.runners:
             train()
         took = time.monotonic() - started
         train()
-        measure("after")
+        after = speed()
         lost, twice = ledger.lost_and_twice(algorithm)
-        print(
-            f"{disturber.done.count('kill')} kills and {disturber.done.count('stop')} stops of "
-            f"{f'{args.learners} learners' if args.learners else f'{args.runners} runners'} "
-            f"in {took:.0f} s and {iterations} iterations (the longest took {longest:.0f} s): {lost} groups of "
-            f"{len(ledger.trained)} lost, {twice} trained twice, {short} short iterations; oldest {ledger.oldest} "
-            f"(bound {args.max_staleness}); groups/s after ÷ before {rates['after'] / rates['before']:.2f}"
-        )
+        seen = {
+            "seed": seed,
+            "kills": sum(fault == "kill" for _, fault in disturber.done),
+            "stops": sum(fault == "stop" for _, fault in disturber.done),
+            "moments": dict(collections.Counter(moment for moment, _ in disturber.done)),
+            "seconds": round(took),
+            "iterations": iterations,
+            "longest_s": round(longest, 1),
+            "groups": len(ledger.trained),
+            "lost": lost,
+            "twice": twice,
+            "short_iterations": short,
+            "oldest": ledger.oldest,
+            "before": before,
+            "after": after,
+        }
         if args.learners:
             team = algorithm.learner_group
-            print(f"the learners were rebuilt {team.num_rebuilds} times, {team.num_updates_repeated} updates repeated")
+            seen |= {"rebuilt": team.num_rebuilds, "repeated": team.num_updates_repeated}
         final = weights_of(algorithm)
         begun = time.monotonic()
     finally:
         algorithm.stop()
-    print(f"stop() took {time.monotonic() - begun:.1f} s")
-    return iterations, ledger, final
+    return {**seen, "stop_s": round(time.monotonic() - begun, 1)}, ledger, final
 
 
 def stopped_all(model: str, args: argparse.Namespace) -> None:
     """How long ``stop()`` takes when every runner is stopped."""
-    algorithm = config(model, args.runners, args).build_algo()
+    algorithm = config(model, args.runners, args, seed=1).build_algo()
     algorithm.train()
-    fleet = Fleet.of(algorithm.env_runner_group)
-    for worker in fleet._worker_manager.actors():
-        os.kill(int(fleet._entry(worker)["Pid"]), signal.SIGSTOP)
+    for pid in living_runners(Fleet.of(algorithm.env_runner_group)):
+        os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
     algorithm.stop()
     print(f"stop() with all {args.runners} runners stopped took {time.monotonic() - begun:.1f} s")
@@ -245,8 +222,64 @@ def small_model(folder: pathlib.Path) -> str:
     return str(build_model(folder / "model", **sizes, **more, max_position_embeddings=512))
 
 
-def main() -> None:
-    """Prints what was lost, and whether anything differs."""
+def compared(
+    model: str, seen: dict[str, Any], ledger: Ledger, weights: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Runs the same iterations in this process, undisturbed; what differs."""
+    learners = args.learners if args.learners > 1 else 0
+    algorithm = config(model, 0, args, seed=seen["seed"], num_learners=learners).build_algo()
+    try:
+        undisturbed = Ledger(algorithm)
+        for _ in itertools.repeat(None, seen["iterations"]):
+            algorithm.train()
+        expected = weights_of(algorithm)
+    finally:
+        algorithm.stop()
+    differing = [name for name in expected if name not in weights or not np.array_equal(expected[name], weights[name])]
+    return {
+        "arrays": len(expected),
+        "arrays_that_differ": len(differing),
+        "samples_equal": undisturbed.ids.digest() == ledger.ids.digest(),
+        "groups_equal": undisturbed.trained == ledger.trained,
+    }
+
+
+def report(parts: list[dict[str, Any]], args: argparse.Namespace) -> bool:
+    """Prints what all parts together saw; whether everything held."""
+
+    def total(name: str) -> int:
+        return sum(part[name] for part in parts)
+
+    moments = sum((collections.Counter(part["moments"]) for part in parts), collections.Counter[str]())
+    speeds = [[sum(part[when][k] for part in parts) for k in range(3)] for when in ("before", "after")]
+    wall, cpu = (speeds[1][0] / speeds[1][k] / (speeds[0][0] / speeds[0][k]) for k in (1, 2))
+    oldest = max(part["oldest"] for part in parts)
+    whom = f"{args.learners} learners" if args.learners else f"{args.runners} runners"
+    print(
+        f"{total('kills')} of {args.kills} kills and {total('stops')} of {args.stops} stops of {whom} in {len(parts)} "
+        f"runs of {total('iterations')} iterations and {total('seconds')} s together (the longest iteration took "
+        f"{max(part['longest_s'] for part in parts):.0f} s), when: {dict(moments)}\n"
+        f"{total('lost')} groups of {total('groups')} lost, {total('twice')} trained twice, "
+        f"{total('short_iterations')} short iterations; oldest {oldest} (bound {args.max_staleness}); groups per "
+        f"second after the last fault ÷ before the first {wall:.2f}, per second of processor time {cpu:.2f}; stop() "
+        f"took at most {max(part['stop_s'] for part in parts):.1f} s"
+    )
+    if args.learners:
+        print(f"the learners were rebuilt {total('rebuilt')} times, {total('repeated')} updates repeated")
+    held = not (total("lost") or total("twice") or total("short_iterations") or oldest > args.max_staleness)
+    if not args.max_staleness:
+        equal = all(part["samples_equal"] and part["groups_equal"] for part in parts)
+        print(
+            f"against {total('iterations')} undisturbed iterations: {total('arrays_that_differ')} of {total('arrays')} "
+            f"arrays of weights and optimiser differ; sampled ids, log-probs and groups "
+            f"{'are equal' if equal else 'DIFFER'}"
+        )
+        held = held and equal and not total("arrays_that_differ")
+    return held
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--stops", type=int, default=20)
@@ -256,41 +289,53 @@ def main() -> None:
     parser.add_argument("--max-staleness", type=int, default=0)
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between two faults")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds after which a stopped runner is replaced")
-    parser.add_argument("--measured", type=int, default=5, help="iterations of each throughput")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    args = parser.parse_args()
+    parser.add_argument("--measured", type=int, default=20, help="iterations of each throughput")
+    parser.add_argument("--part-time", type=float, default=120.0, help="seconds of faults in one part")
+    parser.add_argument("--parts", type=int, default=1000, help="no more parts than this now")
+    parser.add_argument("--json", type=pathlib.Path, help="a line per part is added here, and those there are counted")
+    return parser.parse_args()
+
+
+def parts_of(file: pathlib.Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts that an earlier command with the same settings has made."""
+    lines = file.read_text().splitlines() if file is not None and file.exists() else []
+    return [row for row in map(json.loads, lines) if row["settings"] == settings]
+
+
+def main() -> None:
+    """Makes parts until there were faults enough; prints what was lost, and whether anything differs."""
+    args = arguments()
+    settings = {name: getattr(args, name) for name in ("runners", "learners", "groups", "max_staleness", "patience")}
+    parts = parts_of(args.json, settings)
     torch.set_num_threads(1)
     ray.init(address="local", num_cpus=args.runners + args.learners + 1, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
             model = small_model(pathlib.Path(folder))
-            iterations, ledger, weights = disturbed(model, args)
-            if not args.max_staleness:
-                compare(model, iterations, ledger, weights, args)
+            for _ in range(args.parts):
+                left = {
+                    name: getattr(args, f"{name}s") - sum(part[f"{name}s"] for part in parts)
+                    for name in ("kill", "stop")
+                }
+                faults = [name for name, count in left.items() for _ in range(count)]
+                if not faults:
+                    break
+                seed = 1 + len(parts)
+                random.Random(seed).shuffle(faults)
+                seen, ledger, weights = disturbed(model, faults, args, seed)
+                if not args.max_staleness:
+                    seen |= compared(model, seen, ledger, weights, args)
+                parts.append({"settings": settings, **seen})
+                if args.json is not None:
+                    with args.json.open("a") as file:
+                        file.write(f"{json.dumps(parts[-1])}\n")
+                print(f"part {len(parts)}: {json.dumps(seen)}", flush=True)
+            held = report(parts, args)
             if args.stops and args.runners:
                 stopped_all(model, args)
     finally:
         ray.shutdown()
-
-
-def compare(model: str, iterations: int, ledger: Ledger, weights: dict[str, Any], args: argparse.Namespace) -> None:
-    """Runs the same iterations in this process, undisturbed."""
-    algorithm = config(model, 0, args, num_learners=args.learners if args.learners > 1 else 0).build_algo()
-    try:
-        undisturbed = Ledger(algorithm)
-        for _ in itertools.repeat(None, iterations):
-            algorithm.train()
-        expected = weights_of(algorithm)
-    finally:
-        algorithm.stop()
-    differing = [name for name in expected if name not in weights or not np.array_equal(expected[name], weights[name])]
-    print(
-        f"against {iterations} undisturbed iterations: {len(differing)} of {len(expected)} arrays of weights and "
-        f"optimiser differ; sampled ids and log-probs "
-        f"{'are equal' if undisturbed.ids.digest() == ledger.ids.digest() else 'DIFFER'}; groups "
-        f"{'are equal' if undisturbed.trained == ledger.trained else 'DIFFER'}"
-    )
-    if differing or undisturbed.ids.digest() != ledger.ids.digest():
+    if not held:
         raise SystemExit(1)
 
 

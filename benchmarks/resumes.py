@@ -7,7 +7,8 @@
 A process trains and saves after every iteration; it is killed (SIGKILL) a random time after it was built, and another
 one goes on from the newest checkpoint that is whole. At the end every group that was drawn must have been trained once
 or be named in the last checkpoint. By number (``fixed_lag``) and taking turns (``sync``) a run is then made without a
-kill: what was sampled, and the weights, must be equal to the bit.
+kill: what was sampled, and the weights, must be equal to the bit. With ``--folder`` a command that was interrupted, or
+was given few kills (``--at-most``), goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import collections
 import hashlib
 import json
+import math
 import os
 import pathlib
 import random
@@ -104,17 +106,29 @@ def train(folder: pathlib.Path, args: argparse.Namespace) -> None:
     algorithm.stop()
 
 
-def run(folder: pathlib.Path, args: argparse.Namespace, *, cycles: int) -> list[dict[str, Any]]:
-    """Starts it, kills it so many times, and lets it end; what its ledger says of the lineage that came to the end."""
-    folder.mkdir()
-    moments = random.Random(args.seed)
-    for cycle in range(cycles + 1):
+def starts(folder: pathlib.Path) -> int:
+    """How often the run was built so far."""
+    ledger = folder / LEDGER
+    return ledger.read_text().count('"resumed_at"') if ledger.exists() else 0
+
+
+def run(folder: pathlib.Path, args: argparse.Namespace, *, cycles: int) -> list[dict[str, Any]] | None:
+    """Starts it, kills it so many times, and lets it end; goes on with what an earlier command has done of that.
+
+    Returns:
+        What its ledger says of the lineage that came to the end; None where there are kills left.
+    """
+    folder.mkdir(exist_ok=True)
+    for cycle in range(starts(folder), cycles + 1):
+        if cycle < cycles and cycle - args.begun >= args.at_most:
+            print(f"{cycle} of {cycles} kills so far; the same command goes on")
+            return None
         (folder / READY).unlink(missing_ok=True)
         process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--child", str(folder)])
         while cycle < cycles and not (folder / READY).exists() and process.poll() is None:
             time.sleep(0.1)
         if cycle < cycles:
-            time.sleep(moments.uniform(0, 2 * args.pause))
+            time.sleep(random.Random(f"{args.seed} {cycle}").uniform(0, 2 * args.pause))
             process.send_signal(signal.SIGKILL)
         code = process.wait()
         if cycle == cycles and code:
@@ -122,7 +136,7 @@ def run(folder: pathlib.Path, args: argparse.Namespace, *, cycles: int) -> list[
     lineage: list[dict[str, Any]] = []
     for row in map(json.loads, (folder / LEDGER).read_text().splitlines()):
         if "resumed_at" in row:
-            lineage = [kept for kept in lineage if kept.get("iteration", 0) <= row["resumed_at"]]
+            lineage = [kept for kept in lineage if kept.get("iteration", math.inf) <= row["resumed_at"]]
         else:
             lineage.append(row)
     return lineage
@@ -138,17 +152,25 @@ def main() -> None:
     parser.add_argument("--max-staleness", type=int, default=2)
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds from a start to the kill")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--folder", type=pathlib.Path, help="keeps what was done here, and goes on with it")
+    parser.add_argument("--at-most", type=int, default=1000, help="no more kills than this now")
     parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
         train(args.child, args)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(temporary)
+        folder = args.folder or pathlib.Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        args.begun = starts(folder / "killed")
         sizes: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
         more: dict[str, Any] = {"intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.3, "seed": 7}
-        build_model(folder / "model", **sizes, **more, max_position_embeddings=512)
-        *iterations, end = run(folder / "killed", args, cycles=args.cycles)
+        if not (folder / "model").exists():
+            build_model(folder / "model", **sizes, **more, max_position_embeddings=512)
+        killed = run(folder / "killed", args, cycles=args.cycles)
+        if killed is None:
+            return
+        *iterations, end = killed
         trained = collections.Counter(name for row in iterations for name in row["trained"])
         lost = end["drawn"] - len({*trained, *end["unfinished"]})
         twice = sum(count - 1 for count in trained.values()) + len(trained.keys() & set(end["unfinished"]))
@@ -158,7 +180,9 @@ def main() -> None:
         )
         differs = False
         if args.schedule != "free":
-            *expected, whole = run(folder / "undisturbed", args, cycles=0)
+            undisturbed = run(folder / "undisturbed", args, cycles=0)
+            assert undisturbed is not None
+            *expected, whole = undisturbed
             sampled = [row["sampled"] for row in iterations] == [row["sampled"] for row in expected]
             differs = not sampled or whole["weights"] != end["weights"]
             print(

@@ -43,10 +43,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import numpy as np
 import psutil
 import ray
-from faults import Disturber, Ledger, Letters, small_model
+from disturbing import hit, living_learners, living_runners, processor_time, titled
+from faults import Ledger, Letters, small_model
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.errors import CheckpointError
 
 RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2")
@@ -106,15 +108,10 @@ class Sample:
 def look(begun: float, groups: int, folder: pathlib.Path) -> Sample:
     """Looks at the driver, and at the processor time of everything below it."""
     driver = psutil.Process()
-    cpu = 0.0
-    for process in (driver, *driver.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            # Of what has ended, its parent knows.
-            cpu += sum(process.cpu_times()[:4])
     return Sample(
         at=time.monotonic() - begun,
         groups=groups,
-        cpu=cpu,
+        cpu=processor_time(),
         memory=driver.memory_full_info().uss / 1e6,
         descriptors=driver.num_fds(),
         threads=driver.num_threads(),
@@ -141,10 +138,10 @@ class Faults(threading.Thread):
 
     def __init__(self, algorithm: Any, every: float, seconds: float, seed: int) -> None:
         super().__init__(daemon=True)
-        self._runners = Disturber(algorithm, argparse.Namespace(pause=0, seed=seed, kills=0, stops=0))
+        self._fleet = Fleet.of(algorithm.env_runner_group)
         self._team = algorithm.learner_group
         self._every = every
-        self._end = time.monotonic() + seconds
+        self._seconds = seconds
         self._random = random.Random(seed)
         self.made = dict.fromkeys(self.KINDS, 0)
         self.save_fails = threading.Event()
@@ -152,9 +149,9 @@ class Faults(threading.Thread):
 
     def run(self) -> None:
         """Until the run ends."""
-        turn = 0
-        while not self.ended.wait(self._every) and time.monotonic() < self._end:
-            if len(self._env_runners()) < self._runners._fleet.num_remote_env_runners():
+        turn, end = 0, time.monotonic() + self._seconds
+        while not self.ended.wait(self._every) and time.monotonic() < end:
+            if len(living_runners(self._fleet)) < self._fleet.num_remote_env_runners():
                 continue
             for _ in self.KINDS:
                 kind = self.KINDS[turn % len(self.KINDS)]
@@ -168,31 +165,13 @@ class Faults(threading.Thread):
             self.save_fails.set()
             return True
         if kind == "environment killed":
-            return self._hit(_titled("ray::_EnvProcess"), "kill")
+            return self._hit(titled("ray::_EnvProcess"), "kill")
         if kind == "learner killed":
-            return self._team.is_remote and not self._team._is_healing and self._hit(self._learners(), "kill")
-        return self._hit(self._env_runners(), "kill" if kind == "runner killed" else "stop")
+            return self._team.is_remote and self._hit(living_learners(self._team), "kill")
+        return self._hit(living_runners(self._fleet), "kill" if kind == "runner killed" else "stop")
 
     def _hit(self, pids: list[int], fault: str) -> bool:
-        return bool(pids) and self._runners._hit(self._random.choice(pids), fault)
-
-    def _learners(self) -> list[int]:
-        from gspo_rllib.driver.processes import actor_entry
-
-        return [pid for worker in self._team._workers if (pid := int(actor_entry(worker).get("Pid") or 0))]
-
-    def _env_runners(self) -> list[int]:
-        fleet = self._runners._fleet
-        entries = [fleet._entry(worker) for worker in fleet._worker_manager.actors()]
-        return [int(entry.get("Pid") or 0) for entry in entries if entry.get("State") == "ALIVE" and entry.get("Pid")]
-
-
-def _titled(title: str) -> list[int]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            found += [process.pid] if " ".join(process.cmdline()).startswith(title) else []
-    return found
+        return bool(pids) and hit(self._random.choice(pids), fault)
 
 
 @contextlib.contextmanager

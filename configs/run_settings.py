@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.knobs import Settings, check, knob, settings_dataclass
-from gspo_rllib.value_forms import short_text
+from gspo_rllib.value_forms import folder_name
 
 ON_COLLAPSE = ("stop", "restore")
 """What ``run.on_collapse`` may ask for."""
@@ -28,7 +28,7 @@ class RunSettings(Settings):
     name: str | None = knob(
         None,
         "Leading part of the results folder's name; None takes the config's file name.",
-        form=short_text,
+        form=folder_name,
         source="ours",
     )
     storage: str = knob("results", "Folder that results are written under.", source="ours")
@@ -147,8 +147,8 @@ class RunSettings(Settings):
             if field.metadata["choices"] is not None:
                 raise
             expected = "true or false" if hint is bool else "text"
-            if field.metadata["form"] is short_text and isinstance(value, str):
-                expected = "text of at most 200 characters"
+            if field.metadata["form"] is folder_name and isinstance(value, str):
+                expected = folder_name(value) or expected
             if numbers:
                 expected = "a number > 0" if float in numbers else "a whole number >= 1"
             if field.metadata["high"] is not None:

@@ -159,11 +159,13 @@ def overriding(value: Any) -> str | None:
     return "a mapping of settings and their values, or a config" if named(value) else None
 
 
-def short_text(value: Any) -> str | None:
+def folder_name(value: Any) -> str | None:
     """Text that a folder's name may begin with: some file systems end names at 255 bytes, and more is added to it.
 
     Example:
-        >>> short_text("a run"), short_text("x" * 300)
-        (None, 'text of at most 200 characters')
+        >>> folder_name("a run"), folder_name("x" * 300), folder_name("../run")
+        (None, 'text of at most 200 characters', "the name of a folder, without '/'")
     """
-    return None if text(value) is None and len(value.encode()) <= 200 else "text of at most 200 characters"
+    if text(value) is not None or len(value.encode(errors="replace")) > 200:
+        return "text of at most 200 characters"
+    return "the name of a folder, without '/'" if "/" in value else None

@@ -83,6 +83,21 @@ class GuardedConfig(AlgorithmConfig):
             raise UnknownSettingError(str(error)) from None
         return {rllib_checks.attribute_of(name): value for name, value in kwargs.items()}
 
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
+        """A config with what a dict sets.
+
+        Args:
+            config_dict: As for ``update_from_dict``.
+
+        Raises:
+            SettingError: It is no dict, or a key is no setting.
+        """
+        if not isinstance(config_dict, Mapping):
+            raise ArgumentError(f"from_dict got {shown(config_dict)}; allowed: a dict of settings")
+        made: Self = super().from_dict(dict(config_dict))
+        return made
+
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
         """Sets attributes from a dict, as Ray Tune does.
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gspo_rllib.envs.sandbox.protocol import ERROR_CHARS, SandboxLimits, SandboxResult, refusal
+from gspo_rllib.envs.sandbox.system_calls import confining_filter
 from gspo_rllib.errors import EnvError
 
 _NONCE = 16
@@ -63,18 +64,17 @@ class Process(Protocol):
         ...
 
 
-def interpreter(limits: SandboxLimits, own_memory_limit: bool) -> list[str]:
+def interpreter(limits: SandboxLimits) -> list[str]:
     """The command line of the confined interpreter.
 
     Args:
         limits: What a run may use.
-        own_memory_limit: Whether the interpreter limits its memory itself.
     """
     source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
-    memory = limits.memory_mib if own_memory_limit else 0
     # No site, no user site, no current directory; -I would also ignore the hash seed that makes sets repeatable.
-    arguments = ["-s", "-S", "-P", "-B", "-c", source, str(memory), str(limits.seconds), str(limits.output_chars)]
-    return [executable(), *arguments]
+    arguments = ["-s", "-S", "-P", "-B", "-c", source]
+    limiting = [str(limits.memory_mib), str(limits.seconds), str(limits.output_chars), confining_filter().hex()]
+    return [executable(), *arguments, *limiting]
 
 
 def executable() -> str:
@@ -103,7 +103,6 @@ class CPythonSandbox:
         backend: Name of the confinement.
         limits: What a run may use.
         launch: Starts the confined interpreter with both pipes open.
-        started: Called once the interpreter runs, before it has seen any code.
 
     Raises:
         EnvError: The process does not start.
@@ -114,12 +113,10 @@ class CPythonSandbox:
         backend: str,
         limits: SandboxLimits,
         launch: Callable[[SandboxLimits], Process],
-        started: Callable[[Process, SandboxLimits], None] | None = None,
     ) -> None:
         self.backend = backend
         self._limits = limits
         self._launch = launch
-        self._started = started
         self._process: Process | None = None
         self._end: Any = None
         self._nonce = bytes(_NONCE)
@@ -183,8 +180,6 @@ class CPythonSandbox:
             os.set_blocking(pipe.fileno(), False)
         try:
             self._exchange(b"", time.monotonic() + _START_SECONDS)
-            if self._started:
-                self._started(process, self._limits)
         except (_Dead, _Late, OSError) as error:
             self.close()
             raise EnvError(

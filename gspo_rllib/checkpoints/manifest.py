@@ -7,6 +7,7 @@ no part of the checkpoint and not tolerated there.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,8 @@ _LARGEST = 64 * 2**20
 _PROGRAMS = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".npy", ".npz")
 """Endings of files that hold, or may hold, pickles."""
 _OTHER = "Use an earlier checkpoint."
+_NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""How network file systems say that a folder cannot be synced."""
 
 
 def policy_folder(checkpoint: Any) -> pathlib.Path:
@@ -77,6 +80,8 @@ def write_manifest(checkpoint: str | pathlib.Path, *, weights_version: int = 0) 
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / MANIFEST)
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(inner)
 
 
 def weights_version(folder: pathlib.Path) -> int:
@@ -137,6 +142,25 @@ def verify(checkpoint: Any) -> pathlib.Path:
             raise
         raise CheckpointError(f"checkpoint {shown(checkpoint)} cannot be read ({described(error, 200)}).") from error
     return folder
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Returns when the names in a folder are on the disk.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: The disk did not take them.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def swapped_out(folder: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from gspo_rllib.checkpoints.manifest import MANIFEST, swapped_out
+from gspo_rllib.checkpoints.manifest import MANIFEST, swapped_out, sync_folder
 from gspo_rllib.errors import CheckpointError, described, own_error, shown
 
 WRITING = ".writing_"
@@ -114,16 +114,26 @@ def _must_be_kept(target: pathlib.Path) -> bool:
 
 
 def _take_name(staging: pathlib.Path, target: pathlib.Path) -> None:
-    if not (target.is_dir() and any(target.iterdir())):
-        os.rename(staging, target)  # over an empty folder, too
-    elif _exchange(staging, target):
-        _delete(staging)
-    else:
-        _delete(swapped_out(target))
-        target.rename(swapped_out(target))
-        staging.rename(target)
-        _delete(swapped_out(target))
-    _sync_folder(target.parent)
+    """Has what was written take the name; what was there before goes once the disk has the change, and not before."""
+    old, aside = staging, swapped_out(target)
+    moves = [(staging, target)]
+    if target.is_dir() and any(target.iterdir()):
+        if _exchange(staging, target):
+            moves = []
+        else:
+            _delete(aside)
+            old, moves = aside, [(target, aside), (staging, target)]
+    for source, place in moves:
+        source.rename(place)  # over an empty folder, too
+    try:
+        sync_folder(target.parent)
+    except OSError:
+        if not moves:
+            _exchange(staging, target)
+        for source, place in reversed(moves):
+            place.rename(source)
+        raise
+    _delete(old)
 
 
 def _move_in(staging: pathlib.Path, target: pathlib.Path) -> None:
@@ -134,7 +144,7 @@ def _move_in(staging: pathlib.Path, target: pathlib.Path) -> None:
             shutil.rmtree(target / entry.name)
         entry.replace(target / entry.name)
     staging.rmdir()
-    _sync_folder(target)
+    sync_folder(target)
 
 
 def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
@@ -143,15 +153,6 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
         rename = ctypes.CDLL(None).renameat2
         return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0)
     return False
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a network file system may not have it
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _delete(folder: pathlib.Path) -> None:

@@ -46,10 +46,15 @@ class SlotCache:
         dtype: Precision of keys and values.
         max_slots: Slots there may ever be.
         max_length: Longest context in tokens.
+        rows: Rows that what is too small is filled up to; 1 for none.
+
+    Attributes:
+        rows: The same.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, max_slots: int, max_length: int) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, max_slots: int, max_length: int, rows: int) -> None:
         self._device, self._dtype = device, dtype
+        self.rows = rows
         self._max_slots, self._max_length = max_slots, whole_vectors(max_length)
         self._slots = self._length = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -117,6 +122,7 @@ class AttentionBlock:
         stop: Index in the flat row behind their last token.
         slots: A range of slots, or the slots [N].
         length: L, cached tokens of the request that has most; on a CPU filled up with tokens that nobody looks at.
+        fill: Queries of a request are filled up to a multiple of it.
         position_NW: Position of each new token; 0 where it is padding, so that no row of the mask is empty.
         pad: Index [N * W] into the block's tokens, or None when nothing is padded.
         unpad: Index [tokens] into the padded rows, or None.
@@ -127,6 +133,7 @@ class AttentionBlock:
     stop: int
     slots: slice | Tensor
     length: int
+    fill: int
     position_NW: Int[Tensor, "N W"]
     pad: Tensor | None = None
     unpad: Tensor | None = None
@@ -141,7 +148,7 @@ class AttentionBlock:
             if window is not None:
                 hidden |= key <= query - window
             mask = torch.zeros(hidden.shape, dtype=dtype, device=key.device).masked_fill_(hidden, -torch.inf)
-            self.masks[window, group] = _filled(mask.repeat(1, group, 1), dim=1).unsqueeze(1)
+            self.masks[window, group] = _filled(mask.repeat(1, group, 1), self.fill, dim=1).unsqueeze(1)
         return self.masks[window, group]
 
 
@@ -197,9 +204,9 @@ def plan_attention(cache: SlotCache, device: torch.device, spans: list[tuple[int
         start = sum(map(len, slot_T))
         slot_T.append(np.repeat(members[:, 0], count_N))
         position_T.append(np.concatenate([np.arange(a, b) for _, a, b in spans[first:last]]))
-        blocks.append(_block(members, start, device))
+        blocks.append(_block(members, start, device, cache.rows))
         first = last
-    filling = max(0, ROWS - sum(map(len, slot_T))) if device.type == "cpu" else 0
+    filling = max(0, cache.rows - sum(map(len, slot_T)))
     slot_T.append(slot_T[-1][-1:].repeat(filling))
     position_T.append(position_T[-1][-1:].repeat(filling))
     return AttentionPlan(
@@ -217,7 +224,7 @@ def width_class(span: tuple[int, int, int]) -> int:
     return 0 if new == 1 else 1 + (new.bit_length() - 1) // 2
 
 
-def _block(members: np.ndarray, start: int, device: torch.device) -> AttentionBlock:
+def _block(members: np.ndarray, start: int, device: torch.device, fill: int) -> AttentionBlock:
     slot_N, begin_N, end_N = members[:, 0], members[:, 1], members[:, 2]
     count_N = end_N - begin_N
     width, tokens = int(count_N.max()), int(count_N.sum())
@@ -240,7 +247,7 @@ def _block(members: np.ndarray, start: int, device: torch.device) -> AttentionBl
     slots: slice | Tensor = slice(low, high) if in_place else torch.from_numpy(slot_N.copy()).to(device)
     position = torch.from_numpy(position_NW).to(device, non_blocking=True)
     length = int(end_N.max()) if device.type != "cpu" else whole_vectors(int(end_N.max()))
-    return AttentionBlock(start, start + tokens, slots, length, position, pad, unpad)
+    return AttentionBlock(start, start + tokens, slots, length, fill, position, pad, unpad)
 
 
 def slot_attention(
@@ -299,7 +306,7 @@ def _attend(
     # Query heads that share a key head become extra query positions, so keys are never repeated.
     query = query.view(key_heads, group, rows, width, -1).permute(2, 0, 1, 3, 4)
     out = scaled_dot_product_attention(
-        _filled(query.reshape(rows, key_heads, group * width, -1), dim=2),
+        _filled(query.reshape(rows, key_heads, group * width, -1), block.fill, dim=2),
         _rows(keys, block),
         _rows(values, block),
         attn_mask=block.mask(window, group, query.dtype),
@@ -310,10 +317,10 @@ def _attend(
     return out if block.unpad is None else out[block.unpad]
 
 
-def _filled(rows: Tensor, *, dim: int) -> Tensor:
-    """On a CPU whole fours of rows, the last one repeated: the kernel takes queries in blocks, each a BLAS call."""
-    missing = -rows.shape[dim] % ROWS
-    if not missing or rows.device.type != "cpu":
+def _filled(rows: Tensor, multiple: int, *, dim: int) -> Tensor:
+    """Whole fours of rows, say, the last one repeated: the kernel takes queries in blocks, each a BLAS call."""
+    missing = -rows.shape[dim] % multiple
+    if not missing:
         return rows
     last = rows.narrow(dim, -1, 1)
     return torch.cat([rows, *[last] * missing], dim=dim)

@@ -43,7 +43,7 @@ from gspo_rllib.types import FinishReason
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_OPTIONS = {"max_batch_tokens": 2048, "kv_cache_memory_bytes": None}
+_OPTIONS = {"max_batch_tokens": 2048, "kv_cache_memory_bytes": None, "batch_invariant": True}
 _CPU_CACHE_BYTES = 8 << 30  # an upper bound: the cache only grows to what the contexts need
 _CUDA_CACHE_FRACTION = 0.3  # of the memory that is free once the model is loaded; a learner may share the device
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -68,9 +68,10 @@ class TransformersEngine:
     """Samples turns with a transformers model; see ``Engine`` for the contract.
 
     Args:
-        spec: ``options`` may hold ``max_batch_tokens`` (new tokens computed in one step at most, default 2048; a longer
-            prompt is computed over several steps) and ``kv_cache_memory_bytes`` (bound of the cache; default 8 GiB on
-            CPU, 30 % of the free memory on CUDA; bounds how many requests run at once).
+        spec: ``options`` may hold ``max_batch_tokens`` (new tokens computed in one step at most; a longer prompt takes
+            several), ``kv_cache_memory_bytes`` (bound of the cache; default 8 GiB on CPU, 30 % of the free memory on
+            CUDA; bounds how many requests run at once) and ``batch_invariant`` (on a CPU a sample is the same to the
+            bit in any company, since what is too small is filled up; the default).
 
     Raises:
         EngineError: The model cannot be served, or the device is missing.
@@ -93,10 +94,11 @@ class TransformersEngine:
         self._max_num_seqs = spec.max_num_seqs
         self._max_batch_tokens: int = options["max_batch_tokens"]
         self._device = _checked_device(spec.device)
+        self._rows = ROWS if options["batch_invariant"] and self._device.type == "cpu" else 1
         self._model: PreTrainedModel | None = _load_model(spec, self._device)
         self._vocab_size: int = self._model.get_input_embeddings().num_embeddings
         num_slots = self._affordable_slots(self._check_exact(), options["kv_cache_memory_bytes"])
-        self._cache = SlotCache(self._device, self._model.dtype, num_slots, spec.max_model_len)
+        self._cache = SlotCache(self._device, self._model.dtype, num_slots, spec.max_model_len, self._rows)
         self._table = SlotTable(num_slots, spec.max_model_len)
         self._slots_in_use = 0
         self._waiting: deque[tuple[GenerationRequest, np.ndarray]] = deque()
@@ -111,10 +113,7 @@ class TransformersEngine:
         if self.weights_version is None:
             raise EngineError("the engine holds no weights yet; call load_weights(named_weights, version) first.")
         checks.check_request(
-            request,
-            max_model_len=self.max_model_len,
-            vocab_size=self._vocab_size,
-            unfinished=self._unfinished,
+            request, max_model_len=self.max_model_len, vocab_size=self._vocab_size, unfinished=self._unfinished
         )
         if request.stop and self._stop_strings is None:
             tokenizer = load_tokenizer(self._spec.model, trust_remote_code=self._spec.trust_remote_code)
@@ -234,7 +233,7 @@ class TransformersEngine:
         """Logits [len(last), V] at the given places of the flat row."""
         assert self._model is not None
         plan = plan_attention(cache, self._device, spans)
-        kept = last + last[-1:] * (ROWS - len(last) if self._device.type == "cpu" else 0)
+        kept = last + last[-1:] * (self._rows - len(last))
         with kernels_for_new_shapes(self._device):
             output = self._model(
                 input_ids=torch.tensor([ids + ids[-1:] * plan.filling], device=self._device),
@@ -293,7 +292,7 @@ class TransformersEngine:
         assert self._model is not None
         length = min(24, self.max_model_len)
         ids = torch.randint(self._vocab_size, (length,), generator=torch.Generator().manual_seed(0)).tolist()
-        cache = SlotCache(self._device, self._model.dtype, max_slots=2, max_length=length)
+        cache = SlotCache(self._device, self._model.dtype, 2, length, self._rows)
         cache.reserve(2, length)
         edges = [0, length // 2, length - 1, length]
         rows = []
@@ -341,8 +340,10 @@ def _checked_options(spec: EngineSpec) -> dict[str, Any]:
             raise SettingError(f"engine option {name!r} is unknown. {did_you_mean(name, _OPTIONS)}")
     options = {**_OPTIONS, **spec.options}
     for name, value in options.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise SettingError(f"engine option {name} is {value!r}; it must be a positive integer.")
+        switch = isinstance(_OPTIONS[name], bool)
+        if not (isinstance(value, bool) if switch else value is _OPTIONS[name] or (type(value) is int and value >= 1)):
+            allowed = "True or False" if switch else "a positive integer"
+            raise SettingError(f"engine option {name} is {value!r}; it must be {allowed}.")
     return options
 
 

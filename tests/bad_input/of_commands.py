@@ -22,6 +22,10 @@ WHOLE = "expected a whole number >= 1, got"
 COMMANDS: list[Case] = [
     *[command(f"train run.yaml --storage {folder}", _cannot("run.storage")) for folder in (*NOWHERE, "run.yaml")],
     command(f"train run.yaml --name {LONG}", "run.name: expected text of at most 200 characters, got '…'."),
+    *[
+        command(f"train run.yaml --name {name}", f"run.name: expected the name of a folder, without '/', got '{name}'.")
+        for name in ("a/b", "../x", "/tmp/x")
+    ],
     command("train run.yaml --name 5", "run.name: expected text, got 5."),
     *[command(f"export nowhere {folder}", _cannot("export: the folder")) for folder in NOWHERE],
     *[command(f"warmstart {CALCULATOR} {folder}", _cannot("out")) for folder in NOWHERE[:3]],

@@ -158,6 +158,15 @@ CALLS: list[Case] = [
         lambda c: c.update_from_dict(None),
         "update_from_dict got None; allowed: a dict of settings, or a config",
     ),
+    *[
+        built(
+            f"from_dict({given!r})",
+            lambda c, given=given: type(c).from_dict(given),
+            f"from_dict got {given!r}; allowed: a dict of settings",
+        )
+        for given in ([1], None, "lr")
+    ],
+    built("from_dict key", lambda c: type(c).from_dict({"lrr": 1}), "config['lrr'] is no setting. Did you mean 'lr'?"),
     built(
         "update_from_dict key",
         lambda c: c.update_from_dict({"group_sise": 5}),

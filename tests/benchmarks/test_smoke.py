@@ -16,6 +16,8 @@ SMALLEST = {
     "agents.py": "--model {model} --repetitions 1 --requests 100",
     "async_loop.py": "--repetitions 1 --iterations 1 --vocabulary 320 --groups 4 --group-size 2 --turns 2 "
     "--engine transformers",
+    "before_after.py": ". --rounds 1 --repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 "
+    "--folder {folder}",
     "clip_range.py": "simulate --updates 2 --lengths 43",
     "engine_choice.py": "--widths 64 --layers 1 --engines transformers --repetitions 1",
     "envs.py": "--ids Bisection --seeds 1",
@@ -41,6 +43,7 @@ SMALLEST = {
     "runner_cost.py": "--turns 2 --trajectories 2 --repetitions 1",
     "slow_envs.py": "--engine transformers --fast 2 --slow 1 --sleep-s 0.01 --turns 2 --tokens-per-turn 4 "
     "--repetitions 1",
+    "saves.py": "--kills 6",
     "soak.py": "--time 40s --only fixed_lag-2 --every 8",
     "start_up.py": "--runners 0 --repetitions 1",
     "threads.py": "--widths 64 --layers 1 --repetitions 1",
@@ -51,6 +54,7 @@ NO_PROGRAMS = {
     "agent_fuzz.py",
     "agent_load.py",
     "bare.py",
+    "disturbing.py",
     "family_models.py",
     "family_play.py",
     "gpu.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from gspo_rllib import checkpoints
-from gspo_rllib.checkpoints import places
+from gspo_rllib.checkpoints import manifest, places
 from gspo_rllib.checkpoints.places import delete_checkpoint, remove_leftovers, written
 from gspo_rllib.errors import CheckpointError, SettingError
 
@@ -83,6 +84,47 @@ def test_a_save_that_fails_changes_nothing(
     _save(target, b"newer")
     assert _content(target) == b"newer"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a checkpoint"])
+def test_a_disk_that_takes_no_name_leaves_the_one_before(
+    tmp_path: pathlib.Path, there: str, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder cannot be synced, so after a loss of power either name could be there: the old one must be whole."""
+    target = tmp_path / "checkpoint"
+    if there == "an empty folder":
+        target.mkdir()
+    if there == "a checkpoint":
+        _save(target, b"old")
+
+    def fail(folder: pathlib.Path) -> None:
+        assert _content(target) == b"new"
+        assert there != "a checkpoint" or b"old" in {_content(path) for path in tmp_path.iterdir()}
+        raise OSError(errno.EIO, "Input/output error")
+
+    if not exchanges:
+        monkeypatch.setattr(places, "_exchange", lambda *_: False)
+    with monkeypatch.context() as failing:
+        failing.setattr(places, "sync_folder", fail)
+        with pytest.raises(CheckpointError, match=r"could not be written .*Input/output error"):
+            _save(target, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == (["checkpoint"] if there == "a checkpoint" else [])
+    assert there != "a checkpoint" or _content(target) == b"old"
+    _save(target, b"newer")
+    assert _content(target) == b"newer"
+
+
+@pytest.mark.parametrize(("code", "raises"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_folder_that_no_file_system_syncs_is_no_failure(
+    tmp_path: pathlib.Path, code: int, raises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(code, "said by the disk")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="said by the disk") if raises else contextlib.nullcontext():
+        manifest.sync_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

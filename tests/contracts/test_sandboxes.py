@@ -5,9 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import os
+import platform
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ import pytest
 
 import gspo_rllib.envs.sandbox as sandbox_package
 from gspo_rllib.envs.sandbox import BACKENDS, Sandbox, SandboxLimits, open_sandbox, unavailable_backends
+from gspo_rllib.envs.sandbox.system_calls import denied_numbers
 from gspo_rllib.errors import EnvError, SettingError
 
 REASONS = unavailable_backends()
@@ -486,3 +489,17 @@ def test_the_examples_are_true(name) -> None:
     results = doctest.testmod(importlib.import_module(f"gspo_rllib.envs.sandbox{name}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@each_cpython
+def test_every_denied_system_call_is_refused(sandbox: Sandbox) -> None:
+    numbers = denied_numbers(platform.machine())
+    assert len(set(numbers)) == len(numbers) > 90
+    program = f"""
+        import ctypes, errno
+        libc = ctypes.CDLL(None, use_errno=True)
+        wrong = (-1,) * 6
+        print([n for n in {numbers} if libc.syscall(n, *wrong) != -1 or ctypes.get_errno() != errno.EPERM])
+        print(libc.syscall(39) > 0 or libc.syscall(172) > 0)  # the number of the process, which is nobody's secret
+    """
+    assert sandbox.run(textwrap.dedent(program)).output == "[]\nTrue\n"

@@ -159,6 +159,19 @@ def test_on_a_cpu_a_sample_is_the_same_to_the_bit_in_any_company(tiny_dense: str
     assert played(3, [5, 0, 6, 2, 1, 4, 3], max_batch_tokens=16) == expected
 
 
+@pytest.mark.parametrize(("filled", "tokens"), [(True, 4), (False, 1)])
+def test_who_does_not_need_equal_bits_pays_for_none(plain: str, filled: bool, tokens: int) -> None:
+    """Alone, a request computes the one token it has to, or fills it up to the rows that make it independent."""
+    engine, reference = loaded(spec(plain, batch_invariant=filled))
+    prompts = prompts_of(6)
+    lengths: list[int] = []
+    assert engine._model is not None
+    embedding = engine._model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    assert error(reference, prompts, answer(engine, prompts, max_tokens=3)) < 1e-4
+    assert lengths == [6, tokens, tokens]
+
+
 def test_the_layout_that_the_attention_kernel_returns_does_not_matter(
     plain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +275,9 @@ def test_a_closed_engine_says_so_and_closes_twice(plain: str) -> None:
     [
         ({"options": {"max_batch_token": 8}}, SettingError, "Did you mean 'max_batch_tokens'"),
         ({"options": {"max_batch_tokens": 0}}, SettingError, "max_batch_tokens is 0"),
+        ({"options": {"max_batch_tokens": True}}, SettingError, "max_batch_tokens is True; it must be a positive int"),
+        ({"options": {"max_batch_tokens": None}}, SettingError, "max_batch_tokens is None; it must be a positive int"),
+        ({"options": {"batch_invariant": 1}}, SettingError, "batch_invariant is 1; it must be True or False"),
         ({"options": {"kv_cache_memory_bytes": 1000}}, SettingError, "one context of max_model_len 64 takes"),
         ({"dtype": "float16"}, SettingError, "float16"),
         ({"max_model_len": 65}, SettingError, "max_model_len is 65.*2 to 64"),
