@@ -31,7 +31,7 @@ RUN_BY = {
     ("docs/agents.md", "python"): {
         "env_runners/test_agent_env_runner.py::test_the_agents_on_the_page_play": 2,
         "agents/test_training.py::test_the_quickstart_of_the_page_trains_from_python_and_from_yaml": 2,
-        "agents/test_training.py::_harness": 1,
+        "agents/test_training.py::test_the_harness_of_the_page_trains_a_policy": 1,
         "test_snippets.py::test_an_agent_outside_is_a_config_that_is_accepted": 1,
         "test_snippets.py::test_trajectories_of_ones_own_are_trained_on": 1,
     },
