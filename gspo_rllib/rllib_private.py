@@ -207,7 +207,7 @@ PRIVATE_NAMES = (
     PrivateName(
         "ray.air.integrations.wandb",
         "_WandbLoggingActor",
-        "Extended: it must not end before W&B has written all, and there is no public class of it.",
+        "Extended: it is not to end before W&B's own process has, and there is no public class of it.",
     ),
     PrivateName(
         "ray.air.integrations.wandb.WandbLoggerCallback",

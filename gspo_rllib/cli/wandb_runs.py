@@ -1,7 +1,7 @@
-"""Ray AIR's callback for Weights & Biases, with its file whole at the end and its failures said.
+"""Ray AIR's callback for Weights & Biases, which waits until all is written, and says what failed.
 
-Ray kills the process that logs a run as soon as that has called ``wandb.finish``, which may be before W&B's own process
-has written the last block of its file: iterations of up to 32 KiB were lost. And nobody reads what it ended with.
+Ray kills the process that logs a run once ``wandb.finish`` has returned, whether or not W&B's own process, a child of
+it, has ended; and nobody reads what it ended with.
 """
 
 from __future__ import annotations
