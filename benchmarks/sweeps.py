@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 
-from gspo_rllib.cli.main import main as gspo_rllib
 from gspo_rllib.cli.sweep_trials import SCORE
 from gspo_rllib.run_results import flatten, read_results
 
@@ -27,9 +28,11 @@ PAPER = {"clip_low": 3e-4, "clip_high": 4e-4}
 
 def sweep(options: list[str], folder: pathlib.Path, *more: str) -> dict[str, tuple[int, float]]:
     """Runs the trials; returns for each its iterations and its score."""
-    code = gspo_rllib(["sweep", "calculator", *options, *more, "--storage", str(folder), "--trials-at-once", "1"])
-    if code:
-        raise SystemExit(f"the sweep failed ({code})")
+    command = [sys.executable, "-m", "gspo_rllib", "sweep", "calculator", *options, *more]
+    # A process of its own: Tune knows an algorithm by its name in the session of Ray that it was registered in.
+    done = subprocess.run([*command, "--storage", str(folder), "--trials-at-once", "1"], check=False)
+    if done.returncode:
+        raise SystemExit(f"the sweep failed ({done.returncode})")
     found = {}
     for file in sorted(folder.glob("*/*/result.json")):
         last = flatten(read_results(file.parent)[-1])
@@ -44,7 +47,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=18)
     parser.add_argument("--operations", type=int, default=2)
     parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--lrs", default="3e-5,1e-4,3e-4")
+    parser.add_argument("--lrs", default="3e-4,3e-5,3e-6")
     parser.add_argument("--lows", default="3e-4,0.03")
     parser.add_argument("--highs", default="4e-4,0.04")
     parser.add_argument("--tasks", type=int, default=128, help="of an evaluation")
