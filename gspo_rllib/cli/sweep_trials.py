@@ -281,7 +281,7 @@ def report(
         0, or 1 when a trial failed.
     """
     made = {point.folder: point for point in points}
-    ranked = sorted(results, key=lambda result: -_score(result))
+    ranked = sorted(results, key=lambda result: (-_score(result), result.error is not None))
     print()
     print(HEADER)
     for result in ranked:
