@@ -95,4 +95,4 @@ soak: $(STAMP)  ## A fault every minute for SOAK=8h (10m, …): does anything gr
 	$(BIN)/python benchmarks/soak.py --time $(SOAK) --json docs/results/soak.json
 
 clean:  ## Remove the environment and every cache; models/ and results/ stay
-	rm -rf $(VENV) $(PEERS) $(AGILERL) $(DOCS) .venv-versions site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(AGILERL) $(DOCS) .venv-trackers .venv-versions site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

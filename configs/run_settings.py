@@ -10,8 +10,33 @@ from gspo_rllib.errors import SettingError
 from gspo_rllib.knobs import Settings, check, knob, settings_dataclass
 from gspo_rllib.value_forms import folder_name
 
+TRACKERS = ("wandb", "mlflow")
+"""What ``run.trackers`` may name."""
+
 ON_COLLAPSE = ("stop", "restore")
 """What ``run.on_collapse`` may ask for."""
+
+
+def tracker_settings(value: Any) -> str | None:
+    """Trackers by name, each with the arguments of its callback.
+
+    Example:
+        >>> tracker_settings({"wandb": {"project": "mine"}, "mlflow": None})
+        >>> tracker_settings({"wandb": {"api_key": "x"}})
+        'no key or token, which would be written into run.json: set WANDB_API_KEY or MLFLOW_TRACKING_TOKEN instead'
+        >>> tracker_settings({"wandb": {"upload_checkpoints": True}})
+        'metrics only: run.checkpoint_storage copies checkpoints, so leave upload_checkpoints out'
+    """
+    if not set(value) <= set(TRACKERS) or not all(given is None or isinstance(given, dict) for given in value.values()):
+        return "a mapping of wandb or mlflow to the arguments of Ray Tune's callback, e.g. {wandb: {project: mine}}"
+    for given in value.values():
+        for key in sorted({"upload_checkpoints", "save_checkpoints"} & set(given or ())):
+            return f"metrics only: run.checkpoint_storage copies checkpoints, so leave {key} out"
+    if any({"api_key", "api_key_file", "tracking_token"} & set(given or ()) for given in value.values()):
+        return (
+            "no key or token, which would be written into run.json: set WANDB_API_KEY or MLFLOW_TRACKING_TOKEN instead"
+        )
+    return None
 
 
 @settings_dataclass
@@ -118,6 +143,13 @@ class RunSettings(Settings):
         "the name of the run's folder; verified by hash, committed by a marker. --resume takes one from there.",
         source="ours",
     )
+    trackers: dict[str, Any] = knob(
+        {},
+        "Weights & Biases (wandb) and MLflow (mlflow) to follow the run, each with what Ray Tune's callback of that "
+        "name takes, e.g. {wandb: {project: mine, mode: offline}}.",
+        form=tracker_settings,
+        source="ours",
+    )
     record_groups: bool = knob(
         False,
         "Write every group that is sampled to groups.jsonl in the results folder; see gspo_rllib.load_groups.",
@@ -144,9 +176,9 @@ class RunSettings(Settings):
             if isinstance(value, str) and (numbers or not value.strip()):
                 raise SettingError("text instead of a number, or none")
         except SettingError as error:
-            if field.metadata["choices"] is not None:
+            if field.metadata["choices"] is not None or isinstance(value, dict):
                 raise
-            expected = "true or false" if hint is bool else "text"
+            expected = "true or false" if hint is bool else "a mapping" if field.name == "trackers" else "text"
             if field.metadata["form"] is folder_name and isinstance(value, str):
                 expected = folder_name(value) or expected
             if numbers:

@@ -35,6 +35,9 @@ NUM_GROUPS = "num_groups"
 NUM_TOKENS_SAMPLED = "num_tokens_sampled"
 """Tokens the policy sampled in complete groups."""
 
+TOKENS_PER_S = "tokens_per_s"
+"""``num_tokens_sampled`` per second of an iteration's sampling (``env_runner_sampling_timer``); training only."""
+
 NUM_TOKENS_PROMPTED = "num_tokens_prompted"
 """Tokens of observations and chat frames in complete groups, each counted once."""
 

@@ -203,6 +203,27 @@ PRIVATE_NAMES = (
         "_global_registry",
         "The environments registered with Tune by name; there is a public way in (register_env) and none out.",
     ),
+    # -- Weights & Biases
+    PrivateName(
+        "ray.air.integrations.wandb",
+        "_WandbLoggingActor",
+        "Extended: it is not to end before W&B's own process has, and there is no public class of it.",
+    ),
+    PrivateName(
+        "ray.air.integrations.wandb.WandbLoggerCallback",
+        "_logger_actor_cls",
+        "Set: what logs a run, which is the class above extended.",
+    ),
+    PrivateName(
+        "ray.air.integrations.wandb.WandbLoggerCallback",
+        "_cleanup_logging_actor",
+        "Overridden: where a logging process is ended, what it failed with can still be read.",
+    ),
+    PrivateName(
+        "ray.air.integrations.wandb.WandbLoggerCallback",
+        "_trial_logging_futures",
+        "What a logging process ended with; Ray waits for it and reads it not.",
+    ),
     # -- modules
     PrivateName(_MODULE, "_forward", "Overridden, as RLlib's documentation of custom modules asks for."),
     PrivateName(_MODULE, "_forward_train", "Likewise, for what a pass with a gradient does before it."),

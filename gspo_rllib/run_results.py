@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+SAMPLING = "timers/env_runner_sampling_timer"
+"""Key of a flat result: seconds of an iteration in which the learners had groups sampled, or waited for them."""
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -39,3 +43,14 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
     return flat
+
+
+def tokens_per_second(flat: Mapping[str, Any]) -> float:
+    """Tokens the policy sampled per second of sampling, of a flat result; NaN where either is missing.
+
+    Example:
+        >>> tokens_per_second({"env_runners/num_tokens_sampled": 100, "timers/env_runner_sampling_timer": 2.0})
+        50.0
+    """
+    tokens, seconds = flat.get("env_runners/num_tokens_sampled"), flat.get(SAMPLING)
+    return tokens / seconds if tokens is not None and seconds else math.nan

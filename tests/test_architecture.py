@@ -87,6 +87,7 @@ SPANNING = {
     "algorithms/policy_gradient/test_sharded_run.py": "learners that share the model, all rooms together",
     "algorithms/policy_gradient/test_recorded_run.py": "what a fixed seed samples and learns, all rooms together",
     "benchmarks/test_smoke.py": "every benchmark runs to its end",
+    "cli/test_sweep_pbt.py": "what a trial holds after it took over from another, all rooms together",
     "configs/test_gsm8k.py": "the recipe for GSM8K, from its file to an evaluation of every row",
     "driver/test_group_life.py": "groups' life under faults, with every schedule, on the algorithm's own training step",
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
@@ -111,6 +112,10 @@ SPANNING = {
 }
 # Sources without a test file of their own, and where they are tested: behind the door they are used through.
 TESTED_IN = {
+    "engines/expert_pass.py": "algorithms/policy_gradient/test_router_gap.py",
+    "cli/wandb_runs.py": "cli/test_trackers.py",
+    "learners/quantiles.py": "learners/test_statistics.py",
+    "learners/router_drift.py": "modules/test_routing.py",
     "study/gradient_plan.py": "cli/test_study.py",
     "study/gradients.py": "cli/test_study.py",
     "study/runs.py": "cli/test_study.py",

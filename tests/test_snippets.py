@@ -57,10 +57,12 @@ RUN_BY = {
     ("docs/recorded_groups.md", "json"): {"test_recorded_groups.py::_blocks": 2},
     ("docs/recorded_groups.md", "yaml"): {"test_recorded_groups.py::_blocks": 1},
     ("docs/reliability.md", "python"): {"test_snippets.py::test_a_checkpoint_is_loaded_as_the_page_says": 1},
+    ("docs/runs.md", "python"): {"cli/test_trackers.py::test_tune_from_python_as_the_page_shows_it": 1},
     ("docs/scale.md", "python"): {
         "test_snippets.py::test_an_adapter_is_a_config_that_is_accepted": 1,
         "test_snippets.py::test_learners_that_share_a_model_are_a_config_that_is_accepted": 1,
     },
+    ("docs/sweeps.md", "python"): {"cli/test_sweep.py::test_the_columns_of_a_grid_are_those_of_the_page": 1},
     ("docs/studies.md", "yaml"): {"test_snippets.py::test_the_study_on_the_page_is_read": 1},
 }
 

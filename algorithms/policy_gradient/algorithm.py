@@ -39,6 +39,7 @@ from gspo_rllib.algorithms.policy_gradient.idle_monitor import PATIENCE, IdleMon
 from gspo_rllib.algorithms.policy_gradient.kept_trajectories import KeepsTrajectories
 from gspo_rllib.algorithms.policy_gradient.outliving_learners import OutlivesLearners
 from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
+from gspo_rllib.algorithms.policy_gradient.router_gap import ComparesRouting
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
@@ -63,7 +64,9 @@ from gspo_rllib.metrics import (
     GROUP_STREAM,
     NUM_GROUPS_STALE_DROPPED,
     NUM_ITERATIONS_IDLE,
+    TOKENS_PER_S,
 )
+from gspo_rllib.run_results import flatten, tokens_per_second
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import TrajectoryGroup
 
@@ -81,6 +84,7 @@ SAMPLED_AHEAD = "sampled_ahead"
 
 class PolicyGradient(
     AnswersQuestions,
+    ComparesRouting,
     RefusesOldCalls,
     TrainsOnRecorded,
     KeepsTrajectories,
@@ -137,6 +141,13 @@ class PolicyGradient(
             self.config = as_set
         self._write_kept()
         return result
+
+    def log_result(self, result: dict[str, Any]) -> None:
+        """RLlib's, with what is worked out from a whole iteration."""
+        rate = tokens_per_second(flatten(result))
+        if not math.isnan(rate):
+            result[ENV_RUNNER_RESULTS][TOKENS_PER_S] = rate
+        super().log_result(result)
 
     def training_step(self) -> None:
         """One training step, and the only one of an iteration unless ``reporting`` asks for more."""
@@ -199,6 +210,7 @@ class PolicyGradient(
             self._warn_if_idle(0, num_stale)
             return
 
+        self._log_router_gap(groups)
         with self._log_time(LEARNER_UPDATE_TIMER):
             learner_results = self._update_learners(
                 groups,

@@ -17,13 +17,16 @@ from gspo_rllib.connectors import ReferenceLogProbs
 from gspo_rllib.learners import statistics
 from gspo_rllib.learners.language_learner import LanguageLearner
 from gspo_rllib.ops import (
+    IMPORTANCE_SAMPLING_LEVELS,
     Span,
     clip_span,
     k3,
     kl_estimate,
     length_clip_scale,
+    log_ratio,
     next_clip_scale,
     policy_loss,
+    ratio_lengths,
     reduce_tokens,
     rollout_correction,
     sequence_log_ratio,
@@ -256,6 +259,9 @@ class PolicyGradientLearner(LanguageLearner):
         if update.num_steps:
             add(statistics.ABS_LOG_RATIO_MEAN, stats["abs_log_ratio_B"].sum(), num_trajectories)
             update.add_by_length(statistics.ABS_LOG_RATIO_BY_LENGTH, stats["abs_log_ratio_B"], length_B)
+            one_B = torch.ones_like(stats["abs_log_ratio_B"])
+            update.add_log_ratios(statistics.ABS_LOG_RATIO_QUANTILES, stats["abs_log_ratio_B"], one_B)
+            self._log_ratios(logp_L, batch, table)
         elif not int(staleness_B.abs().max()):
             gap_B = sequence_log_ratio(table(logp_L), table(behavior_L), table.mask_BT).abs()
             update.add_max(statistics.LOGP_GAP_MAX, (logp_L - behavior_L).abs().max())
@@ -264,6 +270,14 @@ class PolicyGradientLearner(LanguageLearner):
             self._measure(NOISE, logp_L, behavior_L, batch, table)
         if update.num_steps == update.num_steps_taken == 1:
             self._measure(STEP, logp_L, batch[columns.OLD_LOGP], batch, table)
+
+    def _log_ratios(self, logp_L: Tensor, batch: dict[str, Any], table: TokenTable) -> None:
+        level, turn_ids_BT = self.settings.importance_sampling_level, table(batch[columns.TURN_INDEX])
+        old_logp_BT = table(batch[columns.OLD_LOGP])
+        log_ratio_BT = log_ratio(table(logp_L), old_logp_BT, table.mask_BT, level=level, turn_ids_BT=turn_ids_BT)
+        length_BT = ratio_lengths(table.mask_BT, turn_ids_BT, span=IMPORTANCE_SAMPLING_LEVELS[level].span)
+        ratios, counted = log_ratio_BT[table.mask_BT], 1 / length_BT[table.mask_BT]
+        self.statistics.add_log_ratios(statistics.RATIO_QUANTILES, ratios, counted)
 
     def _measure(self, kind: str, logp_L: Tensor, old_logp_L: Tensor, batch: dict[str, Any], table: TokenTable) -> None:
         if self.clip_range is not None:

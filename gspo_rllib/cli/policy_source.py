@@ -154,7 +154,9 @@ def saved_state(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return checkpoints.self_contained_config(folder, trust_pickle=arguments.trust_pickle)
     # What the checkpoint would play does not matter, nor what it names for that, where another environment is given.
     passed_over = PLAYED if getattr(arguments, "env", None) else ()
-    return load_config(folder, Trust(arguments.trust), passed_over=passed_over, begins_with_adapter=True)[1]
+    state = load_config(folder, Trust(arguments.trust), passed_over=passed_over, begins_with_adapter=True)[1]
+    # What plays needs no reference; where it begins with an adapter, none of training's own would be the one meant.
+    return {**state, "kl_coeff": 0.0, "reference_path": None}
 
 
 def weights_version(arguments: argparse.Namespace) -> int:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
+from gspo_rllib.run_results import SAMPLING, tokens_per_second
 
 Flat = dict[str, float]
 
 PHASES = {
-    "sample": "timers/env_runner_sampling_timer",
+    "sample": SAMPLING,
     "update": "timers/learner_update_timer",
 }
 """Phase of an iteration to the RLlib timer (seconds) that measures it."""
@@ -33,12 +33,6 @@ class Column:
     title: str
     width: int
     show: Callable[[Flat], str]
-
-
-def tokens_per_second(flat: Flat) -> float:
-    """Tokens the policy sampled per second of sampling; NaN where either is missing."""
-    tokens, seconds = flat.get("env_runners/num_tokens_sampled"), flat.get(PHASES["sample"])
-    return tokens / seconds if tokens is not None and seconds else math.nan
 
 
 def _metric(key: str, text: str, scale: float = 1.0) -> Callable[[Flat], str]:

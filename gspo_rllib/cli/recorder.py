@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,6 +26,9 @@ from gspo_rllib.cli.progress import LEARNER, PHASES
 from gspo_rllib.places import named_path
 from gspo_rllib.run_results import flatten as flatten
 from gspo_rllib.run_results import read_results as read_results
+
+if TYPE_CHECKING:
+    from gspo_rllib.cli.trackers import Followers
 
 Result = Mapping[str, Any]
 
@@ -45,17 +48,28 @@ READ_BY_PEOPLE = (
     "env_runners/episode_len_mean",
     "env_runners/turn_tokens_mean",
     "env_runners/num_tokens_sampled",
+    "env_runners/tokens_per_s",
     "env_runners/epoch",
     "env_runners/env_metrics/",
     f"{LEARNER}clip_fraction",
+    f"{LEARNER}clip_fraction_low",
+    f"{LEARNER}clip_fraction_high",
+    f"{LEARNER}ratio_mean",
+    f"{LEARNER}ratio_quantiles/",
+    f"{LEARNER}abs_log_ratio_mean",
+    f"{LEARNER}abs_log_ratio_quantiles/",
     f"{LEARNER}kl_to_behavior",
     f"{LEARNER}kl_to_reference",
+    f"{LEARNER}kl_to_old",
     f"{LEARNER}entropy",
     f"{LEARNER}grad_norm",
+    f"{LEARNER}staleness",
     f"{LEARNER}default_optimizer_learning_rate",
     f"{LEARNER}num_zero_advantage_trajectories",
     "cluster/",
     *PHASES.values(),
+    "timers/synch_weights",
+    "timers/evaluation_iteration_timer",
 )
 """Columns of ``progress.csv`` in their order; of a name that ends in ``/`` everything below it."""
 
@@ -80,18 +94,22 @@ def new_run_folder(storage: str, name: str) -> Path:
     raise FileExistsError(f"{base} holds 1000 runs of this second")
 
 
-def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_run_record(folder: Path, record: Mapping[str, Any]) -> int:
     """Writes ``run.json``; what it said of earlier starts of the run is kept under ``earlier``, the latest last.
 
     Args:
         folder: The run's folder.
         record: How the run is started now.
+
+    Returns:
+        Which start of the run this is, from 1.
     """
     file, earlier = folder / "run.json", []
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         earlier = [*before.pop("earlier", []), before]
     file.write_text(json.dumps({**record, "earlier": earlier}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return len(earlier) + 1
 
 
 class RunRecorder:
@@ -105,10 +123,12 @@ class RunRecorder:
 
     Attributes:
         history: One flat result per iteration (keys joined by ``/``), those from before included.
+        followers: Given each result, without the config, and closed at the end.
     """
 
     def __init__(self, folder: Path, sections: Mapping[str, Any], *, resume_at: int = 0) -> None:
         self.folder = folder
+        self.followers: list[Followers] = []
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
         kept = until(read_results(folder), resume_at)
         self.history: list[dict[str, Any]] = [flatten(result) for result in kept]
@@ -139,6 +159,8 @@ class RunRecorder:
             if not self._failing:
                 print(f"results of {self.folder} cannot be written now: {failed}", file=sys.stderr, flush=True)
         self._failing = failed is not None
+        for follower in self.followers:
+            follower(kept)
 
     def _append_row(self, row: dict[str, Any]) -> None:
         columns = read_by_people([*self._columns, *row])
@@ -150,12 +172,18 @@ class RunRecorder:
                 writer.writeheader()
             writer.writerows(self.history if is_new else [row])
 
-    def close(self) -> None:
-        """Flushes and closes the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flushes and closes the files.
+
+        Args:
+            failed: Whether the run is ended by an error, which followers are told.
+        """
         with contextlib.suppress(OSError):  # was said
             self._json.write()
         self._json.close()
         self._events.close()
+        for follower in self.followers:
+            follower.close(failed=failed)
 
 
 class _Events:

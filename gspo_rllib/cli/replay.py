@@ -166,7 +166,8 @@ def _policy(folder: Path, version: int, arguments: argparse.Namespace) -> tuple[
     record = _record(folder)
     found: dict[int, Path] = {}
     resumed = (record.get("resumed_from") or {}).get("checkpoint")
-    for checkpoint in [*sorted((folder / "checkpoints").glob("[!.]*")), *([Path(resumed)] if resumed else [])]:
+    own = [*sorted((folder / "checkpoints").glob("[!.]*")), *sorted(folder.glob("checkpoint_*"))]  # a trial's, of Tune
+    for checkpoint in [*own, *([Path(resumed)] if resumed else [])]:
         try:
             whole = checkpoints.verify(checkpoint)
         except CheckpointError:
@@ -189,8 +190,9 @@ def _policy(folder: Path, version: int, arguments: argparse.Namespace) -> tuple[
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    file = folder / "run.json"
-    if not file.is_file():
+    """How a run was started; of a trial, its sweep."""
+    file = next((file for file in (folder / "run.json", folder.parent / "run.json") if file.is_file()), None)
+    if file is None:
         return {}
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

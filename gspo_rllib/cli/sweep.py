@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.cluster_address import add_address, address_of
-from gspo_rllib.cli.sweep_points import Point, points
-from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short
+from gspo_rllib.cli.sweep_points import Point, check_search, points, split_axes
+from gspo_rllib.cli.train import add_config_arguments, add_quiet, check_limits, overrides_of, short, trackers_of
 from gspo_rllib.cli.training_loop import stop_reason
 from gspo_rllib.errors import SettingError
 from gspo_rllib.places import check_folder
 
 if TYPE_CHECKING:
+    from gspo_rllib.cli.trackers import Tracker
     from gspo_rllib.configs import Run, RunSettings
 
 
@@ -49,6 +50,11 @@ def add_parser(commands: Any) -> None:
         help="what is to be high: success (default; the return where there is none), return, or a key of result.json",
     )
     parser.add_argument("--scheduler", choices=("asha", "pbt"), help="ends bad trials early, or moves them")
+    parser.add_argument(
+        "--search",
+        choices=("optuna",),
+        help="chooses the --samples trials by the scores of those before, among the values",
+    )
     add_address(parser)
     add_quiet(parser)
     parser.epilog = "Several values of a setting stand behind each other: training.lr=1e-5,3e-5"
@@ -71,7 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.metric.strip():
         raise SettingError("--metric: it is empty; give success, return, or a key of result.json.")
     address = address_of(arguments)
-    base, trials = points(arguments, overrides_of(arguments), samples=arguments.samples)
+    _, axes = split_axes(overrides_of(arguments))
+    check_search(arguments.search, scheduler=arguments.scheduler, samples=arguments.samples, axes=axes)
+    # A search chooses among all combinations.
+    base, trials = points(arguments, overrides_of(arguments), samples=None if arguments.search else arguments.samples)
     if base.settings.record_groups and arguments.scheduler == "pbt":
         raise SettingError(
             "run.record_groups=true: --scheduler pbt has trials go on from another's checkpoint, so that two groups "
@@ -85,39 +94,49 @@ def run(arguments: argparse.Namespace) -> int:
     stop = stopper(base.settings)
     if arguments.scheduler == "pbt" and not any(set(point.values) - {"seed"} for point in trials):
         raise SettingError("--scheduler pbt: there is nothing to move; give a setting several values.")
-    at_once = min(len(trials), arguments.trials_at_once or len(trials))
+    followed = trackers_of(base)
+    most = arguments.samples if arguments.search else len(trials)
+    at_once = min(most, arguments.trials_at_once or most)
     with (
         quiet_tune(verbose=arguments.verbose),
         ray_session(required_cpus(base.config) * at_once, address=address, verbose=arguments.verbose),
     ):
         preflight(base.config, storage=base.settings.storage, always=address is not None)
-        return _tune(arguments, base, trials, stop)
+        return _tune(arguments, base, trials, stop, followed)
 
 
-def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: Callable[..., bool]) -> int:
+def _tune(
+    arguments: argparse.Namespace,
+    base: Run,
+    trials: list[Point],
+    stop: Callable[..., bool],
+    followed: list[Tracker],
+) -> int:
     from ray import tune
 
     from gspo_rllib.cli import sweep_trials
     from gspo_rllib.cli.provenance import run_record
     from gspo_rllib.cli.recorder import new_run_folder, write_run_record
 
+    record = run_record(base) | {"trials": [point.label for point in trials]}
+    how_many, trials, chooser = _chosen(arguments, base, trials)
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
     base.config.callbacks(on_train_result=judge)
     folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
     keeps = sweep_trials.KeepsInItsFolder(folder.absolute(), groups=base.settings.record_groups)
     base.config.callbacks(on_algorithm_init=keeps)
-    write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
+    write_run_record(folder, record)
     # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
     space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}
-    print(f"{len(trials)} trials, results: {short(folder)}", flush=True)
+    print(f"{how_many} trials, results: {short(folder)}", flush=True)
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
     tuner = tune.Tuner(
         base.config.algo_class.__name__,
         param_space=space,
         tune_config=tune.TuneConfig(
-            num_samples=len(trials),
-            search_alg=sweep_trials.Points(trials, arguments.trials_at_once),
+            num_samples=how_many,
+            search_alg=sweep_trials.Points(chooser, arguments.trials_at_once),
             scheduler=sweep_trials.scheduler(arguments.scheduler, base.settings, trials),
             trial_name_creator=Named(trials, "label"),
             trial_dirname_creator=Named(trials, "folder"),
@@ -129,20 +148,34 @@ def _tune(arguments: argparse.Namespace, base: Run, trials: list[Point], stop: C
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_at_end=True, checkpoint_frequency=base.settings.checkpoint_every or 0
             ),
-            callbacks=[sweep_trials.Report(base, shows=not arguments.quiet)],
+            callbacks=[sweep_trials.Report(base, shows=not arguments.quiet), *followed],
             verbose=1 if arguments.verbose else 0,
         ),
     )
     results = tuner.fit()
     code = sweep_trials.report(results, base, trials, arguments.metric, short)
-    left = sweep_trials.unfinished(str(folder), results, trials)
+    # What a search would have chosen yet, nobody knows.
+    known = [point for point in trials if (folder / point.folder).is_dir()] if arguments.search else trials
+    left = sweep_trials.unfinished(str(folder), results, known)
     if not left:
         return code
     for point, checkpoint in left:
         print(sweep_trials.going_on(point, arguments.config, None if checkpoint is None else short(checkpoint)))
-    print(f"interrupted: {len(left)} of {len(trials)} trials are not at their end; each goes on in a new folder with")
+    print(f"interrupted: {len(left)} of {how_many} trials are not at their end; each goes on in a new folder with")
     print("its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`, as above")
     return EXIT_INTERRUPTED
+
+
+def _chosen(arguments: argparse.Namespace, base: Run, points: list[Point]) -> tuple[int, list[Point], Any]:
+    """How many trials there will be, all that there may be, and what ``Points`` is made of."""
+    if arguments.search is None:
+        return len(points), points, points
+    from gspo_rllib.cli.sweep_search import ByOptuna, with_seeds
+    from gspo_rllib.cli.sweep_trials import SCORE
+
+    seed = int(base.config.seed or 0)
+    every = with_seeds(points, seed=seed, samples=arguments.samples)
+    return arguments.samples, every, ByOptuna(every, metric=SCORE, samples=arguments.samples, seed=seed)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import itertools
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.seed_model import load_with_model
@@ -31,11 +32,13 @@ class Point:
         label: The settings that make it differ from the others, e.g. ``"lr=1e-05,clip_high=0.004"``.
         values: Attribute of the algorithm config to its value in this trial; every trial has the same attributes.
         overrides: All that the trial has beside the config, as ``gspo-rllib train`` takes it.
+        chosen: Key to value, as it was given, for each setting that has several.
     """
 
     label: str
     values: Mapping[str, Any]
     overrides: Sequence[str] = ()
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -116,6 +119,38 @@ def combinations(axes: Mapping[str, Sequence[str]], *, samples: int | None, seed
     return repeated[:samples]
 
 
+def check_search(name: str | None, *, scheduler: str | None, samples: int | None, axes: Mapping[str, Any]) -> None:
+    """Refuses what a search cannot do, before anything starts.
+
+    Args:
+        name: ``"optuna"``; None for no search.
+        scheduler: The sweep's.
+        samples: How many trials there are to be.
+        axes: The settings with several values.
+
+    Raises:
+        SettingError: It cannot search, or is not installed.
+    """
+    if name is None:
+        return
+    if samples is None:
+        raise SettingError("--search optuna: it would not end; say with --samples how many trials there are to be.")
+    if not axes:
+        raise SettingError("--search optuna: there is nothing to choose; give a setting several values.")
+    if _SEED in axes:
+        raise SettingError(
+            f"--search optuna: it would choose the luckiest of {_SEED}'s values; give it one. A combination that "
+            "is chosen again has the next seed."
+        )
+    if scheduler == "pbt":
+        raise SettingError("--search optuna: --scheduler pbt changes trials' settings itself; use asha, or none.")
+    try:
+        importlib.import_module("optuna")
+    except ImportError as error:
+        remedy = "pip install 'gspo-rllib[optuna]'"
+        raise SettingError(f"--search optuna: optuna cannot be imported ({error}); {remedy}.") from error
+
+
 def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int | None) -> tuple[Run, list[Point]]:
     """The run that all trials share, and the trials; each of them was checked as a run of its own.
 
@@ -139,19 +174,19 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
         for run in alone:
             hush(run.config, verbose=arguments.verbose)
         check_varied(key, base, alone)
-    runs, given = {}, {}
+    runs, given, picked = {}, {}, {}
     for chosen in combinations(axes, samples=samples, seed=int(base.config.seed or 0)):
         own = [*fixed, *(f"{key}={text}" for key, text in chosen.items())]
         run = load_run(arguments.config, own)
         hush(run.config, verbose=arguments.verbose)
-        runs[label_of(chosen)], given[label_of(chosen)] = run, own
+        runs[label_of(chosen)], given[label_of(chosen)], picked[label_of(chosen)] = run, own, chosen
     # Before they are validated, which fills in what RLlib derives from other settings.
     attributes = changed(base, runs.values())
     made: list[Point] = []
     for label, run in runs.items():
         values = {name: getattr(run.config, name) for name in sorted(attributes)}
         if all(point.values != values for point in made):  # 1 and 1.0 are one trial
-            made.append(Point(label, values, given[label]))
+            made.append(Point(label, values, given[label], picked[label]))
     with _each_warning_once():
         for run in runs.values():
             run.config.validate()

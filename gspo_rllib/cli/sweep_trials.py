@@ -59,12 +59,12 @@ class Points(SearchAlgorithm):
     searcher that learns from them would be misled. This one does not.
 
     Args:
-        points: The trials.
+        points: The trials, or a searcher that chooses them.
         at_once: Most trials that run at a time; None for as many as fit.
     """
 
-    def __init__(self, points: Sequence[Point], at_once: int | None) -> None:
-        searcher: Searcher = _HandOut(points)
+    def __init__(self, points: Sequence[Point] | Searcher, at_once: int | None) -> None:
+        searcher = points if isinstance(points, Searcher) else _HandOut(points)
         self._inner = SearchGenerator(ConcurrencyLimiter(searcher, at_once) if at_once else searcher)
 
     @property
@@ -281,7 +281,7 @@ def report(
         0, or 1 when a trial failed.
     """
     made = {point.folder: point for point in points}
-    ranked = sorted(results, key=lambda result: -_score(result))
+    ranked = sorted(results, key=lambda result: (-_score(result), result.error is not None))
     print()
     print(HEADER)
     for result in ranked:

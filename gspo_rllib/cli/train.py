@@ -26,6 +26,7 @@ from gspo_rllib.remote_checkpoints import check_storage, download, is_remote
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import PolicyGradient
+    from gspo_rllib.cli.trackers import Tracker
     from gspo_rllib.configs import Run, RunSettings
 
 _RUN_OPTIONS = {
@@ -110,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()
+    followed = trackers_of(loaded)
     say = _silent if arguments.quiet else print
     say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …", flush=True)
     # Not beside the imports above: whatever registers itself with Tune while Ray is starting starts another one.
@@ -125,7 +127,20 @@ def run(arguments: argparse.Namespace) -> int:
         except BaseException:
             algorithm.stop()
             raise
-        return _train(algorithm, loaded, resume, say=say)
+        return _train(algorithm, loaded, resume, followed, say=say)
+
+
+def trackers_of(run: Run) -> list[Tracker]:
+    """What is to follow a run; each has looked whether it can begin.
+
+    Raises:
+        SettingError: One cannot.
+    """
+    if not run.settings.trackers:
+        return []
+    from gspo_rllib.cli.trackers import trackers
+
+    return trackers(run.settings.trackers, name=run.name)
 
 
 def _engine(run: Run) -> str:
@@ -180,12 +195,19 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
     return loaded, resume
 
 
-def _train(algorithm: PolicyGradient, loaded: Run, resume: Resume | None, *, say: Callable[..., None]) -> int:
+def _train(
+    algorithm: PolicyGradient, loaded: Run, resume: Resume | None, followed: list[Tracker], *, say: Callable[..., None]
+) -> int:
     in_place = resume if resume is not None and resume.folder is not None else None
     folder = in_place.folder if in_place else None
     folder = folder or new_run_folder(loaded.settings.storage, loaded.name)
-    write_run_record(folder, run_record(loaded, resumed_from=resume.record() if resume else None))
+    record = run_record(loaded, resumed_from=resume.record() if resume else None)
+    start = write_run_record(folder, record)
     recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
+    if followed:
+        from gspo_rllib.cli.trackers import Followers
+
+        recorder.followers.append(Followers(followed, folder, record["config"], start=start))
     if resume is not None:
         say(f"continuing {'this run' if in_place else 'in a new folder'} from {_described(resume)}")
     say(f"results: {short(folder)}", flush=True)
@@ -201,7 +223,7 @@ def _train(algorithm: PolicyGradient, loaded: Run, resume: Resume | None, *, say
         try:
             checkpoint, reason = loop.run()
         finally:
-            recorder.close()
+            recorder.close(failed=sys.exc_info()[0] is not None)
             loop.close()
             _draw(recorder, loaded.name)
     print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")

@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging as transformers_logging
 
 from gspo_rllib.engines import checks
+from gspo_rllib.engines.expert_pass import TellsExperts
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.sampling import sample_tokens
 from gspo_rllib.engines.slot_attention import (
@@ -64,7 +65,7 @@ class _Running:
     logp: list[float] = field(default_factory=list)
 
 
-class TransformersEngine:
+class TransformersEngine(TellsExperts):
     """Samples turns with a transformers model; see ``Engine`` for the contract.
 
     Args:

@@ -25,6 +25,7 @@ from gspo_rllib.connectors.scoring import score
 from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
 from gspo_rllib.learners.lr_schedule import LRSchedule
 from gspo_rllib.learners.minibatch import Minibatch
+from gspo_rllib.learners.router_drift import RouterDrift
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.shardable_learner import ShardableLearner
 from gspo_rllib.learners.statistics import (
@@ -38,6 +39,7 @@ from gspo_rllib.learners.statistics import (
     UpdateStatistics,
 )
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
+from gspo_rllib.modules.routing import expert_layers
 from gspo_rllib.packing import empty_row, packed_rows
 from gspo_rllib.types import TokenTrajectory
 
@@ -87,6 +89,8 @@ class LanguageLearner(ShardableLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """AdamW; biases, norms and other vectors are not decayed. ``config`` may be this module's own, by RLlib."""
+        if self.settings.router_drift:
+            expert_layers(self.module[module_id].unwrapped().model)  # refused here, if at all
         self._register_adamw(module_id, self.module[module_id].policy_parameters(), lr=UpdateSettings.of(config).lr)
 
     def _register_adamw(self, module_id: str, parameters: list[torch.nn.Parameter], *, lr: Any, name: str = "") -> None:
@@ -138,6 +142,7 @@ class LanguageLearner(ShardableLearner):
         if self.recomputes_old_log_probs:
             self._recompute_old_logp(minibatches)
         self._watch_movement()
+        drift = self._router_drift(minibatches[0]) if self.settings.router_drift else None
         for minibatch in itertools.chain.from_iterable(itertools.repeat(minibatches, num_epochs)):
             yield minibatch
             if self._limit is not None and self._limit.exceeded:
@@ -145,10 +150,15 @@ class LanguageLearner(ShardableLearner):
         else:
             self._check_last_step(minibatches[-1])
         self._memory = None
+        if drift is not None:
+            drift.add_to(self.statistics)
         if self._limit is not None:
             self.statistics.add_mean(ENDED_BY_KL, float(self._limit.exceeded), 1)
             if self._limit.latest is not None:
                 self.statistics.add_mean(KL_TO_OLD, self._limit.latest, 1)
+
+    def _router_drift(self, minibatch: Minibatch) -> RouterDrift:
+        return RouterDrift(self.module[DEFAULT_MODULE_ID].unwrapped(), DEFAULT_MODULE_ID, minibatch)
 
     def _watch_movement(self) -> None:
         target_kl, undo = self.settings.target_kl, self.settings.undo_overshoot

@@ -73,6 +73,13 @@ class UpdateSettings(Settings):
         "forward pass after the last step.",
         source="ours",
     )
+    router_drift: bool = knob(
+        False,
+        "Of a mixture of experts: measure how many tokens go to other experts after an update (router_drift in the "
+        "result), and in the learner than in the engine (router_gap); costs two forward passes over the first "
+        "minibatch, and two over eight trajectories.",
+        source="ours",
+    )
     learner_commit_every: int | None = knob(
         10,
         "Learners in processes of their own: how many updates apart their state, 12 bytes per parameter, is kept in "

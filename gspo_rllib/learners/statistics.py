@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gspo_rllib.learners.quantiles import NUM_BINS, binned, quantile
 from gspo_rllib.ops import SpreadMoments
 from gspo_rllib.types import TokenTrajectory
 
@@ -24,6 +26,11 @@ ABS_LOG_RATIO_MEAN = "abs_log_ratio_mean"
 """Mean |log s| of trajectories after the first optimiser step: how far a clip range lets the policy move."""
 ABS_LOG_RATIO_BY_LENGTH = "abs_log_ratio_by_length"
 """Mean |log s| after the first optimiser step, by sampled tokens; entry ``64`` holds trajectories of 64 to 127."""
+ABS_LOG_RATIO_QUANTILES = "abs_log_ratio_quantiles"
+"""|log s| of trajectories after the first optimiser step: entry ``p90`` is what nine tenths are not above, to 2 %."""
+RATIO_QUANTILES = "ratio_quantiles"
+"""Importance ratios after the first optimiser step, before any clip, each trajectory's, turn's or token's once: entry
+``p90`` is what nine tenths are not above, with an error of 2 % of its logarithm."""
 CLIP_FRACTION = "clip_fraction"
 """Fraction of a trajectory's tokens whose gradient the clip removed (all or none under a sequence ratio), mean over
 trajectories."""
@@ -68,6 +75,12 @@ CLIP_SCALE = "clip_scale"
 KL_TO_OLD = "kl_to_old"
 """KL(policy before the update || policy) in nats per sampled token (k3) on the minibatch after which the update ended;
 only with a limit on it."""
+ROUTER_DRIFT = "router_drift"
+"""Share of sampled tokens that a mixture of experts sends to another set of experts after the update than before it,
+mean over layers, of the first minibatch; only where it is asked for."""
+ROUTER_GAP = "router_gap"
+"""The same share between the engine's pass over eight of the trajectories and the learner's, before the update; only
+where ``router_drift`` is asked for and the engine can tell."""
 STALENESS = "staleness"
 """Weights versions between sampling and this update, mean over trajectories; 0 when on policy."""
 GRAD_NORM = "grad_norm"
@@ -97,6 +110,11 @@ BY_LENGTH = tuple(
     f"{name}/{edge}" for name in (ABS_LOG_RATIO_BY_LENGTH, SEQUENCE_GAP_BY_LENGTH) for edge in LENGTH_BUCKETS
 )
 
+PERCENTAGES = (10, 50, 90)
+"""Which quantiles are reported, as entries ``p10``, ``p50`` and ``p90``."""
+DISTRIBUTIONS = (ABS_LOG_RATIO_QUANTILES, RATIO_QUANTILES)
+"""What quantiles are taken of."""
+
 LOG_RATIO_MOMENTS = {kind: tuple(f"{kind}_{name}" for name in SpreadMoments._fields) for kind in ("step", "noise")}
 """Means that are not reported, ``SpreadMoments`` of log-ratios after one optimiser step, and at equal weights."""
 
@@ -111,7 +129,7 @@ UPDATE_MEANS = (
     LOSS, RATIO_MEAN, CLIP_FRACTION, CLIP_FRACTION_LOW, CLIP_FRACTION_HIGH, KL_TO_BEHAVIOR, ENTROPY,
     ADVANTAGE_ABS_MEAN, ABS_LOG_RATIO_MEAN, SEQUENCE_GAP_MEAN, STALENESS, GRAD_NORM, OLD_LOGP_RECOMPUTED,
     KL_TO_REFERENCE, CORRECTION_WEIGHT_MEAN, CORRECTION_MASKED_FRACTION, VF_LOSS, CLIP_RANGE_MEAN, KL_TO_OLD,
-    ENDED_BY_KL, *_INTERMEDIATE, *BY_LENGTH,
+    ENDED_BY_KL, ROUTER_DRIFT, *_INTERMEDIATE, *BY_LENGTH,
 )  # fmt: skip
 UPDATE_COUNTS = (NUM_TRAJECTORIES, NUM_ZERO_ADVANTAGE, NUM_TOKENS, NUM_SAMPLED_TOKENS)
 PER_RANK_COUNTS = (NUM_STEPS, NUM_STEPS_SKIPPED, NUM_STEPS_UNDONE, NUM_MINIBATCHES)
@@ -130,6 +148,7 @@ class UpdateStatistics:
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._maxima: dict[str, float] = defaultdict(float)
+        self._bins: dict[str, Tensor] = {}
 
     @property
     def num_steps(self) -> int:
@@ -183,6 +202,11 @@ class UpdateStatistics:
             if count:
                 self.add_mean(f"{name}/{edge}", total, count)
 
+    def add_log_ratios(self, name: str, log_ratios: Tensor, weights: Tensor) -> None:
+        """Log-ratios (nats) whose quantiles are reported, each with how much it counts; one of ``DISTRIBUTIONS``."""
+        counts = binned(log_ratios, weights)
+        self._bins[name] = self._bins[name] + counts if name in self._bins else counts
+
     def add_moments(self, kind: str, sums: SpreadMoments, count: float) -> None:
         """Sums over ``count`` ratios, see ``spread_sums``; ``kind`` is one of ``LOG_RATIO_MOMENTS``."""
         for name, total in zip(LOG_RATIO_MOMENTS[kind], sums, strict=True):
@@ -215,10 +239,13 @@ class UpdateStatistics:
         names = (*self._means, *UPDATE_COUNTS, *PER_RANK_COUNTS)
         table = torch.tensor([[self._sums[n], self._counts[n]] for n in names], dtype=torch.float64, device=device)
         peaks = torch.tensor([self._maxima[n] for n in UPDATE_MAXIMA], dtype=torch.float64, device=device)
+        nothing = torch.zeros(NUM_BINS, dtype=torch.float64, device=device)
+        bins = torch.stack([self._bins.get(name, nothing).to(device) for name in DISTRIBUTIONS])
         ranks = 1
         if distributed:
             ranks = torch.distributed.get_world_size()
             torch.distributed.all_reduce(table)
+            torch.distributed.all_reduce(bins)
             torch.distributed.all_reduce(peaks, op=torch.distributed.ReduceOp.MAX)
         values = dict(zip(UPDATE_MAXIMA, peaks.tolist(), strict=True))
         for name, (total, count) in zip(names, table.tolist(), strict=True):
@@ -228,7 +255,18 @@ class UpdateStatistics:
                 values[name] = total / ranks
             elif count:
                 values[name] = total / count
-        return _derive(values)
+        return _derive(values) | _quantiles(bins.cpu())
+
+
+def _quantiles(bins: Tensor) -> dict[str, float]:
+    """Name and entry to quantile, of what was measured."""
+    found: dict[str, float] = {}
+    for name, counts in zip(DISTRIBUTIONS, bins, strict=True):
+        if counts.any():
+            for percentage in PERCENTAGES:
+                value = quantile(counts, percentage / 100)
+                found[f"{name}/p{percentage}"] = math.exp(value) if name == RATIO_QUANTILES else value
+    return found
 
 
 def _derive(values: dict[str, float]) -> dict[str, float]:

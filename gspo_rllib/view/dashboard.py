@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gspo_rllib.run_results import SAMPLING, tokens_per_second
 from gspo_rllib.trajectory_table import Row
 
 Flat = Mapping[str, Any]
 Point = tuple[int, float]
 
 _LEARNER = "learners/default_policy/"
-_SAMPLING = "timers/env_runner_sampling_timer"
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -35,9 +35,8 @@ class Panel:
     lines: Mapping[str, str | Callable[[Flat], float]]
 
 
-def _tokens_per_second(flat: Flat) -> float:
-    tokens, seconds = flat.get("env_runners/num_tokens_sampled"), flat.get(_SAMPLING)
-    return tokens / seconds if tokens is not None and seconds else math.nan
+def _quantile_lines(name: str) -> dict[str, str | Callable[[Flat], float]]:
+    return {f"{100 * quantile:.0f} %": f"{_LEARNER}{name}/p{100 * quantile:.0f}" for quantile in QUANTILES}
 
 
 PANELS = (
@@ -55,8 +54,16 @@ PANELS = (
         "%",
         {"below the range": f"{_LEARNER}clip_fraction_low", "above the range": f"{_LEARNER}clip_fraction_high"},
     ),
-    Panel("Importance ratio, mean", "", {"at its scope": f"{_LEARNER}ratio_mean"}),
-    Panel("|log s|, mean after the first step", "nats", {"trajectories": f"{_LEARNER}abs_log_ratio_mean"}),
+    Panel(
+        "Importance ratio after the first step",
+        "",
+        _quantile_lines("ratio_quantiles") | {"mean of the update": f"{_LEARNER}ratio_mean"},
+    ),
+    Panel(
+        "|log s| after the first step",
+        "nats",
+        _quantile_lines("abs_log_ratio_quantiles") | {"mean": f"{_LEARNER}abs_log_ratio_mean"},
+    ),
     Panel(
         "KL",
         "nats",
@@ -69,12 +76,12 @@ PANELS = (
     Panel("Entropy", "nats", {"per token": f"{_LEARNER}entropy"}),
     Panel("Gradient norm", "", {"mean": f"{_LEARNER}grad_norm"}),
     Panel("Staleness", "versions", {"mean": f"{_LEARNER}staleness"}),
-    Panel("Sampled tokens", "per second of sampling", {"all env runners": _tokens_per_second}),
+    Panel("Sampled tokens", "per second of sampling", {"all env runners": tokens_per_second}),
     Panel(
         "Time of an iteration",
         "s",
         {
-            "sampling": _SAMPLING,
+            "sampling": SAMPLING,
             "update": "timers/learner_update_timer",
             "weights": "timers/synch_weights",
             "evaluation": "timers/evaluation_iteration_timer",

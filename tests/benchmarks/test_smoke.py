@@ -46,6 +46,8 @@ SMALLEST = {
     "saves.py": "--kills 6",
     "soak.py": "--time 40s --only fixed_lag-2 --every 8",
     "start_up.py": "--runners 0 --repetitions 1",
+    "sweeps.py": "--model {model} --iterations 2 --operations 1 --groups 4 --lrs 1e-5 --lows 3e-4 --highs 4e-4,4e-3 "
+    "--tasks 4",
     "threads.py": "--widths 64 --layers 1 --repetitions 1",
     "turns.py": "--engines transformers --turns 2 4 --tokens 2 4 --concurrency 8 --total 32 --repetitions 1",
     "weight_sync.py": "--runners 0 --remote --repetitions 1",

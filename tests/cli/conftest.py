@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import site
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +14,7 @@ import yaml
 
 from gspo_rllib.cli.main import main
 
+ROOT = Path(__file__).parents[2]
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 
 
@@ -39,3 +45,18 @@ def trained(config_file: str, ray_local: None, tmp_path_factory: pytest.TempPath
     assert code == 0
     (folder,) = storage.iterdir()
     return SimpleNamespace(folder=folder, text="\n".join(lines), checkpoint=folder / "checkpoints" / "iteration_000002")
+
+
+@pytest.fixture(scope="session")
+def trackers_python() -> str:
+    """A Python that has this environment's packages, and on top of them those of requirements/trackers.txt."""
+    folder, listed = ROOT / ".venv-trackers", ROOT / "requirements" / "trackers.txt"
+    python, done = folder / "bin" / "python", folder / ".installed"
+    if not done.exists() or done.read_text() != listed.read_text():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        (own,) = folder.glob("lib/python*/site-packages")
+        (own / "below.pth").write_text("\n".join(site.getsitepackages()))
+        install = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(listed)]
+        subprocess.run(install, check=True, env={**os.environ, "PYTHONPATH": ""})
+        done.write_text(listed.read_text())
+    return str(python)

@@ -115,3 +115,20 @@ def test_a_name_that_is_none_is_refused(name: str, message: str, run: Path, caps
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path), "1/0"]) == 2
     assert "is no run's folder: it has no result.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_with_an_adapter_and_a_reference_is_played_again(
+    config_file: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoints begin with the adapter, and training from there would have to say which reference it means."""
+    settings = ["rl_module.model_config.lora={rank: 2}", "training.kl_coeff=0.01", "run.checkpoint_every=1"]
+    assert main(["train", config_file, *settings, "--iterations", "2", "--storage", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    for iteration in (1, 2):
+        row = _row(folder, iteration)
+        assert main(["replay", str(folder), _name(row)]) == 0
+        assert "every id agrees" in capsys.readouterr().out
+    checkpoint = str(folder / "checkpoints" / "iteration_000002")
+    assert main(["rollout", checkpoint, "--episodes", "1"]) == 0
+    assert main(["view", checkpoint, "--episodes", "1", "--samples", "2", "--export", str(tmp_path / "page.html")]) == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import re
 import shlex
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,7 @@ def test_a_sweep_trains_one_trial_per_value(
     settings += ["run.record_groups=true"]
     options = ["--iterations", "2", "--storage", str(tmp_path), "--name", "lr"]
     assert main(["sweep", config_file, *settings, *options]) == 0
+    said = capfd.readouterr().out
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("lr-2")
     trials = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -39,8 +43,11 @@ def test_a_sweep_trains_one_trial_per_value(
         assert len({group.group_id for group in groups}) == len(groups) == 2 * 4, "its own, and all of them"
         kept = read_source(trial)
         assert [row["iteration"] for row in kept.rows] == [1] * 8 + [2] * 8 and len(kept.results) == 2
+    again = f"{kept.rows[-1]['group_id']}/{kept.rows[-1]['index']}"
+    assert main(["replay", str(trials[-1]), again]) == 0, "with the checkpoint of the trial's first iteration"
+    assert "every id agrees" in capfd.readouterr().out
 
-    lines = capfd.readouterr().out.splitlines()
+    lines = said.splitlines()
     assert lines[0].startswith("2 trials, results: ")
     told = [line for line in lines if "lr=" in line and not line.startswith(("best: ", "checkpoint: "))]
     assert len(told) == 4, "each when it ends, and all of them at the end"
@@ -128,3 +135,29 @@ def test_an_interrupted_sweep_leaves_a_table_and_says_what_is_left(
     assert main([*begun[1:], f"run.iterations={trained + 1}"]) == 0
     _, _, rest = capsys.readouterr().out.partition("continuing in a new folder from iteration ")
     assert int(rest.partition(",")[0]) in (trained, trained - 1)
+
+
+NOT_IN_THIS_GRID = {
+    "env_runners/success_mean", "env_runners/env_metrics/*", "evaluation/env_runners/*", "group_stream/*",
+    "recovery/*", "sweep/score", "perf/*",
+}  # fmt: skip
+"""Rows of the page about what this run may not have: evaluations, overlap, learners apart, a judge, long iterations."""
+
+
+@pytest.mark.slow
+def test_the_columns_of_a_grid_are_those_of_the_page(config_file: str, ray_local: None, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    block = block.replace("mine.yaml", config_file).replace('"training_iteration": 20', '"training_iteration": 2')
+    found: dict[str, Any] = {}
+    exec(block.replace("RunConfig(", f"RunConfig(storage_path={str(tmp_path)!r}, verbose=0, "), found)
+    assert not found["results"].errors and found["best"].config["lr"] in (1e-5, 3e-5)
+    columns = list(found["frame"].columns)
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("| column | what it is |")[2], flags=re.M)
+    patterns = [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]
+    untold = [name for name in columns if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    assert not untold and len(columns) > 150
+    unused = {p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in columns)}
+    assert unused <= NOT_IN_THIS_GRID
+    nested = [name for name in columns if not name.startswith("config/") and isinstance(found["frame"][name][0], dict)]
+    assert not nested, "flat"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -89,3 +91,28 @@ def test_moments_are_not_reported_themselves():
     reported = set(_compute(update))
     assert {statistics.EFFECTIVE_SAMPLE_SIZE, statistics.VF_EXPLAINED_VAR} <= reported
     assert not [name for name in reported if "squared" in name or name in ("vf_target", "vf_error")]
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_quantiles_are_of_all_log_ratios_whatever_the_pieces(pieces):
+    """1,001 log-ratios from -1e-3 to 1e-3 in equal steps: a tenth is not above -8e-4, half not above 0."""
+    update = UpdateStatistics()
+    log_ratios = torch.linspace(-1e-3, 1e-3, 1001, dtype=torch.float64)
+    for piece in log_ratios.chunk(pieces):
+        update.add_log_ratios(statistics.RATIO_QUANTILES, piece, torch.ones_like(piece))
+        update.add_log_ratios(statistics.ABS_LOG_RATIO_QUANTILES, piece.abs(), torch.ones_like(piece))
+    measured = _compute(update)
+    ratios = [math.log(measured[f"{statistics.RATIO_QUANTILES}/p{p}"]) for p in statistics.PERCENTAGES]
+    sizes = [measured[f"{statistics.ABS_LOG_RATIO_QUANTILES}/p{p}"] for p in statistics.PERCENTAGES]
+    assert ratios == pytest.approx([-8e-4, 0.0, 8e-4], rel=0.03, abs=1e-6)
+    assert sizes == pytest.approx([1e-4, 5e-4, 9e-4], rel=0.03)
+
+
+def test_a_ratio_that_many_tokens_share_counts_once_and_nan_nowhere():
+    update = UpdateStatistics()
+    # One trajectory of 98 tokens, two of one token each; the middle one of three is 0.2.
+    log_ratios = torch.tensor([0.1] * 98 + [0.2, 0.3, float("nan")])
+    update.add_log_ratios(statistics.RATIO_QUANTILES, log_ratios, torch.tensor([1 / 98] * 98 + [1.0, 1.0, 1.0]))
+    measured = _compute(update)
+    assert math.log(measured[f"{statistics.RATIO_QUANTILES}/p50"]) == pytest.approx(0.2, rel=0.02)
+    assert not [name for name in measured if name.startswith(statistics.ABS_LOG_RATIO_QUANTILES)], "nothing measured"

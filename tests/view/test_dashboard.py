@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from gspo_rllib.view.dashboard import panels
+from gspo_rllib.cli.recorder import read_by_people
+from gspo_rllib.learners import statistics
+from gspo_rllib.view.dashboard import PANELS, panels
 from tests.view.rows import make_row, make_turn
 
 
@@ -46,6 +48,15 @@ def test_quantiles_are_of_the_trajectories_that_were_trained() -> None:
     assert _lines(found, "Token ratio after the update, kept trajectories")["90 %"] == [
         (2, pytest.approx(np.quantile(ratios, 0.9)))
     ]
+
+
+def test_every_number_of_a_curve_is_a_column_of_the_table() -> None:
+    """result.json and TensorBoard have all numbers; progress.csv those that a person reads, and so every curve's."""
+    keys = [key for panel in PANELS for key in panel.lines.values() if isinstance(key, str)]
+    assert sorted(read_by_people(keys)) == sorted(keys)
+    named = {key.removeprefix("learners/default_policy/") for key in keys}
+    for name in statistics.DISTRIBUTIONS:
+        assert {f"{name}/p{percentage}" for percentage in statistics.PERCENTAGES} <= named
 
 
 def test_nothing_is_no_panel() -> None:

@@ -235,6 +235,14 @@ def test_curves_of_several_runs_are_a_median_and_a_band(opened: Open) -> None:
     assert shown.text_content(".legend") == "sampled, median of 3 runs 1: 20 % (10 % to 50 %)"
 
 
+def test_numbers_that_differ_late_are_told_apart_at_the_axis(opened: Open) -> None:
+    name = "learners/default_policy/ratio_quantiles/p50"
+    results = [{"training_iteration": at, name: 1 + at * 1e-5} for at in range(3)]
+    shown = opened(make_source(results=results))
+    labels = shown.locator("figure svg text[text-anchor=end]").all_text_contents()
+    assert len(labels) == len(set(labels)) == 4 and labels[0] == "1" and labels[3] == "1.00002"
+
+
 def test_huge_texts_are_shown_in_parts(opened: Open) -> None:
     turns = [make_turn(0, observation="x" * 3_000_000, sampled=30_000)] + [make_turn(n) for n in range(1, 300)]
     shown = opened(make_source(make_row(turns=turns)))

@@ -11,9 +11,11 @@ function svg(tag, attributes, text) {
   return made;
 }
 
-const shortNumber = (value) => {
+/* With digits enough to tell it from numbers that are a step away: ratios differ in their fourth. */
+const shortNumber = (value, step) => {
   const size = Math.abs(value);
-  return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+  const digits = Math.min(9, Math.max(3, Math.ceil(Math.log10(size / step || 1)) + 1));
+  return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(Math.max(1, digits - 2)) : String(Number(value.toPrecision(digits)));
 };
 
 /* Titles to lines of every run: [label, points, band], a band where there are three runs and more. */
@@ -64,7 +66,8 @@ function chart(title, unit, lines) {
   const first = xs[0], last = xs[xs.length - 1];
   const X = (x) => LEFT + (last === first ? 0.5 : (x - first) / (last - first)) * (WIDE - LEFT - 10);
   const Y = (y) => 8 + (1 - (y - low) / (high - low)) * (HIGH - BOTTOM - 14);
-  const number = (value) => (unit === "%" ? `${shortNumber(100 * value)} %` : shortNumber(value));
+  const step = (high - low) / 3;
+  const number = (value) => (unit === "%" ? `${shortNumber(100 * value, 100 * step)} %` : shortNumber(value, step));
   for (let i = 0; i <= 3; i++) {
     const y = low + ((high - low) * i) / 3;
     drawing.append(svg("line", { class: "grid", x1: LEFT, x2: WIDE - 10, y1: Y(y), y2: Y(y) }));
