@@ -22,8 +22,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gspo_rllib.envs.dataset_cells import Asked, answer_of, question_of
-from gspo_rllib.envs.dataset_rows import Row, check_rows, load_checked_rows
+from gspo_rllib.envs.dataset_cells import Asked, gold_reader, question_of
+from gspo_rllib.envs.dataset_rows import Row, check_rows, load_checked_rows, rows_digest
 from gspo_rllib.envs.dataset_rows import load_rows as load_rows
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
 from gspo_rllib.envs.text_task import TextTaskEnv
@@ -35,7 +35,6 @@ from gspo_rllib.envs.verifiers import (
     find_verifier,
     judge,
     math_verify,
-    numeric,
 )
 from gspo_rllib.errors import SettingError
 from gspo_rllib.types import STATED_ANSWER, ChatSpec
@@ -90,16 +89,12 @@ class DatasetEnv(TextTaskEnv):
         if rows is not None and split is not None:
             raise SettingError(f"split={split!r}: rows that are given have no splits. Leave split out.")
         self._verifier = find_verifier(verifier)
-        # A function of the user's own is given what a row holds; the named ones compare texts.
-        self._structured = self._verifier not in VERIFIERS.values()
-        number = self._verifier is numeric
+        self._read_gold = gold_reader(self._verifier)
         if rows is not None:
             self._rows: Sequence[Row] = list(rows)
-            check_rows(self._rows, "rows", question, answer, structured=self._structured, number=number)
+            check_rows(self._rows, "rows", question, answer, self._read_gold)
         else:
-            self._rows = load_checked_rows(
-                str(path), split, question, answer, structured=self._structured, number=number
-            )
+            self._rows = load_checked_rows(str(path), split, question, answer, self._read_gold)
         self._num_rows = len(self._rows)
         if limit is not None:
             self._num_rows = min(self._num_rows, checked_integer("limit", limit, 1, 2**31))
@@ -116,6 +111,11 @@ class DatasetEnv(TextTaskEnv):
     def num_tasks(self) -> int:
         """How many rows are asked about."""
         return self._num_rows
+
+    def tasks_digest(self) -> str:
+        """A digest of questions and gold answers; with a verifier of your own, which reads them, of whole rows."""
+        columns = [self._question, self._answer] if self._verifier in VERIFIERS.values() else None
+        return rows_digest(self._rows, columns, self._num_rows)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Asks the question of a row: the one whose number is the task's id, else a random one."""
@@ -151,5 +151,5 @@ class DatasetEnv(TextTaskEnv):
     def _begin(self, row: Mapping[str, Any]) -> Asked:
         asked = question_of(row[self._question])
         self._row, self._text = row, asked.text
-        self._gold = answer_of(row[self._answer], structured=self._structured)
+        self._gold = self._read_gold(row[self._answer])
         return asked

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import functools
+import hashlib
 import importlib
 import io
 import itertools
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from gspo_rllib.envs.dataset_cells import answer_of, question_of
+from gspo_rllib.envs.dataset_cells import question_of
 from gspo_rllib.envs.dataset_hub import HUB, load_from_hub
 from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean, shown
 
@@ -98,7 +99,7 @@ def load_rows(path: str, split: str | None = None) -> Sequence[Row]:
 
 
 def load_checked_rows(
-    path: str, split: str | None, question: str, answer: str, *, structured: bool, number: bool = False
+    path: str, split: str | None, question: str, answer: str, read_gold: Callable[[Any], str]
 ) -> Sequence[Row]:
     """The same rows, every one of which has been looked at: once per process.
 
@@ -107,22 +108,21 @@ def load_checked_rows(
         split: As for ``load_rows``.
         question: Column of the question.
         answer: Column of the gold answer.
-        structured: As for ``answer_of``.
-        number: As for ``answer_of``.
+        read_gold: Of ``gold_reader``.
 
     Raises:
         SettingError: The rows have no such column.
         EnvError: There is nothing to read, or it cannot be read, or a row cannot be used.
     """
-    return _load_checked_rows(path, split, _changed(path), question, answer, structured, number)
+    return _load_checked_rows(path, split, _changed(path), question, answer, read_gold)
 
 
 @functools.lru_cache(maxsize=8)
 def _load_checked_rows(
-    path: str, split: str | None, changed: int, question: str, answer: str, structured: bool, number: bool
+    path: str, split: str | None, changed: int, question: str, answer: str, read_gold: Callable[[Any], str]
 ) -> Sequence[Row]:
     rows = _load_rows(path, split, changed)
-    check_rows(rows, f"path={path!r}", question, answer, structured=structured, number=number)
+    check_rows(rows, f"path={path!r}", question, answer, read_gold)
     return rows
 
 
@@ -130,9 +130,7 @@ def _changed(path: str) -> int:
     return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
 
 
-def check_rows(
-    rows: Sequence[Any], source: str, question: str, answer: str, *, structured: bool, number: bool = False
-) -> None:
+def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, read_gold: Callable[[Any], str]) -> None:
     """Looks at every row; of those that are made when asked for, none is kept.
 
     Args:
@@ -140,8 +138,7 @@ def check_rows(
         source: Where they are from.
         question: Column of the question.
         answer: Column of the gold answer.
-        structured: As for ``answer_of``.
-        number: As for ``answer_of``.
+        read_gold: Of ``gold_reader``.
 
     Raises:
         SettingError: There is no row, or the first one lacks a column.
@@ -153,10 +150,7 @@ def check_rows(
     for column in (question, answer):
         if isinstance(first, Mapping) and column not in first:
             raise SettingError(f"the rows have no column {column!r}. {did_you_mean(column, map(str, first))}")
-    checks: dict[str, Callable[[Any], Any]] = {
-        question: question_of,
-        answer: functools.partial(answer_of, structured=structured, number=number),
-    }
+    checks: dict[str, Callable[[Any], Any]] = {question: question_of, answer: read_gold}
     few = rows.scan(list(checks)) if isinstance(rows, LazyRows) else [rows]
     for index, row in enumerate(itertools.chain.from_iterable(few)):
         place = f"line {rows.lines[index]}" if isinstance(rows, NumberedRows) else f"row {index + 1}"
@@ -170,6 +164,30 @@ def check_rows(
             except ValueError as error:
                 remedy = "Correct the row, or leave it out."
                 raise EnvError(f"{source}, {place}, column {column!r}: {error}. {remedy}") from error
+
+
+def rows_digest(rows: Sequence[Row], columns: Sequence[str] | None, count: int) -> str:
+    """A digest of the first rows, the same in every process and on every machine, whatever kind of file they are in.
+
+    Args:
+        rows: The rows.
+        columns: Which of their columns count; None for all.
+        count: How many rows count.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    if isinstance(rows, LazyRows):
+        names = list(rows.columns if columns is None else columns)
+        rows_of = itertools.chain.from_iterable(rows.scan(names))
+    else:
+        rows_of = iter(rows)
+    for row in itertools.islice(rows_of, count):
+        told = row if columns is None else [row[name] for name in columns]
+        state.update(json.dumps(told, default=_plain, sort_keys=columns is None).encode() + b"\n")
+    return state.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
@@ -15,10 +15,10 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, Searc
 
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
 from gspo_rllib.cli.progress import clock
-from gspo_rllib.cli.recorder import flatten
+from gspo_rllib.cli.recorder import flatten, read_results
 from gspo_rllib.cli.sweep_points import Point
 from gspo_rllib.cli.training_loop import stop_reason
-from gspo_rllib.errors import own_error
+from gspo_rllib.errors import SettingError, own_error
 from gspo_rllib.trajectory_table import FOLDER
 
 if TYPE_CHECKING:
@@ -43,13 +43,23 @@ class _HandOut(Searcher):
 
     def __init__(self, points: Sequence[Point]) -> None:
         super().__init__()
-        self._left = list(points)
+        self._points = list(points)
+        self._num_made = 0
 
     def suggest(self, trial_id: str) -> Any:
-        return dict(self._left.pop(0).values) if self._left else Searcher.FINISHED
+        if self._num_made == len(self._points):
+            return Searcher.FINISHED
+        self._num_made += 1
+        return dict(self._points[self._num_made - 1].values)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text(str(self._num_made), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        self._num_made = int(Path(checkpoint_path).read_text(encoding="utf-8"))
 
 
 class Points(SearchAlgorithm):
@@ -88,6 +98,18 @@ class Points(SearchAlgorithm):
     def is_finished(self) -> bool:
         """Whether every trial has been made."""
         return bool(super().is_finished() or self._inner.is_finished())
+
+    def save_to_dir(self, dirpath: str, **kwargs: Any) -> None:
+        """Called by Tune whenever it writes down how far the sweep is."""
+        self._inner.save_to_dir(dirpath, **kwargs)
+
+    def has_checkpoint(self, dirpath: str) -> bool:
+        """Called by Tune where a sweep goes on."""
+        return bool(self._inner.has_checkpoint(dirpath))
+
+    def restore_from_dir(self, dirpath: str) -> None:
+        """Called by Tune where a sweep goes on: only the trials that were never made are made."""
+        self._inner.restore_from_dir(dirpath)
 
 
 class KeepsInItsFolder:
@@ -147,6 +169,16 @@ class Judge:
         return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
 
 
+class Halving(ASHAScheduler):
+    """Tune's, which forgets what trials had reached where a sweep goes on, and would compare others with nothing."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Called by Tune with every trial, those from before included."""
+        super().on_trial_add(tune_controller, trial)
+        for result in read_results(Path(trial.path)) if trial.path else []:
+            super().on_trial_result(tune_controller, trial, flatten(result))
+
+
 def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) -> TrialScheduler | None:
     """Tune's scheduler of a name.
 
@@ -159,7 +191,7 @@ def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) ->
     interval = max(limits.evaluate_every or 1, (limits.iterations or 90) // 9)
     if name == "asha":
         longest = max(limits.iterations or 10**6, interval)
-        return ASHAScheduler(TIME, metric=SCORE, mode="max", grace_period=interval, reduction_factor=3, max_t=longest)
+        return Halving(TIME, metric=SCORE, mode="max", grace_period=interval, reduction_factor=3, max_t=longest)
     if name == "pbt":
         values: dict[str, list[Any]] = {}
         for attribute in [a for a in points[0].values if a != "seed"]:
@@ -182,12 +214,16 @@ class Report(tune.Callback):
 
     Args:
         run: What all trials share.
-        shows: Whether anything is printed before the end.
+
+    Attributes:
+        shows: Whether anything is printed before the end. Of the class, since Tune brings an object of its own back
+            where a sweep goes on.
     """
 
-    def __init__(self, run: Run, *, shows: bool) -> None:
+    shows: ClassVar[bool] = True
+
+    def __init__(self, run: Run) -> None:
         self._limits = run.settings
-        self._shows = shows
         self._shown_at: dict[str, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -199,18 +235,18 @@ class Report(tune.Callback):
     ) -> None:
         """Called by Tune."""
         now = time.monotonic()
-        if self._shows and now - self._shown_at.get(trial.trial_id, now) >= SHOW_EVERY_S:
+        if self.shows and now - self._shown_at.get(trial.trial_id, now) >= SHOW_EVERY_S:
             self._shown_at[trial.trial_id] = now
             print(row(result, self._limits, "running", str(trial)), flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune."""
-        if self._shows:
+        if self.shows:
             print(row(trial.last_result, self._limits, state(trial.last_result, self._limits), str(trial)), flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune."""
-        if self._shows:
+        if self.shows:
             print(row(trial.last_result or {}, self._limits, "failed", str(trial)), flush=True)
 
 
@@ -226,6 +262,22 @@ def unfinished(folder: str, results: tune.ResultGrid, points: Sequence[Point]) -
     ended = {str(trial) for trial in trials if trial.status in ("TERMINATED", "ERROR")}
     saved = {Path(result.path).name: Path(result.checkpoint.path) for result in results if result.checkpoint}
     return [(point, saved.get(point.folder)) for point in points if point.label not in ended]
+
+
+def going_on_in(folder: Path, run: Run) -> tune.Tuner:
+    """Tune on a sweep that was cut short: trials that ended stay as they are, the others go on or begin.
+
+    Args:
+        folder: The sweep's folder; as all that Tune writes, it holds pickles.
+        run: What all trials share.
+
+    Raises:
+        SettingError: It was cut short before Tune had written anything down.
+    """
+    name = run.config.algo_class.__name__
+    if not list(folder.glob("experiment_state-*.json")):
+        raise SettingError(f"--resume: {folder} was cut short before any trial began. Start the sweep anew.")
+    return tune.Tuner.restore(str(folder), name, resume_unfinished=True, resume_errored=True)
 
 
 def going_on(point: Point, config: str, checkpoint: str | None) -> str:

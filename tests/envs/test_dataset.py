@@ -407,3 +407,21 @@ def test_without_the_hub_a_data_set_of_it_is_refused_at_once_unless_the_cache_ha
     with pytest.raises(EnvError, match=r"'hub:me/sums' could not be read: ValueError: Unknown split 'tset'"):
         load_rows("hub:me/sums", "tset")
     assert asked == [("me/sums", "train"), ("me/sums", "tset")]
+
+
+def test_the_digest_of_the_tasks_is_of_what_is_asked_and_not_of_the_file(tmp_path) -> None:
+    """The same rows in another kind of file are the same tasks; a corrected answer, or another order, is not."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    text = written(tmp_path, "rows.jsonl", "\r\n".join(map(json.dumps, ROWS)))
+    digest = DatasetEnv(text).tasks_digest()
+    assert digest == DatasetEnv(rows=ROWS).tasks_digest() == DatasetEnv(str(tmp_path / "rows.parquet")).tasks_digest()
+    corrected = [*ROWS[:-1], {**ROWS[-1], "answer": "99"}]
+    assert len({digest, DatasetEnv(rows=corrected).tasks_digest(), DatasetEnv(rows=ROWS[::-1]).tasks_digest()}) == 3
+
+    # What lies behind the limit is no task, nor is a column that only a verifier of one's own could read.
+    assert DatasetEnv(rows=ROWS + ROWS, limit=len(ROWS)).tasks_digest() == digest
+    noted = [{**row, "note": number} for number, row in enumerate(ROWS)]
+    assert DatasetEnv(rows=noted).tasks_digest() == digest
+    own = [DatasetEnv(rows=rows, verifier=lambda *_: 1.0).tasks_digest() for rows in (noted, ROWS)]
+    assert own[0] != own[1]
