@@ -7,7 +7,7 @@ Ends         terminated by a reply with the full score, or after the last attemp
 Info         {"task_id": str, "answer": str} from reset; from step {"valid_action": True, "obs_role": "user"}, and at
              the end {"success": bool}; {"stated_answer": str} where the reply states one, in a form in which equal
              answers are equal texts; {"reason": str} where the verifier found nothing to judge, or could not
-Settings     path: a .jsonl, .json, .csv or .parquet file, a folder saved by the package `datasets`, or
+Settings     path: a .jsonl, .json, .csv (each also .gz) or .parquet file, a folder saved by the package `datasets`, or
              "hub:NAME", with split; limit: only the first so many rows; question, answer: columns; verifier: "exact",
              "numeric", "math_verify", "module:function" or a function; prompt: text around the question, with
              {question}; system_prompt; attempts: 1 to 100
@@ -36,7 +36,7 @@ from gspo_rllib.envs.verifiers import (
     judge,
     math_verify,
 )
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import SettingError, shown
 from gspo_rllib.types import STATED_ANSWER, ChatSpec
 
 
@@ -86,6 +86,13 @@ class DatasetEnv(TextTaskEnv):
     ) -> None:
         if (path is None) == (rows is None):
             raise SettingError(f"path={path!r} and rows={'given' if rows else rows}: give exactly one of the two.")
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise SettingError(f"path={shown(path)}: must be the path of one file or folder, or 'hub:NAME'.")
+        if isinstance(rows, str | Mapping) or hasattr(rows, "iterrows"):
+            raise SettingError(
+                f"rows is a {type(rows).__name__}; it must be a list of mappings, one for each row, as a DataFrame's "
+                "to_dict('records') is."
+            )
         if rows is not None and split is not None:
             raise SettingError(f"split={split!r}: rows that are given have no splits. Leave split out.")
         self._verifier = find_verifier(verifier)
@@ -98,8 +105,9 @@ class DatasetEnv(TextTaskEnv):
         self._num_rows = len(self._rows)
         if limit is not None:
             self._num_rows = min(self._num_rows, checked_integer("limit", limit, 1, 2**31))
-        if "{question}" not in prompt:
-            raise SettingError(f"prompt={prompt!r}: must contain {{question}}, which stands for the question.")
+        check_prompt(prompt, self._rows[0], question)
+        if not isinstance(system_prompt, str | None):
+            raise SettingError(f"system_prompt={shown(system_prompt)}: must be a text, or None for nothing.")
         self._question, self._answer, self._prompt = question, answer, prompt
         super().__init__(max_turns=checked_integer("attempts", attempts, 1, 100), render_mode=render_mode)
         if self._verifier is math_verify:
@@ -153,3 +161,26 @@ class DatasetEnv(TextTaskEnv):
         self._row, self._text = row, asked.text
         self._gold = self._read_gold(row[self._answer])
         return asked
+
+
+def check_prompt(prompt: Any, row: Mapping[str, Any], question: str) -> None:
+    """Refuses a prompt without its question, and one that waits for another column, which would stay as it is written.
+
+    Raises:
+        SettingError: It is such a prompt.
+
+    Example:
+        >>> check_prompt("{question} Put it in \\boxed{}.", {"question": "", "hint": ""}, "question")
+        >>> check_prompt("{question} ({hint})", {"question": "", "hint": ""}, "question")
+        Traceback (most recent call last):
+        gspo_rllib.errors.SettingError: prompt='{question} ({hint})': {hint} would stay as it is: only {question} is \
+filled in. Put the column 'hint' into the question's.
+    """
+    if not isinstance(prompt, str) or "{question}" not in prompt:
+        raise SettingError(f"prompt={prompt!r}: must contain {{question}}, which stands for the question.")
+    for column in row:
+        if column != question and column != "question" and f"{{{column}}}" in prompt:
+            raise SettingError(
+                f"prompt={prompt!r}: {{{column}}} would stay as it is: only {{question}} is filled in. Put the "
+                f"column {column!r} into the question's."
+            )

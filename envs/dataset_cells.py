@@ -15,7 +15,7 @@ import numpy as np
 
 from gspo_rllib.envs.answers import stated_answer
 from gspo_rllib.envs.numbers import read_number
-from gspo_rllib.envs.verifiers import VERIFIERS, Verifier, numeric
+from gspo_rllib.envs.verifiers import VERIFIERS, Verifier, exact, numeric
 from gspo_rllib.errors import shown
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -73,12 +73,13 @@ def gold_reader(verifier: Verifier) -> Callable[[Any], str]:
         Traceback (most recent call last):
         ValueError: holds '#### n/a', which is no number; verifier='exact' and 'math_verify' take others
     """
-    if verifier is numeric:
-        return _gold_number
-    return _gold_stated if verifier in VERIFIERS.values() else _gold_of_any_form
+    if verifier is numeric or verifier is exact:
+        return _gold_number if verifier is numeric else _gold_exact
+    return _gold_stated if verifier in VERIFIERS.values() else gold_of_any_form
 
 
-def _gold_of_any_form(value: Any) -> str:
+def gold_of_any_form(value: Any) -> str:
+    """What a verifier of the user's own is given: a text, or JSON."""
     if isinstance(value, (Mapping, list, tuple, np.ndarray)):
         return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value, ensure_ascii=False, default=str)
     return _gold_text(value)
@@ -89,6 +90,13 @@ def _gold_stated(value: Any) -> str:
     if missing := stated_answer(text).missing:
         raise ValueError(f"holds {shown(text, 60)}, which states no answer: {missing}")
     return text
+
+
+def _gold_exact(value: Any) -> str:
+    if isinstance(value, (float, np.floating)) and value == value and float(value).is_integer():
+        # A table with a gap holds whole numbers as 2.0, and the reply 2 would be wrong.
+        raise ValueError(f"holds the float {float(value)!r}, whose text no reply may match; verifier='numeric' does")
+    return _gold_stated(value)
 
 
 def _gold_number(value: Any) -> str:
@@ -105,12 +113,33 @@ def _gold_text(value: Any) -> str:
     return _text(value, "name a column of text, or a verifier of your own, which is given it as JSON")
 
 
+def agree(gold: str, other: str) -> bool:
+    """Whether two gold answers state the same, whatever is written around them.
+
+    Example:
+        >>> agree("6 * 7 = 42 #### 42", "42.0"), agree("paris", "Paris"), agree("41", "42")
+        (True, True, False)
+    """
+    one, two = stated_answer(gold), stated_answer(other)
+    if one.text.casefold() == two.text.casefold():
+        return True
+    numbers = [read_number(stated.text, formula=stated.is_boxed) for stated in (one, two)]
+    return numbers[0] is not None and numbers[1] is not None and numbers[0].equals(numbers[1])
+
+
 def _text(value: Any, remedy: str) -> str:
     if value is None or (isinstance(value, (Real, decimal.Decimal, datetime.date)) and value != value):
         raise ValueError("holds nothing")
     if isinstance(value, str):
         if not value.strip():
             raise ValueError("holds an empty text")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"holds half a character ({value[error.start]!r}), which no tokenizer takes"
+                ) from error
         return str.__str__(value)
     if isinstance(value, (Real, decimal.Decimal)) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value):
         return str(value)

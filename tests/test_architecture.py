@@ -179,6 +179,7 @@ TESTED_IN = {
     "envs/dataset_cells.py": "envs/test_dataset.py",
     "envs/dataset_hub.py": "envs/test_dataset.py",
     "envs/dataset_rows.py": "envs/test_dataset.py",
+    "envs/dataset_text.py": "envs/test_dataset.py",
     "envs/exact_numbers.py": "envs/test_verifiers.py",
     "envs/judge.py": "envs/test_verifiers.py",
     "envs/judge_child.py": "envs/test_verifiers.py",
