@@ -141,9 +141,7 @@ def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, rea
         if not isinstance(column, str):
             raise SettingError(f"{name}={column!r}: must be the name of a column, a str.")
     if question == answer:
-        raise SettingError(
-            f"question={question!r} and answer={answer!r}: one column, so that each is its own answer."
-        )
+        raise SettingError(f"question={question!r} and answer={answer!r}: one column, so that each is its own answer.")
     if not rows:
         raise SettingError(f"{source}: holds no row.")
     first = rows[0]

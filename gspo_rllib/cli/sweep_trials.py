@@ -133,7 +133,7 @@ class KeepsInItsFolder:
         trial.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
         algorithm.trajectory_folder = trial / FOLDER
         if self._groups:
-            algorithm.record_groups(trial / "groups.jsonl")
+            algorithm.record_groups(trial / "groups.jsonl", goes_on=True)
 
 
 class Judge:

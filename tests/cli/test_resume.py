@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from gspo_rllib import checkpoints
+from gspo_rllib import checkpoints, load_groups
 from gspo_rllib.algorithms.policy_gradient.task_record import write_tasks
 from gspo_rllib.cli.main import main
 from gspo_rllib.cli.resume import find_resume, is_run
@@ -36,6 +36,8 @@ def test_a_run_goes_on_in_its_folder_as_one_run(
     shutil.rmtree(folder / "checkpoints" / "iteration_000002")
     curve = (folder / "learning_curve.png").read_bytes()
     before = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
+    with (folder / "groups.jsonl").open("a") as file:
+        file.write('{"group_id": "8", "traj')  # being written when the process ended
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", "run", "training.lr=1e-5", "--iterations", "3"]) == 0
     said = capsys.readouterr().out
@@ -55,6 +57,8 @@ def test_a_run_goes_on_in_its_folder_as_one_run(
     assert (folder / "learning_curve.png").read_bytes() != curve
     for checkpoint in (folder / "checkpoints").iterdir():
         checkpoints.verify(checkpoint)
+    recorded = [group.group_id for group in load_groups(folder / "groups.jsonl")]
+    assert recorded == [str(number) for number in range(12)], "each group once: what was trained again replaces it"
 
     record = json.loads((folder / "run.json").read_text())
     assert record["resumed_from"]["iteration"] == 1
