@@ -131,7 +131,7 @@ def _of_settings(settings: type[Settings], section: str) -> Iterator[Declared]:
 def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Iterator[Declared]:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-    from gspo_rllib.algorithms.policy_gradient.rllib_checks import allowed_of
+    from gspo_rllib.algorithms.policy_gradient.rllib_checks import said_of
 
     rllib, documented = AlgorithmConfig(), _documented(inspect.getdoc(builder) or "")
     for key, parameter in accepted(inspect.signature(builder)).items():
@@ -142,8 +142,9 @@ def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Ite
             continue
         default, own = _attribute(config, key), _attribute(rllib, key)
         source = "RLlib" if default == own else f"ours; RLlib has {own!r}"
-        allowed = allowed_of(f"{section}.{key}") or type_name(parameter.annotation)
-        yield Declared(f"{section}.{key}", default, allowed, documented.get(key, ""), "", source)
+        effect, allowed = said_of(f"{section}.{key}")
+        allowed = allowed or type_name(parameter.annotation)
+        yield Declared(f"{section}.{key}", default, allowed, effect or documented.get(key, ""), "", source)
 
 
 def _attribute(config: Any, key: str) -> Any:

@@ -210,15 +210,21 @@ def allowed(setting: RLlibSetting, default: Any) -> str:
     return "" if setting.form is None else str(setting.form(object()))
 
 
-def allowed_of(place: str) -> str:
-    """What ``builder.argument`` of RLlib's allows, in words; "" where nothing is said of it, or it is refused.
+def said_of(place: str) -> tuple[str, str]:
+    """What ``builder.argument`` of RLlib's does, and what it allows, in words; "" where nothing is said of it.
 
     Example:
-        >>> allowed_of("debugging.seed"), allowed_of("env_runners.explore")
-        ('a whole number, >= 0, <= 4290000000', 'True, False')
+        >>> said_of("debugging.seed")
+        ('Root of everything random; None: another run every time.', 'a whole number, >= 0, <= 4290000000')
+        >>> said_of("training.grad_clip_by")[1], said_of("training.clip_low")
+        ("'global_norm'; refused otherwise", ('', ''))
     """
-    found = [setting for name, setting in RLLIB_SETTINGS.items() if argument(name) == place]
-    return "".join(allowed(setting, None) for setting in found if setting.fate != "refused")
+    for name, setting in RLLIB_SETTINGS.items():
+        if argument(name) == place:
+            if setting.fate == "refused":
+                return setting.note, f"{allowed(setting, vars(AlgorithmConfig())[name])}; refused otherwise"
+            return setting.note, allowed(setting, None)
+    return "", ""
 
 
 def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:
