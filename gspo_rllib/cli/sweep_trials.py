@@ -175,7 +175,7 @@ class Halving(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Called by Tune with every trial, those from before included."""
         super().on_trial_add(tune_controller, trial)
-        for result in read_results(Path(trial.path)) if trial.path else []:
+        for result in read_results(Path(trial.path)) if trial.has_reported_at_least_once else []:
             super().on_trial_result(tune_controller, trial, flatten(result))
 
 

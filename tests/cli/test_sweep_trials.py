@@ -10,8 +10,9 @@ import pytest
 from ray.tune.search import Searcher
 
 from gspo_rllib.cli.sweep_points import Point
-from gspo_rllib.cli.sweep_trials import Judge, Points, row, scheduler, state
+from gspo_rllib.cli.sweep_trials import Judge, Points, going_on_in, row, scheduler, state
 from gspo_rllib.configs import RunSettings
+from gspo_rllib.errors import SettingError
 
 
 def _judged(judge: Judge, result: dict) -> float | None:
@@ -93,9 +94,17 @@ def test_trials_of_before_are_what_the_others_are_compared_with(tmp_path: Path) 
 
     def verdict(*earlier: str) -> str:
         asha = scheduler("asha", limits, [Point("a", {"lr": 1e-5})])
-        for name in (*earlier, "new"):
-            asha.on_trial_add(None, SimpleNamespace(trial_id=name, path=str(tmp_path / name)))
-        new = SimpleNamespace(trial_id="new", path=str(tmp_path / "new"))
+        for name in earlier:
+            path = str(tmp_path / name)
+            asha.on_trial_add(None, SimpleNamespace(trial_id=name, path=path, has_reported_at_least_once=True))
+        new = SimpleNamespace(trial_id="new", has_reported_at_least_once=False)  # a new one has no path yet
+        asha.on_trial_add(None, new)
         return asha.on_trial_result(None, new, {"training_iteration": 10, "sweep/score": 0.1})
 
     assert (verdict(), verdict("a", "b")) == ("CONTINUE", "STOP")
+
+
+def test_a_sweep_that_never_began_is_not_continued(tmp_path: Path) -> None:
+    run = SimpleNamespace(config=SimpleNamespace(algo_class=dict))
+    with pytest.raises(SettingError, match=r"was cut short before any trial began\. Start the sweep anew"):
+        going_on_in(tmp_path, run)
