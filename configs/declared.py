@@ -142,9 +142,10 @@ def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Ite
             continue
         default, own = _attribute(config, key), _attribute(rllib, key)
         source = "RLlib" if default == own else f"ours; RLlib has {own!r}"
-        effect, allowed = said_of(f"{section}.{key}")
+        note, allowed, is_refused = said_of(f"{section}.{key}")
+        effect = documented.get(key, note) if not is_refused else note  # RLlib says what it does elsewhere
         allowed = allowed or type_name(parameter.annotation)
-        yield Declared(f"{section}.{key}", default, allowed, effect or documented.get(key, ""), "", source)
+        yield Declared(f"{section}.{key}", default, allowed, effect, "", source)
 
 
 def _attribute(config: Any, key: str) -> Any:

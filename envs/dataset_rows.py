@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -101,7 +101,7 @@ def load_checked_rows(
         split: As for ``load_rows``.
         question: Column of the question.
         answer: Column of the gold answer.
-        read_gold: Of ``gold_reader``.
+        read_gold: How a gold answer is read; see ``gold_reader``.
 
     Raises:
         SettingError: The rows have no such column.
@@ -131,7 +131,7 @@ def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, rea
         source: Where they are from.
         question: Column of the question.
         answer: Column of the gold answer.
-        read_gold: Of ``gold_reader``.
+        read_gold: How a gold answer is read; see ``gold_reader``.
 
     Raises:
         SettingError: There is no row, or the first one lacks a column.
@@ -197,14 +197,13 @@ def rows_digest(rows: Sequence[Row], columns: Sequence[str] | None, count: int) 
         count: How many rows count.
     """
     state = hashlib.blake2b(digest_size=16)
+    few: Iterable[Sequence[Row]] = [rows]
     if isinstance(rows, LazyRows):
-        names = list(rows.columns if columns is None else columns)
-        rows_of = itertools.chain.from_iterable(rows.scan(names))
-    else:
-        rows_of = iter(rows)
-    for row in itertools.islice(rows_of, count):
-        told = row if columns is None else [row[name] for name in columns]
-        state.update(json.dumps(told, default=_plain, sort_keys=columns is None).encode() + b"\n")
+        few = rows.scan(list(rows.columns if columns is None else columns))
+    for row in itertools.islice(itertools.chain.from_iterable(few), count):
+        names = sorted(row, key=str) if columns is None else columns
+        told = [str(name) for name in names if columns is None] + [row[name] for name in names]
+        state.update(json.dumps(told, default=_plain, skipkeys=True).encode() + b"\n")
     return state.hexdigest()
 
 

@@ -114,6 +114,7 @@ TESTED_IN = {
     "study/runs.py": "cli/test_study.py",
     "study/trial.py": "cli/test_study.py",
     "__main__.py": "cli/test_main.py",
+    "cli/sweep_resume.py": "cli/test_sweep.py",
     "agents/address.py": "agents/test_external.py",
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",

@@ -210,21 +210,21 @@ def allowed(setting: RLlibSetting, default: Any) -> str:
     return "" if setting.form is None else str(setting.form(object()))
 
 
-def said_of(place: str) -> tuple[str, str]:
-    """What ``builder.argument`` of RLlib's does, and what it allows, in words; "" where nothing is said of it.
+def said_of(place: str) -> tuple[str, str, bool]:
+    """What ``builder.argument`` of RLlib's does, what it allows, in words, and whether any other value is refused.
 
     Example:
-        >>> said_of("debugging.seed")
-        ('Root of everything random; None: another run every time.', 'a whole number, >= 0, <= 4290000000')
-        >>> said_of("training.grad_clip_by")[1], said_of("training.clip_low")
-        ("'global_norm'; refused otherwise", ('', ''))
+        >>> said_of("debugging.seed")[1:], said_of("training.clip_low")
+        (('a whole number, >= 0, <= 4290000000', False), ('', '', False))
+        >>> said_of("training.grad_clip_by")[1:]
+        ("'global_norm'; refused otherwise", True)
     """
     for name, setting in RLLIB_SETTINGS.items():
         if argument(name) == place:
             if setting.fate == "refused":
-                return setting.note, f"{allowed(setting, vars(AlgorithmConfig())[name])}; refused otherwise"
-            return setting.note, allowed(setting, None)
-    return "", ""
+                return setting.note, f"{allowed(setting, vars(AlgorithmConfig())[name])}; refused otherwise", True
+            return setting.note, allowed(setting, None), False
+    return "", "", False
 
 
 def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:

@@ -67,7 +67,7 @@ def write_tasks(checkpoint: Path, tasks: Mapping[str, TaskSet]) -> None:
 
     Args:
         checkpoint: The checkpoint's folder.
-        tasks: Of ``task_sets``.
+        tasks: What ``task_sets`` returns.
     """
     told = {name: dataclasses.asdict(one) for name, one in tasks.items()}
     (checkpoint / FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -78,7 +78,7 @@ def changed_tasks(checkpoint: Path, tasks: Mapping[str, TaskSet]) -> str | None:
 
     Args:
         checkpoint: A verified checkpoint; an older one says nothing of its tasks.
-        tasks: Of ``task_sets``.
+        tasks: What ``task_sets`` returns.
     """
     file = checkpoint / FILE
     if not file.is_file():

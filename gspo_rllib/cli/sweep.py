@@ -167,42 +167,41 @@ def _write_start(folder: Path, arguments: argparse.Namespace, base: Run) -> None
 def _tune(
     arguments: argparse.Namespace, base: Run, trials: list[Point], stop: Callable[..., bool], folder: Path | None
 ) -> int:
-    from gspo_rllib.cli import sweep_trials
+    from gspo_rllib.cli import sweep_resume, sweep_trials
     from gspo_rllib.cli.provenance import run_record
     from gspo_rllib.cli.recorder import new_run_folder, write_run_record
 
-    sweep_trials.Report.shows = not arguments.quiet
+    sweep_trials.Report.shows, sweep_trials.Points.goes_on = not arguments.quiet, False
     goes_on = folder is not None
     if folder is not None:
         base = dataclasses.replace(base, name=name_of(folder))
+        sweep_resume.check_tasks(folder, base, trials)
     folder = folder or new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
     write_run_record(folder, run_record(base) | {"trials": [point.label for point in trials]})
     print(f"{len(trials)} trials, {'continued in' if goes_on else 'results:'} {short(folder)}", flush=True)
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
+    space = _space(arguments, base, trials, folder)
     if goes_on:
-        tuner = sweep_trials.going_on_in(folder, base)
+        tuner = sweep_resume.going_on_in(folder, base, space)
     else:
         _write_start(folder, arguments, base)
-        tuner = _new_tuner(arguments, base, trials, stop, folder)
+        tuner = _new_tuner(arguments, base, trials, stop, folder, space)
     results = tuner.fit()
     code = sweep_trials.report(results, base, trials, arguments.metric, short)
-    left = sweep_trials.unfinished(str(folder), results, trials)
+    left = sweep_resume.unfinished(str(folder), results, trials)
     if not left:
         return code
     for point, checkpoint in left:
-        print(sweep_trials.going_on(point, arguments.config, None if checkpoint is None else short(checkpoint)))
+        print(sweep_resume.going_on(point, arguments.config, None if checkpoint is None else short(checkpoint)))
     print(f"interrupted: {len(left)} of {len(trials)} trials are not at their end; each goes on in a new folder with")
     print("its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`, as above; all of them, in this folder:")
     print(f"gspo-rllib sweep --resume {shlex.quote(short(folder))}")
     return EXIT_INTERRUPTED
 
 
-def _new_tuner(
-    arguments: argparse.Namespace, base: Run, trials: list[Point], stop: Callable[..., bool], folder: Path
-) -> Tuner:
-    from ray import tune
-
+def _space(arguments: argparse.Namespace, base: Run, trials: list[Point], folder: Path) -> dict[str, Any]:
+    """What all trials share, as Tune takes it."""
     from gspo_rllib.cli import sweep_trials
 
     judge = sweep_trials.Judge(arguments.metric, evaluates=bool(base.config.evaluation_interval))
@@ -210,7 +209,21 @@ def _new_tuner(
     keeps = sweep_trials.KeepsInItsFolder(folder.absolute(), groups=base.settings.record_groups)
     base.config.callbacks(on_algorithm_init=keeps)
     # What differs comes with each trial: Tune would merge a mapping with the one that stands here.
-    space = {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}
+    return {key: value for key, value in base.config.to_dict().items() if key not in trials[0].values}
+
+
+def _new_tuner(
+    arguments: argparse.Namespace,
+    base: Run,
+    trials: list[Point],
+    stop: Callable[..., bool],
+    folder: Path,
+    space: dict[str, Any],
+) -> Tuner:
+    from ray import tune
+
+    from gspo_rllib.cli import sweep_trials
+
     return tune.Tuner(
         base.config.algo_class.__name__,
         param_space=space,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +71,13 @@ class Points(SearchAlgorithm):
     Args:
         points: The trials.
         at_once: Most trials that run at a time; None for as many as fit.
+
+    Attributes:
+        goes_on: Whether a sweep goes on: Tune would begin anew where it cannot read how far it was. Of the class, since
+            Tune brings an object of its own back.
     """
+
+    goes_on: ClassVar[bool] = False
 
     def __init__(self, points: Sequence[Point], at_once: int | None) -> None:
         searcher: Searcher = _HandOut(points)
@@ -83,7 +89,12 @@ class Points(SearchAlgorithm):
         return int(self._inner.total_samples)
 
     def add_configurations(self, experiments: Any) -> None:
-        """Called by Tune with what all trials share."""
+        """Called by Tune with what all trials share, where it begins."""
+        if self.goes_on:
+            raise SettingError(
+                "--resume: Ray Tune cannot read how far the sweep was; with --verbose it says why. Go on with each "
+                "trial by itself: gspo-rllib train CONFIG --resume CHECKPOINT."
+            )
         self._inner.add_configurations(experiments)
 
     def next_trial(self) -> Trial | None:
@@ -250,47 +261,6 @@ class Report(tune.Callback):
             print(row(trial.last_result or {}, self._limits, "failed", str(trial)), flush=True)
 
 
-def unfinished(folder: str, results: tune.ResultGrid, points: Sequence[Point]) -> list[tuple[Point, Path | None]]:
-    """The trials that are not at their end, those included that were never started, and each one's latest checkpoint.
-
-    Args:
-        folder: The sweep's folder.
-        results: What Tune returned.
-        points: The trials.
-    """
-    trials = tune.ExperimentAnalysis(folder, trials=None).trials or []
-    ended = {str(trial) for trial in trials if trial.status in ("TERMINATED", "ERROR")}
-    saved = {Path(result.path).name: Path(result.checkpoint.path) for result in results if result.checkpoint}
-    return [(point, saved.get(point.folder)) for point in points if point.label not in ended]
-
-
-def going_on_in(folder: Path, run: Run) -> tune.Tuner:
-    """Tune on a sweep that was cut short: trials that ended stay as they are, the others go on or begin.
-
-    Args:
-        folder: The sweep's folder; as all that Tune writes, it holds pickles.
-        run: What all trials share.
-
-    Raises:
-        SettingError: It was cut short before Tune had written anything down.
-    """
-    name = run.config.algo_class.__name__
-    if not list(folder.glob("experiment_state-*.json")):
-        raise SettingError(f"--resume: {folder} was cut short before any trial began. Start the sweep anew.")
-    return tune.Tuner.restore(str(folder), name, resume_unfinished=True, resume_errored=True)
-
-
-def going_on(point: Point, config: str, checkpoint: str | None) -> str:
-    """The command that goes on with a trial by itself, or begins it where there is no checkpoint.
-
-    Example:
-        >>> going_on(Point("lr=1e-05", {}, ["training.lr=1e-5", "run.iterations=9"]), "my.yaml", "results/a b/c")
-        "gspo-rllib train my.yaml training.lr=1e-5 run.iterations=9 --resume 'results/a b/c'"
-    """
-    resume = [] if checkpoint is None else ["--resume", checkpoint]
-    return shlex.join(["gspo-rllib", "train", config, *point.overrides, *resume])
-
-
 def state(result: Mapping[str, Any], limits: RunSettings) -> str:
     """Whether a trial that ended reached a limit of its run, or was ended by the scheduler."""
     done = stop_reason(result, limits, minutes=result.get("time_total_s", 0.0) / 60) if result else None
@@ -371,7 +341,10 @@ def _label(result: tune.Result, made: Mapping[str, Point]) -> str:
     """A trial's settings, and those that a scheduler changed since."""
     point = made[result.path.rstrip("/").rpartition("/")[2]]
     config = result.config or {}
-    now = [f"{name}={config[name]}" for name, value in point.values.items() if config.get(name, value) != value]
+    # Where a sweep went on, Tune has read the config from JSON, which has no tuples.
+    told = {name: json.dumps(config.get(name, value), default=str) for name, value in point.values.items()}
+    changed = [name for name, value in point.values.items() if told[name] != json.dumps(value, default=str)]
+    now = [f"{name}={config[name]}" for name in changed]
     return point.label + (f" (now {','.join(now)})" if now else "")
 
 

@@ -52,8 +52,8 @@ try:
     from vllm.v1.engine.llm_engine import LLMEngine
 except Exception as _error:  # a broken installation raises anything
     raise EngineError(
-        f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
-        "or use another engine."
+        f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run "
+        "`pip install 'gspo-rllib[vllm]'`, or use another engine."
     ) from _error
 from gspo_rllib.engines.vllm_classes import classes_kept
 
@@ -95,7 +95,6 @@ class VLLMEngine:
 
     loads_tensors = True
 
-    @process_state_kept("VLLM_")
     def __init__(self, spec: EngineSpec) -> None:
         config = checks.load_config(spec)
         options = _checked_options(spec)
@@ -274,7 +273,7 @@ class VLLMEngine:
         # The environment variable, not the argument, decides whether vLLM's CPU backend starts workers of its own.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
-            with self._eager(), classes_kept() as claim, warnings.catch_warnings():
+            with self._eager(), process_state_kept("VLLM_"), classes_kept() as claim, warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch.distributed
                 if self._on_cpu:
                     model_class = _inspect_here(type(self._layout).__name__)

@@ -12,7 +12,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from gspo_rllib.env_pool.factory import check_language_env_spec
+from gspo_rllib.env_pool.factory import counted_tasks, env_maker
+from gspo_rllib.env_pool.trial import MAKE_S, close_in_time, in_own_thread
 from gspo_rllib.errors import EnvError, described, shown
 
 
@@ -57,14 +58,17 @@ def task_set(env: str | type | None, env_config: Mapping[str, Any] | None) -> Ta
     Raises:
         EnvError: The environment cannot be used, or its ``tasks_digest()`` returns no text.
     """
-    spec = check_language_env_spec(env, env_config)
-    if spec.num_tasks is None:
-        return None
-    instance = spec.make()
-    try:
-        return TaskSet(spec.num_tasks, _digest(str(env), instance))
-    finally:
-        instance.close()
+    name = str(env)
+
+    def look() -> TaskSet | None:
+        instance = env_maker(env, env_config)()
+        try:
+            count = counted_tasks(name, instance)
+            return None if count is None else TaskSet(count, _digest(name, instance))
+        finally:
+            close_in_time(instance, name=name)
+
+    return in_own_thread(look, name=name, seconds=MAKE_S)
 
 
 def _digest(name: str, instance: gym.Env[Any, Any]) -> str | None:

@@ -9,8 +9,11 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.search import Searcher
 
+from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.algorithms.policy_gradient.task_record import task_sets, write_tasks
 from gspo_rllib.cli.sweep_points import Point
-from gspo_rllib.cli.sweep_trials import Judge, Points, going_on_in, row, scheduler, state
+from gspo_rllib.cli.sweep_resume import check_tasks, going_on_in
+from gspo_rllib.cli.sweep_trials import Judge, Points, row, scheduler, state
 from gspo_rllib.configs import RunSettings
 from gspo_rllib.errors import SettingError
 
@@ -107,4 +110,19 @@ def test_trials_of_before_are_what_the_others_are_compared_with(tmp_path: Path) 
 def test_a_sweep_that_never_began_is_not_continued(tmp_path: Path) -> None:
     run = SimpleNamespace(config=SimpleNamespace(algo_class=dict))
     with pytest.raises(SettingError, match=r"was cut short before any trial began\. Start the sweep anew"):
-        going_on_in(tmp_path, run)
+        going_on_in(tmp_path, run, {})
+
+
+def test_a_sweep_is_not_continued_with_other_tasks(tmp_path: Path) -> None:
+    rows = [{"question": f"{n} + 1?", "answer": n + 1} for n in range(4)]
+    settings = {"env_config": {"rows": rows}}
+    config = GSPOConfig().environment("gspo_rllib.envs:gspo_rllib/Dataset-v0", **settings)
+    run, points = SimpleNamespace(config=config), [Point("lr=1", {"lr": 1})]
+    for number in (0, 1):
+        (tmp_path / "lr=1" / f"checkpoint_{number:06}").mkdir(parents=True)
+        write_tasks(tmp_path / "lr=1" / f"checkpoint_{number:06}", task_sets(config))
+    check_tasks(tmp_path, run, points)
+    rows.append({"question": "1?", "answer": 1})
+    with pytest.raises(SettingError, match=r"lr=1 has other tasks now .* \(training: 4 tasks then, 5 now\)"):
+        check_tasks(tmp_path, run, points)
+    check_tasks(tmp_path, run, [Point("rows", settings)])  # each trial has tasks of its own
