@@ -131,7 +131,7 @@ def _of_settings(settings: type[Settings], section: str) -> Iterator[Declared]:
 def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Iterator[Declared]:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-    from gspo_rllib.algorithms.policy_gradient.rllib_checks import allowed_of
+    from gspo_rllib.algorithms.policy_gradient.rllib_checks import said_of
 
     rllib, documented = AlgorithmConfig(), _documented(inspect.getdoc(builder) or "")
     for key, parameter in accepted(inspect.signature(builder)).items():
@@ -142,8 +142,10 @@ def _of_builder(config: PolicyGradientConfig, section: str, builder: Any) -> Ite
             continue
         default, own = _attribute(config, key), _attribute(rllib, key)
         source = "RLlib" if default == own else f"ours; RLlib has {own!r}"
-        allowed = allowed_of(f"{section}.{key}") or type_name(parameter.annotation)
-        yield Declared(f"{section}.{key}", default, allowed, documented.get(key, ""), "", source)
+        note, allowed, is_refused = said_of(f"{section}.{key}")
+        effect = documented.get(key, note) if not is_refused else note  # RLlib says what it does elsewhere
+        allowed = allowed or type_name(parameter.annotation)
+        yield Declared(f"{section}.{key}", default, allowed, effect, "", source)
 
 
 def _attribute(config: Any, key: str) -> Any:

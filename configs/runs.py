@@ -107,6 +107,11 @@ def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
         if key not in known:
             raise SettingError(f"{path.name}: run.{key}: no such setting. {did_you_mean(key, known)}")
     settings = RunSettings(**run_section)
+    if "evaluate_tasks" in run_section and settings.evaluate_every is None:
+        raise SettingError(
+            f"{path.name}: run.evaluate_tasks is {shown(settings.evaluate_tasks)}, but nothing is evaluated: set "
+            "run.evaluate_every, too, or leave it out."
+        )
     config = build_config(
         {name: section for name, section in sections.items() if name != "run"},
         algorithm=settings.algorithm,

@@ -7,7 +7,7 @@ Ends         terminated by a reply with the full score, or after the last attemp
 Info         {"task_id": str, "answer": str} from reset; from step {"valid_action": True, "obs_role": "user"}, and at
              the end {"success": bool}; {"stated_answer": str} where the reply states one, in a form in which equal
              answers are equal texts; {"reason": str} where the verifier found nothing to judge, or could not
-Settings     path: a .jsonl, .json, .csv or .parquet file, a folder saved by the package `datasets`, or
+Settings     path: a .jsonl, .json, .csv (each also .gz) or .parquet file, a folder saved by the package `datasets`, or
              "hub:NAME", with split; limit: only the first so many rows; question, answer: columns; verifier: "exact",
              "numeric", "math_verify", "module:function" or a function; prompt: text around the question, with
              {question}; system_prompt; attempts: 1 to 100
@@ -22,8 +22,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gspo_rllib.envs.dataset_cells import Asked, answer_of, question_of
-from gspo_rllib.envs.dataset_rows import Row, check_rows, load_checked_rows
+from gspo_rllib.envs.dataset_cells import Asked, gold_reader, question_of
+from gspo_rllib.envs.dataset_rows import Row, check_rows, load_checked_rows, rows_digest
 from gspo_rllib.envs.dataset_rows import load_rows as load_rows
 from gspo_rllib.envs.tasks import checked_integer, numbered_task
 from gspo_rllib.envs.text_task import TextTaskEnv
@@ -35,9 +35,8 @@ from gspo_rllib.envs.verifiers import (
     find_verifier,
     judge,
     math_verify,
-    numeric,
 )
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import SettingError, shown
 from gspo_rllib.types import STATED_ANSWER, ChatSpec
 
 
@@ -87,24 +86,28 @@ class DatasetEnv(TextTaskEnv):
     ) -> None:
         if (path is None) == (rows is None):
             raise SettingError(f"path={path!r} and rows={'given' if rows else rows}: give exactly one of the two.")
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise SettingError(f"path={shown(path)}: must be the path of one file or folder, or 'hub:NAME'.")
+        if isinstance(rows, str | Mapping) or hasattr(rows, "iterrows"):
+            raise SettingError(
+                f"rows is a {type(rows).__name__}; it must be a list of mappings, one for each row, as a DataFrame's "
+                "to_dict('records') is."
+            )
         if rows is not None and split is not None:
             raise SettingError(f"split={split!r}: rows that are given have no splits. Leave split out.")
         self._verifier = find_verifier(verifier)
-        # A function of the user's own is given what a row holds; the named ones compare texts.
-        self._structured = self._verifier not in VERIFIERS.values()
-        number = self._verifier is numeric
+        self._read_gold = gold_reader(self._verifier)
         if rows is not None:
             self._rows: Sequence[Row] = list(rows)
-            check_rows(self._rows, "rows", question, answer, structured=self._structured, number=number)
+            check_rows(self._rows, "rows", question, answer, self._read_gold)
         else:
-            self._rows = load_checked_rows(
-                str(path), split, question, answer, structured=self._structured, number=number
-            )
+            self._rows = load_checked_rows(str(path), split, question, answer, self._read_gold)
         self._num_rows = len(self._rows)
         if limit is not None:
             self._num_rows = min(self._num_rows, checked_integer("limit", limit, 1, 2**31))
-        if "{question}" not in prompt:
-            raise SettingError(f"prompt={prompt!r}: must contain {{question}}, which stands for the question.")
+        check_prompt(prompt, self._rows[0], question)
+        if not isinstance(system_prompt, str | None):
+            raise SettingError(f"system_prompt={shown(system_prompt)}: must be a text, or None for nothing.")
         self._question, self._answer, self._prompt = question, answer, prompt
         super().__init__(max_turns=checked_integer("attempts", attempts, 1, 100), render_mode=render_mode)
         if self._verifier is math_verify:
@@ -116,6 +119,11 @@ class DatasetEnv(TextTaskEnv):
     def num_tasks(self) -> int:
         """How many rows are asked about."""
         return self._num_rows
+
+    def tasks_digest(self) -> str:
+        """A digest of questions and gold answers; with a verifier of your own, which reads them, of whole rows."""
+        columns = [self._question, self._answer] if self._verifier in VERIFIERS.values() else None
+        return rows_digest(self._rows, columns, self._num_rows)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Asks the question of a row: the one whose number is the task's id, else a random one."""
@@ -151,5 +159,28 @@ class DatasetEnv(TextTaskEnv):
     def _begin(self, row: Mapping[str, Any]) -> Asked:
         asked = question_of(row[self._question])
         self._row, self._text = row, asked.text
-        self._gold = answer_of(row[self._answer], structured=self._structured)
+        self._gold = self._read_gold(row[self._answer])
         return asked
+
+
+def check_prompt(prompt: Any, row: Mapping[str, Any], question: str) -> None:
+    """Refuses a prompt without its question, and one that waits for another column, which would stay as it is written.
+
+    Raises:
+        SettingError: It is such a prompt.
+
+    Example:
+        >>> check_prompt("{question} Put it in \\boxed{}.", {"question": "", "hint": ""}, "question")
+        >>> check_prompt("{question} ({hint})", {"question": "", "hint": ""}, "question")
+        Traceback (most recent call last):
+        gspo_rllib.errors.SettingError: prompt='{question} ({hint})': {hint} would stay as it is: only {question} is \
+filled in. Put the column 'hint' into the question's.
+    """
+    if not isinstance(prompt, str) or "{question}" not in prompt:
+        raise SettingError(f"prompt={prompt!r}: must contain {{question}}, which stands for the question.")
+    for column in row:
+        if column != question and column != "question" and f"{{{column}}}" in prompt:
+            raise SettingError(
+                f"prompt={prompt!r}: {{{column}}} would stay as it is: only {{question}} is filled in. Put the "
+                f"column {column!r} into the question's."
+            )

@@ -6,7 +6,7 @@ import datetime
 import decimal
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from gspo_rllib.envs.answers import stated_answer
 from gspo_rllib.envs.numbers import read_number
+from gspo_rllib.envs.verifiers import VERIFIERS, Verifier, exact, numeric
 from gspo_rllib.errors import shown
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -55,37 +56,75 @@ def question_of(value: Any) -> Asked:
     return Asked(_text(value, "write it as a text, or as a list of messages with 'role' and 'content'"))
 
 
-def answer_of(value: Any, *, structured: bool, number: bool = False) -> str:
-    """The gold answer in the answer column of a row.
+def gold_reader(verifier: Verifier) -> Callable[[Any], str]:
+    """How the answer column is read for a verifier: a function from what it holds to the gold answer.
+
+    It raises ``ValueError``, which says what is wrong, where the column holds nothing, or what is no answer: for a
+    named verifier, a text that states none, and for ``numeric`` one that states no number: no reply could be right.
 
     Args:
-        value: What the column holds.
-        structured: Whether a mapping or a list is handed on as JSON, to a verifier that can read it.
-        number: Whether it must state a number, since no reply to anything else could be right.
-
-    Raises:
-        ValueError: It holds nothing, or what is no answer; the message says what.
+        verifier: Compares with the gold answers. One of the user's own is given a mapping or a list as JSON.
 
     Example:
-        >>> answer_of(42, structured=False), answer_of(True, structured=False), answer_of([1], structured=True)
+        >>> from gspo_rllib.envs.verifiers import exact, numeric
+        >>> gold_reader(exact)(42), gold_reader(exact)(True), gold_reader(lambda *_: 1.0)([1])
         ('42', 'True', '[1]')
-        >>> answer_of(None, structured=True)
+        >>> gold_reader(numeric)("#### n/a")
         Traceback (most recent call last):
-        ValueError: holds nothing
+        ValueError: holds '#### n/a', which is no number; verifier='exact' and 'math_verify' take others
     """
-    if isinstance(value, (bool, np.bool_)):
-        return str(value)
-    if structured and isinstance(value, (Mapping, list, tuple, np.ndarray)):
+    if verifier is numeric or verifier is exact:
+        return _gold_number if verifier is numeric else _gold_exact
+    return _gold_stated if verifier in VERIFIERS.values() else gold_of_any_form
+
+
+def gold_of_any_form(value: Any) -> str:
+    """What a verifier of the user's own is given: a text, or JSON."""
+    if isinstance(value, (Mapping, list, tuple, np.ndarray)):
         return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value, ensure_ascii=False, default=str)
-    text = _text(value, "name a column of text, or a verifier of your own, which is given it as JSON")
-    if structured:
-        return text
+    return _gold_text(value)
+
+
+def _gold_stated(value: Any) -> str:
+    text = _gold_text(value)
+    if missing := stated_answer(text).missing:
+        raise ValueError(f"holds {shown(text, 60)}, which states no answer: {missing}")
+    return text
+
+
+def _gold_exact(value: Any) -> str:
+    if isinstance(value, (float, np.floating)) and value == value and float(value).is_integer():
+        # A table with a gap holds whole numbers as 2.0, and the reply 2 would be wrong.
+        raise ValueError(f"holds the float {float(value)!r}, whose text no reply may match; verifier='numeric' does")
+    return _gold_stated(value)
+
+
+def _gold_number(value: Any) -> str:
+    text = _gold_stated(value)
     stated = stated_answer(text)
-    if stated.missing:
-        raise ValueError(f"holds {shown(text, 60)}, which states no answer: {stated.missing}")
-    if number and read_number(stated.text, formula=stated.is_boxed) is None:
+    if read_number(stated.text, formula=stated.is_boxed) is None:
         raise ValueError(f"holds {shown(text, 60)}, which is no number; verifier='exact' and 'math_verify' take others")
     return text
+
+
+def _gold_text(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return str(value)
+    return _text(value, "name a column of text, or a verifier of your own, which is given it as JSON")
+
+
+def agree(gold: str, other: str) -> bool:
+    """Whether two gold answers state the same, whatever is written around them.
+
+    Example:
+        >>> agree("6 * 7 = 42 #### 42", "42.0"), agree("paris", "Paris"), agree("41", "42")
+        (True, True, False)
+    """
+    one, two = stated_answer(gold), stated_answer(other)
+    if one.text.casefold() == two.text.casefold():
+        return True
+    numbers = [read_number(stated.text, formula=stated.is_boxed) for stated in (one, two)]
+    return numbers[0] is not None and numbers[1] is not None and numbers[0].equals(numbers[1])
 
 
 def _text(value: Any, remedy: str) -> str:
@@ -94,6 +133,13 @@ def _text(value: Any, remedy: str) -> str:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError("holds an empty text")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"holds half a character ({value[error.start]!r}), which no tokenizer takes"
+                ) from error
         return str.__str__(value)
     if isinstance(value, (Real, decimal.Decimal)) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value):
         return str(value)

@@ -6,28 +6,30 @@ made when it is asked for. What is wrong with a row is said with its source, its
 
 from __future__ import annotations
 
-import codecs
 import csv
 import functools
+import hashlib
 import importlib
-import io
 import itertools
 import json
+import logging
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from gspo_rllib.envs.dataset_cells import answer_of, question_of
+from gspo_rllib.envs.dataset_cells import agree, gold_of_any_form, question_of
 from gspo_rllib.envs.dataset_hub import HUB, load_from_hub
+from gspo_rllib.envs.dataset_text import PACKED, NumberedRows, read_csv, read_json, read_jsonl
+from gspo_rllib.envs.dataset_text import Row as Row
 from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean, shown
 
-Row = dict[str, Any]
+logger = logging.getLogger("gspo_rllib")
 
-_CSV_FIELD = 2**31 - 1
 _SCANNED = 1000  # rows that are looked at together
-_csv_lock = threading.Lock()  # the longest field is a setting of the whole process
+_COMPARED = 100_000  # rows whose questions are kept for a while, to be compared with each other
+_SAID = 3  # contradictions that are told
 
 
 class LazyRows(Sequence[Row]):
@@ -76,14 +78,6 @@ def _same(one: Row, other: object) -> bool:
     return one == other
 
 
-class NumberedRows(list[Row]):
-    """Rows of a text file, and the line each starts in."""
-
-    def __init__(self, rows: Sequence[Row] = (), lines: Sequence[int] = ()) -> None:
-        super().__init__(rows)
-        self.lines = list(lines)
-
-
 def load_rows(path: str, split: str | None = None) -> Sequence[Row]:
     """The rows of a dataset; read once per process, as every environment of a pool asks for them.
 
@@ -98,7 +92,7 @@ def load_rows(path: str, split: str | None = None) -> Sequence[Row]:
 
 
 def load_checked_rows(
-    path: str, split: str | None, question: str, answer: str, *, structured: bool, number: bool = False
+    path: str, split: str | None, question: str, answer: str, read_gold: Callable[[Any], str]
 ) -> Sequence[Row]:
     """The same rows, every one of which has been looked at: once per process.
 
@@ -107,22 +101,21 @@ def load_checked_rows(
         split: As for ``load_rows``.
         question: Column of the question.
         answer: Column of the gold answer.
-        structured: As for ``answer_of``.
-        number: As for ``answer_of``.
+        read_gold: How a gold answer is read; see ``gold_reader``.
 
     Raises:
         SettingError: The rows have no such column.
         EnvError: There is nothing to read, or it cannot be read, or a row cannot be used.
     """
-    return _load_checked_rows(path, split, _changed(path), question, answer, structured, number)
+    return _load_checked_rows(path, split, _changed(path), question, answer, read_gold)
 
 
 @functools.lru_cache(maxsize=8)
 def _load_checked_rows(
-    path: str, split: str | None, changed: int, question: str, answer: str, structured: bool, number: bool
+    path: str, split: str | None, changed: int, question: str, answer: str, read_gold: Callable[[Any], str]
 ) -> Sequence[Row]:
     rows = _load_rows(path, split, changed)
-    check_rows(rows, f"path={path!r}", question, answer, structured=structured, number=number)
+    check_rows(rows, f"path={path!r}", question, answer, read_gold)
     return rows
 
 
@@ -130,9 +123,7 @@ def _changed(path: str) -> int:
     return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
 
 
-def check_rows(
-    rows: Sequence[Any], source: str, question: str, answer: str, *, structured: bool, number: bool = False
-) -> None:
+def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, read_gold: Callable[[Any], str]) -> None:
     """Looks at every row; of those that are made when asked for, none is kept.
 
     Args:
@@ -140,36 +131,84 @@ def check_rows(
         source: Where they are from.
         question: Column of the question.
         answer: Column of the gold answer.
-        structured: As for ``answer_of``.
-        number: As for ``answer_of``.
+        read_gold: How a gold answer is read; see ``gold_reader``.
 
     Raises:
         SettingError: There is no row, or the first one lacks a column.
         EnvError: A row lacks a column, or holds there what cannot be used.
     """
+    for name, column in (("question", question), ("answer", answer)):
+        if not isinstance(column, str):
+            raise SettingError(f"{name}={column!r}: must be the name of a column, a str.")
+    if question == answer:
+        raise SettingError(f"question={question!r} and answer={answer!r}: one column, so that each is its own answer.")
     if not rows:
         raise SettingError(f"{source}: holds no row.")
     first = rows[0]
     for column in (question, answer):
         if isinstance(first, Mapping) and column not in first:
             raise SettingError(f"the rows have no column {column!r}. {did_you_mean(column, map(str, first))}")
-    checks: dict[str, Callable[[Any], Any]] = {
-        question: question_of,
-        answer: functools.partial(answer_of, structured=structured, number=number),
-    }
+    checks: dict[str, Callable[[Any], Any]] = {question: question_of, answer: read_gold}
     few = rows.scan(list(checks)) if isinstance(rows, LazyRows) else [rows]
+    answers: dict[Any, tuple[str, str]] = {}
+    compared = read_gold is not gold_of_any_form  # a verifier of the user's own may look at other columns, too
     for index, row in enumerate(itertools.chain.from_iterable(few)):
         place = f"line {rows.lines[index]}" if isinstance(rows, NumberedRows) else f"row {index + 1}"
         if not isinstance(row, Mapping):
             raise EnvError(f"{source}, {place}: is a {type(row).__name__}; it must be a mapping.")
+        read = []
         for column, check in checks.items():
             if column not in row:
                 raise EnvError(f"{source}, {place}: has no column {column!r}. {did_you_mean(column, map(str, row))}")
             try:
-                check(row[column])
+                read.append(check(row[column]))
             except ValueError as error:
                 remedy = "Correct the row, or leave it out."
                 raise EnvError(f"{source}, {place}, column {column!r}: {error}. {remedy}") from error
+        asked, gold = read
+        if compared and index < _COMPARED:
+            other, _ = answers.setdefault(asked, (gold, place))
+            if other != gold and not agree(other, gold):
+                _say_contradiction(source, shown(asked.text, 100), answers[asked], (gold, place))
+
+
+@functools.lru_cache(maxsize=64)
+def _say_contradiction(source: str, question: str, one: tuple[str, str], other: tuple[str, str]) -> None:
+    """Says it once: every environment of a pool looks at rows that were given to it."""
+    if _say_contradiction.cache_info().misses <= _SAID:
+        logger.warning(
+            "%s: %s and %s ask the same, %s, and have the gold answers %s and %s: whatever is replied, one of them "
+            "pays nothing for it. Correct one of the rows, or leave it out.",
+            source,
+            one[1],
+            other[1],
+            question,
+            shown(one[0], 60),
+            shown(other[0], 60),
+        )
+
+
+def rows_digest(rows: Sequence[Row], columns: Sequence[str] | None, count: int) -> str:
+    """A digest of the first rows, the same in every process and on every machine, whatever kind of file they are in.
+
+    Args:
+        rows: The rows.
+        columns: Which of their columns count; None for all.
+        count: How many rows count.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    few: Iterable[Sequence[Row]] = [rows]
+    if isinstance(rows, LazyRows):
+        few = rows.scan(list(rows.columns if columns is None else columns))
+    for row in itertools.islice(itertools.chain.from_iterable(few), count):
+        names = sorted(row, key=str) if columns is None else columns
+        told = [str(name) for name in names if columns is None] + [row[name] for name in names]
+        state.update(json.dumps(told, default=_plain, skipkeys=True).encode() + b"\n")
+    return state.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @functools.lru_cache(maxsize=8)
@@ -179,26 +218,42 @@ def _load_rows(path: str, split: str | None, changed: int) -> Sequence[Row]:
         return _of_datasets(load_from_hub(_datasets(path), path, split), path, split)
     place = Path(path).expanduser()
     if place.is_dir():
-        saved = _datasets(path).load_from_disk(str(place))
+        try:
+            saved = _datasets(path).load_from_disk(str(place))
+        except (OSError, ValueError) as error:
+            raise EnvError(
+                f"path={path!r} is a folder, but none that the package datasets has saved ({described(error, 200)}). "
+                "Give the path of a file in it."
+            ) from error
         # On its own, it may know of which split it is.
         if split is not None and isinstance(saved.column_names, list) and str(saved.split) != split:
             raise _no_splits(path, split)
         return _of_datasets(saved, path, split)
     if not place.is_file():
-        raise EnvError(f"path={path!r}: there is no such file or folder; write 'hub:{path}' for a dataset of the hub.")
+        raise EnvError(f"path={path!r}: there is no such file or folder. {_elsewhere(path)}")
     readers: dict[str, Callable[[Path], Sequence[Row]]]
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    reader = readers.get(place.suffix.lower())
-    if reader is None:
-        raise EnvError(f"path={path!r}: cannot tell its format; allowed: {', '.join(readers)}, or a folder.")
+    readers = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": _read_parquet}
+    packed = place.suffix.lower() == PACKED
+    reader = readers.get(place.with_suffix("").suffix.lower() if packed else place.suffix.lower())
+    if reader is None or (packed and reader is _read_parquet):
+        raise EnvError(
+            f"path={path!r}: cannot tell its format; allowed: {', '.join(readers)}, or a folder; files of text may be "
+            f"packed with gzip, as {PACKED} behind that says."
+        )
     if split is not None:
         raise _no_splits(path, split)
     try:
         return reader(place)
     # What reads a file raises a dozen kinds of errors for its content; RecursionError is one of JSON's.
-    except (ValueError, OSError, TypeError, csv.Error, RecursionError) as error:
+    except (ValueError, OSError, TypeError, EOFError, zlib.error, csv.Error, RecursionError) as error:
         said = str(error)[:300] if type(error) is ValueError else described(error, 300)
         raise EnvError(f"path={path!r} could not be read: {said}") from error
+
+
+def _elsewhere(path: str) -> str:
+    if "://" in path:
+        return "It is read from this machine: download it first."
+    return f"Write 'hub:{path}' for a dataset of the hub."
 
 
 def _no_splits(path: str, split: str) -> EnvError:
@@ -206,78 +261,6 @@ def _no_splits(path: str, split: str) -> EnvError:
         f"path={path!r}: split={split!r}, but there are no splits to choose from. Leave split out, or give the path of "
         "that split."
     )
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text: they end with a line feed, and with nothing else that Unicode calls a line break."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"line {number} is not in UTF-8 ({error.reason}); save the file as UTF-8") from error
-            yield number, text
-
-
-def _read_jsonl(path: Path) -> NumberedRows:
-    rows = NumberedRows()
-    for number, line in _lines(path):
-        if line.strip():
-            try:
-                rows.append(_mapping(json.loads(line, object_pairs_hook=_without_doubles)))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from error
-            rows.lines.append(number)
-    return rows
-
-
-def _read_json(path: Path) -> Sequence[Row]:
-    text = "".join(line for _, line in _lines(path))
-    try:
-        document = json.loads(text, object_pairs_hook=_without_doubles)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one document per line, under the name of JSON
-            return _read_jsonl(path)
-        raise ValueError(str(error)) from error
-    if not isinstance(document, list):
-        raise ValueError(f"holds a {type(document).__name__}; it must hold a list of objects")
-    for number, row in enumerate(document, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is a {type(row).__name__}; it must be an object")
-    return document
-
-
-def _read_csv(path: Path) -> NumberedRows:
-    text = "".join(line for _, line in _lines(path))
-    rows = NumberedRows()
-    with _csv_lock:
-        before = csv.field_size_limit(_CSV_FIELD)
-        try:
-            reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-            header: list[str] | None = None
-            while True:
-                line = reader.line_num + 1
-                try:
-                    fields = next(reader, None)
-                except csv.Error as error:
-                    raise ValueError(f"line {line}: {error}") from error
-                if fields is None:
-                    return rows
-                if not fields:
-                    continue
-                if header is None:
-                    header = fields
-                    _check_once([name for name in fields if name.strip()], "in the header")
-                    continue
-                if any(field.strip() for field in fields[len(header) :]):
-                    raise ValueError(
-                        f"line {line} has {len(fields)} fields for the {len(header)} columns of the header; put quotes "
-                        "around a field that holds a comma"
-                    )
-                rows.append(dict(zip(header, fields, strict=False)))
-                rows.lines.append(line)
-        finally:
-            csv.field_size_limit(before)
 
 
 def _read_parquet(path: Path) -> LazyRows:
@@ -303,26 +286,6 @@ def _of_datasets(dataset: Any, path: str, split: str | None) -> LazyRows:
             yield [dict(zip(columns, values, strict=True)) for values in zip(*map(few.get, columns), strict=True)]
 
     return LazyRows(dataset.column_names, len(dataset), lambda number: dict(dataset[number]), scan)
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        _check_once([name for name, _ in pairs], "in one object")
-    return row
-
-
-def _check_once(names: Sequence[str], where: str) -> None:
-    """Refuses a name that is there twice, of which readers take the last."""
-    double = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if double is not None:
-        raise ValueError(f"{shown(double)} is there twice {where}; give each column one name")
-
-
-def _mapping(row: Any) -> Row:
-    if not isinstance(row, dict):
-        raise ValueError(f"a row is a {type(row).__name__}; it must be an object")
-    return row
 
 
 def _datasets(path: str) -> Any:

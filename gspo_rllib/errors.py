@@ -109,10 +109,12 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
         "Did you mean 'group_size'?"
         >>> did_you_mean("x", ["b", "a"])
         'Allowed: a, b.'
+        >>> did_you_mean("x", [])
+        'There is none.'
     """
     names = sorted(allowed)
     near = difflib.get_close_matches(got, names, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(names)}."
+    return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(names)}." if names else "There is none."
 
 
 def described(error: BaseException, most: int = 500) -> str:

@@ -52,6 +52,7 @@ _EVALUATION = (
     "use evaluation(evaluation_interval=..., evaluation_duration=...), or run.evaluate_every on the command line."
 )
 _RUNNERS = "use env_runners(num_env_runners=...), and num_envs_per_env_runner for how many play at once in each."
+_SECTION = "it is a section of a YAML file; what it holds stands by itself in a dict, e.g. {'temperature': 0}."
 _GPUS = "use learners(num_gpus_per_learner=...) for training and env_runners(num_gpus_per_env_runner=...) for sampling."
 
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -111,7 +112,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     _SUPPORT: (
         "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "bad_words",
-        "typical_p", "no_repeat_ngram_size", "logits_processors", "generation_kwargs", "sampling_params",
+        "typical_p", "top_p", "top_k", "min_p", "no_repeat_ngram_size", "logits_processors", "generation_kwargs",
+        "sampling_params",
     ),
     "training samples; for the most likely token in evaluations, evaluation(evaluation_config={'temperature': 0}).": (
         "do_sample", "greedy", "num_beams",
@@ -132,6 +134,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     _RUNNERS: ("num_workers", "num_rollout_workers", "num_actors", "num_samplers"),
     _GPUS: ("num_gpus", "num_gpus_per_worker", "num_gpus_per_learner_worker", "n_gpus_per_node", "gpus"),
+    _SECTION: ("generation", "training", "environment", "env_runners", "learners", "rl_module", "debugging", "agent"),
     "use environment(env='module:Name-v0').": ("env_name", "env_id", "environment_name"),
 }  # fmt: skip
 

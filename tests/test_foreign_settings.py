@@ -52,6 +52,7 @@ def test_no_word_is_a_setting_that_could_have_been_meant() -> None:
         ("training", "learning_rate", "training(lr=...)"),
         ("generation", "max_new_tokens", "generation(max_tokens_per_turn=...)"),
         ("generation", "repetition_penalty", "another distribution"),
+        ("generation", "top_p", "another distribution"),
         ("env_runners", "num_samplers", "env_runners(num_env_runners=...)"),
         ("learners", "n_gpus_per_node", "learners(num_gpus_per_learner=...)"),
         ("rl_module", "model_path", "rl_module(model_config="),
@@ -88,3 +89,8 @@ def test_words_of_an_older_rllib_are_no_guess() -> None:
 
 def test_a_misspelt_setting_still_gets_the_nearest_one() -> None:
     assert hint("groups_per_iteraton", ["groups_per_iteration", "lr"]) == "Did you mean 'groups_per_iteration'?"
+
+
+def test_a_section_inside_of_a_dict_is_answered_as_one() -> None:
+    with pytest.raises(SettingError, match="what it holds stands by itself in a dict"):
+        GSPOConfig().evaluation(evaluation_config={"generation": {"temperature": 0}})

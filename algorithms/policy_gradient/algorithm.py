@@ -42,6 +42,7 @@ from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnReco
 from gspo_rllib.algorithms.policy_gradient.router_gap import ComparesRouting
 from gspo_rllib.algorithms.policy_gradient.saved_as_data import SavedAsData
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.algorithms.policy_gradient.task_record import task_sets
 from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
 from gspo_rllib.driver.curriculum import Curriculum
 from gspo_rllib.driver.fixed_lag import FixedLag
@@ -123,6 +124,7 @@ class PolicyGradient(
             with waiting_is_said(config):
                 super().setup(config)
             self._cluster_monitor = ClusterMonitor(alive_nodes())
+            self._task_sets = task_sets(config, counted=[self.env_runner, self.eval_env_runner])
             self._source = self._make_source()
             self._sync_weights()
         except BaseException:

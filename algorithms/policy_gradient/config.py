@@ -220,7 +220,7 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_played(self)
         if not self.in_evaluation:
             self._check_evaluation()
-        check_engine(chosen_engine(self).name)
+        check_engine(chosen_engine(self).name, generation.engine_options)
         if not self.in_evaluation:
             validation.check_devices(
                 num_gpus_per_learner=self.num_gpus_per_learner,

@@ -7,12 +7,14 @@ Python raised. Here each of these is a ``SettingError`` that says what was got, 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.policy.policy import PolicySpec
 
 from gspo_rllib.algorithms.policy_gradient import rllib_checks
 from gspo_rllib.errors import (
@@ -109,7 +111,8 @@ class GuardedConfig(AlgorithmConfig):
         """
         if not isinstance(config_dict, Mapping | AlgorithmConfig):
             raise ArgumentError(f"update_from_dict got {shown(config_dict)}; allowed: a dict of settings, or a config")
-        own = dict(config_dict.items())  # of RLlib's own, a whole config
+        # Of RLlib's own, a whole config; of Tune, where an experiment goes on, one that was written as JSON.
+        own = {name: _read_back(value, getattr(self, name, None)) for name, value in config_dict.items()}
         rllib_checks.check_keys(own, self, "config")
         rllib_checks.check_overrides(own.get("evaluation_config"), self)
         if "model_config" in own:
@@ -178,3 +181,19 @@ def _guarded(name: str) -> Callable[..., Any]:
 if not TYPE_CHECKING:
     for _name in {setting.builder for setting in rllib_checks.RLLIB_SETTINGS.values()} - {""}:
         setattr(GuardedConfig, _name, _guarded(_name))
+
+
+def _read_back(value: Any, default: Any) -> Any:
+    """A value that was written as JSON, which knows neither tuples nor enumerations, as what its default is.
+
+    Example:
+        >>> _read_back({"a": [1, 2], "b": [3]}, {"a": (0, 0), "b": []})
+        {'a': (1, 2), 'b': [3]}
+    """
+    if isinstance(value, dict) and isinstance(default, dict):
+        return {key: _read_back(entry, default.get(key)) for key, entry in value.items()}
+    if isinstance(value, list) and isinstance(default, tuple | PolicySpec):
+        return tuple(value)  # as RLlib's own to_dict has a PolicySpec
+    if isinstance(default, enum.Enum) and type(value) is str and value in [member.value for member in type(default)]:
+        return type(default)(value)
+    return value

@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.connectors.group_advantages import ADVANTAGE_ESTIMATORS
-from gspo_rllib.driver.group_file import save_groups
+from gspo_rllib.driver.group_file import drop_groups, save_groups
 from gspo_rllib.driver.group_passes import GroupPasses
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import Behavior, RecordedGroups, check_recorded, with_own_behavior
 from gspo_rllib.env_runners.engine_spec import longest_context, vocabulary_size
+from gspo_rllib.env_runners.group_names import number_of
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.types import TokenTrajectory, TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
@@ -33,8 +34,10 @@ class TrainsOnRecorded:
     _settings: TrainingSettings
     _source: GroupSource
     _next_group: int
+    _unfinished: list[str]
     _weights: Weights
     _record: str | os.PathLike[str] | None = None
+    _record_goes_on: bool = False
     _passes: GroupPasses | None = None
 
     def train_on(
@@ -100,15 +103,23 @@ class TrainsOnRecorded:
         finally:
             self._source = sampling
 
-    def record_groups(self, file: str | os.PathLike[str] | None) -> None:
+    def record_groups(self, file: str | os.PathLike[str] | None, *, goes_on: bool = False) -> None:
         """Writes every group that is sampled from now on, as ``save_groups`` does; what is there stays.
 
         Args:
             file: A JSONL file, added to before each update; None ends it.
+            goes_on: Whether the file is that of this very run, which goes on from a checkpoint: what it holds of groups
+                that are sampled again is taken out.
         """
         self._record = file
+        self._record_goes_on = goes_on
 
     def _keep(self, groups: Sequence[TrajectoryGroup]) -> None:
         """Writes groups that were sampled to the file that was asked for, if one was."""
-        if self._record is not None:
-            save_groups(self._record, groups, append=True)
+        if self._record is None:
+            return
+        if self._record_goes_on:
+            self._record_goes_on = False
+            again = {*self._source.unfinished, *self._unfinished, *(group.group_id for group in groups)}
+            drop_groups(self._record, lambda name: name in again or (number_of(name) or 0) >= self._next_group)
+        save_groups(self._record, groups, append=True)

@@ -210,15 +210,21 @@ def allowed(setting: RLlibSetting, default: Any) -> str:
     return "" if setting.form is None else str(setting.form(object()))
 
 
-def allowed_of(place: str) -> str:
-    """What ``builder.argument`` of RLlib's allows, in words; "" where nothing is said of it, or it is refused.
+def said_of(place: str) -> tuple[str, str, bool]:
+    """What ``builder.argument`` of RLlib's does, what it allows, in words, and whether any other value is refused.
 
     Example:
-        >>> allowed_of("debugging.seed"), allowed_of("env_runners.explore")
-        ('a whole number, >= 0, <= 4290000000', 'True, False')
+        >>> said_of("debugging.seed")[1:], said_of("training.clip_low")
+        (('a whole number, >= 0, <= 4290000000', False), ('', '', False))
+        >>> said_of("training.grad_clip_by")[1:]
+        ("'global_norm'; refused otherwise", True)
     """
-    found = [setting for name, setting in RLLIB_SETTINGS.items() if argument(name) == place]
-    return "".join(allowed(setting, None) for setting in found if setting.fate != "refused")
+    for name, setting in RLLIB_SETTINGS.items():
+        if argument(name) == place:
+            if setting.fate == "refused":
+                return setting.note, f"{allowed(setting, vars(AlgorithmConfig())[name])}; refused otherwise", True
+            return setting.note, allowed(setting, None), False
+    return "", "", False
 
 
 def _check_value(name: str, value: Any, default: Any, setting: RLlibSetting) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow.fs
@@ -15,6 +16,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from gspo_rllib import checkpoints
+from gspo_rllib.algorithms.policy_gradient.task_record import changed_tasks, write_tasks
 from gspo_rllib.checkpoints import pickled
 from gspo_rllib.checkpoints.code import Trust
 from gspo_rllib.checkpoints.components import restore_component, save_component
@@ -22,7 +24,10 @@ from gspo_rllib.checkpoints.places import written
 from gspo_rllib.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
+    from gspo_rllib.env_pool.task_set import TaskSet
     from gspo_rllib.weight_sync import Weights
+
+logger = logging.getLogger("gspo_rllib")
 
 _CHECKPOINT_VERSION = "2.1"
 """RLlib's, of checkpoints with one folder per component."""
@@ -32,6 +37,7 @@ class SavedAsData(Algorithm):
     """RLlib's ``Algorithm``, saved and restored as data."""
 
     _weights: Weights
+    _task_sets: Mapping[str, TaskSet]
 
     def save_to_path(
         self,
@@ -74,6 +80,7 @@ class SavedAsData(Algorithm):
         )
         save_config(self, folder)
         save_component(self, folder)
+        write_tasks(folder, self._task_sets)
         if self._settings.kl_coeff:
             # Without it, a resumed run would measure the divergence from the policy it resumes with.
             (files,) = self._first_learner(lambda learner: learner.reference_files())
@@ -120,6 +127,13 @@ class SavedAsData(Algorithm):
         if component is None:
             # A whole state has its weights synced when it is set.
             self.learner_group.saved(path)
+            if news := changed_tasks(path, self._task_sets):
+                logger.warning(
+                    "checkpoint %s: its run had other tasks than this one has (%s). Which of them come next, in which "
+                    "order and in which epoch, is worked out with the new ones.",
+                    path,
+                    news,
+                )
         else:
             self._sync_weights()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,13 @@ class Tasks:
     def count(self) -> int | None:
         """How many tasks there are; None where an agent makes its own."""
         return None if self._rows is None else len(self._rows)
+
+    def digest(self) -> str:
+        """Changes where one of the tasks does."""
+        state = hashlib.blake2b(digest_size=16)
+        for row in self._rows or []:
+            state.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+        return state.hexdigest()
 
     def check_plain(self) -> None:
         """Refuses tasks that would reach an agent elsewhere changed, or not at all: they are sent as JSON.

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gspo_rllib import __version__
 from gspo_rllib.cli import (
@@ -58,8 +58,19 @@ EXIT_NOBODY_READS = 141
 """128 + SIGPIPE, as shells report a program that wrote to a pipe nobody reads any more."""
 
 
+class _Help(argparse.HelpFormatter):
+    """Has room for the longest name of a command beside what it does; argparse forgets how far those are indented."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = len("    check-env")
+
+
 class _OneLineParser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, like every other error here, and shows help as people read it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, formatter_class=_Help)
 
     def format_help(self) -> str:
         """Descriptions are docstrings, which mark code as reStructuredText does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from gspo_rllib.errors import CheckpointError, SettingError
 from gspo_rllib.places import named_path
 
 if TYPE_CHECKING:
+    from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
     from gspo_rllib.configs import RunSettings
 
 BEST = "best"
@@ -58,6 +60,24 @@ class Resume:
             raise SettingError(
                 f"run.minutes is {limits.minutes:g}, and {self.folder} has taken {self.minutes:.1f}, all its starts "
                 f"together: give more to continue, e.g. --minutes {self.minutes + limits.minutes:.0f}."
+            )
+
+    def check_tasks(self, config: PolicyGradientConfig) -> None:
+        """Refuses to continue a run in its folder with other tasks: its epochs and scores would be of neither.
+
+        Raises:
+            SettingError: A file of tasks was changed, or the config names other ones.
+        """
+        from gspo_rllib.algorithms.policy_gradient.task_record import changed_tasks, task_sets
+
+        if self.folder is None:
+            return
+        if news := changed_tasks(self.checkpoint, task_sets(config)):
+            raise SettingError(
+                f"{self.folder} has other tasks now than it was trained on ({news}), and one run has one set of tasks. "
+                "Put the file back as it was, or go on with the new ones as a run of its own: gspo-rllib train "
+                f"{shlex.quote(os.path.relpath(self.folder / 'config.yaml'))} --resume "
+                f"{shlex.quote(os.path.relpath(self.checkpoint))}"
             )
 
     def record(self) -> dict[str, Any]:

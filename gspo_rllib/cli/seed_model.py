@@ -18,7 +18,7 @@ _COMMAND = "gspo-rllib warmstart"
 def load_with_model(source: str | Path, overrides: Sequence[str]) -> Run:
     """Loads a config whose model must be there.
 
-    Where nothing is overridden, a missing model is told before any framework is loaded, which takes ten seconds.
+    A missing one is told before any framework is loaded, which takes ten seconds.
 
     Args:
         source: Name or path of the config; a comment in it may hold the command that makes the model.
@@ -28,13 +28,13 @@ def load_with_model(source: str | Path, overrides: Sequence[str]) -> Run:
         SettingError: The model is a folder that is not there, with the command that makes it; or as of ``load_run``.
     """
     from gspo_rllib.configs import load_run
-    from gspo_rllib.configs.runs import find_config, read_sections
+    from gspo_rllib.configs.runs import apply_override, find_config, read_sections
 
-    if not overrides:
-        _check_model(read_sections(find_config(source)), source)
-    loaded = load_run(source, overrides)
-    _check_model(loaded.sections, source)
-    return loaded
+    sections = read_sections(find_config(source))
+    for override in overrides:
+        apply_override(sections, override)
+    _check_model(sections, source)
+    return load_run(source, overrides)
 
 
 def _check_model(sections: Sections, source: str | Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
@@ -15,10 +15,10 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, Searc
 
 from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
 from gspo_rllib.cli.progress import clock
-from gspo_rllib.cli.recorder import flatten
+from gspo_rllib.cli.recorder import flatten, read_results
 from gspo_rllib.cli.sweep_points import Point
 from gspo_rllib.cli.training_loop import stop_reason
-from gspo_rllib.errors import own_error
+from gspo_rllib.errors import SettingError, own_error
 from gspo_rllib.trajectory_table import FOLDER
 
 if TYPE_CHECKING:
@@ -43,13 +43,23 @@ class _HandOut(Searcher):
 
     def __init__(self, points: Sequence[Point]) -> None:
         super().__init__()
-        self._left = list(points)
+        self._points = list(points)
+        self._num_made = 0
 
     def suggest(self, trial_id: str) -> Any:
-        return dict(self._left.pop(0).values) if self._left else Searcher.FINISHED
+        if self._num_made == len(self._points):
+            return Searcher.FINISHED
+        self._num_made += 1
+        return dict(self._points[self._num_made - 1].values)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text(str(self._num_made), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        self._num_made = int(Path(checkpoint_path).read_text(encoding="utf-8"))
 
 
 class Points(SearchAlgorithm):
@@ -61,10 +71,16 @@ class Points(SearchAlgorithm):
     Args:
         points: The trials, or a searcher that chooses them.
         at_once: Most trials that run at a time; None for as many as fit.
+
+    Attributes:
+        goes_on: Whether a sweep goes on: Tune would begin anew where it cannot read how far it was. Of the class, since
+            Tune brings an object of its own back.
     """
 
+    goes_on: ClassVar[bool] = False
+
     def __init__(self, points: Sequence[Point] | Searcher, at_once: int | None) -> None:
-        searcher = points if isinstance(points, Searcher) else _HandOut(points)
+        searcher: Searcher = points if isinstance(points, Searcher) else _HandOut(points)
         self._inner = SearchGenerator(ConcurrencyLimiter(searcher, at_once) if at_once else searcher)
 
     @property
@@ -73,7 +89,12 @@ class Points(SearchAlgorithm):
         return int(self._inner.total_samples)
 
     def add_configurations(self, experiments: Any) -> None:
-        """Called by Tune with what all trials share."""
+        """Called by Tune with what all trials share, where it begins."""
+        if self.goes_on:
+            raise SettingError(
+                "--resume: Ray Tune cannot read how far the sweep was; with --verbose it says why. Go on with each "
+                "trial by itself: gspo-rllib train CONFIG --resume CHECKPOINT."
+            )
         self._inner.add_configurations(experiments)
 
     def next_trial(self) -> Trial | None:
@@ -88,6 +109,18 @@ class Points(SearchAlgorithm):
     def is_finished(self) -> bool:
         """Whether every trial has been made."""
         return bool(super().is_finished() or self._inner.is_finished())
+
+    def save_to_dir(self, dirpath: str, **kwargs: Any) -> None:
+        """Called by Tune whenever it writes down how far the sweep is."""
+        self._inner.save_to_dir(dirpath, **kwargs)
+
+    def has_checkpoint(self, dirpath: str) -> bool:
+        """Called by Tune where a sweep goes on."""
+        return bool(self._inner.has_checkpoint(dirpath))
+
+    def restore_from_dir(self, dirpath: str) -> None:
+        """Called by Tune where a sweep goes on: only the trials that were never made are made."""
+        self._inner.restore_from_dir(dirpath)
 
 
 class KeepsInItsFolder:
@@ -111,7 +144,7 @@ class KeepsInItsFolder:
         trial.mkdir(parents=True, exist_ok=True)  # on another machine, or before Tune has written there
         algorithm.trajectory_folder = trial / FOLDER
         if self._groups:
-            algorithm.record_groups(trial / "groups.jsonl")
+            algorithm.record_groups(trial / "groups.jsonl", goes_on=True)
 
 
 class Judge:
@@ -147,6 +180,16 @@ class Judge:
         return float(value) if isinstance(value, (int, float)) and not math.isnan(value) else None
 
 
+class Halving(ASHAScheduler):
+    """Tune's, which forgets what trials had reached where a sweep goes on, and would compare others with nothing."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Called by Tune with every trial, those from before included."""
+        super().on_trial_add(tune_controller, trial)
+        for result in read_results(Path(trial.path)) if trial.has_reported_at_least_once else []:
+            super().on_trial_result(tune_controller, trial, flatten(result))
+
+
 def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) -> TrialScheduler | None:
     """Tune's scheduler of a name.
 
@@ -159,7 +202,7 @@ def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) ->
     interval = max(limits.evaluate_every or 1, (limits.iterations or 90) // 9)
     if name == "asha":
         longest = max(limits.iterations or 10**6, interval)
-        return ASHAScheduler(TIME, metric=SCORE, mode="max", grace_period=interval, reduction_factor=3, max_t=longest)
+        return Halving(TIME, metric=SCORE, mode="max", grace_period=interval, reduction_factor=3, max_t=longest)
     if name == "pbt":
         values: dict[str, list[Any]] = {}
         for attribute in [a for a in points[0].values if a != "seed"]:
@@ -182,12 +225,16 @@ class Report(tune.Callback):
 
     Args:
         run: What all trials share.
-        shows: Whether anything is printed before the end.
+
+    Attributes:
+        shows: Whether anything is printed before the end. Of the class, since Tune brings an object of its own back
+            where a sweep goes on.
     """
 
-    def __init__(self, run: Run, *, shows: bool) -> None:
+    shows: ClassVar[bool] = True
+
+    def __init__(self, run: Run) -> None:
         self._limits = run.settings
-        self._shows = shows
         self._shown_at: dict[str, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -199,44 +246,19 @@ class Report(tune.Callback):
     ) -> None:
         """Called by Tune."""
         now = time.monotonic()
-        if self._shows and now - self._shown_at.get(trial.trial_id, now) >= SHOW_EVERY_S:
+        if self.shows and now - self._shown_at.get(trial.trial_id, now) >= SHOW_EVERY_S:
             self._shown_at[trial.trial_id] = now
             print(row(result, self._limits, "running", str(trial)), flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune."""
-        if self._shows:
+        if self.shows:
             print(row(trial.last_result, self._limits, state(trial.last_result, self._limits), str(trial)), flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune."""
-        if self._shows:
+        if self.shows:
             print(row(trial.last_result or {}, self._limits, "failed", str(trial)), flush=True)
-
-
-def unfinished(folder: str, results: tune.ResultGrid, points: Sequence[Point]) -> list[tuple[Point, Path | None]]:
-    """The trials that are not at their end, those included that were never started, and each one's latest checkpoint.
-
-    Args:
-        folder: The sweep's folder.
-        results: What Tune returned.
-        points: The trials.
-    """
-    trials = tune.ExperimentAnalysis(folder, trials=None).trials or []
-    ended = {str(trial) for trial in trials if trial.status in ("TERMINATED", "ERROR")}
-    saved = {Path(result.path).name: Path(result.checkpoint.path) for result in results if result.checkpoint}
-    return [(point, saved.get(point.folder)) for point in points if point.label not in ended]
-
-
-def going_on(point: Point, config: str, checkpoint: str | None) -> str:
-    """The command that goes on with a trial by itself, or begins it where there is no checkpoint.
-
-    Example:
-        >>> going_on(Point("lr=1e-05", {}, ["training.lr=1e-5", "run.iterations=9"]), "my.yaml", "results/a b/c")
-        "gspo-rllib train my.yaml training.lr=1e-5 run.iterations=9 --resume 'results/a b/c'"
-    """
-    resume = [] if checkpoint is None else ["--resume", checkpoint]
-    return shlex.join(["gspo-rllib", "train", config, *point.overrides, *resume])
 
 
 def state(result: Mapping[str, Any], limits: RunSettings) -> str:
@@ -319,7 +341,10 @@ def _label(result: tune.Result, made: Mapping[str, Point]) -> str:
     """A trial's settings, and those that a scheduler changed since."""
     point = made[result.path.rstrip("/").rpartition("/")[2]]
     config = result.config or {}
-    now = [f"{name}={config[name]}" for name, value in point.values.items() if config.get(name, value) != value]
+    # Where a sweep went on, Tune has read the config from JSON, which has no tuples.
+    told = {name: json.dumps(config.get(name, value), default=str) for name, value in point.values.items()}
+    changed = [name for name, value in point.values.items() if told[name] != json.dumps(value, default=str)]
+    now = [f"{name}={config[name]}" for name in changed]
     return point.label + (f" (now {','.join(now)})" if now else "")
 
 

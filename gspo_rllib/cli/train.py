@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gspo_rllib.cli.trackers import Tracker
     from gspo_rllib.configs import Run, RunSettings
 
-_RUN_OPTIONS = {
+RUN_OPTIONS = {
     "algorithm": ("NAME", "GSPO (default), GRPO, …; see `gspo-rllib list`"),
     "name": ("TEXT", "name of the run; results go to STORAGE/NAME-TIME"),
     "storage": ("DIR", "folder that results are written under"),
@@ -40,6 +40,7 @@ _RUN_OPTIONS = {
     "evaluate_tasks": ("N", "tasks of that set; default 128"),
     "checkpoint_every": ("N", "iterations between checkpoints"),
 }
+"""Options that are short for ``run.NAME=value``: what stands for the value, and what it does."""
 
 
 def add_parser(commands: Any) -> None:
@@ -73,7 +74,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, config: str | None 
     """
     parser.add_argument("config", nargs=config, metavar="CONFIG", help="YAML file, or the name of a shipped config")
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="e.g. training.lr=2e-5")
-    for key, (metavar, text) in _RUN_OPTIONS.items():
+    for key, (metavar, text) in RUN_OPTIONS.items():
         parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=text)
     parser.add_argument("--verbose", action="store_true", help="show what env runners and learners print")
 
@@ -85,7 +86,7 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
     """The overrides, with the options that are short for ``run.key=value``."""
-    options = [f"run.{key}={getattr(arguments, key)}" for key in _RUN_OPTIONS if getattr(arguments, key) is not None]
+    options = [f"run.{key}={getattr(arguments, key)}" for key in RUN_OPTIONS if getattr(arguments, key) is not None]
     return [*arguments.overrides, *options]
 
 
@@ -111,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()
+    if resume is not None:
+        resume.check_tasks(loaded.config)
     followed = trackers_of(loaded)
     say = _silent if arguments.quiet else print
     say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …", flush=True)

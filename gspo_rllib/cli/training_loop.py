@@ -118,7 +118,7 @@ class TrainingLoop:
         self.algorithm.trajectory_folder = self._recorder.folder / FOLDER
         if self._limits.record_groups:
             part = f"_{self._num_restores}" if self._num_restores else ""
-            self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl")
+            self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl", goes_on=not part)
 
     def _train(self) -> Result:
         result: dict[str, Any] = self.algorithm.train()

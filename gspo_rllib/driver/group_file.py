@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -129,6 +129,32 @@ def save_groups(path: str | os.PathLike[str], groups: Iterable[TrajectoryGroup],
     with partial_file.open("w", encoding="ascii") as file:
         file.writelines(lines)
     partial_file.replace(path)
+
+
+def drop_groups(path: str | os.PathLike[str], dropped: Callable[[str], bool]) -> None:
+    """Takes groups out of a file, and lines that are none: one that was being written when its process ended.
+
+    Args:
+        path: As for ``save_groups``; it need not be there.
+        dropped: Whether the group of a name is taken out.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return
+    partial_file = path.with_name(f".writing_{path.name}")
+    with path.open("rb") as file, partial_file.open("wb") as kept:
+        for line in file:
+            name = _name(line)
+            if name is not None and not dropped(name):
+                kept.write(line)
+    partial_file.replace(path)
+
+
+def _name(line: bytes) -> str | None:
+    try:
+        return str(json.loads(line)["group_id"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def group_lines(groups: Sequence[TrajectoryGroup]) -> list[str]:

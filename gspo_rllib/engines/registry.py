@@ -10,13 +10,13 @@ import dataclasses
 import importlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gspo_rllib.engines.protocol import Engine, EngineSpec
-from gspo_rllib.errors import EngineError, GSPOError, WeightSyncError, described, did_you_mean
+from gspo_rllib.errors import EngineError, GSPOError, SettingError, WeightSyncError, described, did_you_mean
 from gspo_rllib.imports import undisturbed
 
 
@@ -29,12 +29,14 @@ class EngineEntry:
         requires: Package that must be importable, or None.
         install: What to run when it is not.
         one_per_process: Whether two engines of this kind cannot live in one process.
+        options: Names of its options; None where only the engine itself knows them, when it is made.
     """
 
     factory: str
     requires: str | None = None
     install: str = ""
     one_per_process: bool = False
+    options: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -48,9 +50,16 @@ class _Held:
 
 _entries: dict[str, EngineEntry] = {
     "vllm": EngineEntry(
-        "gspo_rllib.engines.vllm_adapters:vllm_engine", "vllm", 'pip install -e ".[vllm]"', one_per_process=True
+        "gspo_rllib.engines.vllm_adapters:vllm_engine",
+        "vllm",
+        'pip install "gspo-rllib[vllm]"`, or in a checkout `pip install -e ".[vllm]"',
+        one_per_process=True,
     ),
-    "transformers": EngineEntry("gspo_rllib.engines.transformers:TransformersEngine", "transformers"),
+    "transformers": EngineEntry(
+        "gspo_rllib.engines.transformers:TransformersEngine",
+        "transformers",
+        options=("max_batch_tokens", "kv_cache_memory_bytes"),
+    ),
 }
 _held: dict[str, _Held] = {}
 _lock = threading.RLock()
@@ -87,11 +96,16 @@ def default_engine() -> str:
     return "vllm" if "vllm" in available_engines() else "transformers"
 
 
-def check_engine(name: str) -> EngineEntry:
+def check_engine(name: str, options: Iterable[str] = ()) -> EngineEntry:
     """Whether an engine can be used here, without building it.
+
+    Args:
+        name: Which engine.
+        options: Names of the options that it is to get.
 
     Raises:
         EngineError: The name is unknown, or its package is missing.
+        SettingError: It has no such option.
     """
     if name not in _entries:
         raise EngineError(f"engine {name!r} is unknown. {did_you_mean(name, _entries)}")
@@ -101,6 +115,13 @@ def check_engine(name: str) -> EngineEntry:
             f"engine {name!r} needs the package {entry.requires!r}, which is not installed. Run "
             f"`{entry.install or 'pip install ' + str(entry.requires)}`, or use one of: "
             f"{', '.join(f'engine={other!r}' for other in available_engines())}."
+        )
+    known = entry.options
+    unknown = [] if known is None else [str(option) for option in options if option not in known]
+    if known is not None and unknown:
+        raise SettingError(
+            f"generation.engine_options[{unknown[0]!r}]: the engine {name!r} has no such option. "
+            f"{did_you_mean(unknown[0], known)}"
         )
     return entry
 

@@ -52,8 +52,8 @@ try:
     from vllm.v1.engine.llm_engine import LLMEngine
 except Exception as _error:  # a broken installation raises anything
     raise EngineError(
-        f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run `pip install -e \".[vllm]\"`, "
-        "or use another engine."
+        f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run "
+        "`pip install 'gspo-rllib[vllm]'`, or use another engine."
     ) from _error
 from gspo_rllib.engines.vllm_classes import classes_kept
 

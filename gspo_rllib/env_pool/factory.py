@@ -192,7 +192,7 @@ def _describe(name: str, make: EnvMaker, instance: gym.Env) -> LanguageEnvSpec:
         chat=chat,
         obs_role=_obs_role(instance, chat),
         max_turns=_max_turns(instance),
-        num_tasks=_num_tasks(name, instance),
+        num_tasks=counted_tasks(name, instance),
         deterministic=bool(metadata.get("deterministic", True)),
     )
 
@@ -220,7 +220,12 @@ def _attribute(instance: gym.Env, name: str) -> Any:
         return None
 
 
-def _num_tasks(name: str, instance: gym.Env) -> int | None:
+def counted_tasks(name: str, instance: gym.Env) -> int | None:
+    """How many tasks an environment says that it has; None where it does not count them.
+
+    Raises:
+        EnvError: That is no number of tasks.
+    """
     if not instance.has_wrapper_attr("num_tasks"):
         return None
     count = instance.get_wrapper_attr("num_tasks")()

@@ -102,7 +102,8 @@ def check_lora(lora: Any, *, path: str, trust_remote_code: bool) -> LoraSettings
     settings = LoraSettings(**lora)
     if importlib.util.find_spec("peft") is None:
         raise SettingError(
-            f'{LoraSettings.SECTION} needs the package peft, which is not installed. Run `pip install -e ".[lora]"`, '
+            f"{LoraSettings.SECTION} needs the package peft, which is not installed. Run "
+            '`pip install "gspo-rllib[lora]"`, or in a checkout `pip install -e ".[lora]"`, '
             "or set it to None to train every weight."
         )
     if settings.adapter is not None:

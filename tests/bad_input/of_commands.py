@@ -122,6 +122,14 @@ COMMANDS: list[Case] = [
     _override("run.storage=null", "run.storage: expected text, got None."),
     _override("run.algorithm=GSPOO", "run.yaml: run.algorithm is 'GSPOO'; allowed: … Did you mean 'GSPO'?"),
     _override("run.evaluate_tasks=some", f"run.evaluate_tasks: {WHOLE} 'some'."),
+    _override(
+        "run.evaluate_tasks=64",
+        "run.yaml: run.evaluate_tasks is 64, but nothing is evaluated: set run.evaluate_every, too, or leave it out.",
+    ),
+    _override(
+        "generation.engine=transformers generation.engine_options.max_batch_token=3",
+        "generation.engine_options['max_batch_token']: the engine 'transformers' has no such option. Did you mean …",
+    ),
     _override("run.foo=1", "run.yaml: run.foo: no such setting. Allowed: …"),
     command(
         "train run.yaml --resume nowhere", "checkpoint 'nowhere': there is no such folder. Give what save_to_path …"

@@ -39,9 +39,10 @@ def trained(config_file: str, ray_local: None, tmp_path_factory: pytest.TempPath
     """A run of two iterations with a checkpoint after each: its folder and what it printed."""
     storage = tmp_path_factory.mktemp("results")
     lines: list[str] = []
+    settings = ["run.checkpoint_every=1", "run.record_groups=true"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
-        code = main(["train", config_file, "--iterations", "2", "--storage", str(storage), "run.checkpoint_every=1"])
+        code = main(["train", config_file, "--iterations", "2", "--storage", str(storage), *settings])
     assert code == 0
     (folder,) = storage.iterdir()
     return SimpleNamespace(folder=folder, text="\n".join(lines), checkpoint=folder / "checkpoints" / "iteration_000002")

@@ -33,3 +33,14 @@ def test_piped_it_is_one_line_per_setting(monkeypatch: pytest.MonkeyPatch, capsy
     assert len([line for line in lines if line.startswith("training.")]) > 40
     assert not [line for line in lines if "." not in line.split()[0]]
     assert not [line for line in lines if " at 0x" in line]
+
+
+def test_a_setting_of_rllibs_that_would_do_nothing_is_shown_as_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    main(["settings", "*clip_*"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "Allowed: 'global_norm'; refused otherwise." in lines["training.grad_clip_by"]
+    assert "clips actions" not in lines["environment.clip_actions"], "which RLlib's own docstring says"
+    assert "refused" not in lines["training.clip_low"]

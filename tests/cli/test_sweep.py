@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -79,6 +81,84 @@ def test_a_scheduler_is_given_what_it_compares(
     checkpoints.verify(lines[-1].removeprefix("checkpoint: "))
 
 
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_in_its_folder_and_repeats_no_finished_trial(
+    config_file: str, tmp_path: Path
+) -> None:
+    """Killed in the second of three trials, with everything that it had started: one folder, and all three whole."""
+    command = [sys.executable, "-m", "gspo_rllib", "sweep"]
+    options = ["--iterations", "40", "--trials-at-once", "1", "--storage", str(tmp_path), "run.checkpoint_every=1"]
+    options += ["--scheduler", "asha", "--metric", "return"]
+    trials = ["lr=0.0001", "lr=2e-05", "lr=1e-05"]
+    killed = subprocess.Popen(
+        [*command, config_file, "training.lr=1e-4,2e-5,1e-5", *options],
+        env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "0.2"},  # of trials that take seconds
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not any(
+        "TERMINATED" in file.read_text() and len(list((file.parent / trials[1]).glob("checkpoint_*"))) > 2
+        for file in tmp_path.glob("*/experiment_state-*.json")
+    ):
+        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0]
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    (folder,) = tmp_path.iterdir()
+    first = (folder / trials[0] / "result.json").read_bytes()
+    done = subprocess.run([*command, "--resume", str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [folder]
+    assert done.stdout.startswith("3 trials, continued in ")
+    told = [line.split() for line in done.stdout.splitlines() if line.rpartition("lr=")[1] and ":" in line]
+    ended = {words[-1]: words[0] for words in told if words[0] not in ("best:", "checkpoint:")}
+    assert set(ended) == set(trials) and ended[trials[0]] == "40/40"
+    assert (folder / trials[0] / "result.json").read_bytes() == first, "a finished trial is left as it is"
+    for trial in trials[1:]:
+        counts = [json.loads(line)["training_iteration"] for line in (folder / trial / "result.json").open()]
+        assert counts[0] == 1 and sorted(set(counts)) == list(range(1, counts[-1] + 1)), "each goes on where it was"
+    assert json.loads((folder / "run.json").read_text())["earlier"][0]["trials"] == trials
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["calculator"],
+            "a sweep goes on as it was started, so that its trials can be compared; leave out calculator.",
+        ),
+        (["--iterations", "3"], "leave out --iterations 3."),
+        (["--metric", "return"], "leave out --metric return."),
+        ([], "there is no sweep.json in it, so it is not the folder of a sweep; `gspo-rllib train --resume` continues"),
+    ],
+)
+def test_what_is_no_sweep_or_another_one_is_not_continued(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *options, "--resume", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_sweep_whose_trials_a_search_chooses_is_not_continued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"search": "optuna"}))
+    assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    assert "the trials of this sweep are chosen by optuna, which keeps nothing of what it has seen" in (
+        capsys.readouterr().err
+    )
+    assert main(["sweep", "--search", "optuna", "--resume", str(tmp_path)]) == 2
+    assert "leave out --search optuna." in capsys.readouterr().err
+
+
+def test_a_sweep_needs_a_config_or_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep"])
+    assert ended.value.code == 2
+    assert "the following arguments are required: CONFIG" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -124,7 +204,8 @@ def test_an_interrupted_sweep_leaves_a_table_and_says_what_is_left(
     (folder,) = tmp_path.iterdir()
     out = capsys.readouterr().out
     assert "stopped  lr=0.0001" in out and "interrupted: 2 of 2 trials are not at their end" in out
-    assert "gspo-rllib train CONFIG --resume CHECKPOINT" in out.splitlines()[-1]
+    assert "gspo-rllib train CONFIG --resume CHECKPOINT" in out.splitlines()[-2]
+    assert shlex.split(out.splitlines()[-1])[:3] == ["gspo-rllib", "sweep", "--resume"]
     first = folder / "lr=0.0001" / "result.json"
     trained = first.read_text().count("\n")
     assert 3 <= trained < 40

@@ -22,6 +22,7 @@ from gspo_rllib.agents.session import Call, ChatRequest
 from gspo_rllib.agents.stitching import episode_of
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
+from gspo_rllib.driver.group_file import drop_groups
 from gspo_rllib.errors import RecordError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import (
@@ -468,3 +469,14 @@ def test_groups_from_a_file_are_trained_like_sampled_ones_or_not_at_all(
     finally:
         sampling.stop()
         recorded.stop()
+
+
+def test_groups_that_are_dropped_leave_the_others_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "groups.jsonl"
+    drop_groups(file, lambda name: True)
+    assert not file.exists()
+    lines = [f'{{"group_id": "{number}", "trajectories":  [] }}\n' for number in range(4)]
+    file.write_text("".join([*lines[:2], '{"gro{"group_id": 1}\n', "[]\n", *lines[2:]]) + '{"group_id": "9"}')
+    drop_groups(file, lambda name: name == "2")
+    assert file.read_text() == "".join([*lines[:2], lines[3]]), "to the letter, and without what is no group"
+    assert list(tmp_path.iterdir()) == [file]

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from gspo_rllib.engines import registry
+from gspo_rllib.engines import registry, transformers
 from gspo_rllib.engines.protocol import Engine, EngineSpec, GenerationRequest
-from gspo_rllib.errors import EngineError
+from gspo_rllib.errors import EngineError, SettingError
 
 FACTORY = "gspo_rllib.engines.transformers:TransformersEngine"
 
@@ -106,3 +106,10 @@ def _closed(engine: Engine) -> bool:
     with pytest.raises(EngineError) as caught:
         engine.submit(GenerationRequest("x", [1], 1, 1.0, 0))  # refused either way: it has no weights
     return "closed" in str(caught.value)
+
+
+def test_an_option_that_the_engine_has_not_is_refused_before_it_is_built(spec: EngineSpec) -> None:
+    entry = registry.check_engine("transformers", spec.options)
+    assert set(entry.options) == set(transformers._OPTIONS)
+    with pytest.raises(SettingError, match=r"engine_options\['max_batch_token'\]: .* Did you mean 'max_batch_tokens'"):
+        registry.check_engine("transformers", {"max_batch_token": 3})

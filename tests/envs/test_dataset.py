@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -407,3 +408,80 @@ def test_without_the_hub_a_data_set_of_it_is_refused_at_once_unless_the_cache_ha
     with pytest.raises(EnvError, match=r"'hub:me/sums' could not be read: ValueError: Unknown split 'tset'"):
         load_rows("hub:me/sums", "tset")
     assert asked == [("me/sums", "train"), ("me/sums", "tset")]
+
+
+def test_the_digest_of_the_tasks_is_of_what_is_asked_and_not_of_the_file(tmp_path) -> None:
+    """The same rows in another kind of file are the same tasks; a corrected answer, or another order, is not."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    text = written(tmp_path, "rows.jsonl", "\r\n".join(map(json.dumps, ROWS)))
+    digest = DatasetEnv(text).tasks_digest()
+    assert digest == DatasetEnv(rows=ROWS).tasks_digest() == DatasetEnv(str(tmp_path / "rows.parquet")).tasks_digest()
+    corrected = [*ROWS[:-1], {**ROWS[-1], "answer": "99"}]
+    assert len({digest, DatasetEnv(rows=corrected).tasks_digest(), DatasetEnv(rows=ROWS[::-1]).tasks_digest()}) == 3
+
+    # What lies behind the limit is no task, nor is a column that only a verifier of one's own could read.
+    assert DatasetEnv(rows=ROWS + ROWS, limit=len(ROWS)).tasks_digest() == digest
+    noted = [{**row, "note": number} for number, row in enumerate(ROWS)]
+    assert DatasetEnv(rows=noted).tasks_digest() == digest
+    own = [DatasetEnv(rows=rows, verifier=lambda *_: 1.0).tasks_digest() for rows in (noted, ROWS)]
+    assert own[0] != own[1]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl", "rows.json.gz", "rows.csv.gz"])
+def test_a_packed_file_is_read_as_what_it_holds(tmp_path, name) -> None:
+    row = {"question": "1?", "answer": "1"}
+    text = "question,answer\n1?,1\n" if "csv" in name else json.dumps([row] if ".json." in name else row)
+    packed = gzip.compress(("\ufeff" + text).encode())
+    assert load_rows(written(tmp_path, name, packed)) == [row]
+    with pytest.raises(EnvError, match="could not be read: EOFError"):
+        load_rows(written(tmp_path, f"cut-{name}", packed[:-9]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"path": 5}, "path=5: must be the path of one file"),
+        ({"path": ["a.jsonl"]}, r"path=\['a.jsonl'\]: must be the path of one file"),
+        ({"path": "s3://bucket/rows.jsonl"}, "It is read from this machine: download it first"),
+        ({"path": "rows.jsonl.zst"}, "there is no such file or folder"),
+        ({"path": "."}, "is a folder, but none that the package datasets has saved"),
+        ({"rows": {"question": "1"}}, r"rows is a dict; .* as a DataFrame's to_dict\('records'\) is"),
+        ({"rows": ROWS, "question": ["question"]}, r"question=\['question'\]: must be the name of a column"),
+        ({"rows": ROWS, "answer": 3}, "answer=3: must be the name of a column"),
+        ({"rows": ROWS, "answer": "question"}, "one column, so that each is its own answer"),
+        ({"rows": ROWS, "prompt": 3}, "prompt=3: must contain {question}"),
+        ({"rows": ROWS, "prompt": "{question} {answer}"}, r"\{answer\} would stay as it is"),
+        ({"rows": ROWS, "system_prompt": 3}, "system_prompt=3: must be a text"),
+        ({"rows": [{"question": "?", "answer": 2.0}]}, "holds the float 2.0, whose text no reply may match; verifier="),
+        ({"rows": [{"question": "\ud800?", "answer": 2}]}, r"holds half a character \('\\ud800'\), which no tokenizer"),
+    ],
+)
+def test_what_would_train_something_else_or_nothing_is_refused(settings, complaint, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((EnvError, SettingError), match=complaint):
+        DatasetEnv(**settings)
+
+
+@pytest.mark.parametrize("sign", ["semicolons", "tabs", "bars"])
+def test_columns_that_no_commas_separate_are_said(tmp_path, sign) -> None:
+    text = "question,answer\n1?,1\n".replace(",", {"semicolons": ";", "tabs": "\t", "bars": "|"}[sign])
+    with pytest.raises(EnvError, match=f"could not be read: its columns are separated by {sign}"):
+        DatasetEnv(written(tmp_path, "rows.csv", text))
+
+
+def test_rows_that_contradict_each_other_are_said_once(caplog) -> None:
+    """Two answers to one question: whatever the policy learns of one row, the other takes away."""
+    rows = [*ROWS, {**ROWS[0], "answer": "7 or so #### 77"}]
+    for _ in range(2):
+        DatasetEnv(rows=rows)
+    (said,) = [record.getMessage() for record in caplog.records if "ask the same" in record.getMessage()]
+    assert said.startswith(f"rows: row 1 and row {len(rows)} ask the same")
+
+    caplog.clear()
+    same = [{"question": "6 * 7?", "answer": answer} for answer in ("42", "so it is #### 42", "42.00")]
+    DatasetEnv(rows=same, verifier="numeric")
+    own = [{"question": "?", "answer": "1", "hidden": 1}, {"question": "?", "answer": "2", "hidden": 2}]
+    DatasetEnv(rows=own, verifier=lambda reply, answer, row: reply == str(row["hidden"]))
+    assert "ask the same" not in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.tune.utils.serialization import TuneFunctionDecoder, TuneFunctionEncoder
 
-from gspo_rllib.algorithms import GSPO, GSPOConfig
+from gspo_rllib.algorithms import ALGORITHMS, GSPO, GSPOConfig
 from gspo_rllib.algorithms.policy_gradient import rllib_checks
 from gspo_rllib.algorithms.policy_gradient.rllib_settings import RLLIB_SETTINGS
 from gspo_rllib.algorithms.policy_gradient.settings_page import settings_page
@@ -339,3 +341,16 @@ def test_the_page_of_settings_is_what_the_tables_say():
 def test_the_page_has_a_row_for_every_attribute():
     rows = [line for line in settings_page().splitlines() if line.startswith("| `")]
     assert len(rows) >= len(vars(GSPOConfig())) >= 60
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_config_that_tune_wrote_down_is_the_same_one(name: str, tiny_dense: str) -> None:
+    """Where an experiment goes on, Tune reads its trials' configs from JSON; one that is refused begins all anew."""
+    algorithm = ALGORITHMS[name]
+    config = algorithm.get_default_config().environment(CoinEnv).rl_module(model_config={"path": tiny_dense})
+    written = json.dumps(config.to_dict(), cls=TuneFunctionEncoder)
+    read = algorithm.get_default_config()
+    read.update_from_dict(TuneFunctionDecoder(allow_cloudpickle=True).decode(written))
+    before, after = config.to_dict(), read.to_dict()
+    assert not [key for key in before if type(before[key]) is not type(after[key]) or before[key] != after[key]]
+    read.validate()
