@@ -22,7 +22,8 @@ def learner_dtype(model_config: Mapping[str, Any]) -> str:
         >>> learner_dtype({}), learner_dtype({"precision": "bfloat16"}), learner_dtype({"autocast_dtype": "bfloat16"})
         ('float32', 'bfloat16', 'bfloat16')
     """
-    return model_config.get("autocast_dtype") or model_config.get("precision") or PRECISIONS[0]
+    dtype: str = model_config.get("autocast_dtype") or model_config.get("precision") or PRECISIONS[0]
+    return dtype
 
 
 def engine_dtype(settings: Any, model_config: Mapping[str, Any]) -> str:
@@ -32,7 +33,8 @@ def engine_dtype(settings: Any, model_config: Mapping[str, Any]) -> str:
         settings: Generation settings, or a config, which has them as attributes.
         model_config: What ``rl_module`` was given.
     """
-    return getattr(settings, "engine_dtype", None) or model_config.get("precision") or PRECISIONS[0]
+    dtype: str = getattr(settings, "engine_dtype", None) or model_config.get("precision") or PRECISIONS[0]
+    return dtype
 
 
 def sync_dtype(config: Any, model_config: Mapping[str, Any]) -> str:
@@ -45,7 +47,7 @@ def sync_dtype(config: Any, model_config: Mapping[str, Any]) -> str:
     overrides = getattr(config, "evaluation_config", None)
     evaluated = overrides.get("engine_dtype") if isinstance(overrides, Mapping) else None
     own = engine_dtype(config, model_config)
-    asked = getattr(config, "sync_dtype", None)
+    asked: str | None = getattr(config, "sync_dtype", None)
     return asked or (PRECISIONS[0] if PRECISIONS[0] in (own, evaluated) else own)
 
 

@@ -20,6 +20,7 @@ from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ArgumentError, SettingError
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.modules import CausalLMModule
+from gspo_rllib.modules.own_attention import own_attention
 from gspo_rllib.packing import pack
 from tests.learners.small_learner import SPACES, even_groups, learner_config
 from tests.modules.adapted_policies import LORA, build, move
@@ -64,7 +65,7 @@ def test_it_is_found_where_others_look_for_it(tiny_dense: str) -> None:
     for builder, word in ((config.generation, "dtype"), (config.training, "bf16"), (config.generation, "precision")):
         with pytest.raises(ArgumentError, match=r"Use rl_module\(model_config=\{'precision': 'bfloat16'\}\)"):
             builder(**{word: "bfloat16"})
-    with pytest.raises(SettingError, match=r"generation.sync_dtype is 'fp8'; allowed: None, 'float32', 'bfloat16'"):
+    with pytest.raises(SettingError, match=r"generation.sync_dtype is 'fp8'; allowed: 'float32', 'bfloat16'"):
         learner_config(tiny_dense).generation(sync_dtype="fp8").validate()
 
 
@@ -79,92 +80,85 @@ POLICIES: dict[str, tuple[str, Any]] = {
 }
 
 
+LEEWAY = {"dense": 1.0, "tied": 1.0, "mixture": 2.0, "adapter": 1.2}
+"""By policy, how many times the error of transformers' model. A router in a mixture may pick another expert."""
+
+
 def _trajectories() -> list[Any]:
     return [token_trajectory(e, advantage=1.0) for group in even_groups(2) for e in group.episodes]
 
 
-def _score(module: CausalLMModule, rows: list[list[Any]]) -> torch.Tensor:
-    return torch.cat([module.forward_train(pack(row))[columns.LOGP] for row in rows])
+def _weights(trajectory: Any) -> torch.Tensor:
+    return torch.linspace(0.5, 1.5, trajectory.num_loss_tokens)
 
 
-def _plain(model: Any, dtype: torch.dtype, *, autocast: bool) -> torch.Tensor:
-    """What transformers' own model gives each sampled token: one trajectory at a time, all of its logits."""
+def _ours(module: CausalLMModule, rows: list[list[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities, and the gradient of their weighted sum."""
+    module.zero_grad()
+    logp_L = torch.cat([module.forward_train(pack(row))[columns.LOGP] for row in rows])
+    (logp_L * torch.cat([_weights(t) for row in rows for t in row])).sum().backward()
+    return logp_L.detach(), _gradient(module.model)
+
+
+def _plain(module: CausalLMModule, dtype: torch.dtype, *, autocast: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Likewise from transformers' own model: one trajectory at a time, its own attention, all of its logits."""
+    model = copy.deepcopy(module.model).to(dtype)
+    model.zero_grad()
     scored = []
-    model = model.to(dtype)
-    for trajectory in _trajectories():
-        ids = torch.as_tensor(trajectory.segments[0]).long()
-        sampled = np.flatnonzero(trajectory.loss_masks[0])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = model(input_ids=ids[None], use_cache=False).logits[0, sampled - 1]
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        scored.append(logp.gather(1, ids[sampled][:, None]).squeeze(1))
-    return torch.cat(scored)
+    with own_attention(model):
+        for trajectory in _trajectories():
+            ids = torch.as_tensor(trajectory.segments[0]).long()
+            sampled = np.flatnonzero(trajectory.loss_masks[0])
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, sampled - 1]
+            logp_L = logits.float().log_softmax(-1).gather(1, ids[sampled][:, None]).squeeze(1)
+            (logp_L * _weights(trajectory)).sum().backward()
+            scored.append(logp_L.detach())
+    return torch.cat(scored), _gradient(model)
+
+
+def _gradient(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
 
 
 def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got.double() - expected.double()).square().mean().sqrt())
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_forward_pass_is_as_near_to_float64_as_transformers_own_in_bfloat16(
-    policy: str, request: pytest.FixtureRequest
-) -> None:
-    name, lora = POLICIES[policy]
-    path = request.getfixturevalue(name)
-    module = build(path, lora, **BF16)
-    if lora:
-        move(module)
-    ours = _score(module, [[t] for t in _trajectories()]).detach()
-    packed = _score(module, [_trajectories()]).detach()
-    plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    plain.load_state_dict(module.adapter.merged_state() if module.adapter else module.model.state_dict())
-    same = _plain(copy.deepcopy(plain), torch.float32, autocast=True)
-    short, exact = (
-        _plain(copy.deepcopy(plain), torch.bfloat16, autocast=False),
-        _plain(plain, torch.float64, autocast=False),
-    )
-    assert ours.dtype == torch.float32
-    noise = _error(short, exact)
-    assert noise > 1e-4
-    # The same casts, then a head of ours: sums in another order, nothing else. An adapter is merged there.
-    assert _error(ours, same) <= noise
-    assert _error(ours, exact) <= noise and _error(packed, exact) <= noise
-
-
-def _gradient(module: CausalLMModule, rows: list[list[Any]]) -> torch.Tensor:
-    module.zero_grad()
-    (
-        _score(module, rows) * torch.cat([torch.linspace(0.5, 1.5, t.num_loss_tokens) for r in rows for t in r])
-    ).sum().backward()
-    return torch.cat([p.grad.flatten() for p in module.policy_parameters() if p.grad is not None])
-
-
-def _distance(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_gradient_in_bfloat16_is_within_two_per_cent_and_the_same_however_it_is_recomputed(
+def test_a_pass_in_bfloat16_is_as_near_to_float32_as_transformers_own(
+    policy: str, request: pytest.FixtureRequest
+) -> None:
+    """Forward and backward, packed or not: within what the casts of transformers' own model in bfloat16 cost."""
+    name, lora = POLICIES[policy]
+    module = build(request.getfixturevalue(name), lora, **BF16)
+    if lora:
+        move(module)
+    exact, short = _plain(module, torch.float32), _plain(module, torch.bfloat16)
+    same = _plain(module, torch.float32, autocast=True)
+    for rows in ([[t] for t in _trajectories()], [_trajectories()]):
+        for got, right, casts, rounded in zip(_ours(module, rows), exact, same, short, strict=True):
+            assert got.dtype == torch.float32
+            bound = _error(rounded, right)
+            assert bound > 1e-4 and 1e-4 < _error(got, right) <= LEEWAY[policy] * bound
+            # The same casts but for the head's, and sums in another order.
+            assert _error(got, casts) <= LEEWAY[policy] * bound
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_recomputed_in_bfloat16_is_bit_for_bit_what_was_computed(
     policy: str, request: pytest.FixtureRequest
 ) -> None:
     name, lora = POLICIES[policy]
     path, rows = request.getfixturevalue(name), [_trajectories()]
-    made = {
-        key: build(path, lora, **settings)
-        for key, settings in {
-            "float32": {}, "bfloat16": BF16, "recomputed": {**BF16, "activation_checkpointing": True},
-            "limited": {**BF16, "max_activation_gb": 1e-9}, "rows": {**BF16, "packing": False},
-        }.items()
-    }  # fmt: skip
-    for module in made.values():
-        if lora:
-            move(module)
-    exact = _gradient(made["float32"], rows)
-    got = _gradient(made["bfloat16"], rows)
-    assert got.dtype == torch.float32 and 1e-4 < _distance(got, exact) < 0.02
-    assert torch.equal(_gradient(made["recomputed"], rows), got)
-    assert _distance(_gradient(made["limited"], rows), got) < 0.01
-    assert _distance(_gradient(made["rows"], rows), exact) < 0.02
+    made = [build(path, lora, **BF16, **settings) for settings in ({}, {"activation_checkpointing": True})]
+    limited = build(path, lora, **BF16, max_activation_gb=1e-9)
+    for module in (*made, limited):
+        move(module)
+    (logp_L, gradient), (again_L, recomputed) = (_ours(module, rows) for module in made)
+    assert torch.equal(logp_L, again_L) and torch.equal(gradient, recomputed)
+    # Some tokens at a time: a matrix's gradient is added up in another order.
+    assert _error(_ours(limited, rows)[1], gradient) < 0.01
 
 
 # -- float32 master weights
@@ -238,3 +232,13 @@ def test_before_the_first_step_the_ratio_is_one_and_the_reference_is_the_policy(
     assert float(results["ratio_mean"].peek()) == pytest.approx(1.0, abs=1e-6)
     if training:
         assert abs(float(results["kl_to_reference"].peek())) < 1e-6
+
+
+def test_old_log_probs_of_the_learners_own_have_no_noise_in_any_minibatch(tiny_dense: str) -> None:
+    """They are of the same rows as the passes they are compared with; these steps are too small to move a weight."""
+    learner = _learner(tiny_dense, lr=1e-15, num_minibatches=2, group_size=2)
+    data = GroupTrainingData.from_groups(even_groups(), num_minibatches=2, seed=0)
+    results = learner.update(training_data=data, num_epochs=1)[DEFAULT_MODULE_ID]
+    assert float(results["num_optimizer_steps"].peek()) == 2
+    assert float(results["abs_log_ratio_mean"].peek()) == 0.0
+    assert float(results["sequence_gap_mean"].peek()) > 0

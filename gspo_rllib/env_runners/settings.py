@@ -105,14 +105,14 @@ class GenerationSettings(Settings):
     engine_dtype: str | None = knob(
         None,
         "Precision of the engine's weights and cache; None: rl_module.model_config.precision.",
-        choices=(None, *PRECISIONS),
+        choices=PRECISIONS,
         source="ours",
     )
     sync_dtype: str | None = knob(
         None,
         "Precision in which engines are sent weights of two dimensions and more; None: that of the engine, which "
         "loses nothing. bfloat16 to an engine in float32 halves the bytes, and rounds its weights.",
-        choices=(None, *PRECISIONS),
+        choices=PRECISIONS,
         source="ours",
     )
     engine_device: str | None = knob(
