@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/precision.py --parts noise --model models/seed
 
 *Learner*: ``benchmarks/learner.py``'s update (episodes to gradient), one learner in turn in either precision.
-*Rollout*: the same env runner plays the same number of multi-turn trajectories with replies of a fixed length, on an
-engine of either precision, in turn and each from an empty cache.
+*Rollout*: the same env runner plays the same number of multi-turn trajectories with replies of a fixed length, each
+time from an empty cache, on an engine of one precision and then on one of the other.
 *Noise*: trajectories of the calculator, sampled by ``--model``, and |log ratio| at the same weights for each ratio's
 scope: a token, the mean over a turn, the mean over a trajectory. Between engine and learner, and between two passes of
 one learner that pack the trajectories otherwise, which is what is left where old log-probs are the learner's own.
@@ -48,19 +48,21 @@ def learner_times(model: str, repetitions: int) -> dict[str, Any]:
     for precision in PRECISIONS:
         compared, numbers = sides(model, "single_turn", precision=precision)
         functions[precision] = compared["learner"]
-    return {"part": "learner", **numbers, **_compared(functions, repetitions)}
+    return {"part": "learner", **numbers, **_compared(measure.alternate(functions, repetitions))}
 
 
 def rollout_times(model: str, engine: str, args: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds of a rollout in either precision, and the ratio of neighbouring runs."""
-    samplers = {precision: Sampler(model, engine, precision, args) for precision in PRECISIONS}
-    functions = {precision: sampler.play for precision, sampler in samplers.items()}
+    timings = {}
+    for precision in PRECISIONS:  # one after the other: a process has one engine of vLLM's at a time
+        sampler = Sampler(model, engine, precision, args)
+        timings |= measure.alternate({precision: sampler.play}, args.repetitions)
+        sampler.runner.stop()
     sizes = {"engine": engine, "turns": args.turns, "tokens_per_turn": args.tokens, "trajectories": args.trajectories}
-    return {"part": "rollout", **sizes, **_compared(functions, args.repetitions)}
+    return {"part": "rollout", **sizes, **_compared(timings)}
 
 
-def _compared(functions: dict[str, Any], repetitions: int) -> dict[str, Any]:
-    timings = measure.alternate(functions, repetitions)
+def _compared(timings: dict[str, list[measure.Timing]]) -> dict[str, Any]:
     return {
         **{f"{precision}_cpu_s": measure.median(runs) for precision, runs in timings.items()},
         "float32_over_bfloat16": measure.ratios(timings["float32"], timings["bfloat16"]),
