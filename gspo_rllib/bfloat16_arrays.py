@@ -17,7 +17,7 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     """A tensor as an array; one on the CPU shares its memory.
 
     Args:
-        tensor: Of any shape and device, without a gradient.
+        tensor: A tensor of any shape, on any device.
 
     Example:
         >>> to_array(torch.ones(2, dtype=torch.bfloat16)).nbytes
@@ -33,7 +33,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     """An array as a tensor that shares its memory where it can; only to be read.
 
     Args:
-        array: Of any shape, as ``to_array`` makes them; may be read-only, as arrays out of Ray's object store are.
+        array: An array of any shape, as ``to_array`` makes them; may be read-only, as arrays out of Ray's object store are.
 
     Example:
         >>> to_tensor(to_array(torch.full((1, 2), 0.1, dtype=torch.bfloat16)))
