@@ -33,7 +33,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     """An array as a tensor that shares its memory where it can; only to be read.
 
     Args:
-        array: An array of any shape, as ``to_array`` makes them; may be read-only, as arrays out of Ray's object store are.
+        array: Any that ``to_array`` makes; it may be read-only, as arrays out of Ray's object store are.
 
     Example:
         >>> to_tensor(to_array(torch.full((1, 2), 0.1, dtype=torch.bfloat16)))
