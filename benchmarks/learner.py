@@ -45,12 +45,12 @@ SPACES = {DEFAULT_MODULE_ID: (UnicodeText(100), UnicodeText(100))}
 BUDGET = 16384
 
 
-def sides(model: str, data: str) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+def sides(model: str, data: str, *, precision: str = "float32") -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
     """What is compared, each a function without arguments; and the sizes of the work."""
     config = (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Calculator-v0", env_config={"operations": 1})
-        .rl_module(model_config={"path": model})
+        .rl_module(model_config={"path": model, "precision": precision})
         .generation(engine="transformers", max_tokens_per_turn=8)
         .training(
             group_size=8, groups_per_iteration=2, num_minibatches=1, old_log_probs="engine",

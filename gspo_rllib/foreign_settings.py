@@ -47,6 +47,10 @@ _DATA = (
     "'verifier': 'numeric'}); its verifier is the reward."
 )
 _MODEL = "use rl_module(model_config={'path': FOLDER_OR_HUB_NAME})."
+_PRECISION = (
+    "use rl_module(model_config={'precision': 'bfloat16'}), for sampling and training; generation(engine_dtype=...) is "
+    "for sampling alone."
+)
 _RUN = "it belongs to a run, not to its algorithm: see the section run: of a YAML file, `gspo-rllib settings 'run.*'`."
 _EVALUATION = (
     "use evaluation(evaluation_interval=..., evaluation_duration=...), or run.evaluate_every on the command line."
@@ -125,6 +129,9 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "reward_fn", "reward_function", "rewards",
     ),
     _MODEL: ("model", "path", "model_path", "model_name", "model_name_or_path", "model_id", "pretrain"),
+    _PRECISION: (
+        "precision", "dtype", "torch_dtype", "bf16", "fp16", "mixed_precision", "use_amp", "rollout_dtype", "half",
+    ),
     _RUN: (
         "output_dir", "save_steps", "save_freq", "logging_steps", "report_to", "max_steps", "total_timesteps",
         "total_epochs", "total_training_steps", "run_name", "project_name", "experiment_name",

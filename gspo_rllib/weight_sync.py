@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -14,17 +15,19 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 
+from gspo_rllib.bfloat16_arrays import to_array
 from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
 from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, on_host
 from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.model_files import ADAPTER_CONFIG
 from gspo_rllib.modules.sharding import is_sharded, whole
+from gspo_rllib.precision import learner_dtype, sync_dtype
 from gspo_rllib.runner_calls import RunnerCall, returned
+from gspo_rllib.sent_dtypes import Wire, each_once
 from gspo_rllib.sent_weights import SentWeights, fetched
 
 _PREFIX = "model."
-_Sent = TypeVar("_Sent")
 
 
 class EnvRunners(Protocol):
@@ -74,18 +77,22 @@ class Weights:
     Later updates of the learners do not change it. The weights of a learner in this process are copied once; a learner
     in an actor writes them to Ray's object store, which runners read from without a detour through the driver.
 
+    Args:
+        learner_group: Has the policy.
+        dtype: Precision to take matrices in; None for the one in which engines are sent them (``sync_dtype``).
+
     Attributes:
         version: Number of updates the learners had made when the weights were taken.
     """
 
-    def __init__(self, learner_group: Learners) -> None:
+    def __init__(self, learner_group: Learners, *, dtype: str | None = None) -> None:
         self._learners = learner_group
         self._taken: Any
         if learner_group.is_local:
-            (self.version, self._conversation), self._taken = self._first_learner(_take_weights)
+            (self.version, self._conversation), self._taken = self._first_learner(partial(_take_weights, dtype=dtype))
         else:
             # Owned by this process: what a learner puts there itself is gone with it.
-            (self.version, self._conversation), self._taken = _kept_weights(learner_group)
+            (self.version, self._conversation), self._taken = _kept_weights(learner_group, dtype)
 
     def _first_learner(self, function: Any) -> Any:
         first = None if self._learners.is_local else self._learners._worker_manager.healthy_actor_ids()[:1]
@@ -108,7 +115,7 @@ class Weights:
         return self._taken
 
     def on_host(self) -> dict[str, np.ndarray]:
-        """The weights as arrays under Hugging Face names, possibly read-only."""
+        """The weights as arrays under Hugging Face names, possibly read-only; see ``bfloat16_arrays``."""
         return on_host(self._here)
 
     def push(self, runners: EnvRunners, *, force: bool = False) -> list[Receipt]:
@@ -236,29 +243,33 @@ def _mark_proven(runner: Any) -> None:
     runner.mark_proven()
 
 
-def _kept_weights(learners: Learners) -> tuple[tuple[int, Conversation], ray.ObjectRef | SentWeights]:
+def _kept_weights(
+    learners: Learners, dtype: str | None
+) -> tuple[tuple[int, Conversation], ray.ObjectRef | SentWeights]:
     """What remote learners have, in the object store; tensor by tensor where they share the model."""
     if not learners.shares_model:
-        return learners.keep(_take_weights)
-    (version, conversation, numbers), arrays = learners.stream(gather_weights)
+        return learners.keep(partial(_take_weights, dtype=dtype))
+    (version, conversation, numbers), arrays = learners.stream(partial(gather_weights, dtype=dtype))
     return (version, conversation), SentWeights(numbers, arrays)
 
 
-def gather_weights(learner: Learner) -> Iterator[Any]:
+def gather_weights(learner: Learner, dtype: str | None = None) -> Iterator[Any]:
     """The version, what engines are asked and which name has which tensor; then the tensors, in the first learner."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    tensors = module.adapter.state() if _swaps_adapters(learner) else _inference_tensors(module)
-    distinct = {id(tensor): tensor for tensor in tensors.values()}
+    swaps = _swaps_adapters(learner)
+    tensors = module.adapter.state() if swaps else _inference_tensors(module)
+    wire = Wire() if swaps else Wire.of(module, learner.config, dtype)
+    distinct = {id(tensor): (name, tensor) for name, tensor in tensors.items()}
     number_of = {key: number for number, key in enumerate(distinct)}
     numbers = {name: number_of[id(tensor)] for name, tensor in tensors.items()}
-    if _swaps_adapters(learner):
+    if swaps:
         numbers[ADAPTER_CONFIG] = len(distinct)
-    yield learner._weights_seq_no, _conversation(module), numbers
-    for tensor in distinct.values():
+    yield learner._weights_seq_no, _conversation(learner), numbers
+    for name, tensor in distinct.values():
         gathered = whole(tensor)
         if gathered is not None:
-            yield gathered.to(_sent_dtype(gathered)).numpy()
-    if _swaps_adapters(learner):
+            yield to_array(gathered.to(wire.dtype_of(name, gathered)))
+    if swaps:
         yield _adapter_config(module)
 
 
@@ -266,35 +277,38 @@ def _swaps_adapters(learner: Learner) -> bool:
     return getattr(learner.config, "adapter_sync", None) == "swap"
 
 
-def _conversation(module: Any) -> Conversation:
+def _conversation(learner: Learner) -> Conversation:
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    # A bound on rounding is asked for: that of the weights on their way is like that of the learner's own passes.
+    rounds = "bfloat16" in (learner_dtype(module.settings), sync_dtype(learner.config, module.settings))
     return Conversation.of(
         module.model.config,
         module.model.get_input_embeddings().num_embeddings,
         temperature=module.temperature,
-        learner_dtype=module.settings["autocast_dtype"] or "float32",
+        learner_dtype="bfloat16" if rounds else "float32",
     )
 
 
-def _take_weights(learner: Learner) -> tuple[tuple[int, Conversation], NamedWeights]:
+def _take_weights(learner: Learner, dtype: str | None = None) -> tuple[tuple[int, Conversation], NamedWeights]:
     """The version, what engines that get the weights are asked, and a copy of the weights."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    about = learner._weights_seq_no, _conversation(module)
+    about, wire = (learner._weights_seq_no, _conversation(learner)), Wire.of(module, learner.config, dtype)
     if _swaps_adapters(learner):
         return about, adapter_state(module)
     if learner.config.num_learners == 0 and learner.config.num_env_runners == 0:
         # On a GPU a copy is made on the device: the way through the host takes a second per 2 GB.
-        return about, _copied(module)
+        return about, _copied(module, wire)
     # The object store makes a copy of its own; for a learner in an actor, out of its answer.
-    uncopied = inference_state(module, copy=False)
+    uncopied = inference_state(module, copy=False, wire=wire)
     return about, ray.put(uncopied) if learner.config.num_learners == 0 else uncopied
 
 
-def _copied(module: Any) -> NamedWeights:
+def _copied(module: Any, wire: Wire) -> NamedWeights:
     """Copies on the device of a module on a GPU, arrays of any other."""
     tensors = _inference_tensors(module)
     if not any(tensor.is_cuda for tensor in tensors.values()):
-        return inference_state(module, copy=True)
-    return _each_once(tensors, lambda tensor: tensor.to(_sent_dtype(tensor), copy=True))
+        return inference_state(module, copy=True, wire=wire)
+    return each_once(tensors, lambda name, tensor: tensor.to(wire.dtype_of(name, tensor), copy=True))
 
 
 def adapter_state(module: Any) -> dict[str, np.ndarray]:
@@ -311,24 +325,26 @@ def _adapter_config(module: Any) -> np.ndarray:
     return np.frombuffer(module.adapter.config_json().encode(), np.uint8)
 
 
-def inference_state(module: Any, *, copy: bool) -> dict[str, np.ndarray]:
+def inference_state(module: Any, *, copy: bool, wire: Wire | None = None) -> dict[str, np.ndarray]:
     """The weights of a causal-LM RLModule that sampling needs.
 
     Args:
         module: An RLModule for torch; what it lists as non-inference attributes is left out.
         copy: Whether the arrays are copies. Those of a module on the CPU otherwise change when it is trained.
+        wire: What they are sent in; float32 without.
 
     Returns:
-        Arrays under Hugging Face names, float32 where they are of floating point. A tensor under two names, such as a
-        tied head, is one array under both: it is copied, sent and compared once.
+        Arrays under Hugging Face names. A tensor under two names, such as a tied head, is one array under both: it is
+        copied, sent and compared once.
     """
+    sent = wire or Wire(torch.float32)
 
-    def array(tensor: torch.Tensor) -> np.ndarray:
-        here = tensor.to("cpu", _sent_dtype(tensor))
+    def array(name: str, tensor: torch.Tensor) -> np.ndarray:
+        here = tensor.to("cpu", sent.dtype_of(name, tensor))
         # By numpy, which asks for huge pages: most of a copy's time goes into touching new memory.
-        return here.numpy().copy(order="K") if copy and here is tensor else here.numpy()
+        return here.numpy().copy(order="K") if copy and here is tensor else to_array(here)
 
-    return _each_once(_inference_tensors(module), array)
+    return each_once(_inference_tensors(module), array)
 
 
 def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:
@@ -345,22 +361,6 @@ def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:
         if not any(name == attribute or name.startswith(f"{attribute}.") for attribute in left_out)
     }
     return unwrap_module_state(state)
-
-
-def _sent_dtype(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float32 if tensor.is_floating_point() else tensor.dtype
-
-
-def _each_once(tensors: Mapping[str, torch.Tensor], convert: Callable[[torch.Tensor], _Sent]) -> dict[str, _Sent]:
-    """Every tensor converted, once where it has several names."""
-    sent: dict[tuple[Any, ...], _Sent] = {}
-    named = {}
-    for name, tensor in tensors.items():
-        where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if where not in sent:
-            sent[where] = convert(tensor)
-        named[name] = sent[where]
-    return named
 
 
 def unwrap_module_state(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.util import log_once
 
-from gspo_rllib.algorithms.policy_gradient import overlap, resources
+from gspo_rllib.algorithms.policy_gradient import bfloat16_gain, overlap, resources
 from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.choices import SCHEDULES
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
@@ -106,6 +106,7 @@ class PolicyGradient(
         """
         resources.check_own_gpu(config)
         resources.check_schedulable(config, main_process=False)
+        bfloat16_gain.say_where_it_gains_nothing(config)
         self._next_group = 0
         self._unfinished: list[str] = []
         self._source: GroupSource

@@ -148,7 +148,7 @@ class AnswersQuestions:
             )
         spaces = self.env_runner_group.get_spaces()
         built: Any = self.config.get_rl_module_spec(spaces=spaces, inference_only=True).build()
-        named = Weights(self.learner_group).on_host()
+        named = Weights(self.learner_group, dtype="float32").on_host()
         built.model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in named.items()})
         module_copy: RLModule = built
         return module_copy

@@ -17,6 +17,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
+from gspo_rllib import precision
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, sharding_checks, validation
@@ -312,8 +313,7 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def recompute_old_log_probs(self) -> bool:
         """Whether the ratio's denominator is the learner's own log-probs, as far as settings say; see the learner."""
-        exact = self.engine_dtype == "float32" and not (self._model_config or {}).get("autocast_dtype")
-        return recomputes_old_log_probs(self, exact=exact)
+        return recomputes_old_log_probs(self, exact=not precision.rounds(self, self._model_config or {}))
 
     @property
     def resolved_token_sum_length(self) -> int:

@@ -261,9 +261,7 @@ _MODULE: dict[str, RLlibSetting] = {
 _EXPERIMENTAL: dict[str, RLlibSetting] = {
     "_validate_config": switch("experimental", "Whether RLlib makes its own checks; this package's are always made."),
     "_is_frozen": used("", "Set by RLlib once an algorithm is built."),
-    **refused(
-        "experimental", "Precision is rl_module(model_config={'autocast_dtype': ...}).", "_torch_grad_scaler_class"
-    ),
+    **refused("experimental", "Precision is rl_module(model_config={'precision': ...}).", "_torch_grad_scaler_class"),
     **refused("experimental", "A schedule is training(lr=[[timestep, lr], ...]).", "_torch_lr_scheduler_classes"),
     **refused(
         "experimental",

@@ -377,7 +377,7 @@ def recomputes_old_log_probs(settings: TrainingSettings, *, exact: bool) -> bool
 
     Args:
         settings: The training settings.
-        exact: Whether engine and learner both compute in float32.
+        exact: Whether engine and learner compute in float32, and weights are sent in it.
     """
     recomputes = LEARNER_RECOMPUTES[settings.old_log_probs]
     return recomputes if recomputes is not None else settings.is_off_policy or not exact

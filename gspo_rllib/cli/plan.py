@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.train import add_config_arguments, overrides_of
 from gspo_rllib.errors import ModelError, SettingError
+from gspo_rllib.precision import engine_dtype, learner_dtype, sync_dtype
 
 if TYPE_CHECKING:
     from gspo_rllib.algorithms import GSPOConfig
@@ -81,7 +82,7 @@ def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
     path, trust = model_path(settings), settings["trust_remote_code"]
     model = load_model_config(path, trust_remote_code=trust)
     try:
-        sizes = ModelSizes.of(model, autocast=settings.get("autocast_dtype") is not None)
+        sizes = ModelSizes.of(model, autocast=learner_dtype(settings) == "bfloat16")
     except Exception as error:  # of any class: transformers' models fail in as many ways as there are
         raise ModelError(
             f"model path {path!r}: its memory cannot be worked out: a small copy of {type(model).__name__} does not "
@@ -135,11 +136,14 @@ def learner_lines(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory) 
 
 def engine_lines(config: GSPOConfig, sizes: ModelSizes, room: float) -> Iterator[str]:
     """What an engine holds, and how much it can remember."""
-    number = _ENGINE_BYTES[config.engine_dtype]
+    dtype = engine_dtype(config, config.model_config)
+    number = _ENGINE_BYTES[dtype]
     ranks = int(config.engine_options.get("tensor_parallel_size", 1))
     weights, token = number * sizes.parameters / ranks, number * sizes.kv_numbers / ranks
     share = config.num_gpus_per_env_runner or 0
-    yield f"engine     {weights / 1e9:.3g} GB of weights ({config.engine_dtype}), {token / 1e3:.3g} kB of cache a token"
+    sent = sync_dtype(config, config.model_config)
+    yield f"sync       {_ENGINE_BYTES[sent] * sizes.parameters / 1e9:.3g} GB are sent after an update ({sent})"
+    yield f"engine     {weights / 1e9:.3g} GB of weights ({dtype}), {token / 1e3:.3g} kB of cache a token"
     if share:
         left = room * min(share, 1) - weights
         yield f"  beside them, its GPU has room for {max(left, 0) / token / 1e3:.0f} thousand tokens of cache"
@@ -164,14 +168,14 @@ def memory_problems(
     if memory.total > learner_room:
         advice = "; ".join(remedies(config, sizes, memory, learner_room, gpus)) or "use a smaller model"
         yield f"a learner needs {memory.total / 1e9:.3g} GB, of {learner_room / 1e9:.3g} GB that it can fill: {advice}"
-    number = _ENGINE_BYTES[config.engine_dtype]
+    number = _ENGINE_BYTES[engine_dtype(config, config.model_config)]
     ranks = int(config.engine_options.get("tensor_parallel_size", 1))
     runner_share = config.num_gpus_per_env_runner or 0
     engine_room = room * (min(runner_share, 1) if runner_share else 1)
     weights = number * sizes.parameters / ranks
     if weights > 0.9 * engine_room:
         least = next((n for n in (2, 4, 8, 16) if number * sizes.parameters / n <= 0.6 * room), 16)
-        half = "generation.engine_dtype=bfloat16; " if number == 4 else ""
+        half = "rl_module.model_config.precision=bfloat16; " if number == 4 else ""
         yield (
             f"an engine's weights are {weights / 1e9:.3g} GB, of {engine_room / 1e9:.3g} GB, which leaves no cache: "
             f"{half}generation.engine_options={{tensor_parallel_size: {least}}} with as many GPUs per env runner"

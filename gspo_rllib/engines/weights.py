@@ -4,13 +4,13 @@ weights sampled which token of a request that an update did not wait for.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from gspo_rllib.bfloat16_arrays import to_array, to_tensor
 from gspo_rllib.engines.protocol import Engine
 from gspo_rllib.errors import WeightSyncError, did_you_mean
 
@@ -32,7 +32,7 @@ def on_host(named_weights: NamedWeights) -> dict[str, np.ndarray]:
     arrays: dict[int, np.ndarray] = {}
     for value in named_weights.values():
         if id(value) not in arrays:
-            arrays[id(value)] = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
+            arrays[id(value)] = to_array(value) if isinstance(value, torch.Tensor) else value
     return {name: arrays[id(value)] for name, value in named_weights.items()}
 
 
@@ -108,11 +108,7 @@ def as_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
         array: An array of any shape; may be read-only, as arrays out of Ray's object store are. A tensor is returned
             as it is, on its device.
     """
-    if isinstance(array, torch.Tensor):
-        return array
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes a scalar a vector
+    return array if isinstance(array, torch.Tensor) else to_tensor(array)
 
 
 class TokenVersions:

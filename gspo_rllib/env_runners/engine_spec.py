@@ -15,6 +15,7 @@ from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_folder import declared_end_ids, load_model_config, load_tokenizer, model_path
 from gspo_rllib.modules.lora_settings import largest_rank
+from gspo_rllib.precision import engine_dtype
 from gspo_rllib.seeds import derive_seed
 from gspo_rllib.types import ChatSpec
 
@@ -203,7 +204,7 @@ def engine_spec(
     return EngineSpec(
         engine=named,
         model=path,
-        dtype=settings.engine_dtype,
+        dtype=engine_dtype(settings, model_config),
         max_model_len=resolve_max_model_len(settings.max_model_len, model_config),
         max_num_seqs=max_num_seqs,
         stop_token_ids=stop_token_ids,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
+from gspo_rllib.precision import PRECISIONS
 from gspo_rllib.value_forms import LONGEST_WAIT_S, named, text, torch_device
 
 ContextOverflow = Literal["truncate", "sliding_window", "summarize"]
@@ -101,11 +102,18 @@ class GenerationSettings(Settings):
     max_summary_tokens: int = knob(
         256, "Most tokens of a summary; used by summarize.", unit="tokens", low=1, source="ours"
     )
-    engine_dtype: str = knob(
-        "float32",
-        "Precision of the engine's weights and cache.",
-        choices=("float32", "bfloat16"),
-        source="ours: exact log-probs",
+    engine_dtype: str | None = knob(
+        None,
+        "Precision of the engine's weights and cache; None: rl_module.model_config.precision.",
+        choices=PRECISIONS,
+        source="ours",
+    )
+    sync_dtype: str | None = knob(
+        None,
+        "Precision in which engines are sent weights of two dimensions and more; None: that of the engine, which "
+        "loses nothing. bfloat16 to an engine in float32 halves the bytes, and rounds its weights.",
+        choices=PRECISIONS,
+        source="ours",
     )
     engine_device: str | None = knob(
         None,

@@ -39,6 +39,7 @@ from gspo_rllib.learners.statistics import (
     UpdateStatistics,
 )
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
+from gspo_rllib.modules.buffers import buffers_changed_by
 from gspo_rllib.modules.routing import expert_layers
 from gspo_rllib.packing import empty_row, packed_rows
 from gspo_rllib.types import TokenTrajectory
@@ -83,8 +84,13 @@ class LanguageLearner(ShardableLearner):
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """As RLlib does; where a pass may miss a parameter, ranks tell each other which of them had a gradient."""
-        if self.config.num_learners > 1 and self.module[DEFAULT_MODULE_ID].reach.may_miss:
-            self.config.torch_ddp_kwargs.setdefault("find_unused_parameters", True)
+        if self.config.num_learners > 1 and not self.is_sharded:
+            module, options = self.module[DEFAULT_MODULE_ID], self.config.torch_ddp_kwargs
+            if module.reach.may_miss:
+                options.setdefault("find_unused_parameters", True)
+            # Otherwise every pass begins with sending all buffers, which hardly any model writes to.
+            if not buffers_changed_by(lambda: module.forward_train(empty_row(self.device)), module):
+                options.setdefault("broadcast_buffers", False)
         super()._make_modules_ddp_if_necessary()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:

@@ -25,11 +25,7 @@ from transformers import PreTrainedModel
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_files import ADAPTER_WEIGHTS, ModelFiles, copy_files
-from gspo_rllib.model_folder import (
-    load_tokenizer,
-    model_path,
-    quiet_transformers,
-)
+from gspo_rllib.model_folder import load_tokenizer, model_path, quiet_transformers
 from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
@@ -45,6 +41,7 @@ from gspo_rllib.modules.sampling_mode import checked_pass
 from gspo_rllib.modules.scoring import Rows, Scoring, check_length, num_cells, score, short_row, trunk_states
 from gspo_rllib.modules.sharding import device_of_shares, is_sharded, shard, shares_of, together, whole_state
 from gspo_rllib.modules.varlen_attention import serves_dtype
+from gspo_rllib.precision import learner_dtype
 
 
 class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
@@ -141,13 +138,13 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             SettingError: ``shared_prefixes`` is True on a device where nothing can be shared.
         """
         device, wanted = next(self.model.parameters()).device, self.settings["shared_prefixes"]
-        dtype = torch.bfloat16 if self.settings["autocast_dtype"] else None
-        if device.type != "cpu" and not serves_dtype(dtype, device):
+        dtype = learner_dtype(self.settings)
+        if device.type != "cpu" and not serves_dtype(getattr(torch, dtype), device):
             if wanted:
                 raise SettingError(
-                    f"rl_module.model_config['shared_prefixes'] is True, but this learner's device is "
-                    f"{device.type!r} and autocast_dtype is {self.settings['autocast_dtype']!r}; prompts can be shared "
-                    "on a CPU, and under 'bfloat16' on a CUDA GPU of compute capability 8.0. Set it to None or False."
+                    f"rl_module.model_config['shared_prefixes'] is True, but this learner's device is {device.type!r} "
+                    f"and it multiplies in {dtype}; prompts can be shared on a CPU, and in "
+                    "bfloat16 on a CUDA GPU of compute capability 8.0. Set it to None or False."
                 )
             return None
         if not self.scoring.shares_prefixes:
@@ -290,8 +287,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return out
 
     def _autocast(self, batch: dict[str, Any]) -> torch.autocast:
-        enabled = self.settings["autocast_dtype"] == "bfloat16"
-        return torch.autocast(batch[columns.TOKEN_IDS].device.type, dtype=torch.bfloat16, enabled=enabled)
+        device = batch[columns.TOKEN_IDS].device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=learner_dtype(self.settings) == "bfloat16")
 
     def save_to_path(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _PRECISION = (
-    "the learner's weights are float32 whatever the folder's dtype, so that small steps are not rounded away. Use "
-    "autocast_dtype='bfloat16' for mixed precision in the learner, and generation(engine_dtype='bfloat16') for "
-    "sampling; `gspo-rllib export` writes the dtype that the model came in."
+    "use precision='bfloat16', for sampling and training; autocast_dtype='bfloat16' is for the learner alone, and "
+    "generation(engine_dtype='bfloat16') for sampling alone. The learner's weights are float32 whatever the folder's "
+    "dtype, so that small steps are not rounded away; `gspo-rllib export` writes the dtype that the model came in."
 )
 _DEVICES = (
     "Ray says which devices there are. Use learners(num_learners=..., num_gpus_per_learner=1) for training and "
@@ -16,7 +16,7 @@ _DEVICES = (
 )
 _QUANTISATION = (
     "every weight is trained, and an update is smaller than a step of a 4- or 8-bit weight. For less memory use "
-    "autocast_dtype='bfloat16', activation_checkpointing=True, a lower training(max_tokens_per_micro_batch=...) or "
+    "precision='bfloat16', activation_checkpointing=True, a lower training(max_tokens_per_micro_batch=...) or "
     "more learners; vLLM can quantise what samples: generation(engine_options={'quantization': 'fp8'})."
 )
 _PATH = "use path: a local Hugging Face folder or a hub name."
@@ -42,7 +42,7 @@ _CACHE = "engines keep keys and values on their own, and the learner needs none.
 _DROPOUT = "a policy is trained as it is sampled, without dropout. Leave it out."
 
 _WORDS: dict[str, tuple[str, ...]] = {
-    _PRECISION: ("dtype", "torch_dtype", "precision", "fp16", "bf16", "half"),
+    _PRECISION: ("dtype", "torch_dtype", "fp16", "bf16", "half"),
     _DEVICES: ("device_map", "device", "max_memory", "tp_plan", "tp_size", "device_mesh", "low_cpu_mem_usage"),
     _QUANTISATION: ("load_in_4bit", "load_in_8bit", "quantization_config", "quantization", "bnb_config"),
     _PATH: (

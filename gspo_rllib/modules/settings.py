@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from gspo_rllib.knobs import Settings, knob, settings_dataclass
 from gspo_rllib.modules.foreign_words import REMEDIES
+from gspo_rllib.precision import PRECISIONS
 
 
 @settings_dataclass
@@ -30,9 +31,16 @@ class ModelSettings(Settings):
         "Branch, tag or commit of a hub name; each machine that has not got it downloads it.",
         source="transformers",
     )
+    precision: str = knob(
+        "float32",
+        "bfloat16: engines sample and learners multiply in bfloat16, and matrices are sent in it; the learner's "
+        "weights, gradients, optimiser state, log-probabilities and loss stay float32.",
+        choices=PRECISIONS,
+        source="ours: exact log-probs",
+    )
     autocast_dtype: str | None = knob(
         None,
-        "bfloat16 trains in mixed precision; weights, optimiser state, log-probabilities and loss stay float32.",
+        "bfloat16 for the learner alone, whatever precision says; None: precision decides.",
         choices=(None, "bfloat16"),
         source="ours: exact log-probs",
     )

@@ -110,6 +110,7 @@ CHOICES: list[Case] = [
     _choice("training.clip_scaling", None, "'none', 'length', 'target', 'deviations'"),
     _choice("generation.engine_dtype", "bfloat", "'float32', 'bfloat16'", "Did you mean 'bfloat16'?"),
     _choice("generation.engine_dtype", PAIR, "'float32', 'bfloat16'"),
+    _choice("generation.sync_dtype", "bfloat", "'float32', 'bfloat16'", "Did you mean 'bfloat16'?"),
     _choice("generation.context_overflow", "summarise", "'truncate', 'sliding_window', 'summarize'", "Did you mean …"),
     _choice("generation.weight_update", "never", "'turn', 'token'", "Allowed: token, turn."),
     _choice("agent.workers", PAIR, "'thread', 'process', 'external'"),

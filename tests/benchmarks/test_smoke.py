@@ -35,6 +35,8 @@ SMALLEST = {
     "--model {model} --seeds 0 --target 0",
     "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
     "long_contexts.py": "--lengths 512 1024 --vocabulary 1024 --ways 0.05",
+    "precision.py": "--size small --vocabulary 1024 --engines transformers --trajectories 2 --turns 1 --tokens 2 "
+    "--repetitions 1",
     "prefixes.py": "--sizes tiny --prompts 16 --group-sizes 2 --completions 8 --repetitions 1",
     "ranges.py": "run {folder}/ranges.jsonl --tasks letters --rules deviations --lrs 1e-4 --iterations 1 "
     "--evaluated 4 --models {folder}",

@@ -34,6 +34,23 @@ def test_a_small_model_fits(tiny_dense: str, capsys: pytest.CaptureFixture[str])
     assert code == 0 and said.splitlines()[-1] == "fits"
 
 
+def test_bfloat16_halves_the_engine_and_what_is_sent_and_takes_less_of_the_learner(
+    tiny_dense: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for precision in ("float32", "bfloat16"):
+        asked = (f"rl_module.model_config.path={tiny_dense}", f"rl_module.model_config.precision={precision}")
+        code, text = _plan(capsys, *asked, "--gpus", "1", "--memory", "24")
+        assert code == 0
+        said[precision] = dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1)
+    one, half = said["float32"], said["bfloat16"]
+    for name in ("engine", "sync"):
+        assert float(half[name].split()[0]) == pytest.approx(float(one[name].split()[0]) / 2, rel=0.01)
+        assert "(bfloat16)" in half[name] and "(float32)" in one[name]
+    assert one["weights"] == half["weights"] and one["optimiser"] == half["optimiser"]
+    assert float(half["activations"].split()[0]) < float(one["activations"].split()[0])
+
+
 @pytest.mark.slow
 def test_a_model_of_8b_does_not_fit_a_learner_of_80_gb(large: str, capsys: pytest.CaptureFixture[str]) -> None:
     """8.19 B parameters x 4 bytes: 32.8 GB of weights, as many of gradients, 65.5 of moments; an engine takes half."""

@@ -18,6 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from gspo_rllib.bfloat16_arrays import to_array
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.in_place import Places
 from gspo_rllib.engines.proof import Conversation, Gap, converse, model_log_probs
@@ -54,8 +55,13 @@ class Loaded:
         for parameter in self.model.parameters():
             parameter.add_(scale * 0.1 * torch.randn(parameter.shape))
 
-    def load(self, version: int) -> None:
-        self.engine.load_weights({name: tensor.numpy() for name, tensor in self.model.state_dict().items()}, version)
+    def load(self, version: int, sent_in: str = "float32") -> None:
+        matrices = getattr(torch, sent_in)
+        state = {
+            name: to_array(tensor.to(matrices) if tensor.dim() > 1 else tensor)
+            for name, tensor in self.model.state_dict().items()
+        }
+        self.engine.load_weights(state, version)
 
     def sync(self, version: int) -> Gap:
         self.load(version)
@@ -114,12 +120,13 @@ def test_updates_in_place_leave_what_the_loader_would(dtype: str, tied: bool, tm
         for version in (1, 2, 3):
             assert (worker._gspo_places is not None) == (version == 3)
             loaded.move(0.3)
-            loaded.load(version)
+            loaded.load(version, sent_in=dtype)
         torch.manual_seed(0)
         in_place = _state(worker)
         assert any(name.endswith(".packed") for name in in_place) and sum(map(len, in_place)) > 10
         places, worker._gspo_places = worker._gspo_places, None
         assert isinstance(places, Places)
+        # In float32, which an engine in bfloat16 rounds itself.
         loaded.load(4)
         torch.manual_seed(0)
         for name, tensor in _state(worker).items():

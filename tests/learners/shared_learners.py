@@ -42,6 +42,7 @@ CASES: dict[str, Case] = {
         {},
     ),
     "reference": ("tiny_dense", {}, {"kl_coeff": 0.1}),
+    "bfloat16": ("tiny_dense", {"autocast_dtype": "bfloat16"}, {"kl_coeff": 0.1, "old_log_probs": "learner"}),
     "adapter and reference": ("tiny_dense", {"lora": LORA}, {"kl_coeff": 0.1}),
     "old log-probs": ("tiny_dense", {}, {"old_log_probs": "learner", "num_epochs": 2}),
     "undone steps": ("tiny_dense", {}, {"target_kl": 1e-3, "undo_overshoot": True, "num_epochs": 2}),

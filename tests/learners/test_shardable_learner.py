@@ -57,12 +57,16 @@ def distance(one: Any, other: Any) -> float:
     return max(float(np.abs(mine[name].astype(float) - others[name]).max(initial=0.0)) for name in mine)
 
 
+def tolerance(name: str) -> float:
+    """A matrix's gradient is a product in bfloat16 for each row of trajectories, and ranks have other rows."""
+    return 1e-5 if CASES[name][0] == "tiny_moe" or name == "bfloat16" else 1e-6
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_train_what_one_learner_trains(name: str, one: Trained, two: list[Trained]) -> None:
     alone, first, second = one[name], two[0][name], two[1][name]
-    tolerance = 1e-5 if CASES[name][0] == "tiny_moe" else 1e-6
-    assert distance(first["state"]["rl_module"], alone["state"]["rl_module"]) <= tolerance
-    assert distance(first["state"]["optimizer"], alone["state"]["optimizer"]) <= tolerance
+    assert distance(first["state"]["rl_module"], alone["state"]["rl_module"]) <= tolerance(name)
+    assert distance(first["state"]["optimizer"], alone["state"]["optimizer"]) <= tolerance(name)
     # What is gathered is the first rank's.
     assert not arrays(second["state"]["rl_module"]) and not second["state"]["optimizer"]
 
@@ -71,7 +75,7 @@ def test_two_ranks_train_what_one_learner_trains(name: str, one: Trained, two: l
 def test_engines_are_sent_what_one_learner_would_send(name: str, one: Trained, two: list[Trained]) -> None:
     alone, first, second = one[name], two[0][name], two[1][name]
     assert list(first["sent"]) == list(alone["sent"]) and not second["sent"]
-    assert distance(first["sent"], alone["sent"]) <= (1e-5 if CASES[name][0] == "tiny_moe" else 1e-6)
+    assert distance(first["sent"], alone["sent"]) <= tolerance(name)
 
 
 def test_a_tied_head_is_sent_once(two: list[Trained]) -> None:

@@ -48,7 +48,7 @@ TABLES = {
 }
 """Setting -> the type that lists its names, where there is one, and the table."""
 
-OWN_BEHAVIOUR = {"adapter_sync", "engine_dtype", "context_overflow", "recorded_behavior"}
+OWN_BEHAVIOUR = {"adapter_sync", "engine_dtype", "sync_dtype", "context_overflow", "recorded_behavior"}
 """Choices from which nothing follows elsewhere: the one place that reads them is the one that does them."""
 
 
