@@ -44,7 +44,8 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {"vllm": {"kv_cache_memory_bytes": 5
 
 def learner_times(model: str, repetitions: int) -> dict[str, Any]:
     """CPU seconds of an update in either precision, and the ratio of neighbouring runs."""
-    functions, numbers = {}, {}
+    functions: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for precision in PRECISIONS:
         compared, numbers = sides(model, "single_turn", precision=precision)
         functions[precision] = compared["learner"]
@@ -53,7 +54,7 @@ def learner_times(model: str, repetitions: int) -> dict[str, Any]:
 
 def rollout_times(model: str, engine: str, args: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds of a rollout in either precision, and the ratio of neighbouring runs."""
-    timings = {}
+    timings: dict[str, Any] = {}
     for precision in PRECISIONS:  # one after the other: a process has one engine of vLLM's at a time
         sampler = Sampler(model, engine, precision, args)
         timings |= measure.alternate({precision: sampler.play}, args.repetitions)

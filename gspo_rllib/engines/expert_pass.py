@@ -20,6 +20,7 @@ class TellsExperts:
     """What the engine does to compare itself with a learner; other engines keep their experts to themselves."""
 
     _device: torch.device
+    _rows: int
     _model: PreTrainedModel | None
     _logits: Callable[[SlotCache, list[int], list[int], list[tuple[int, int, int]]], Tensor]
 
@@ -40,7 +41,7 @@ class TellsExperts:
         per_segment = []
         for ids, mask in zip(trajectory.segments, trajectory.loss_masks, strict=True):
             # Beside the cache of what is being sampled.
-            cache = SlotCache(self._device, self._model.dtype, max_slots=1, max_length=len(ids))
+            cache = SlotCache(self._device, self._model.dtype, 1, len(ids), self._rows)
             cache.reserve(1, len(ids))
             with experts_noted(self._model) as noted:
                 self._logits(cache, ids.tolist(), [len(ids) - 1], [(0, 0, len(ids))])
