@@ -29,13 +29,15 @@ def say_where_it_gains_nothing(config: Any) -> None:
     Args:
         config: The algorithm's config.
     """
+    learner, engine = learner_dtype(config.model_config), engine_dtype(config, config.model_config)
+    if "bfloat16" not in (learner, engine) or torch.cuda.is_available():
+        return
     runners_gpu = config.num_gpus_per_env_runner if config.num_env_runners else config.num_gpus_per_learner
-    engine = engine_dtype(config, config.model_config)
     sides = {
-        "learner": learner_dtype(config.model_config) == "bfloat16" and not config.num_gpus_per_learner,
+        "learner": learner == "bfloat16" and not config.num_gpus_per_learner,
         "engine": engine == "bfloat16" and not (runners_gpu or config.engine_device not in (None, "cpu")),
     }
-    if not any(sides.values()) or torch.cuda.is_available():
+    if not any(sides.values()):
         return
     times = gain()
     if times < LEAST_GAIN and ray.util.log_once("gspo_rllib_bfloat16_gains_nothing"):

@@ -112,7 +112,7 @@ class GuardedConfig(AlgorithmConfig):
         if not isinstance(config_dict, Mapping | AlgorithmConfig):
             raise ArgumentError(f"update_from_dict got {shown(config_dict)}; allowed: a dict of settings, or a config")
         # Of RLlib's own, a whole config; of Tune, where an experiment goes on, one that was written as JSON.
-        own = {name: _read_back(value, getattr(self, name, None)) for name, value in config_dict.items()}
+        own = {name: _read_back(value, getattr(self, str(name), None)) for name, value in config_dict.items()}
         rllib_checks.check_keys(own, self, "config")
         rllib_checks.check_overrides(own.get("evaluation_config"), self)
         if "model_config" in own:

@@ -58,7 +58,7 @@ _entries: dict[str, EngineEntry] = {
     "transformers": EngineEntry(
         "gspo_rllib.engines.transformers:TransformersEngine",
         "transformers",
-        options=("max_batch_tokens", "kv_cache_memory_bytes"),
+        options=("max_batch_tokens", "kv_cache_memory_bytes", "batch_invariant"),
     ),
 }
 _held: dict[str, _Held] = {}

@@ -157,6 +157,7 @@ class Run(PolicyGradient, _NoRLlib):
             num_epochs=1,
             min_informative_trajectories=0,
             returns_decide_advantages=False,
+            router_drift=False,
         )
         self.learners = Learners(world, watch)
         self.config = SimpleNamespace(  # type: ignore[assignment]
@@ -213,7 +214,10 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(weight_sync, "with_alternatives", lambda words, spec: words)
     for name in ("resources", "overlap"):
         patch.setattr(algorithm, name, SimpleNamespace(check_own_gpu=_nothing, check_schedulable=_nothing,
+                                                       main_process_cpus=_nothing,
                                                        say_where_it_cannot_win=_nothing))  # fmt: skip
+    for name in ("threads_for", "task_sets"):
+        patch.setattr(algorithm, name, _nothing)
     patch.setattr(algorithm, "waiting_is_said", lambda config: contextlib.nullcontext())
     patch.setattr(algorithm, "alive_nodes", _nothing)
     patch.setattr(algorithm, "logger", SimpleNamespace(warning=lambda *args: None))

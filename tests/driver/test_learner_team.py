@@ -19,7 +19,7 @@ from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver import learner_watch
 from gspo_rllib.driver.learner_team import LearnerTeam
 from gspo_rllib.driver.learner_watch import LearnerWatch
-from gspo_rllib.driver.processes import actor_entry
+from gspo_rllib.driver.processes import actor_entry, stands_still_anywhere
 from gspo_rllib.errors import LearnersLostError, SettingError
 from gspo_rllib.metrics import NUM_LEARNER_REBUILDS, RECOVERY
 from tests.toy_envs.coin_env import CoinEnv
@@ -252,6 +252,8 @@ def test_without_commits_what_was_lost_is_lost_and_the_sentence_says_what_there_
     assert weights(team) == [0.0, 0.0, 0.0]
     begun = time.monotonic()
     os.kill(int(actor_entry(team._workers[0])["Pid"]), signal.SIGSTOP)
+    while not stands_still_anywhere(team._workers[0]):  # it is stopped when the kernel comes to it
+        assert time.monotonic() - begun < 10
     team.shutdown()
     assert time.monotonic() - begun < 10
 
