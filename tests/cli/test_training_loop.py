@@ -124,6 +124,7 @@ def test_a_policy_that_is_lost_may_end_the_run(tiny_dense: str, ray_local: None,
     )
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_lost_may_be_fetched_back_with_a_smaller_step(
     tiny_dense: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

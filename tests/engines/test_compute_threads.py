@@ -81,6 +81,7 @@ def test_an_algorithm_computes_with_the_cpus_it_was_given_and_gives_the_threads_
     assert torch.get_num_threads() == 7
 
 
+@pytest.mark.slow
 def test_it_samples_as_an_actor_of_ray_does_to_the_bit(tiny_dense: str, many_threads: None, ray_local: None) -> None:
     sampled = []
     for runners in (0, 1):

@@ -157,7 +157,8 @@ def test_adapters_go_when_the_engine_is_closed(tiny_tied: str, swapping: Policy)
 @pytest.mark.parametrize(
     ("engine", "kind"),
     [
-        *(("transformers", kind) for kind in ("tiny_dense", "tiny_tied", "tiny_moe")),
+        *(("transformers", kind) for kind in ("tiny_dense", "tiny_tied")),
+        pytest.param("transformers", "tiny_moe", marks=pytest.mark.slow),
         *(pytest.param("vllm", kind, marks=pytest.mark.slow) for kind in ("tiny_tied", "tiny_moe")),
     ],
 )

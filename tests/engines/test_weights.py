@@ -52,7 +52,9 @@ class Loaded:
         return logp.gather(1, torch.tensor(generation.token_ids).unsqueeze(1)).squeeze(1).numpy()
 
 
-@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(
+    scope="module", params=["transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])]
+)
 def loaded(request: pytest.FixtureRequest, tiny_moe: str) -> Iterator[Loaded]:
     if request.param not in registry.available_engines():
         pytest.skip(f"{request.param} is not installed")
@@ -175,6 +177,7 @@ def test_an_update_that_does_not_fit_leaves_running_requests_as_they_are(loaded:
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 @pytest.mark.parametrize("loaded", ["vllm"], indirect=True)
 def test_an_engine_whose_core_runs_by_itself_refuses_and_says_it_cannot(loaded: Loaded) -> None:
     engine: Any = loaded.engine

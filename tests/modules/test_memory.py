@@ -21,6 +21,7 @@ def test_parameters_are_those_of_the_model(tied: bool) -> None:
     assert ModelSizes.of(config, autocast=False).parameters == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_model_far_larger_than_this_machine_is_counted_in_its_published_size() -> None:
     config = AutoConfig.for_model(
         "qwen3_moe", hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,

@@ -141,7 +141,14 @@ def _restored(way, config, stored):
     return algo
 
 
-@pytest.mark.parametrize("way", ["from_checkpoint", "restore_from_path", "restore", "set_state"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "from_checkpoint",
+        "restore",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("restore_from_path", "set_state")),
+    ],
+)
 @pytest.mark.parametrize("lr", [pytest.param(1e-3, marks=pytest.mark.slow), 1e-9], ids=["the same", "another"])
 def test_a_restored_run_has_the_learning_rate_of_its_own_config(lr, way, stored, tiny_dense, ray_local):
     algo = _restored(way, _config(tiny_dense, lr=lr), stored)
