@@ -1,7 +1,7 @@
 """What a change costs the whole synchronous loop: ``loop.py`` of two checkouts, in turn, in one run.
 
-    git worktree add /tmp/before COMMIT
-    .venv/bin/python benchmarks/before_after.py /tmp/before
+    git worktree add ../before COMMIT
+    .venv/bin/python benchmarks/before_after.py ../before
 
 Each round starts the other checkout first. What is compared is the loop's CPU seconds over those of the work it cannot
 avoid, which each process measures beside it: so a machine that is slower for a while is slower for both.

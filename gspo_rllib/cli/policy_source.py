@@ -185,8 +185,6 @@ def opened_runner(
         WeightSyncError: It samples from another distribution than the model's.
     """
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.engines.compute_threads import ComputeThreads
-    from gspo_rllib.env_runners.engine_spec import threads_for
 
     hush(config)
     config.in_evaluation = True
@@ -194,7 +192,23 @@ def opened_runner(
     config.group_size = group_size
     if episodes is not None:
         config.num_envs_per_env_runner = min(config.num_envs_per_env_runner, episodes)
-    with ComputeThreads(threads_for(config.model_config, config.num_cpus_per_env_runner)):
+    with made_runner(config, num_cpus=config.num_cpus_per_env_runner, version=version) as runner:
+        yield runner
+
+
+@contextlib.contextmanager
+def made_runner(config: GSPOConfig, *, num_cpus: float, version: int) -> Iterator[LanguageEnvRunner]:
+    """An env runner as a validated config has it, in this process, with the weights of the config's model.
+
+    Args:
+        config: What it plays.
+        num_cpus: CPUs that it is given.
+        version: What to call the weights.
+    """
+    from gspo_rllib.engines.compute_threads import ComputeThreads
+    from gspo_rllib.env_runners.engine_spec import threads_for
+
+    with ComputeThreads(threads_for(config.model_config, num_cpus)):
         runner: LanguageEnvRunner = config.env_runner_cls(config=config)
         try:
             give_weights(runner, config, version=version)

@@ -124,10 +124,8 @@ def play_again(config: GSPOConfig, recorded: Row, *, version: int) -> Row:
         RecordError: The group could not be completed.
     """
     from gspo_rllib.algorithms.policy_gradient.resources import main_process_cpus
-    from gspo_rllib.cli.policy_source import give_weights
+    from gspo_rllib.cli.policy_source import made_runner
     from gspo_rllib.cli.quiet import hush
-    from gspo_rllib.engines.compute_threads import ComputeThreads
-    from gspo_rllib.env_runners.engine_spec import threads_for
     from gspo_rllib.trajectory_table import row_of
     from gspo_rllib.types import GROUP
 
@@ -136,18 +134,15 @@ def play_again(config: GSPOConfig, recorded: Row, *, version: int) -> Row:
     if config.play is None and config.env is None:
         raise SettingError("the run's trajectories were played by a harness outside, which cannot be asked again.")
     hush(config)
+    # Those of whoever played it.
+    num_cpus = config.num_cpus_per_env_runner if config.num_env_runners else main_process_cpus(config)
     config.adapter_sync = None  # the engine gets the whole model from here
     config.evaluation(evaluation_interval=None, evaluation_num_env_runners=0)
     config.env_runners(num_env_runners=0).learners(num_learners=0, num_gpus_per_learner=0, sharding="none")
     config.validate()
-    with ComputeThreads(threads_for(config.model_config, main_process_cpus(config))):
-        runner = config.env_runner_cls(config=config)
-        try:
-            give_weights(runner, config, version=version)
-            episodes = runner.sample(group_ids=[recorded["group_id"]])
-            errors = runner.last_errors()
-        finally:
-            runner.stop()
+    with made_runner(config, num_cpus=num_cpus, version=version) as runner:
+        episodes = runner.sample(group_ids=[recorded["group_id"]])
+        errors = runner.last_errors()
     member = next((e for e in episodes if e.custom_data[GROUP].index == recorded["index"]), None)
     if member is None:
         raise RecordError(

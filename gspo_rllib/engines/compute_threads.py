@@ -52,9 +52,9 @@ class ComputeThreads:
     def __init__(self, number: int | None) -> None:
         import torch
 
-        self.number = number
         if number is None:
             return
+        self._number = number
         if not self._held:
             ComputeThreads._before = torch.get_num_threads()
         self._held.append(self)
@@ -66,7 +66,7 @@ class ComputeThreads:
 
         if self in self._held:
             self._held.remove(self)
-            torch.set_num_threads(self._held[-1].number or 1 if self._held else self._before)
+            torch.set_num_threads(self._held[-1]._number if self._held else self._before)
 
     def __enter__(self) -> ComputeThreads:
         return self
