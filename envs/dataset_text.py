@@ -11,11 +11,11 @@ import gzip
 import io
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gspo_rllib.errors import shown
+from gspo_rllib.errors import repeated, shown
 
 Row = dict[str, Any]
 
@@ -101,7 +101,7 @@ def read_csv(path: Path) -> NumberedRows:
                 if header is None:
                     header = fields
                     _check_separated(header)
-                    _check_once([name for name in fields if name.strip()], "in the header")
+                    _check_once((name for name in fields if name.strip()), "in the header")
                     continue
                 if any(field.strip() for field in fields[len(header) :]):
                     raise ValueError(
@@ -123,14 +123,12 @@ def _check_separated(header: Sequence[str]) -> None:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        _check_once([name for name, _ in pairs], "in one object")
+        _check_once((name for name, _ in pairs), "in one object")
     return row
 
 
-def _check_once(names: Sequence[str], where: str) -> None:
-    """Refuses a name that is there twice, of which readers take the last."""
-    double = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if double is not None:
+def _check_once(names: Iterable[str], where: str) -> None:
+    for double in repeated(names):
         raise ValueError(f"{shown(double)} is there twice {where}; give each column one name")
 
 

@@ -21,6 +21,7 @@ The message says what was got, what is allowed, and what to do.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from gspo_rllib.secret_texts import masked
@@ -144,6 +145,16 @@ def shown(value: object, most: int = 100) -> str:
     """
     text = _text_of(value, repr, "it", most)
     return f"{text} ({type(value).__name__})" if text.endswith("…") else text
+
+
+def repeated(names: Iterable[str]) -> dict[str, int]:
+    """How often those names are there that are there more than once; readers of JSON and CSV take the last in silence.
+
+    Example:
+        >>> repeated(["a", "b", "c", "b", "a"])
+        {'a': 2, 'b': 2}
+    """
+    return {name: count for name, count in Counter(names).items() if count > 1}
 
 
 def _text_of(value: object, words: Callable[[object], str], what: str, most: int) -> str:

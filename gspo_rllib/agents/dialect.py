@@ -7,7 +7,6 @@ depend on the one that is spoken.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,7 +15,7 @@ from gspo_rllib.agents.fields import TEMPLATE_KWARGS, Fields
 from gspo_rllib.agents.messages import RequestRefused, checked_tools, sound_text
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import Call, ChatRequest
-from gspo_rllib.errors import shown
+from gspo_rllib.errors import repeated, shown
 
 MAX_CHOICES = 16
 MAX_TOOLS = 128
@@ -98,12 +97,11 @@ def _check_depth(body: dict[str, Any]) -> None:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Which of two values counts differs from parser to parser; Python's takes the last in silence.
+    # Which of two values counts differs from parser to parser.
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = Counter(name for name, _ in pairs)
-        name = next(name for name in names if names[name] > 1)
-        raise RequestRefused(f"the body holds {shown(name)} {names[name]} times in one object; send it once.")
+        name, times = next(iter(repeated(name for name, _ in pairs).items()))
+        raise RequestRefused(f"the body holds {shown(name)} {times} times in one object; send it once.")
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gspo_rllib.errors import SettingError, shown
+from gspo_rllib.errors import SettingError, repeated, shown
 
 Task = dict[str, Any]
 
@@ -118,8 +118,8 @@ def _read(path: str) -> list[Task]:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> Task:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice in one object")
+        double = next(iter(repeated(name for name, _ in pairs)))
+        raise ValueError(f"{shown(double)} is there twice in one object")
     return row
 
 

@@ -30,7 +30,7 @@ from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.driver.recorded import check_recorded, has_logp
 from gspo_rllib.env_runners.engine_spec import load_message_renderer
 from gspo_rllib.env_runners.settings import GenerationSettings
-from gspo_rllib.errors import RecordError, shown
+from gspo_rllib.errors import RecordError, repeated, shown
 from gspo_rllib.types import (
     GROUP,
     REWARD_PARTS,
@@ -190,8 +190,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _without_doubles(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        double = next(iter(repeated(name for name, _ in pairs)))
         raise RecordError(f"{place}: {shown(double)} is there twice in one object; leave out one.")
     return row
 
