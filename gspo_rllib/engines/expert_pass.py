@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gspo_rllib.engines.slot_attention import SlotCache
+from gspo_rllib.engines.slot_cache import SlotCache
 from gspo_rllib.modules.routing import experts_noted
 from gspo_rllib.types import TokenTrajectory
 

@@ -4,19 +4,23 @@ Shapes:  T new tokens of one step, of all requests, in one flat row · N request
 longest of them · L cached tokens of the longest of them · H query heads · J key heads · D head size.
 
 A request owns one slot of every layer's cache ``[slots, J, length, D]``. A step is one forward pass over the flat row
-``[1, T]``; layers that work token by token need no padding at all, and attention runs once per *block* of requests with
-about as many new tokens. Decoding is the block with W = 1.
+``[1, T]``; layers that work token by token need no padding, and attention runs once per *block* of requests. On a
+CPU a block is a run of neighbouring slots, which is read where it lies: a run ends where another call costs less than
+what the longest context, the most new tokens and the idle slots of a longer one would. On a GPU, which wants few calls,
+a block is all requests with about as many new tokens.
 
 On a CPU what a token gets does not depend on what else is in the step. BLAS and the attention kernel compute a row
-alike whatever rows are beside it, as long as there are a few of them, and as long as keys come in whole vectors; so the
-row, the queries and the keys are filled up to that (``ROWS``, ``KEYS``). Measured for float32, MKL and sizes that are
-multiples of 16, on processors with AVX-512; the experts of a mixture get as few rows as they get.
+alike whatever rows are beside it, as long as there are a few of them, and as long as a sum over keys is cut into the
+same parts whatever masked ones come behind; so the row, the queries and the keys are filled up to that (``ROWS``,
+``attended_length``). Measured for float32, MKL and sizes that are multiples of 16, on processors with AVX-512; the
+experts of a mixture get as few rows as they get.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,96 +30,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from gspo_rllib.engines.slot_cache import SlotCache
 from gspo_rllib.engines.trial import untried
 from gspo_rllib.errors import EngineError
 
 ATTENTION_NAME = "gspo_rllib_slots"
-_GROWTH = 64  # tokens; slots are a multiple of it long
-ROWS = 4
-"""Fewer rows than this, a CPU's BLAS multiplies with another kernel, which rounds otherwise."""
-KEYS = 16
-"""float32 numbers of the longest vector of a CPU; a sum over a part of one is rounded otherwise."""
+_CALL = 80_000
+"""What calling the kernel once costs, in numbers of keys times queries that look at them (measured, as the next)."""
+_READING = 7
+"""What reading a key costs, in queries that look at it: keys come from memory."""
 _UNSUPPORTED = ("softcap", "s_aux")  # attention variants that would be silently wrong here
-
-
-class SlotCache:
-    """Keys and values of every layer, one slot per request, grown on demand.
-
-    Args:
-        device: Where the cache lives.
-        dtype: Precision of keys and values.
-        max_slots: Slots there may ever be.
-        max_length: Longest context in tokens.
-        rows: Rows that what is too small is filled up to; 1 for none.
-
-    Attributes:
-        rows: The same.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, max_slots: int, max_length: int, rows: int) -> None:
-        self._device, self._dtype = device, dtype
-        self.rows = rows
-        self._max_slots, self._max_length = max_slots, whole_vectors(max_length)
-        self._slots = self._length = 0
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one cached token in all layers; 0 before the first forward pass."""
-        return sum(x.element_size() * x.shape[1] * x.shape[3] for pair in self._layers.values() for x in pair)
-
-    def reserve(self, slots: int, length: int) -> None:
-        """Makes room for slots ``0 … slots - 1`` of ``length`` tokens each; what is cached stays."""
-        if slots <= self._slots and length <= self._length:
-            return
-        # Growing by a factor keeps the copying linear in what is finally stored.
-        if slots > self._slots:
-            self._slots = min(max(slots, 2 * self._slots), self._max_slots)
-        if length > self._length:
-            self._length = min(-(-max(length, self._length * 3 // 2) // _GROWTH) * _GROWTH, self._max_length)
-        self._layers = {i: (self._grown(k), self._grown(v)) for i, (k, v) in self._layers.items()}
-
-    def write(
-        self, layer: int, key: Float[Tensor, "1 J T D"], value: Float[Tensor, "1 J T E"], at: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Stores new keys and values; returns the whole layer ``[slots, J, length, D]``.
-
-        Args:
-            layer: Index of the attention layer.
-            key: New keys.
-            value: New values.
-            at: Slot [T] and position [T] of each.
-        """
-        pair = self._layers.get(layer)
-        if pair is None:
-            pair = (self._grown(key[:, :, :0]), self._grown(value[:, :, :0]))
-            self._layers[layer] = pair
-        pair[0][at[0], :, at[1]] = key[0].transpose(0, 1)
-        pair[1][at[0], :, at[1]] = value[0].transpose(0, 1)
-        return pair
-
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Copies the first ``length`` tokens of one slot to another."""
-        for pair in self._layers.values():
-            for cached in pair:
-                cached[target, :, :length] = cached[source, :, :length]
-
-    def drop(self) -> None:
-        """Forgets everything; a NaN left by broken weights would outlive a mere reset of the lengths."""
-        self._layers.clear()
-
-    def _grown(self, cached: Tensor) -> Tensor:
-        # Zeros, not empty: masked entries are multiplied by probability 0, and 0 * NaN is NaN.
-        grown = torch.zeros(
-            (self._slots, cached.shape[1], self._length, cached.shape[3]), device=self._device, dtype=self._dtype
-        )
-        grown[: cached.shape[0], :, : cached.shape[2]] = cached
-        return grown
 
 
 @dataclass(slots=True)
 class AttentionBlock:
-    """Requests that attend together because they have about as many new tokens.
+    """Requests that attend together.
 
     Attributes:
         start: Index in the flat row of their first token.
@@ -143,12 +72,12 @@ class AttentionBlock:
         """0 where a query may look, -inf elsewhere, repeated for the query heads that share a key head, and filled."""
         if (window, group) not in self.masks:
             key = torch.arange(self.length, device=self.position_NW.device)
-            query = self.position_NW.unsqueeze(-1)
+            query = _filled(self.position_NW.repeat(1, group), self.fill, dim=1)[:, None, :, None]
             hidden = key > query
             if window is not None:
                 hidden |= key <= query - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=key.device).masked_fill_(hidden, -torch.inf)
-            self.masks[window, group] = _filled(mask.repeat(1, group, 1), self.fill, dim=1).unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=key.device)
+            self.masks[window, group] = mask.masked_fill_(hidden, -torch.inf)
         return self.masks[window, group]
 
 
@@ -171,66 +100,80 @@ class AttentionPlan:
     filling: int
 
 
-def whole_vectors(length: int) -> int:
-    """The length of a slot that has room for as many tokens.
-
-    Example:
-        >>> whole_vectors(250)
-        256
-    """
-    return -(-length // KEYS) * KEYS
-
-
 def plan_attention(cache: SlotCache, device: torch.device, spans: list[tuple[int, int, int]]) -> AttentionPlan:
     """Lays the new tokens of a step out in one flat row.
 
     Args:
         cache: Keys and values.
         device: Where the forward pass runs.
-        spans: Slot, first and past-the-end position of each request's new tokens, sorted so that requests of one block
-            (equal ``width_class``) are neighbours, and by slot within it.
+        spans: Slot, first and past-the-end position of each request's new tokens, sorted by ``flat_place``.
     """
-    blocks: list[AttentionBlock] = []
-    slot_T: list[np.ndarray] = []
-    position_T: list[np.ndarray] = []
-    first = 0
-    while first < len(spans):
-        width_class_ = width_class(spans[first])
-        last = first + 1
-        while last < len(spans) and width_class(spans[last]) == width_class_:
-            last += 1
-        members = np.array(spans[first:last])
-        count_N = members[:, 2] - members[:, 1]
-        start = sum(map(len, slot_T))
-        slot_T.append(np.repeat(members[:, 0], count_N))
-        position_T.append(np.concatenate([np.arange(a, b) for _, a, b in spans[first:last]]))
-        blocks.append(_block(members, start, device, cache.rows))
-        first = last
-    filling = max(0, cache.rows - sum(map(len, slot_T)))
-    slot_T.append(slot_T[-1][-1:].repeat(filling))
-    position_T.append(position_T[-1][-1:].repeat(filling))
+    slot_N, begin_N, end_N = np.array(spans).T
+    count_N = end_N - begin_N
+    start_N = np.cumsum(count_N) - count_N  # in the flat row
+    total = int(count_N.sum())
+    filling = max(0, cache.rows - total)
+    slot_T = np.repeat(slot_N, count_N)
+    position_T = np.arange(total) + np.repeat(begin_N - start_N, count_N)
+    edges = _edges_of_runs(cache, spans) if device.type == "cpu" else _edges_of_classes(spans)
+    members_NC = np.stack([slot_N, begin_N, end_N, start_N], axis=1)
     return AttentionPlan(
         cache,
-        torch.from_numpy(np.concatenate(slot_T)).to(device, non_blocking=True),
-        torch.from_numpy(np.concatenate(position_T)).to(device, non_blocking=True),
-        blocks,
+        torch.from_numpy(np.append(slot_T, slot_T[-1:].repeat(filling))).to(device, non_blocking=True),
+        torch.from_numpy(np.append(position_T, position_T[-1:].repeat(filling))).to(device, non_blocking=True),
+        [_block(cache, members_NC[first:last], device) for first, last in pairwise(edges)],
         filling,
     )
 
 
-def width_class(span: tuple[int, int, int]) -> int:
+def flat_place(span: tuple[int, int, int], device: torch.device) -> tuple[int, int]:
+    """Where a request stands in the flat row: what can be of one block are neighbours, by slot."""
+    return (0 if device.type == "cpu" else _width_class(span)), span[0]
+
+
+def _edges_of_runs(cache: SlotCache, spans: list[tuple[int, int, int]]) -> list[int]:
+    """Where runs of slots begin, and behind the last; each joins its neighbour where that costs less than two calls."""
+    key_heads, size = cache.heads
+    threads = torch.get_num_threads()
+
+    def cost(rows: int, new: int, length: int) -> float:
+        return _CALL + rows * (_READING + new) * length * key_heads * size / min(threads, rows * key_heads)
+
+    edges = [0]
+    first, begin, end = spans[0]
+    run = (1, end - begin, end)
+    run_cost = cost(*run)
+    for i, (slot, begin, end) in enumerate(spans[1:], 1):
+        alone = (1, end - begin, end)
+        joined = (slot - first + 1, max(run[1], end - begin), max(run[2], end))
+        alone_cost, joined_cost = cost(*alone), cost(*joined)
+        if joined_cost <= run_cost + alone_cost:
+            run, run_cost = joined, joined_cost
+        else:
+            edges.append(i)
+            first, run, run_cost = slot, alone, alone_cost
+    return [*edges, len(spans)]
+
+
+def _edges_of_classes(spans: list[tuple[int, int, int]]) -> list[int]:
+    classes = [_width_class(span) for span in spans]
+    return [0, *(i for i in range(1, len(spans)) if classes[i] != classes[i - 1]), len(spans)]
+
+
+def _width_class(span: tuple[int, int, int]) -> int:
     """Requests of one class are padded to the longest: at most four times a request's own new tokens."""
     new = span[2] - span[1]
     return 0 if new == 1 else 1 + (new.bit_length() - 1) // 2
 
 
-def _block(members: np.ndarray, start: int, device: torch.device, fill: int) -> AttentionBlock:
-    slot_N, begin_N, end_N = members[:, 0], members[:, 1], members[:, 2]
+def _block(cache: SlotCache, members_NC: np.ndarray, device: torch.device) -> AttentionBlock:
+    """The block of some requests: slot, first and past-the-end position and place in the flat row of each."""
+    slot_N, begin_N, end_N, start_N = members_NC.T
     count_N = end_N - begin_N
-    width, tokens = int(count_N.max()), int(count_N.sum())
+    width, tokens, start = int(count_N.max()), int(count_N.sum()), int(start_N[0])
     low, high = int(slot_N[0]), int(slot_N[-1]) + 1
-    # Reading idle slots in place costs less than copying the busy ones out, up to about twice as many (measured).
-    in_place = high - low <= 2 * len(slot_N)
+    # A GPU reads idle slots in place up to about twice as many as busy ones: that costs less than copying those out.
+    in_place = device.type == "cpu" or high - low <= 2 * len(slot_N)
     row_N = slot_N - low if in_place else np.arange(len(slot_N))
     rows = high - low if in_place else len(slot_N)
     offset_W = np.arange(width)
@@ -240,14 +183,13 @@ def _block(members: np.ndarray, start: int, device: torch.device, fill: int) -> 
     pad = unpad = None
     if rows * width != tokens:
         padded_NW = np.zeros((rows, width), dtype=np.int64)
-        token_NW = (np.cumsum(count_N) - count_N)[:, None] + offset_W
-        padded_NW[row_N] = np.where(real_NW, token_NW, 0)
+        padded_NW[row_N] = np.where(real_NW, (start_N - start)[:, None] + offset_W, 0)
         pad = torch.from_numpy(padded_NW.reshape(-1)).to(device, non_blocking=True)
         unpad = torch.from_numpy((row_N[:, None] * width + offset_W)[real_NW]).to(device, non_blocking=True)
     slots: slice | Tensor = slice(low, high) if in_place else torch.from_numpy(slot_N.copy()).to(device)
     position = torch.from_numpy(position_NW).to(device, non_blocking=True)
-    length = int(end_N.max()) if device.type != "cpu" else whole_vectors(int(end_N.max()))
-    return AttentionBlock(start, start + tokens, slots, length, fill, position, pad, unpad)
+    length = cache.attended_length(int(end_N.max()))
+    return AttentionBlock(start, start + tokens, slots, length, cache.rows, position, pad, unpad)
 
 
 def slot_attention(

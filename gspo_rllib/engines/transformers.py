@@ -25,14 +25,12 @@ from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationReques
 from gspo_rllib.engines.sampling import sample_tokens
 from gspo_rllib.engines.slot_attention import (
     ATTENTION_NAME,
-    ROWS,
-    SlotCache,
+    flat_place,
     kernels_for_new_shapes,
     plan_attention,
     slot_attention,
-    whole_vectors,
-    width_class,
 )
+from gspo_rllib.engines.slot_cache import ROWS, SlotCache, attended_length
 from gspo_rllib.engines.slot_table import SlotChoice, SlotTable
 from gspo_rllib.engines.stop_strings import StopStrings
 from gspo_rllib.engines.trial import untried
@@ -213,7 +211,7 @@ class TransformersEngine(TellsExperts):
             if len(running.tokens) - running.computed > 1 and new > 0:
                 batch.append((running, running.computed + new))
                 budget -= new
-        batch.sort(key=lambda item: (width_class((0, item[0].computed, item[1])), item[0].slot))
+        batch.sort(key=lambda item: flat_place((item[0].slot, item[0].computed, item[1]), self._device))
         return batch
 
     @torch.inference_mode()
@@ -322,7 +320,7 @@ class TransformersEngine(TellsExperts):
     def _affordable_slots(self, bytes_per_token: int, limit: int | None) -> int:
         """Slots that fit into the cache at full length; some more than run at once keep earlier turns longer."""
         wanted = self._max_num_seqs + max(2, self._max_num_seqs // 4)
-        one = bytes_per_token * whole_vectors(self.max_model_len)
+        one = bytes_per_token * attended_length(self.max_model_len, self._rows)
         if limit is not None and limit < one:
             raise SettingError(
                 f"kv_cache_memory_bytes is {limit}; one context of max_model_len {self.max_model_len} takes {one}. "

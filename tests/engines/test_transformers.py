@@ -126,13 +126,15 @@ def test_trajectories_survive_many_turns_in_changing_company(plain: str) -> None
             contexts[i] = contexts[i] + generation.token_ids + rng.integers(0, 90, 2).tolist()
 
 
-def test_on_a_cpu_a_sample_is_the_same_to_the_bit_in_any_company(tiny_dense: str) -> None:
+@pytest.mark.parametrize("lengths", [(3, 3, 17, 30, 30, 41, 5), (180, 180, 220, 300, 300, 400, 190)])
+def test_on_a_cpu_a_sample_is_the_same_to_the_bit_in_any_company(tiny_dense: str, lengths: tuple[int, ...]) -> None:
     """Alone, among others, after its earlier turn, or beside prompts that take several steps."""
-    prompts = prompts_of(3, 3, 17, 30, 30, 41, 5)
+    prompts = prompts_of(*lengths)
     prompts[1], prompts[4] = list(prompts[0]), list(prompts[3])
 
     def played(slots: int, order: list[int], **options: int) -> dict[int, list[tuple[int, float]]]:
-        engine, _ = loaded(replace(spec(tiny_dense, **options), max_num_seqs=slots))
+        room = 64 if max(lengths) < 64 else 512
+        engine, _ = loaded(replace(spec(tiny_dense, **options), max_num_seqs=slots, max_model_len=room))
         waiting, contexts = list(order), {i: list(prompts[i]) for i in order}
         found: dict[int, list[tuple[int, float]]] = {i: [] for i in order}
 
