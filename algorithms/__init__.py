@@ -1,4 +1,4 @@
-"""The algorithms, one folder per paper; importing this registers them with Ray Tune by name.
+"""The algorithms, one folder per paper; importing this registers them with RLlib and Ray Tune by name.
 
 tune.Tuner("GSPO", param_space=config)
 """
@@ -6,6 +6,9 @@ tune.Tuner("GSPO", param_space=config)
 if __name__ == "algorithms":
     raise ImportError("import gspo_rllib.algorithms, not algorithms: two copies of one module would not be the same")
 
+from typing import Any
+
+from ray.rllib.algorithms.registry import ALGORITHMS as RLLIB_ALGORITHMS
 from ray.tune.registry import register_trainable
 
 from gspo_rllib.algorithms.cispo.cispo import CISPO as CISPO
@@ -32,5 +35,16 @@ ALGORITHMS: dict[str, type[PolicyGradient]] = {
 }
 """Every algorithm by the name that Tune and ``run.algorithm`` in a YAML config know it by."""
 
+
+def _register(name: str, algorithm: type[PolicyGradient]) -> None:
+    """Makes a name known to Tune, and to the table that RLlib fills Tune's from when a second Ray has begun."""
+
+    def with_config() -> tuple[type[PolicyGradient], Any]:
+        return algorithm, algorithm.get_default_config()
+
+    RLLIB_ALGORITHMS[name] = with_config
+    register_trainable(name, algorithm)
+
+
 for _name, _algorithm in ALGORITHMS.items():
-    register_trainable(_name, _algorithm)
+    _register(_name, _algorithm)
