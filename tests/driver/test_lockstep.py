@@ -16,11 +16,13 @@ ITERATIONS = 12
 
 
 @functools.cache
-def _trained(path: str, num_env_runners: int, slots: int, num_learners: int = 0, again: int = 0) -> dict[str, Any]:
-    """Weights, optimiser's numbers and the learner's metrics after ``ITERATIONS``."""
+def _trained(
+    path: str, num_env_runners: int, slots: int, num_learners: int = 0, again: int = 0, chatter: int = 0
+) -> dict[str, Any]:
+    """Weights, optimiser's numbers and the learner's metrics after ``ITERATIONS``, of long contexts after two."""
     config = (
         GSPOConfig()
-        .environment(CoinEnv)
+        .environment(CoinEnv, env_config={"turns": 3, "chatter": chatter} if chatter else {})
         .rl_module(model_config={"path": path})
         .generation(engine="transformers", temperature=0.7, max_tokens_per_turn=6)
         .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=slots)
@@ -30,7 +32,7 @@ def _trained(path: str, num_env_runners: int, slots: int, num_learners: int = 0,
     )
     algo = config.build_algo()
     try:
-        results = [algo.train() for _ in range(ITERATIONS)]
+        results = [algo.train() for _ in range(2 if chatter else ITERATIONS)]
         weights = algo.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"]
     finally:
         algo.stop()
@@ -52,6 +54,16 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 )
 def test_weights_are_bit_equal_for_any_number_of_runners_and_slots(num_env_runners, slots, tiny_dense, ray_local):
     assert _differing(_trained(tiny_dense, num_env_runners, slots), _trained(tiny_dense, 0, 8)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_env_runners", "slots"), [(0, 3), (1, 6), (2, 8)])
+def test_so_they_are_where_contexts_have_hundreds_of_tokens(num_env_runners, slots, tiny_dense, ray_local):
+    """Sums over keys are cut into parts, by how many there are beside a token's own."""
+    assert (
+        _differing(_trained(tiny_dense, num_env_runners, slots, chatter=50), _trained(tiny_dense, 0, 8, chatter=50))
+        == []
+    )
 
 
 @pytest.mark.slow

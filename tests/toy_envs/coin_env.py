@@ -11,14 +11,19 @@ TEXT = gym.spaces.Text(max_length=100_000, min_length=0, charset=string.printabl
 
 
 class CoinEnv(gym.Env):
-    """Reward: the share of characters with an even code in each reply, so no two trajectories of a group agree."""
+    """Reward: the share of characters with an even code in each reply, so no two trajectories of a group agree.
+
+    Args:
+        turns: Of every trajectory.
+        chatter: Characters, once to three times, that an observation has more; how often depends on the reply.
+    """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "blocking": False}
     observation_space = TEXT
     action_space = TEXT
 
-    def __init__(self, turns: int = 2) -> None:
-        self.turns = turns
+    def __init__(self, turns: int = 2, chatter: int = 0) -> None:
+        self.turns, self.chatter = turns, chatter
         self.turn = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -29,4 +34,10 @@ class CoinEnv(gym.Env):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.turn += 1
         even = sum(ord(char) % 2 == 0 for char in action) / max(len(action), 1)
-        return f"again {self.turn}", even, self.turn == self.turns, False, {"success": even > 0.5}
+        return (
+            f"again {self.turn}" + "o" * self.chatter * (1 + len(action) % 3),
+            even,
+            self.turn == self.turns,
+            False,
+            {"success": even > 0.5},
+        )
