@@ -32,15 +32,15 @@ import gpu
 import torch
 from bare import bare, forget_gradients
 from ray.rllib.core import DEFAULT_MODULE_ID
-from transformers import AttentionInterface
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.modules import attention
+from gspo_rllib.modules.compilation import compile_layers
 from gspo_rllib.modules.prefix_attention import PrefixSharing
-from gspo_rllib.modules.recomputation import Recomputation
+from gspo_rllib.modules.recomputation import Recomputation, decoder_layers
 from gspo_rllib.packing import pack, packed_rows
 
 WAYS = (
@@ -117,37 +117,24 @@ def compiled(model: Any, kinds: tuple[str, ...]) -> Iterator[None]:
             part._compiled_call_impl = None
 
 
-class Segments:
-    """What a compiler sees of a row's segments: an object, so that other lengths are no reason to compile again."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-
-
-@torch.compiler.disable
-def attention_of_a_row(*tensors: Any, segments: Segments, **settings: Any) -> Any:
-    """This project's attention, left out of what is compiled."""
-    attend: Any = attention.packed_attention
-    return attend(*tensors, **segments.arguments, **settings)
-
-
 @contextmanager
 def compiled_layers(module: Any) -> Iterator[None]:
-    """Everything of a layer compiled but its attention call."""
-
-    def inputs(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
-        given, cells = type(module)._packed_inputs(module, batch)
-        row = {name: given.pop(name) for name in ("segment_lengths", "segment_prefixes") if name in given}
-        return given | {"segments": Segments(row)}, cells
-
-    AttentionInterface.register("row", attention_of_a_row)
+    """Everything of a layer compiled but its attention call, as with ``framework(torch_compile_learner=True)``."""
     own = module.model.config._attn_implementation
-    with compiled(module.model, ("DecoderLayer",)), gpu.replaced(module, "_packed_inputs", inputs):
-        module.model.set_attn_implementation("row")
-        try:
-            yield
-        finally:
-            module.model.set_attn_implementation(own)
+    layers = [*decoder_layers(module.model)]
+    if not hasattr(module, "_compiled_forwards"):
+        compile_layers([module.model], module.scoring, "inductor", None)
+        module._compiled_forwards = module.model.config._attn_implementation, [layer.forward for layer in layers]
+    name, forwards = module._compiled_forwards
+    module.model.set_attn_implementation(name)
+    for layer, forward in zip(layers, forwards, strict=True):
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        module.model.set_attn_implementation(own)
+        for layer in layers:
+            del layer.forward
 
 
 @contextmanager

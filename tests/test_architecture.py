@@ -201,7 +201,7 @@ TESTED_IN = {
     "errors.py": "cli/test_main.py",
     "knobs.py": "algorithms/policy_gradient/test_validation.py",
     "learners/settings.py": "algorithms/policy_gradient/test_validation.py",
-    "learners/sharding_settings.py": "algorithms/policy_gradient/test_sharding_checks.py",
+    "learners/sharding_settings.py": "algorithms/policy_gradient/test_learner_checks.py",
     "metrics.py": "cli/test_progress.py",
     "model_folder.py": "algorithms/policy_gradient/test_validation.py",
     "model_check.py": "bad_input/test_bad_input.py",

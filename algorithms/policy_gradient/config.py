@@ -20,7 +20,7 @@ from ray.util.debug import log_once
 from gspo_rllib import precision
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
-from gspo_rllib.algorithms.policy_gradient import adapter_checks, rllib_checks, sharding_checks, validation
+from gspo_rllib.algorithms.policy_gradient import adapter_checks, learner_checks, rllib_checks, validation
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
 from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
@@ -215,7 +215,7 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_models(training, model_config, training=not self.in_evaluation)
         adapter_checks.check(self, generation, model_config)
         self.settings(ReportingSettings)
-        sharding_checks.check(self, model_config)
+        learner_checks.check(self, model_config)
         agent = self.settings(AgentSettings)
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
         validation.check_played(self)
@@ -329,7 +329,7 @@ class PolicyGradientConfig(_FlatSettings):
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
         # RLlib's own entries describe its default networks and would be unknown keys here.
-        return {"use_critic": self.uses_critic, **self._sampling}
+        return {"use_critic": self.uses_critic, **self._sampling, **learner_checks.module_settings(self)}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """A causal language model."""

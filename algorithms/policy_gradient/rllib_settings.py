@@ -39,9 +39,7 @@ _NO_STATES = (
     "Env runners have no connectors whose states could be merged, and each acknowledges its weights before it samples. "
     "Leave it out."
 )
-_COMPILE = (
-    "RLlib compiles nothing here, so there is nothing to set. Leave it out; engines have generation.engine_options."
-)
+_NO_WORKER = "Env runners have no module to compile; engines have generation.engine_options. Leave it out."
 _TF = "Models are torch's. Leave it out."
 _WHOLE = "Trajectories are played to their end, and groups are whole. Limit them with generation.max_turns."
 _SPACES = "The environment's own spaces are what counts. Leave it out."
@@ -77,12 +75,22 @@ _RESOURCES: dict[str, RLlibSetting] = {
 _FRAMEWORK: dict[str, RLlibSetting] = {
     **refused("framework", "Models are torch's: framework('torch').", "framework_str"),
     **refused("framework", _TF, "eager_tracing", "eager_max_retraces", "tf_session_args", "local_tf_session_args"),
+    "torch_compile_learner": switch(
+        "framework",
+        "Decoder layers go through torch.compile, all but their attention: for a GPU, where launching small operations "
+        "is much of what a step takes beside its matrices. One learner, packed rows, nothing recomputed.",
+    ),
+    "torch_compile_learner_dynamo_backend": forwarded("framework", "Of torch.compile, with torch_compile_learner."),
+    "torch_compile_learner_dynamo_mode": forwarded("framework", "Of torch.compile, with torch_compile_learner."),
     **refused(
         "framework",
-        _COMPILE,
-        *("torch_compile_learner", "torch_compile_learner_what_to_compile", "torch_compile_learner_dynamo_backend"),
-        *("torch_compile_learner_dynamo_mode", "torch_compile_worker", "torch_compile_worker_dynamo_backend"),
-        "torch_compile_worker_dynamo_mode",
+        "What is compiled is each decoder layer, with torch_compile_learner. Leave it out.",
+        "torch_compile_learner_what_to_compile",
+    ),
+    **refused(
+        "framework",
+        _NO_WORKER,
+        *("torch_compile_worker", "torch_compile_worker_dynamo_backend", "torch_compile_worker_dynamo_mode"),
     ),
     "torch_ddp_kwargs": forwarded(
         "framework", "To torch's DistributedDataParallel, with several learners.", form=named

@@ -27,6 +27,7 @@ from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.model_files import ADAPTER_WEIGHTS, ModelFiles, copy_files
 from gspo_rllib.model_folder import load_tokenizer, model_path, quiet_transformers
 from gspo_rllib.modules.adapter import Adapter
+from gspo_rllib.modules.compilation import compile_layers
 from gspo_rllib.modules.critic import CRITIC_FILE, Critic
 from gspo_rllib.modules.exactness import Wanted, exact_scoring
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
@@ -62,22 +63,20 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         """
         given = dict(self.model_config)
         self.temperature = float(given.pop("temperature", 1.0))
-        use_critic = bool(given.pop("use_critic", False))
+        use_critic, compiled = bool(given.pop("use_critic", False)), given.pop("compiled", None)
         runs, max_model_len = "max_model_len" in given, given.pop("max_model_len", None)
-        settings = check_model_config(given)
-        self.settings = settings
+        self.settings = settings = check_model_config(given)
         path, trust = model_path(settings), settings["trust_remote_code"]
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
         self.model: PreTrainedModel = self._load(path, trust)
         if not self.inference_only:
             check_attention_runs(self.model, settings["attn_implementation"])
         # Sampling needs no critic; never building it there saves its memory too.
-        wanted = use_critic and not self.inference_only
-        self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if wanted else None
+        has_critic, share = use_critic and not self.inference_only, settings["vf_share_layers"]
+        self.critic = Critic(self.model, share_layers=share) if has_critic else None
         # Which layers compute their activations again in the backward pass; None where all keep them.
         self.recomputation = Recomputation.wanted(settings, self._hugging_face_models())
-        text_config = self.model.config.get_text_config()
-        longest = max_model_len or getattr(text_config, "max_position_embeddings", None)
+        longest = max_model_len or getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         # The longest context of a run; a module that no run made has none.
         self._longest_context = longest if runs else None
         if not self.inference_only:
@@ -95,6 +94,11 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
             if self.adapter is not None:
                 self.adapter.check_reached()
+        if compiled and not self.inference_only:
+            compile_layers(self._hugging_face_models(), self.scoring, *compiled)
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """RLlib's call for ``torch_compile_learner``: the layers are compiled already, and nothing else is."""
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         model, config_class = load_causal_lm(path, trust_remote_code=trust_remote_code)

@@ -19,6 +19,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from gspo_rllib.errors import ModelError
+from gspo_rllib.modules.compilation import as_written
 
 _T = TypeVar("_T")
 
@@ -46,7 +47,8 @@ def checked_pass(models: Sequence[torch.nn.Module], forward: Callable[[], _T], *
     name = type(models[0]).__name__
     parameters = [named for model in models for named in model.named_parameters()]
     writes = [_written(parameter) for _, parameter in parameters]
-    with _parts_without_gradient(models) as lost:
+    # What watches a pass would be compiled into it.
+    with as_written(models), _parts_without_gradient(models) as lost:
         result = forward()
     written = [n for (n, p), count in zip(parameters, writes, strict=True) if _written(p) != count]
     if written:

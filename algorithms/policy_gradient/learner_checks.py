@@ -1,29 +1,43 @@
-"""What a run with sharded learners is refused for before the first actor starts."""
+"""What a run whose learners share a model, or compile it, is refused for before the first actor starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from gspo_rllib.errors import ModelError, SettingError
+from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.learners.sharding_settings import LearnersSettings, shards
 from gspo_rllib.model_folder import load_model_config, model_path
 
 
+def module_settings(config: Any) -> dict[str, Any]:
+    """What a policy's ``model_config`` holds of the learners', beside the user's own."""
+    if not config.torch_compile_learner:
+        return {}
+    return {"compiled": [config.torch_compile_learner_dynamo_backend, config.torch_compile_learner_dynamo_mode]}
+
+
 def check(config: Any, model_config: Mapping[str, Any]) -> None:
-    """Refuses settings that learners cannot be sharded with.
+    """Refuses settings that learners cannot be sharded with, or layers compiled.
 
     Args:
         config: The algorithm's config.
         model_config: Model settings, checked.
 
     Raises:
-        SettingError: A combination is refused.
+        SettingError: A combination is refused, or torch has no such compiler.
         ModelError: The model does not say which its layers are.
     """
     config.settings(LearnersSettings)
-    if config.in_evaluation or not shards(config):
+    if config.in_evaluation:
         return
+    if config.torch_compile_learner:
+        _check_compilation(config, model_config)
+    if shards(config):
+        _check_sharding(config, model_config)
+
+
+def _check_sharding(config: Any, model_config: Mapping[str, Any]) -> None:
     if config.num_learners < 2:
         raise SettingError(
             f"learners.sharding is {config.sharding!r} and num_learners is {config.num_learners}: there is nobody to "
@@ -66,3 +80,30 @@ def _check_layers(model_config: Mapping[str, Any]) -> None:
         check_has_layers(model)
     except ModelError as error:
         raise ModelError(f"learners.sharding: {error}") from None
+
+
+def _check_compilation(config: Any, model_config: Mapping[str, Any]) -> None:
+    if config.num_learners > 1:
+        raise SettingError(
+            f"framework.torch_compile_learner is True with {config.num_learners} learners: what is compiled was never "
+            "compared with what is not where gradients are exchanged. Set num_learners to 0 or 1, or leave it out."
+        )
+    recomputes = [name for name in ("activation_checkpointing", "max_activation_gb") if model_config[name]]
+    if recomputes:
+        raise SettingError(
+            f"framework.torch_compile_learner is True with rl_module.model_config[{recomputes[0]!r}]: a layer that "
+            "computes its activations again is not compiled. Leave one of the two out."
+        )
+    import torch  # takes seconds where nobody trains
+
+    backend, mode = config.torch_compile_learner_dynamo_backend, config.torch_compile_learner_dynamo_mode
+    if backend not in (known := torch._dynamo.list_backends(exclude_tags=())):
+        raise SettingError(
+            f"framework.torch_compile_learner_dynamo_backend is {backend!r}, which torch does not have. "
+            f"{did_you_mean(str(backend), known)}"
+        )
+    if mode is not None and mode not in (modes := torch._inductor.list_mode_options()):
+        raise SettingError(
+            f"framework.torch_compile_learner_dynamo_mode is {mode!r}, which torch does not have. "
+            f"{did_you_mean(str(mode), modes)}"
+        )

@@ -101,3 +101,40 @@ def test_a_run_of_a_file_takes_it_and_plan_reckons_with_it(tmp_path: Path, capsy
     ]
     assert main(["plan", "quickstart", *asked, "--params", "8e9"]) == 1
     assert "learners.sharding=fsdp2 over 6 learners or more (8 GPUs are given)" in capsys.readouterr().out
+
+
+COMPILED: dict[str, Any] = {"torch_compile_learner": True, "torch_compile_learner_dynamo_backend": "eager"}
+
+
+def test_one_learner_may_compile_its_layers(tiny_dense: str) -> None:
+    config = _config(tiny_dense, num_learners=1, sharding="none").framework(**COMPILED)
+    config.validate()
+    assert config.model_config["compiled"] == ["eager", None]
+    assert "compiled" not in _config(tiny_dense).model_config
+
+
+@pytest.mark.parametrize(
+    ("learners", "model", "framework", "message"),
+    [
+        ({"num_learners": 2}, {}, {}, "torch_compile_learner is True with 2 learners"),
+        ({}, {"activation_checkpointing": True}, {}, r"True with rl_module.model_config\['activation_checkpointing'\]"),
+        ({}, {"max_activation_gb": 1}, {}, r"True with rl_module.model_config\['max_activation_gb'\]"),
+        (
+            {},
+            {},
+            {"torch_compile_learner_dynamo_backend": "inducter"},
+            "'inducter', which torch does not have. .*inductor",
+        ),
+        ({}, {}, {"torch_compile_learner_dynamo_mode": "max"}, "mode is 'max', which torch does not have"),
+        ({}, {}, {"torch_compile_learner_what_to_compile": "complete_update"}, "each decoder layer"),
+        ({}, {}, {"torch_compile_worker": True}, "no module to compile"),
+        ({}, {}, {"torch_compile_learner": "yes"}, "torch_compile_learner is 'yes'"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(
+    tiny_dense: str, learners: dict[str, Any], model: dict[str, Any], framework: dict[str, Any], message: str
+) -> None:
+    config = _config(tiny_dense, **{"num_learners": 0, "sharding": "none", **learners})
+    config = config.rl_module(model_config={"path": tiny_dense, **model})
+    with pytest.raises(SettingError, match=message):
+        config.framework(**{**COMPILED, **framework}).validate()
