@@ -6,11 +6,6 @@ tune.Tuner("GSPO", param_space=config)
 if __name__ == "algorithms":
     raise ImportError("import gspo_rllib.algorithms, not algorithms: two copies of one module would not be the same")
 
-from typing import Any
-
-from ray.rllib.algorithms.registry import ALGORITHMS as RLLIB_ALGORITHMS
-from ray.tune.registry import register_trainable
-
 from gspo_rllib.algorithms.cispo.cispo import CISPO as CISPO
 from gspo_rllib.algorithms.cispo.cispo import CISPOConfig as CISPOConfig
 from gspo_rllib.algorithms.dapo.dapo import DAPO as DAPO
@@ -27,6 +22,7 @@ from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO as Langu
 from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPOConfig as LanguagePPOConfig
 from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient as PolicyGradient
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig as PolicyGradientConfig
+from gspo_rllib.algorithms.registration import register
 from gspo_rllib.algorithms.rloo.rloo import RLOO as RLOO
 from gspo_rllib.algorithms.rloo.rloo import RLOOConfig as RLOOConfig
 
@@ -35,16 +31,5 @@ ALGORITHMS: dict[str, type[PolicyGradient]] = {
 }
 """Every algorithm by the name that Tune and ``run.algorithm`` in a YAML config know it by."""
 
-
-def _register(name: str, algorithm: type[PolicyGradient]) -> None:
-    """Makes a name known to Tune, and to the table that RLlib fills Tune's from when a second Ray has begun."""
-
-    def with_config() -> tuple[type[PolicyGradient], Any]:
-        return algorithm, algorithm.get_default_config()
-
-    RLLIB_ALGORITHMS[name] = with_config
-    register_trainable(name, algorithm)
-
-
 for _name, _algorithm in ALGORITHMS.items():
-    _register(_name, _algorithm)
+    register(_name, _algorithm)

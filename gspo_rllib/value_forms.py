@@ -64,6 +64,16 @@ def schedule(*, highest: float) -> Form:
     return form
 
 
+def word(value: Any) -> str | None:
+    """A name of something.
+
+    Example:
+        >>> word("inductor"), word(3)
+        (None, 'a name, as text')
+    """
+    return None if isinstance(value, str) and value else "a name, as text"
+
+
 def two_decays(value: Any) -> str | None:
     """A pair of numbers, each at least 0 and below 1.
 

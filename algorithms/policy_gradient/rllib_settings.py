@@ -22,7 +22,7 @@ from gspo_rllib.algorithms.policy_gradient.rllib_setting import (
     used,
 )
 from gspo_rllib.algorithms.policy_gradient.rllib_while_running import OWN_TIMEOUTS, WHILE_IT_RUNS
-from gspo_rllib.value_forms import amounts, functions, named
+from gspo_rllib.value_forms import amounts, functions, named, word
 
 MOST_SEEDS = 4_290_000_000
 """Largest seed: numpy's end at 2**32 - 1, and RLlib adds a million for evaluations, and the number of the runner."""
@@ -80,8 +80,12 @@ _FRAMEWORK: dict[str, RLlibSetting] = {
         "Decoder layers go through torch.compile, all but their attention: for a GPU, where launching small operations "
         "is much of what a step takes beside its matrices. One learner, packed rows, nothing recomputed.",
     ),
-    "torch_compile_learner_dynamo_backend": forwarded("framework", "Of torch.compile, with torch_compile_learner."),
-    "torch_compile_learner_dynamo_mode": forwarded("framework", "Of torch.compile, with torch_compile_learner."),
+    "torch_compile_learner_dynamo_backend": forwarded(
+        "framework", "Given to torch.compile, with torch_compile_learner.", form=word
+    ),
+    "torch_compile_learner_dynamo_mode": forwarded(
+        "framework", "Given to torch.compile, with torch_compile_learner.", form=word
+    ),
     **refused(
         "framework",
         "What is compiled is each decoder layer, with torch_compile_learner. Leave it out.",

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
@@ -37,8 +38,8 @@ def compile_layers(models: Sequence[PreTrainedModel], scoring: Scoring, backend:
     Args:
         models: Whose layers.
         scoring: How the policy's tokens are scored.
-        backend: Of ``torch.compile``.
-        mode: Of ``torch.compile``.
+        backend: Name that ``torch.compile`` knows.
+        mode: The same; None for its default.
 
     Raises:
         ModelError: Rows of this policy are not packed, or nobody knows what its layers are.
@@ -70,5 +71,14 @@ def _with_row(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return forward(*args, row=row, **kwargs)
 
 
-def _attend(*tensors: Any, row: _Row, **settings: Any) -> Any:
-    return packed_attention(*tensors, **row.given, **settings)
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    row: _Row,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    return packed_attention(module, query, key, value, mask, **row.given, **settings)
