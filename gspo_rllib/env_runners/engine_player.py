@@ -77,8 +77,11 @@ class EnginePlayer:
 
     def _step_engine(self) -> list[Generation]:
         started = time.perf_counter()
-        with registry.failing_as_itself(self._engine):
+        try:
             generations = self._engine.step()
+        except Exception:
+            with registry.failing_as_itself(self._engine):
+                raise
         self._stats.engine_s += time.perf_counter() - started
         self._stats.engine_steps += 1
         return generations
