@@ -95,8 +95,11 @@ class EnginePlayer:
     def _submit(self, request: GenerationRequest) -> None:
         # Environments' turns and agents' calls are made legal before they get here. What the engine refuses all the
         # same is nobody's fault but the engine's or ours, and no other task would help: it ends the run, in either.
-        with registry.failing_as_itself(self._engine):
+        try:
             self._engine.submit(request)
+        except Exception:
+            with registry.failing_as_itself(self._engine):
+                raise
 
     def _release_turns(self) -> None:
         while self._held and not self.holds_turns:

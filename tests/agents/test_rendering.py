@@ -16,6 +16,7 @@ from gspo_rllib.agents.door import Door
 from gspo_rllib.agents.messages import RequestRefused, checked_messages
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import ChatRequest, Sampled
+from gspo_rllib.chat.tokens import ChatTokens
 from gspo_rllib.engines.protocol import Generation, GenerationRequest
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.errors import ModelError
@@ -189,6 +190,32 @@ def test_a_conversation_of_any_family_stays_one_context(family: Family) -> None:
         messages += [call.reply.message, user("b")]
         context = [*context, *reply, *theirs.prompt_after(reply, "b")]
     assert not policy.session.new_contexts
+
+
+def test_what_follows_a_reply_is_encoded_by_itself_with_the_ids_of_the_whole_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the token on that ends the reply, where there is one; text that spells tokens, and spaces, included."""
+    shown: list[bool] = []
+    is_cut = ChatTokens.is_cut
+
+    def noting(tokens: ChatTokens, text: str, place: int) -> bool:
+        shown.append(is_cut(tokens, text, place))
+        return shown[-1]
+
+    def bridges(family: Family) -> list[list[int] | None]:
+        theirs, ours = _renderers(family, ChatSpec())
+        spelled = "".join(token.content for token in ours._tokenizer.added_tokens_decoder.values())
+        replies = [theirs.reply("42"), theirs.reply("42 ", ended=False)]
+        tails = [[{"role": role, "content": text}] for role in ("user", "tool") for text in (f" a{spelled}\n", "", " ")]
+        return [ours.bridge(tail, (), {}, reply=reply) for reply in replies for tail in tails]
+
+    for family in FAMILIES:
+        monkeypatch.setattr(ChatTokens, "is_cut", noting)
+        by_itself = bridges(family)
+        monkeypatch.setattr(ChatTokens, "is_cut", lambda *_: False)
+        assert by_itself == bridges(family), family.name
+    assert sum(shown) > len(shown) / 2
 
 
 def test_several_results_of_a_template_without_their_role_are_one_message_of_the_user() -> None:

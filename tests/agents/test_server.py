@@ -228,6 +228,30 @@ def test_a_body_that_is_no_object_is_refused(one: Served, raw: bytes, words: str
     assert status == 400 and words in answer["error"]["message"]
 
 
+@pytest.mark.parametrize("short", [0, 8192])
+def test_a_short_body_is_read_where_it_arrives_and_a_long_one_in_another_thread(
+    one: Served, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    monkeypatch.setattr(server, "SHORT_BODY", short)
+    readers = []
+    read = server._read
+
+    def spy(*arguments: Any) -> Any:
+        readers.append(threading.current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr(server, "_read", spy)
+    for _ in range(2):  # what was refused is refused again, not remembered
+        status, headers, answer = one.post(HELLO | {"n": 0}, x_stainless_retry_count="1")
+        assert (status, headers["x-should-retry"], answer["error"]["param"]) == (400, "false", "n")
+    assert one.post(HELLO | {"temperature": 0})[2]["choices"][0]["message"]["content"] == "2"
+    assert one.passed_over == {"temperature": 1}
+    again = one.post(HELLO | {"temperature": 0}, x_stainless_retry_count="1")[2]
+    assert again["id"] == "chatcmpl-0" and len(one.requests) == 1
+    assert [name == "gspo-agent-server" for name in readers] == [bool(short)] * 3
+    assert one.endpoint.find(one.key).num_open == 0
+
+
 def test_an_unknown_path_is_an_error_as_clients_read_it(one: Served) -> None:
     status, _, answer = one.post({}, path="/v1/embeddings")
     assert status == 404 and "POST /v1/embeddings is not served" in answer["error"]["message"]
