@@ -155,21 +155,22 @@ def _throughput(arguments: argparse.Namespace) -> dict[str, float]:
     timings = alternate({"http": over_http, "engine": alone}, arguments.repetitions)
     runner.stop()
     pairs = {clock: ratios(timings["engine"], timings["http"], clock) for clock in ("wall_s", "cpu_s")}
-    http, engine_s = (Spent(*map(statistics.median, zip(*spent[name][1:], strict=True))) for name in spent)
-    per_call = 1e3 / len(asked)
+    http, alone_s = (Spent(*map(statistics.median, zip(*spent[name][1:], strict=True))) for name in spent)
+    own = median(timings["engine"])
     without_clients = median(timings["http"]) - http.clients_s
     return {
         "engine alone ÷ HTTP, wall time": _shortest(timings["engine"]) / _shortest(timings["http"]),
         "engine alone ÷ HTTP, wall time, median of the pairs": statistics.median(pairs["wall_s"]),
-        "engine alone ÷ HTTP, CPU without the clients'": median(timings["engine"]) / without_clients,
+        "engine alone ÷ HTTP, CPU without the clients'": own / without_clients,
         "engine alone ÷ HTTP, CPU": statistics.median(pairs["cpu_s"]),
-        "CPU s per 1,000 tokens, engine alone": median(timings["engine"]) / engine_s.tokens * 1e3,
+        "CPU s per 1,000 tokens, engine alone": own / alone_s.tokens * 1e3,
         "CPU s per 1,000 tokens, HTTP": median(timings["http"]) / http.tokens * 1e3,
-        "steps of the engine, HTTP ÷ alone": http.steps / engine_s.steps,
-        "server CPU ms per call": http.server_s * per_call,
-        "clients' CPU ms per call": http.clients_s * per_call,
-        "CPU ms per call around the engine's steps": (http.around_s - engine_s.around_s) * per_call,
-        "CPU ms per call by which the steps are dearer": (http.in_steps_s - engine_s.in_steps_s) * per_call,
+        "server CPU ms per call": http.server_s / len(asked) * 1e3,
+        "steps of the engine, HTTP ÷ alone": http.steps / alone_s.steps,
+        "beside the engine's CPU alone, the server's": http.server_s / own,
+        "beside the engine's CPU alone, the clients'": http.clients_s / own,
+        "beside the engine's CPU alone, around its steps": (http.around_s - alone_s.around_s) / own,
+        "beside the engine's CPU alone, its steps take more": (http.in_steps_s - alone_s.in_steps_s) / own,
     }
 
 

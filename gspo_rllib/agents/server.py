@@ -55,7 +55,8 @@ MOST_ANSWERS = 2 * MAX_OPEN_CALLS
 """Answers of a session that are kept for a client that asks again."""
 START_TIMEOUT_S = 30.0
 SHORT_BODY = 8192
-"""Bytes of a body that is parsed and rendered where it arrives, which takes milliseconds, but no other thread."""
+"""Bytes of a body that is parsed and rendered where it arrives, which takes milliseconds, but no other thread; unless a
+long one is being rendered."""
 _THREADS = 4
 
 Find = Callable[[str], OpenSession]
@@ -233,7 +234,8 @@ class _Handlers:
                 status=429,
             )
         answering = _Answering()
-        begun = self._begin(dialect, opened, raw, answering) if len(raw) <= SHORT_BODY else None
+        at_once = len(raw) <= SHORT_BODY and opened.door.session.renderer.is_idle
+        begun = self._begin(dialect, opened, raw, answering) if at_once else None
         opened.num_open += 1
         opened.answers[digest] = answering
         answering.task = asyncio.get_running_loop().create_task(self._answer(dialect, opened, raw, answering, begun))

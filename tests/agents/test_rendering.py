@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +17,8 @@ from gspo_rllib.agents.door import Door
 from gspo_rllib.agents.messages import RequestRefused, checked_messages
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import ChatRequest, Sampled
+from gspo_rllib.chat.format import ChatFormat
+from gspo_rllib.chat.frames import REPLY, spans
 from gspo_rllib.chat.tokens import ChatTokens
 from gspo_rllib.engines.protocol import Generation, GenerationRequest
 from gspo_rllib.env_runners.chat import ChatRenderer
@@ -196,26 +199,20 @@ def test_what_follows_a_reply_is_encoded_by_itself_with_the_ids_of_the_whole_tex
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the token on that ends the reply, where there is one; text that spells tokens, and spaces, included."""
-    shown: list[bool] = []
-    is_cut = ChatTokens.is_cut
-
-    def noting(tokens: ChatTokens, text: str, place: int) -> bool:
-        shown.append(is_cut(tokens, text, place))
-        return shown[-1]
-
-    def bridges(family: Family) -> list[list[int] | None]:
-        theirs, ours = _renderers(family, ChatSpec())
-        spelled = "".join(token.content for token in ours._tokenizer.added_tokens_decoder.values())
-        replies = [theirs.reply("42"), theirs.reply("42 ", ended=False)]
-        tails = [[{"role": role, "content": text}] for role in ("user", "tool") for text in (f" a{spelled}\n", "", " ")]
-        return [ours.bridge(tail, (), {}, reply=reply) for reply in replies for tail in tails]
-
+    texts = []
     for family in FAMILIES:
-        monkeypatch.setattr(ChatTokens, "is_cut", noting)
-        by_itself = bridges(family)
-        monkeypatch.setattr(ChatTokens, "is_cut", lambda *_: False)
-        assert by_itself == bridges(family), family.name
-    assert sum(shown) > len(shown) / 2
+        form = ChatFormat(family.tokenizer(), template_kwargs=family.kwargs)
+        spelled = "".join(token.content for token in form.tokens.added.values())
+        for content in (f" it's{spelled}\n", "", " "):
+            with contextlib.suppress(ModelError):
+                text = form.template.render(form.told("user", content))
+                texts.append((family.name, form.tokens, text, text.rindex(REPLY) + len(REPLY)))
+    by_itself = [spans(tokens, text, place) for _, tokens, text, place in texts]
+    num_cut = sum(tokens.is_cut(text, place) for _, tokens, text, place in texts)
+    monkeypatch.setattr(ChatTokens, "is_cut", lambda *_: False)
+    for (name, tokens, text, place), found in zip(texts, by_itself, strict=True):
+        assert found == spans(tokens, text, place), (name, text)
+    assert len(texts) > num_cut > len(texts) / 3
 
 
 def test_several_results_of_a_template_without_their_role_are_one_message_of_the_user() -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -250,6 +251,19 @@ def test_a_short_body_is_read_where_it_arrives_and_a_long_one_in_another_thread(
     assert again["id"] == "chatcmpl-0" and len(one.requests) == 1
     assert [name == "gspo-agent-server" for name in readers] == [bool(short)] * 3
     assert one.endpoint.find(one.key).num_open == 0
+
+
+def test_the_server_answers_others_while_a_long_conversation_is_rendered(one: Served) -> None:
+    lock = one.session.renderer._lock
+    with ThreadPoolExecutor(1) as threads:
+        with lock:
+            waiting = threads.submit(one.post, HELLO)
+            deadline = time.monotonic() + 5
+            while not one.endpoint.find(one.key).num_open and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert one.post({}, path="/v1/embeddings")[0] == 404  # which needs no tokenizer
+            assert not waiting.done()
+        assert waiting.result(20)[0] == 200
 
 
 def test_an_unknown_path_is_an_error_as_clients_read_it(one: Served) -> None:

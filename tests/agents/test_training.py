@@ -155,7 +155,7 @@ def test_the_quickstart_of_the_page_trains_from_python_and_from_yaml(tiny_dense:
 def test_the_harness_of_the_page_plays_its_config_in_a_fresh_folder(tiny_dense: str, tmp_path: Path) -> None:
     """As the page has it, but for the size of an iteration; the program ends without having stopped anything."""
     (config,) = [block for block in PYTHON if 'workers="external"' in block]
-    less = ".training(group_size=2, groups_per_iteration=2).generation(max_tokens_per_turn=4)"
+    less = ".training(group_size=2, groups_per_iteration=4).generation(max_tokens_per_turn=4)"
     (tmp_path / "run.py").write_text(
         config.replace("    .rl_module", f"    {less}\n    .rl_module") + QUICKSTART["run"]
     )
