@@ -16,8 +16,9 @@ import functools
 import hashlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -235,7 +236,10 @@ class _Handlers:
             )
         answering = _Answering()
         at_once = len(raw) <= SHORT_BODY and opened.door.session.renderer.is_idle
-        begun = self._begin(dialect, opened, raw, answering) if at_once else None
+        begun = None
+        if at_once:
+            with self._telling(dialect, opened, answering):
+                begun = _begin(dialect, opened, raw, answering)
         opened.num_open += 1
         opened.answers[digest] = answering
         answering.task = asyncio.get_running_loop().create_task(self._answer(dialect, opened, raw, answering, begun))
@@ -245,33 +249,39 @@ class _Handlers:
             opened.answers.popitem(last=False)
         return answering
 
-    def _begin(self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering) -> Begun:
-        """Has the replies to a body sampled; from any thread."""
-        door = opened.door
-        try:
-            answering.asked = _read(dialect, raw, door.session.renderer)
-            return door.begin(answering.asked.chat)
-        except RequestRefused as refused:
-            self._told.refused(refused)
-            raise
-        finally:
-            if answering.asked is not None and (names := answering.asked.passed_over):
-                self._told.no_effect(names)
-                door.on_passed_over(dialect.fields.counted(names))
-
     async def _answer(
         self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering, begun: Begun | None
     ) -> tuple[Asked, list[Call]]:
         if begun is None:
             # One trip to another thread and back: the event loop goes on meanwhile.
-            work = functools.partial(self._begin, dialect, opened, raw, answering)
-            begun = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            work = functools.partial(_begin, dialect, opened, raw, answering)
+            with self._telling(dialect, opened, answering):
+                begun = await asyncio.get_running_loop().run_in_executor(self._threads, work)
         asked = answering.asked
         assert asked is not None
         if len(opened.models) < 2:  # as many as it takes to tell
             opened.models.add(asked.model)
         self._told.models(opened.models)
         return asked, await opened.door.collect(begun)
+
+    @contextmanager
+    def _telling(self, dialect: Dialect[Any], opened: OpenSession, answering: _Answering) -> Iterator[None]:
+        """Tells what becomes of a body that is read meanwhile."""
+        try:
+            yield
+        except RequestRefused as refused:
+            self._told.refused(refused)
+            raise
+        finally:
+            if answering.asked is not None and (names := answering.asked.passed_over):
+                self._told.no_effect(names)
+                opened.door.on_passed_over(dialect.fields.counted(names))
+
+
+def _begin(dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering) -> Begun:
+    """Has the replies to a body sampled; from any thread."""
+    answering.asked = _read(dialect, raw, opened.door.session.renderer)
+    return opened.door.begin(answering.asked.chat)
 
 
 def _read(dialect: Dialect[Any], raw: bytes, renderer: MessageRenderer) -> Asked:
