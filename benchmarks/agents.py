@@ -21,8 +21,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 # As a run computes with a small model: an engine that has both cores leaves none to a server.
@@ -30,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from agent_load import withstands
-from measure import Timing, alternate
+from measure import Timing, alternate, median, ratios
 
 from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.endpoint import Endpoint
@@ -132,8 +133,7 @@ def _throughput(arguments: argparse.Namespace) -> dict[str, float]:
     group_ids = [f"0/{n}" for n in range(SESSIONS // 8)]
     engine = runner._acquire_engine()
     asked: list[GenerationRequest] = []
-    served_ms: list[float] = []
-    without_clients: list[float] = []
+    spent: dict[str, list[Spent]] = {"http": [], "engine": []}
     submit = engine.submit
 
     def noting(request: GenerationRequest) -> None:
@@ -142,25 +142,79 @@ def _throughput(arguments: argparse.Namespace) -> dict[str, float]:
 
     def over_http() -> None:
         asked.clear()
-        clients_cpu.clear()
-        before, began = _server_cpu_s(), time.process_time()
         vars(engine)["submit"] = noting
-        episodes = runner.sample(group_ids=group_ids)
+        episodes: list[Any] = []
+        spent["http"].append(_spent(engine, lambda: episodes.extend(runner.sample(group_ids=group_ids))))
         vars(engine)["submit"] = submit
         # What failed and was played again would be asked of the engine at another concurrency.
         assert [len(episode) for episode in episodes] == [TURNS] * SESSIONS and len(asked) == SESSIONS * TURNS
-        served_ms.append((_server_cpu_s() - before) / len(asked) * 1e3)
-        without_clients.append(time.process_time() - began - sum(clients_cpu))
 
-    timings = alternate({"http": over_http, "engine": lambda: _directly(engine, list(asked))}, arguments.repetitions)
+    def alone() -> None:
+        spent["engine"].append(_spent(engine, lambda: _directly(engine, list(asked))))
+
+    timings = alternate({"http": over_http, "engine": alone}, arguments.repetitions)
     runner.stop()
-    alone = statistics.median(timing.cpu_s for timing in timings["engine"])
+    pairs = {clock: ratios(timings["engine"], timings["http"], clock) for clock in ("wall_s", "cpu_s")}
+    http, alone_s = (Spent(*map(statistics.median, zip(*spent[name][1:], strict=True))) for name in spent)
+    own = median(timings["engine"])
+    without_clients = median(timings["http"]) - http.clients_s
     return {
         "engine alone ÷ HTTP, wall time": _shortest(timings["engine"]) / _shortest(timings["http"]),
-        "engine alone ÷ HTTP, CPU without the clients'": alone / statistics.median(without_clients[1:]),
-        "engine alone ÷ HTTP, CPU": alone / statistics.median(timing.cpu_s for timing in timings["http"]),
-        "server CPU ms per call": statistics.median(served_ms[1:]),
+        "engine alone ÷ HTTP, wall time, median of the pairs": statistics.median(pairs["wall_s"]),
+        "engine alone ÷ HTTP, CPU without the clients'": own / without_clients,
+        "engine alone ÷ HTTP, CPU": statistics.median(pairs["cpu_s"]),
+        "CPU s per 1,000 tokens, engine alone": own / alone_s.tokens * 1e3,
+        "CPU s per 1,000 tokens, HTTP": median(timings["http"]) / http.tokens * 1e3,
+        "server CPU ms per call": http.server_s / len(asked) * 1e3,
+        "steps of the engine, HTTP ÷ alone": http.steps / alone_s.steps,
+        "beside the engine's CPU alone, the server's": http.server_s / own,
+        "beside the engine's CPU alone, the clients'": http.clients_s / own,
+        "beside the engine's CPU alone, around its steps": (http.around_s - alone_s.around_s) / own,
+        "beside the engine's CPU alone, its steps take more": (http.in_steps_s - alone_s.in_steps_s) / own,
     }
+
+
+class Spent(NamedTuple):
+    """CPU seconds of one run, by who spent them, and what the engine did.
+
+    Attributes:
+        server_s: The server's threads.
+        clients_s: The agents' threads.
+        in_steps_s: The engine's steps.
+        around_s: The rest of the thread that drives it.
+        steps: Steps of the engine.
+        tokens: What it sampled.
+    """
+
+    server_s: float
+    clients_s: float
+    in_steps_s: float
+    around_s: float
+    steps: float
+    tokens: float
+
+
+def _spent(engine: Any, run: Callable[[], object]) -> Spent:
+    in_steps: list[float] = []
+    sampled: list[int] = []
+    step = engine.step
+
+    def timed_step() -> list[Generation]:
+        began = time.thread_time()
+        generations: list[Generation] = step()
+        in_steps.append(time.thread_time() - began)
+        sampled.extend(len(generation.token_ids) for generation in generations)
+        return generations
+
+    clients_cpu.clear()
+    server, thread = _server_cpu_s(), time.thread_time()
+    vars(engine)["step"] = timed_step
+    run()
+    vars(engine)["step"] = step
+    around = time.thread_time() - thread - sum(in_steps)
+    return Spent(
+        _server_cpu_s() - server, sum(clients_cpu), sum(in_steps), around, float(len(in_steps)), float(sum(sampled))
+    )
 
 
 def _with_room(model: str, folder: str) -> str:

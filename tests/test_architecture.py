@@ -126,6 +126,7 @@ TESTED_IN = {
     "agents/agent_session.py": "agents/test_server.py",
     "agents/agent_thread.py": "env_runners/test_agent_env_runner.py",
     "agents/chat_completions.py": "agents/test_server.py",
+    "agents/connection.py": "agents/test_server.py",
     "agents/dialect.py": "agents/test_server.py",
     "agents/defused.py": "agents/test_rendering.py",
     "agents/door.py": "agents/test_server.py",

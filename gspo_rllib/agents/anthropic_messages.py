@@ -39,7 +39,7 @@ FIELDS = Fields(
         "mcp_servers": "call the tools in the agent",
         "thread": "nothing is stored between calls: send the whole conversation",
     },
-    passed_over=("output_config", "output_format", "context_management"),
+    passed_over=("context_management",),
     harmless=("betas", "cache_control", "diagnostics", "inference_geo"),
 )
 _ROLES = ("user", "assistant", "system")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -78,7 +79,7 @@ class Door:
         """
         prepared, futures = begun.prepared, begun.futures
         try:
-            sampled = [await asyncio.wrap_future(future) for future in futures]
+            sampled = [await _result(future) for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -98,6 +99,28 @@ class Door:
             seed=self.sampling_seed(number),
             stop=(*prepared.request.stop, *ends),
         )
+
+
+async def _result(future: Future[Sampled]) -> Sampled:
+    """The result of a future of another thread.
+
+    As ``asyncio.wrap_future``, but the other thread, which is the engine's, does no more than wake up the event loop.
+    """
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def wake() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def tell(settled: Future[Sampled]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+                loop.call_soon_threadsafe(wake)
+
+        future.add_done_callback(tell)
+        await done
+    return future.result()
 
 
 class OpenSession:

@@ -14,7 +14,8 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,6 +61,7 @@ class ExternalDoor:
         self._shows_token = token is None
         unique = f"{name}-{secrets.token_hex(3)}.json"
         self._file = None if agent.addresses is None else Path(agent.addresses) / unique
+        self._taken_back: Callable[[], object] = _do_nothing
 
     def open(self) -> None:
         """Starts the server and says where it is, once.
@@ -72,6 +74,8 @@ class ExternalDoor:
         url = self.endpoint.url()
         if self._file is not None:
             self._write(self._file, {"url": url} | ({"token": self._outside.token} if self._shows_token else {}))
+            # Also where a process ends without having stopped its env runner: a harness would wait for it for ever.
+            self._taken_back = weakref.finalize(self, _remove, self._file.absolute(), os.getpid())
         self.url = url
         logger.warning("Agents are awaited at %s (%s): POST /sessions there with the admin token.", url, self._name)
 
@@ -79,9 +83,7 @@ class ExternalDoor:
         """Ends the server and takes its address back; returns at once."""
         self.lobby.shut()
         self.endpoint.stop()
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.unlink()
+        self._taken_back()
 
     def _routes(self, read_body: Any, key_of: Any) -> Sequence[Any]:
         from gspo_rllib.agents.external_routes import external_routes  # loads starlette
@@ -133,6 +135,17 @@ def _checked_host(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         return ipaddress.ip_address(host)
     except ValueError as error:
         raise SettingError(f"agent.host={host!r} is no IP address, such as '127.0.0.1' or '10.0.0.5'.") from error
+
+
+def _remove(file: Path, process: int) -> None:
+    """Removes an address, in the process that wrote it: a copy of that process may end earlier."""
+    if os.getpid() == process:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _remove_dead(folder: Path) -> None:

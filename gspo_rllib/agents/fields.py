@@ -25,7 +25,8 @@ SAMPLING = frozenset({
     "repetition_penalty", "length_penalty", "logit_bias", "seed", "response_format", "structured_outputs",
     "guided_json", "guided_regex", "guided_choice", "guided_grammar", "bad_words", "allowed_token_ids", "min_tokens",
     "ignore_eos", "stop_token_ids", "use_beam_search", "logits_processors", "tool_choice", "parallel_tool_calls",
-    "reasoning_effort", "reasoning", "thinking", "verbosity",
+    "reasoning_effort", "reasoning", "thinking", "verbosity", "text.format", "text.verbosity", "output_format",
+    "output_config",
 })  # fmt: skip
 """Would sample from another distribution than the one the learner scores, or make all replies alike."""
 

@@ -56,6 +56,14 @@ class MessageRenderer:
         self._lock = threading.RLock()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no other thread is writing a conversation, for which one would have to wait."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+            return True
+        return False
+
+    @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """Ids that end a reply: the chat template's own first, then those that model and tokenizer declare."""
         with self._lock:

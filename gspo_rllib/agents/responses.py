@@ -50,7 +50,7 @@ FIELDS = Fields(
         "prompt": "prompts are not stored: send instructions and input",
         "background": "the reply comes as the answer to its call",
     },
-    passed_over=("text.format", "text.verbosity", "truncation", "max_tool_calls", "context_management"),
+    passed_over=("truncation", "max_tool_calls", "context_management"),
     harmless=("stream_options",),
 )  # fmt: skip
 _ROLES = [role for role in ROLES if role != "tool"]

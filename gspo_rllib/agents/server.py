@@ -1,9 +1,12 @@
 """The server that agents call: loopback unless told otherwise, one key for each trajectory, in a thread of its own.
 
 What clients say in the dialects of OpenAI and Anthropic is treated alike. Nothing that takes long runs in the event
-loop: bodies are read with limits, then parsed and rendered in a few threads. A client's SDK tries again when it lost
-patience, with a header and the same body: that joins the call under way, or gets its answer once more, so no reply is
-sampled twice. A reply is trained only if its client was there to read it.
+loop: bodies are read with limits, then long ones are parsed and rendered in a few threads. A client's SDK tries again
+when it lost patience, with a header and the same body: that joins the call under way, or gets its answer once more, so
+no reply is sampled twice. A reply is trained only if its client was there to read it.
+
+The server shares the interpreter with the engine, so what it computes the engine waits for. Hence the shortest ways
+that there are: each change of threads costs a short call as much as writing its prompt.
 """
 
 from __future__ import annotations
@@ -13,22 +16,23 @@ import functools
 import hashlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gspo_rllib.agents.address import LOOPBACK, MoreRoutes, in_url
 from gspo_rllib.agents.anthropic_messages import ANTHROPIC_MESSAGES
 from gspo_rllib.agents.chat_completions import CHAT_COMPLETIONS
 from gspo_rllib.agents.completions import COMPLETIONS
+from gspo_rllib.agents.connection import BeforeTheBodyEnded, is_gone, said_already
 from gspo_rllib.agents.dialect import Asked, Dialect, parsed_object
 from gspo_rllib.agents.door import Begun, OpenSession
 from gspo_rllib.agents.messages import RequestRefused
@@ -46,13 +50,14 @@ MAX_OPEN_CALLS = 64
 MAX_CONNECTIONS = 2000
 KEEP_ALIVE_S = 300
 """How long an idle connection is kept: longer than most agents take between two calls."""
-LINGER_S = 0.5
-"""How long a body is still taken in, and thrown away, after its request was refused."""
 COMMENT_S = 10.0
 """Between two comments on a stream whose reply is not there yet."""
 MOST_ANSWERS = 2 * MAX_OPEN_CALLS
 """Answers of a session that are kept for a client that asks again."""
 START_TIMEOUT_S = 30.0
+SHORT_BODY = 8192
+"""Bytes of a body that is parsed and rendered where it arrives, which takes milliseconds, but no other thread; unless a
+long one is being rendered."""
 _THREADS = 4
 
 Find = Callable[[str], OpenSession]
@@ -146,17 +151,18 @@ class _Server(uvicorn.Server):
         self.is_up.set()
 
 
-def make_app(find: Find, threads: ThreadPoolExecutor, more_routes: MoreRoutes | None = None) -> Starlette:
+def make_app(find: Find, threads: ThreadPoolExecutor, more_routes: MoreRoutes | None = None) -> ASGIApp:
     """The application that answers clients.
 
     Args:
         find: The session of a key; raises RequestRefused where there is none.
-        threads: Parse and render.
+        threads: Parse and render long bodies.
         more_routes: What is answered beside sessions' calls; None for nothing.
     """
     more = () if more_routes is None else more_routes(_body, _key)
     handlers = _Handlers(find, threads)
-    return Starlette(
+    spoken = {dialect.path: dialect for dialect in DIALECTS}
+    routed = Starlette(
         routes=[
             *(Route(d.path, functools.partial(handlers.replies, d), methods=["POST"]) for d in DIALECTS),
             Route("/v1/models", handlers.models, methods=["GET"]),
@@ -165,6 +171,21 @@ def make_app(find: Find, threads: ThreadPoolExecutor, more_routes: MoreRoutes | 
         ],
         exception_handlers={RequestRefused: _refused, 404: _no_such_path, 405: _no_such_path},
     )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        dialect = spoken.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if dialect is None:
+            await routed(scope, receive, send)
+            return
+        # Past the layers of Starlette, which find the route and catch what is raised.
+        request = Request(scope, receive, send)
+        try:
+            response = await handlers.replies(dialect, request)
+        except RequestRefused as refused:
+            response = await _refused(request, refused)
+        await response(scope, receive, send)
+
+    return app
 
 
 class _Handlers:
@@ -186,12 +207,13 @@ class _Handlers:
     async def replies(self, dialect: Dialect[Any], request: Request) -> Response:
         opened = self._find(_key(request))
         answering = self._answering(dialect, opened, await _body(request), is_retry=_is_retry(request))
-        while not answering.task.done():
+        # A client that waits for a stream is told now and then that it still does.
+        while not answering.task.done() and (answering.asked is None or answering.asked.stream):
             await asyncio.wait({answering.task}, timeout=COMMENT_S)
             if not answering.task.done() and answering.asked is not None and answering.asked.stream:
                 events = _late_stream(dialect, request, opened, answering)
                 return StreamingResponse(events, media_type="text/event-stream")
-        asked, calls = answering.task.result()
+        asked, calls = await answering.task
         _mark_delivered(request, calls)
         renderer = opened.door.session.renderer
         if asked.stream:
@@ -212,9 +234,15 @@ class _Handlers:
                 code="rate_limit_exceeded",
                 status=429,
             )
+        answering = _Answering()
+        at_once = len(raw) <= SHORT_BODY and opened.door.session.renderer.is_idle
+        begun = None
+        if at_once:
+            with self._telling(dialect, opened, answering):
+                begun = _begin(dialect, opened, raw, answering)
         opened.num_open += 1
-        answering = opened.answers[digest] = _Answering()
-        answering.task = asyncio.get_running_loop().create_task(self._answer(dialect, opened, raw, answering))
+        opened.answers[digest] = answering
+        answering.task = asyncio.get_running_loop().create_task(self._answer(dialect, opened, raw, answering, begun))
         answering.task.add_done_callback(lambda done: _closed(opened, done))
         opened.answers.move_to_end(digest)
         while len(opened.answers) > MOST_ANSWERS:
@@ -222,29 +250,38 @@ class _Handlers:
         return answering
 
     async def _answer(
-        self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering
+        self, dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering, begun: Begun | None
     ) -> tuple[Asked, list[Call]]:
-        door = opened.door
+        if begun is None:
+            # One trip to another thread and back: the event loop goes on meanwhile.
+            work = functools.partial(_begin, dialect, opened, raw, answering)
+            with self._telling(dialect, opened, answering):
+                begun = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        asked = answering.asked
+        assert asked is not None
+        if len(opened.models) < 2:  # as many as it takes to tell
+            opened.models.add(asked.model)
+        self._told.models(opened.models)
+        return asked, await opened.door.collect(begun)
 
-        def begin() -> Begun:
-            answering.asked = _read(dialect, raw, door.session.renderer)
-            return door.begin(answering.asked.chat)
-
-        # One trip to another thread and back: the engine goes on without this session meanwhile.
+    @contextmanager
+    def _telling(self, dialect: Dialect[Any], opened: OpenSession, answering: _Answering) -> Iterator[None]:
+        """Tells what becomes of a body that is read meanwhile."""
         try:
-            begun = await asyncio.get_running_loop().run_in_executor(self._threads, begin)
+            yield
         except RequestRefused as refused:
             self._told.refused(refused)
             raise
         finally:
             if answering.asked is not None and (names := answering.asked.passed_over):
                 self._told.no_effect(names)
-                door.on_passed_over(dialect.fields.counted(names))
-        assert answering.asked is not None
-        if len(opened.models) < 2:  # as many as it takes to tell
-            opened.models.add(answering.asked.model)
-        self._told.models(opened.models)
-        return answering.asked, await door.collect(begun)
+                opened.door.on_passed_over(dialect.fields.counted(names))
+
+
+def _begin(dialect: Dialect[Any], opened: OpenSession, raw: bytes, answering: _Answering) -> Begun:
+    """Has the replies to a body sampled; from any thread."""
+    answering.asked = _read(dialect, raw, opened.door.session.renderer)
+    return opened.door.begin(answering.asked.chat)
 
 
 def _read(dialect: Dialect[Any], raw: bytes, renderer: MessageRenderer) -> Asked:
@@ -276,39 +313,9 @@ async def _each(events: list[str]) -> AsyncIterator[str]:
 
 def _mark_delivered(request: Request, calls: list[Call]) -> None:
     # Before the answer is sent: the agent may end its trajectory as soon as it has it.
-    if not _is_gone(request):
+    if not is_gone(request):
         for call in calls:
             call.delivered = True
-
-
-def _is_gone(request: Request) -> bool:
-    """Whether the client has closed its connection: what the server says at once, without waiting for a word."""
-    receiving = request.receive().__await__()
-    try:
-        # One step by hand. Starlette's own way opens a scope, cancels it, and writes down why: a tenth of a call's CPU.
-        next(receiving)
-    except StopIteration as said:
-        return bool(said.value["type"] == "http.disconnect")
-    receiving.close()
-    return False
-
-
-class _BeforeTheBodyEnded(JSONResponse):
-    """An answer to a client that is still sending: its connection is closed a moment later.
-
-    What a client sends into a closed connection resets it, and the client sees that in place of the answer.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_open(message: Message) -> None:
-            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
-
-        await super().__call__(scope, receive, send_open)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while (await receive()).get("more_body"):
-                    pass
-        await send({"type": "http.response.body", "body": b""})
 
 
 def _closed(opened: OpenSession, task: asyncio.Task[Any]) -> None:
@@ -323,20 +330,30 @@ async def _body(request: Request) -> bytes:
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and (len(announced) > 20 or int(announced) > MAX_BODY_BYTES):
         raise too_large
-    parts, size = [], 0
+    body, more = b"", True
+    if (said := said_already(request)) is not None:
+        body, more = _part(said)
+    parts, size = [body], len(body)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                size += len(part)
-                if size > MAX_BODY_BYTES:
-                    raise too_large
-                parts.append(part)
+        if more:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while more and size <= MAX_BODY_BYTES:
+                    part, more = _part(await request.receive())
+                    parts.append(part)
+                    size += len(part)
     except TimeoutError as error:
         message = f"the body did not arrive within {BODY_TIMEOUT_S:g} seconds."
         raise RequestRefused(message, code="body_timeout", status=408) from error
-    except ClientDisconnect as error:
-        raise RequestRefused("the client went away.", status=400) from error
+    if size > MAX_BODY_BYTES:
+        raise too_large
     return b"".join(parts)
+
+
+def _part(message: Message) -> tuple[bytes, bool]:
+    """A part of a body, and whether more of it follows."""
+    if message["type"] == "http.disconnect":
+        raise RequestRefused("the client went away.", status=400)
+    return message.get("body", b""), bool(message.get("more_body"))
 
 
 def _key(request: Request) -> str:
@@ -360,7 +377,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     answer: type[JSONResponse] = JSONResponse
     if error.code in ("body_timeout", "body_too_large"):
         headers["connection"] = "close"
-        answer = _BeforeTheBodyEnded
+        answer = BeforeTheBodyEnded
     spoken = next((one for one in DIALECTS if request.url.path.startswith(one.path)), CHAT_COMPLETIONS)
     return answer(spoken.error(error), status_code=error.status, headers=headers)
 

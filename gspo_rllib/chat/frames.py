@@ -133,7 +133,10 @@ def ids_held(tokens: ChatTokens, following: Sequence[int], held: int) -> dict[in
 
 def spans(tokens: ChatTokens, text: str, start: int) -> tuple[list[int], list[int], list[int]]:
     """The ids of a text from ``start`` on, as they are in the whole text, and the characters each one covers."""
-    ids, offsets = tokens.whole(text)
+    skipped = start if tokens.is_cut(text, start) else 0  # such a token is all that what follows can see
+    ids, offsets = tokens.whole(text[skipped:])
+    if offsets is not None and skipped:
+        return ids, [a + start for a, _ in offsets], [b + start for _, b in offsets]
     if offsets is None:
         return _spans_slowly(tokens, text, start)
     first = 1 + max((n for n, (a, _) in enumerate(offsets) if a < start), default=-1) if start else 0

@@ -68,6 +68,11 @@ class ChatTokens:
         self.beginning = frozenset({tokenizer.bos_token_id} - set(end_token_ids))
         loose = any(i in self.added and self.added[i].normalized for i in self.structural)
         self.normalizes = loose and self._backend is not None and self._backend.normalizer is not None
+        self._cuts = tuple(
+            token.content
+            for i, token in self.added.items()
+            if i in self.structural and token.content and not (token.normalized or token.lstrip or token.single_word)
+        )
         self._text = self._some_text()
         self._plain = self._encoder(mere, self.structural)
         self._written = self._encoder({i for i in self.added if i not in self.special}, self.special)
@@ -86,6 +91,13 @@ class ChatTokens:
             return list(short.ids), list(short.offsets)
         encoded = self._tokenizer(text, return_offsets_mapping=True, **options)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+    def is_cut(self, text: str, place: int) -> bool:
+        """Whether a token stands there that cuts the text in two whatever comes before it, as far as can be told.
+
+        What the text before it ends with must be no part of any token.
+        """
+        return self._backend is not None and text.startswith(self._cuts, place)
 
     @staticmethod
     def _encodes_plainly(backend: Tokenizer) -> bool:

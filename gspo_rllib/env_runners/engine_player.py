@@ -77,8 +77,11 @@ class EnginePlayer:
 
     def _step_engine(self) -> list[Generation]:
         started = time.perf_counter()
-        with registry.failing_as_itself(self._engine):
+        try:
             generations = self._engine.step()
+        except Exception:
+            with registry.failing_as_itself(self._engine):
+                raise
         self._stats.engine_s += time.perf_counter() - started
         self._stats.engine_steps += 1
         return generations
@@ -92,8 +95,11 @@ class EnginePlayer:
     def _submit(self, request: GenerationRequest) -> None:
         # Environments' turns and agents' calls are made legal before they get here. What the engine refuses all the
         # same is nobody's fault but the engine's or ours, and no other task would help: it ends the run, in either.
-        with registry.failing_as_itself(self._engine):
+        try:
             self._engine.submit(request)
+        except Exception:
+            with registry.failing_as_itself(self._engine):
+                raise
 
     def _release_turns(self) -> None:
         while self._held and not self.holds_turns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import pickle
 import re
 import socket
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -341,6 +343,24 @@ def test_a_server_that_ends_answers_who_still_waits(start: Start) -> None:
 
 PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
 (CURL,) = [block for block in re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.M | re.S) if "curl" in block]
+
+
+def test_an_address_is_gone_when_its_process_ends_without_having_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = AgentSettings(workers="external", addresses=str(tmp_path))
+    door = ExternalDoor(agent, name="runner-0")
+    door.open()
+    ending = door._taken_back
+    assert isinstance(ending, weakref.finalize) and ending.atexit
+    _, take_back, arguments, _ = ending.peek() or pytest.fail("it was taken back at once")
+    with monkeypatch.context() as copy:
+        copy.setattr(os, "getpid", lambda: 0)
+        take_back(*arguments)
+    assert len(list(tmp_path.iterdir())) == 1
+    ending()
+    assert not list(tmp_path.iterdir())
+    door.close()
 
 
 def test_the_page_shows_how_to_play_by_hand(start: Start, tmp_path: Path) -> None:

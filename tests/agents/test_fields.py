@@ -56,6 +56,8 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
     ("/v1/messages", {"thinking": {"type": "enabled", "budget_tokens": 1024}, "top_k": 5}, ["thinking", "top_k"]),
     ("/v1/messages", {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, ["tool_choice"]),
     ("/v1/messages", {"tool_choice": {"type": "any"}}, ["tool_choice"]),
+    ("/v1/messages", {"output_format": {"type": "json_schema"}, "output_config": {"effort": "low"}}, [
+        "output_format", "output_config"]),
     ("/v1/messages", {"tool_choice": {"type": "auto"}, "cache_control": {"type": "ephemeral"}, "stop": ["a"]}, [
         OTHER]),
 ]  # fmt: skip
@@ -103,6 +105,22 @@ def test_a_field_that_would_change_what_the_answer_means_is_refused(
     ((name, _),) = fields.items()
     assert status == 400 and answer["error"]["message"] == f"{name} is not supported; {remedy}."
     assert answer["error"]["param"] == name and not one.requests
+
+
+def test_what_would_shape_a_reply_is_said_to_do_so_in_every_dialect(
+    one: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    shaping = {
+        "/v1/chat/completions": {"response_format": {"type": "json_object"}},
+        "/v1/responses": {"text": {"format": {"type": "json_schema"}, "verbosity": "low"}},
+        "/v1/completions": {"guided_json": {"a": 1}},
+        "/v1/messages": {"output_format": {"type": "json_schema"}, "output_config": {"effort": "low"}},
+    }
+    with caplog.at_level(logging.WARNING, logger="gspo_rllib"):
+        for path, fields in shaping.items():
+            assert one.post(SOUND[path] | fields, path)[0] == 200
+    assert len(caplog.messages) == 6
+    assert all("the distribution that the learner scores" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("path", SOUND)

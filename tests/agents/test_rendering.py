@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +17,9 @@ from gspo_rllib.agents.door import Door
 from gspo_rllib.agents.messages import RequestRefused, checked_messages
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import ChatRequest, Sampled
+from gspo_rllib.chat.format import ChatFormat
+from gspo_rllib.chat.frames import REPLY, spans
+from gspo_rllib.chat.tokens import ChatTokens
 from gspo_rllib.engines.protocol import Generation, GenerationRequest
 from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.errors import ModelError
@@ -189,6 +193,26 @@ def test_a_conversation_of_any_family_stays_one_context(family: Family) -> None:
         messages += [call.reply.message, user("b")]
         context = [*context, *reply, *theirs.prompt_after(reply, "b")]
     assert not policy.session.new_contexts
+
+
+def test_what_follows_a_reply_is_encoded_by_itself_with_the_ids_of_the_whole_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the token on that ends the reply, where there is one; text that spells tokens, and spaces, included."""
+    texts = []
+    for family in FAMILIES:
+        form = ChatFormat(family.tokenizer(), template_kwargs=family.kwargs)
+        spelled = "".join(token.content for token in form.tokens.added.values())
+        for content in (f" it's{spelled}\n", "", " "):
+            with contextlib.suppress(ModelError):
+                text = form.template.render(form.told("user", content))
+                texts.append((family.name, form.tokens, text, text.rindex(REPLY) + len(REPLY)))
+    by_itself = [spans(tokens, text, place) for _, tokens, text, place in texts]
+    num_cut = sum(tokens.is_cut(text, place) for _, tokens, text, place in texts)
+    monkeypatch.setattr(ChatTokens, "is_cut", lambda *_: False)
+    for (name, tokens, text, place), found in zip(texts, by_itself, strict=True):
+        assert found == spans(tokens, text, place), (name, text)
+    assert len(texts) > num_cut > len(texts) / 3
 
 
 def test_several_results_of_a_template_without_their_role_are_one_message_of_the_user() -> None:

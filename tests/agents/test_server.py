@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -226,6 +227,43 @@ def test_a_broken_field_is_refused_by_its_name(one: Served, changes: dict[str, A
 def test_a_body_that_is_no_object_is_refused(one: Served, raw: bytes, words: str) -> None:
     status, _, answer = one.post(raw)
     assert status == 400 and words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("short", [0, 8192])
+def test_a_short_body_is_read_where_it_arrives_and_a_long_one_in_another_thread(
+    one: Served, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    monkeypatch.setattr(server, "SHORT_BODY", short)
+    readers = []
+    read = server._read
+
+    def spy(*arguments: Any) -> Any:
+        readers.append(threading.current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr(server, "_read", spy)
+    for _ in range(2):  # what was refused is refused again, not remembered
+        status, headers, answer = one.post(HELLO | {"n": 0}, x_stainless_retry_count="1")
+        assert (status, headers["x-should-retry"], answer["error"]["param"]) == (400, "false", "n")
+    assert one.post(HELLO | {"temperature": 0})[2]["choices"][0]["message"]["content"] == "2"
+    assert one.passed_over == {"temperature": 1}
+    again = one.post(HELLO | {"temperature": 0}, x_stainless_retry_count="1")[2]
+    assert again["id"] == "chatcmpl-0" and len(one.requests) == 1
+    assert [name == "gspo-agent-server" for name in readers] == [bool(short)] * 3
+    assert one.endpoint.find(one.key).num_open == 0
+
+
+def test_the_server_answers_others_while_a_long_conversation_is_rendered(one: Served) -> None:
+    lock = one.session.renderer._lock
+    with ThreadPoolExecutor(1) as threads:
+        with lock:
+            waiting = threads.submit(one.post, HELLO)
+            deadline = time.monotonic() + 5
+            while not one.endpoint.find(one.key).num_open and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert one.post({}, path="/v1/embeddings")[0] == 404  # which needs no tokenizer
+            assert not waiting.done()
+        assert waiting.result(20)[0] == 200
 
 
 def test_an_unknown_path_is_an_error_as_clients_read_it(one: Served) -> None:

@@ -120,9 +120,8 @@ def test_the_commands_play_an_agents_checkpoint(
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
-QUICKSTART = dict(
-    zip(("play", "config", "run"), re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S), strict=False)
-)
+PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
+QUICKSTART = dict(zip(("play", "config", "run"), PYTHON, strict=False))
 (TASKS,) = re.findall(r"^```json\n(.*?)^```", PAGE.partition("## Two ways")[0], flags=re.M | re.S)
 (YAML,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.M | re.S)
 
@@ -150,6 +149,27 @@ def test_the_quickstart_of_the_page_trains_from_python_and_from_yaml(tiny_dense:
         told.append(done.stdout)
     assert len([float(line) for line in told[0].splitlines()[-3:]]) == 3
     assert "stopped: 1 iterations done" in told[1]
+
+
+@pytest.mark.slow
+def test_the_harness_of_the_page_plays_its_config_in_a_fresh_folder(tiny_dense: str, tmp_path: Path) -> None:
+    """As the page has it, but for the size of an iteration; the program ends without having stopped anything."""
+    (config,) = [block for block in PYTHON if 'workers="external"' in block]
+    less = ".training(group_size=2, groups_per_iteration=4).generation(max_tokens_per_turn=4)"
+    (tmp_path / "run.py").write_text(
+        config.replace("    .rl_module", f"    {less}\n    .rl_module") + QUICKSTART["run"]
+    )
+    (tmp_path / "tasks.jsonl").write_text(TASKS)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "seed").symlink_to(tiny_dense)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": "local"}
+    with page_harness(tmp_path):
+        done = subprocess.run(
+            [sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len([float(line) for line in done.stdout.splitlines()[-3:]]) == 3
+    assert not list((tmp_path / "agents").glob("*"))
 
 
 @pytest.mark.parametrize(
