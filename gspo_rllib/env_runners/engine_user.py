@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
+
+import ray
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.proof import Conversation, EngineSample, converse
@@ -18,7 +21,7 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, for_engine
 from gspo_rllib.env_runners.background import check_free
-from gspo_rllib.errors import EngineError, WeightSyncError
+from gspo_rllib.errors import EngineError, EngineLostError, WeightSyncError
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -52,7 +55,8 @@ class EngineUser:
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a function of this runner, as RLlib does; but an engine's failure is raised, and ends no process.
 
-        RLlib restarts a runner that raises. An engine that cannot serve the model would fail again in every one.
+        RLlib restarts a runner that raises. An engine that cannot serve the model would fail again in every one. One
+        whose own process was killed is lost, and the runner's process ends with it, to be replaced.
         """
         failures: list[EngineError | WeightSyncError] = []
 
@@ -64,6 +68,8 @@ class EngineUser:
 
         result = super().apply(noting_failures, *args, **kwargs)  # type: ignore[misc]
         if failures:
+            if isinstance(failures[0], EngineLostError) and self._is_replaceable():
+                end_process(failures[0])
             self._engine_failure = failures[0]
             raise failures[0]
         return result
@@ -78,9 +84,23 @@ class EngineUser:
         if self._engine_failure is not None:
             raise self._engine_failure
 
+    def _is_replaceable(self) -> bool:
+        """Whether another process can do what this one cannot: it is an actor, and the engine was there before."""
+        context = ray.get_runtime_context()
+        if context.get_actor_id() is None or not self.worker_index:
+            return False
+        return self._engine is not None or context.was_current_actor_reconstructed
+
     def _acquire_engine(self) -> Engine:
         """The engine, made on first use."""
         raise NotImplementedError
+
+
+def end_process(error: EngineLostError) -> NoReturn:
+    """Ends this process, which says why in its log; Ray restarts an env runner."""
+    logger.error("%s This env runner ends with it, and is replaced.", error)
+    logging.shutdown()
+    os._exit(1)
 
 
 def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
