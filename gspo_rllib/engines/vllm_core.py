@@ -43,6 +43,7 @@ class WatchedCore:
         self._client = client
         self._process = client.resources.engine_manager.processes[0]
         self._closing = False
+        self._ended: EngineError | None = None
         threading.Thread(target=self._watch, name="gspo-engine-core-watch", daemon=True).start()
 
     def __getattr__(self, name: str) -> Any:
@@ -58,8 +59,8 @@ class WatchedCore:
         @wraps(call)
         def watched(*args: Any, **kwargs: Any) -> Any:
             try:
-                if connection.wait([self._process.sentinel], 0.0):
-                    raise self._end()
+                if self._ended is not None:
+                    raise self._ended
                 return call(*args, **kwargs)
             except Exception as error:
                 patience_s = _JOIN_S if self._client.resources.engine_dead else 0.0
@@ -86,8 +87,8 @@ class WatchedCore:
         connection.wait([self._process.sentinel])
         if self._closing:
             return
-        end = self._end()
-        # In this order: who asks later is refused, and whoever asked before is in one of the two.
+        # In this order: who asks later is refused, and whoever asked before waits for one of the two.
+        self._ended = end = self._end()
         self._client.resources.engine_dead = True
         for future in list(self._client.utility_results.values()):
             if not future.done():

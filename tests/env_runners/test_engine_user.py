@@ -9,8 +9,9 @@ import pytest
 
 from gspo_rllib.engines import registry, trial
 from gspo_rllib.engines.proof import Conversation
+from gspo_rllib.env_runners import engine_user
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
-from gspo_rllib.errors import EngineError, GSPOError
+from gspo_rllib.errors import EngineError, EngineLostError, GSPOError
 from tests import toy_engines
 from tests.env_runners.small_runner import Weights, runner_config
 
@@ -114,3 +115,45 @@ def test_a_failure_in_a_call_by_rllib_is_kept_and_ends_no_process(
     with pytest.raises(EngineError, match="stop is not supported"):
         runner.raise_engine_failure()
     assert runner.apply(lambda self, *, more: more, more=3) == 3
+
+
+@pytest.mark.parametrize(
+    ("worker", "is_actor", "was_built", "was_restarted", "ends"),
+    [
+        (1, True, True, False, True),
+        (1, True, False, True, True),
+        (1, True, False, False, False),  # the machine has no room for it, and would not have any for the next
+        (0, True, True, False, False),  # a driver that is an actor: its env runner is the driver
+        (1, False, True, False, False),
+    ],
+)
+def test_a_runner_that_can_be_replaced_ends_with_its_engines_process(
+    runner_with: Callable[..., LanguageEnvRunner],
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    worker: int,
+    is_actor: bool,
+    was_built: bool,
+    was_restarted: bool,
+    ends: bool,
+) -> None:
+    class Context:
+        was_current_actor_reconstructed = was_restarted
+
+        def get_actor_id(self) -> str | None:
+            return "actor" if is_actor else None
+
+    def end(error: EngineLostError) -> None:
+        raise SystemExit(str(error))
+
+    def lose(runner: object) -> None:
+        raise EngineLostError("the engine's process was ended by SIGKILL")
+
+    runner = runner_with("transformers")
+    if was_built:
+        runner.set_weights(weights, 1)
+    runner.worker_index = worker
+    monkeypatch.setattr(engine_user.ray, "get_runtime_context", Context)
+    monkeypatch.setattr(engine_user, "end_process", end)
+    with pytest.raises(SystemExit if ends else EngineLostError, match="ended by SIGKILL"):
+        runner.apply(lose)
