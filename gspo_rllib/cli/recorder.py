@@ -129,7 +129,9 @@ class RunRecorder:
     def __init__(self, folder: Path, sections: Mapping[str, Any], *, resume_at: int = 0) -> None:
         self.folder = folder
         self.followers: list[Followers] = []
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
+        config = folder / "config.yaml"
+        config.write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
+        self._described = {file: file.read_bytes() for file in (config, folder / "run.json") if file.is_file()}
         kept = until(read_results(folder), resume_at)
         self.history: list[dict[str, Any]] = [flatten(result) for result in kept]
         partial = folder / ".writing_result.json"
@@ -149,7 +151,7 @@ class RunRecorder:
         self.history.append(row)
         self._json.add(json.dumps(kept, cls=SafeFallbackEncoder))
         failed = None
-        for write in (self._json.write, lambda: self._append_row(row), lambda: self._events.add(row)):
+        for write in (self._append_line, lambda: self._append_row(row), lambda: self._events.add(row)):
             try:
                 write()
             except OSError as error:
@@ -161,6 +163,35 @@ class RunRecorder:
         self._failing = failed is not None
         for follower in self.followers:
             follower(kept)
+
+    def _append_line(self) -> None:
+        if not self._json.is_in_place:
+            self._begin_again()
+        self._json.write()
+
+    def _begin_again(self) -> None:
+        """Where somebody has removed the folder or ``result.json``, what is written next would be found by nobody.
+
+        What the run was started with, and its results so far, are written again; these flat, as nothing else is left.
+        """
+        from ray.tune.utils.util import SafeFallbackEncoder
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file, content in self._described.items():
+            file.write_bytes(content)
+        lines = _Lines(self.folder / "result.json")
+        for row in self.history:
+            lines.add(json.dumps(row, cls=SafeFallbackEncoder))
+        self._json.close()
+        self._json = lines
+        self._events.close()
+        self._columns = []
+        print(
+            f"{self.folder} was removed while its run is going on. Results are written there again; checkpoints, kept "
+            "trajectories and recorded groups from before are gone.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _append_row(self, row: dict[str, Any]) -> None:
         columns = read_by_people([*self._columns, *row])
@@ -252,9 +283,18 @@ class _Lines:
     """A file that grows by whole lines: what a write left half done is cut off before the next one."""
 
     def __init__(self, file: Path) -> None:
+        self._path = file
         self._file = file.open("ab", buffering=0)
         self._size = file.stat().st_size
         self._waiting: list[bytes] = []
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one of its name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def add(self, line: str) -> None:
         """Takes a line that is to be written."""

@@ -273,6 +273,8 @@ def _draw(recorder: RunRecorder, name: str) -> None:
         write_curve(recorder.history, recorder.folder / "learning_curve.png", title=name)
     except ModuleNotFoundError as error:
         print(f"no learning curve: {error}; pip install 'gspo-rllib[plot]'", file=sys.stderr)
+    except OSError as error:  # no room, or no folder any more: an error of the run's own is not to be hidden by it
+        print(f"no learning curve: {error}", file=sys.stderr)
 
 
 def short(path: Path) -> str:
