@@ -5,7 +5,9 @@ Env runners in other processes import it for ``Coin``, the environment.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,5 +71,25 @@ class FailsToLoad(TransformersEngine):
         raise KeyError("model.layers.0.mlp.router.bias")
 
 
-for _engine in (OneTensorStays, CannotBeBuilt, FailsToStep, RefusesRequests, FailsToLoad):
+class HangsOnce(TransformersEngine):
+    """Does not answer the first request that is no proof's; the next engine with the same model folder does."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self._marker = Path(spec.model) / "hung"
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Hangs where none has hung yet."""
+        super().submit(request)
+        self._hangs = not request.request_id.startswith("proof/") and not self._marker.exists()
+
+    def step(self) -> list[Generation]:
+        """Sleeps for ever, or steps."""
+        if self._hangs:
+            self._marker.touch()
+            threading.Event().wait()
+        return super().step()
+
+
+for _engine in (OneTensorStays, CannotBeBuilt, FailsToStep, RefusesRequests, FailsToLoad, HangsOnce):
     register_engine(_engine.__name__, f"{__name__}:{_engine.__name__}")

@@ -11,10 +11,11 @@ import importlib
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from gspo_rllib.engines.engine_watch import EngineWatch
 from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.errors import EngineError, GSPOError, SettingError, WeightSyncError, described, did_you_mean
 from gspo_rllib.imports import undisturbed
@@ -46,6 +47,7 @@ class _Held:
     spec: EngineSpec
     users: int = 1
     proven: bool = False
+    watch: EngineWatch | None = None
 
 
 _entries: dict[str, EngineEntry] = {
@@ -165,6 +167,8 @@ def release(engine: Engine) -> None:
                 held.users -= 1
                 if held.users == 0:
                     del _held[key]
+                    if held.watch is not None:
+                        held.watch.close()
                     engine.close()
 
 
@@ -186,6 +190,25 @@ def mark_proven(engine: Engine) -> None:
     # An adapter that changes nothing shows nothing.
     if held is not None and not getattr(engine, "adapter_is_zero", False):
         held.proven = True
+
+
+def watch(engine: Engine, timeout_s: float, on_late: Callable[[float], None]) -> None:
+    """From now on a call of the engine that takes too long is seen; see ``EngineWatch``.
+
+    Args:
+        engine: One that the registry holds; of one that is watched already nothing changes.
+        timeout_s: How long one call may take.
+        on_late: Called with the seconds that a call has taken.
+    """
+    held = _holding(engine)
+    if held is not None and held.watch is None:
+        held.watch = EngineWatch(timeout_s, on_late)
+
+
+def watched(engine: Engine) -> AbstractContextManager[None]:
+    """The block is one call of the engine, which may take as long as ``watch`` said."""
+    held = _holding(engine)
+    return nullcontext() if held is None or held.watch is None else held.watch.call()
 
 
 @contextmanager

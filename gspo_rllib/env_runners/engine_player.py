@@ -77,7 +77,7 @@ class EnginePlayer:
 
     def _step_engine(self) -> list[Generation]:
         started = time.perf_counter()
-        with registry.failing_as_itself(self._engine):
+        with registry.failing_as_itself(self._engine), registry.watched(self._engine):
             generations = self._engine.step()
         self._stats.engine_s += time.perf_counter() - started
         self._stats.engine_steps += 1

@@ -7,8 +7,10 @@ instead where that was tried, and is never taken for the environment's or the pr
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -45,7 +47,7 @@ class EngineUser:
         if spec is None or registry.is_proven(engine):
             return None
         check_free(engine)
-        with first_use(engine):
+        with first_use(engine), registry.watched(engine):
             return converse(engine, spec, conversation)
 
     def mark_proven(self) -> None:
@@ -83,6 +85,30 @@ class EngineUser:
         """
         if self._engine_failure is not None:
             raise self._engine_failure
+
+    def _watch_engine(self, engine: Engine, timeout_s: float | None) -> None:
+        """Has the process end once a call of the engine takes too long; that of the driver only says so.
+
+        Args:
+            engine: The engine.
+            timeout_s: How long one call may take; None for ever.
+        """
+        if timeout_s is None:
+            return
+        is_replaceable = bool(self.worker_index) and ray.get_runtime_context().get_actor_id() is not None
+
+        def on_late(taken_s: float) -> None:
+            error = EngineLostError(
+                f"the engine has not answered for {taken_s:.0f} s (generation.engine_timeout_s is {timeout_s:g}); what "
+                "its threads are doing stands above."
+            )
+            if sys.__stderr__ is not None:
+                faulthandler.dump_traceback(sys.__stderr__)
+            if is_replaceable:
+                end_process(error)
+            logger.error("%s It is waited for: this process cannot be replaced.", error)
+
+        registry.watch(engine, timeout_s, on_late)
 
     def _is_replaceable(self) -> bool:
         """Whether another process can do what this one cannot: it is an actor, and the engine was there before."""
@@ -124,7 +150,7 @@ def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
 
 def load(engine: Engine, named_weights: NamedWeights, version: int) -> None:
     """Loads weights into an idle engine; see ``Engine.load_weights``."""
-    with first_use(engine):
+    with first_use(engine), registry.watched(engine):
         engine.load_weights(for_engine(engine, named_weights), version)
 
 

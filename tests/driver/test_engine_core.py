@@ -103,7 +103,7 @@ def test_a_core_that_is_lost_costs_time_and_nothing_else(
 ) -> None:
     made, bound = run
     algorithm, core = made.algorithm, made.core()
-    assert core is not None
+    assert core is not None, [p.name() for p in psutil.Process().children(recursive=True)]
     hit_at: list[float] = []
     made.seen_at.clear()
 
