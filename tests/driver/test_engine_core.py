@@ -23,6 +23,8 @@ if "vllm" not in registry.available_engines():
 pytestmark = pytest.mark.slow
 
 PATIENCE_S = 5.0
+BUSY_S = 4.0
+"""A second where nothing else runs; Ray itself takes two to tell of a process that ended where something does."""
 
 
 class Run:
@@ -136,7 +138,7 @@ def test_a_core_that_is_lost_costs_time_and_nothing_else(
         f"{moment} {fault.name} {'overlapped' if bound else 'taking turns'}: seen after {seen_s:.1f} s, its groups "
         f"trained after {back_s:.1f} s"
     )
-    assert seen_s <= (PATIENCE_S if fault is signal.SIGSTOP else 0.0) + 1.5
+    assert seen_s <= (PATIENCE_S if fault is signal.SIGSTOP else 0.0) + BUSY_S
     assert back_s <= 90.0, "30 s on a quiet machine; 20 s of it are vLLM's own start"
     made.assert_nothing_lost(bound)
     replaced = made.core()
