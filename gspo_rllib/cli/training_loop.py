@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,10 @@ class TrainingLoop:
             self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl", goes_on=not part)
 
     def _train(self) -> Result:
+        begun = time.monotonic()
         result: dict[str, Any] = self.algorithm.train()
+        # Tune's own measure is of the machine's date, which may be set back.
+        result["time_this_iter_s"] = time.monotonic() - begun
         interval = self._config.evaluation_interval
         if not interval or result["training_iteration"] % interval:
             # RLlib reports an evaluation a second time, with the iteration after it.

@@ -161,7 +161,7 @@ class _Ends:
         if self.iteration == self._trains:
             raise self._error
         self.iteration += 1
-        return {"training_iteration": self.iteration, "time_this_iter_s": 1.0}
+        return {"training_iteration": self.iteration, "time_this_iter_s": -3600.0}
 
     def save_to_path(self, path: Path) -> str:
         if self._save_fails is not None:
@@ -177,6 +177,8 @@ def _run_until_it_ends(algorithm: Any, folder: Path) -> Path:
         TrainingLoop(run, algorithm, recorder, interrupted=lambda: False, shows=False).run()
     assert ended.value is algorithm._error
     recorder.close()
+    seconds = [row["time_total_s"] for row in recorder.history]
+    assert seconds == sorted(seconds) and all(0 <= s < 60 for s in seconds), "the date was set back; time goes on"
     return folder / "checkpoints" / "iteration_000002"
 
 
