@@ -1,4 +1,4 @@
-"""One process trains a run at a time: it holds a lock in the run's folder, which ends with the process."""
+"""One process trains a run, or a sweep, at a time: it holds a lock in its folder, which ends with the process."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ FILE = ".training"
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Inside ``with``, no other process can claim the run; where a file system knows no locks, any can.
+def claimed(folder: Path, *, otherwise: str = "") -> Iterator[None]:
+    """Inside ``with``, no other process can claim the folder; where a file system knows no locks, any can.
 
     Args:
-        folder: The run's folder.
+        folder: The folder of a run or a sweep.
+        otherwise: What else can be done than to end the process that has it.
 
     Raises:
-        SettingError: Another process trains the run.
+        SettingError: Another process trains there.
     """
     try:
         file = _locked(folder / FILE)
     except BlockingIOError as error:
         raise SettingError(
             f"{folder} is being trained {_owner(folder / FILE)}, and two processes would write over each other's "
-            "results. End that one first, or go on from one of its checkpoints in a new folder: gspo-rllib train "
-            f"{folder / 'config.yaml'} --resume CHECKPOINT"
+            f"results. End that one first{otherwise}."
         ) from error
     except OSError:  # no locks there, or a folder that cannot be written, which is refused where it is looked at
         yield

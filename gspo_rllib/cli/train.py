@@ -117,7 +117,9 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
         raise SettingError(f"--min-nodes: expected a whole number >= 1, got {arguments.min_nodes}.")
     address = address_of(arguments)  # first: it takes no import of a framework to be refused
     if arguments.resume and not is_remote(arguments.resume) and is_run(arguments.resume):
-        held.enter_context(claimed(named_path(arguments.resume).resolve()))
+        folder = named_path(arguments.resume).resolve()
+        otherwise = f", or go on in a new folder: gspo-rllib train {short(folder / 'config.yaml')} --resume CHECKPOINT"
+        held.enter_context(claimed(folder, otherwise=otherwise))
     loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()

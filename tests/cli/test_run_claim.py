@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ def test_a_run_that_is_being_trained_is_not_resumed_and_loses_nothing(
         (trained.folder / FILE).unlink()  # somebody else's file, in the way of the comparison
         assert {path: path.read_bytes() for path in trained.folder.rglob("*") if path.is_file()} == before
     assert f"{trained.folder} is being trained by process" in capsys.readouterr().err
+
+
+def test_a_sweep_that_goes_on_is_not_resumed_beside_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = {"search": None, "samples": None, "metric": None, "grid": [], "overrides": []}
+    (tmp_path / "sweep.json").write_text(json.dumps(start))
+    with claimed_by_another(tmp_path):
+        assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    assert f"{tmp_path} is being trained by process" in capsys.readouterr().err
 
 
 def test_a_claim_that_was_just_given_back_is_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
