@@ -15,6 +15,7 @@ import numpy as np
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.registry import register_engine
 from gspo_rllib.engines.transformers import TransformersEngine
+from gspo_rllib.errors import EngineLostError
 from tests.toy_envs.coin_env import CoinEnv
 
 
@@ -71,6 +72,13 @@ class FailsToLoad(TransformersEngine):
         raise KeyError("model.layers.0.mlp.router.bias")
 
 
+class KilledWhileBuilt(TransformersEngine):
+    """The process that it would have beside its own was killed."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        raise EngineLostError("the engine's process was ended by SIGKILL")
+
+
 class HangsOnce(TransformersEngine):
     """Does not answer the first request that is no proof's; the next engine with the same model folder does."""
 
@@ -91,5 +99,5 @@ class HangsOnce(TransformersEngine):
         return super().step()
 
 
-for _engine in (OneTensorStays, CannotBeBuilt, FailsToStep, RefusesRequests, FailsToLoad, HangsOnce):
+for _engine in (OneTensorStays, CannotBeBuilt, FailsToStep, RefusesRequests, FailsToLoad, HangsOnce, KilledWhileBuilt):
     register_engine(_engine.__name__, f"{__name__}:{_engine.__name__}")

@@ -187,8 +187,8 @@ class RunRecorder:
         self._events.close()
         self._columns = []
         print(
-            f"{self.folder} was removed while its run is going on. Results are written there again; checkpoints, kept "
-            "trajectories and recorded groups from before are gone.",
+            f"{self.folder / 'result.json'} was removed while its run goes on, and is written again, with all results "
+            "so far. What else was removed (checkpoints, kept trajectories, recorded groups) is gone.",
             file=sys.stderr,
             flush=True,
         )

@@ -28,6 +28,7 @@ def claimed(folder: Path, *, otherwise: str = "") -> Iterator[None]:
     Raises:
         SettingError: Another process trains there.
     """
+    file = None
     try:
         file = _locked(folder / FILE)
     except BlockingIOError as error:
@@ -36,6 +37,8 @@ def claimed(folder: Path, *, otherwise: str = "") -> Iterator[None]:
             f"results. End that one first{otherwise}."
         ) from error
     except OSError:  # no locks there, or a folder that cannot be written, which is refused where it is looked at
+        pass
+    if file is None:
         yield
         return
     with file:

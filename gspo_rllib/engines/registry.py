@@ -17,7 +17,15 @@ from typing import Any
 
 from gspo_rllib.engines.engine_watch import EngineWatch
 from gspo_rllib.engines.protocol import Engine, EngineSpec
-from gspo_rllib.errors import EngineError, GSPOError, SettingError, WeightSyncError, described, did_you_mean
+from gspo_rllib.errors import (
+    EngineError,
+    EngineLostError,
+    GSPOError,
+    SettingError,
+    WeightSyncError,
+    described,
+    did_you_mean,
+)
 from gspo_rllib.imports import undisturbed
 
 
@@ -139,7 +147,7 @@ def acquire(spec: EngineSpec, *, explain: Callable[[str, EngineSpec], str] = lam
 
     Raises:
         EngineError: The name is unknown, its package is missing, the process holds another engine that cannot coexist
-            with it, or it cannot be built for this model.
+            with it, or it cannot be built for this model; ``EngineLostError`` where it was killed while it was built.
     """
     entry = check_engine(spec.engine)
     with _lock:
@@ -153,6 +161,8 @@ def acquire(spec: EngineSpec, *, explain: Callable[[str, EngineSpec], str] = lam
         try:
             with _failing_as(spec):
                 engine = factory(spec)
+        except EngineLostError:
+            raise  # it says nothing about the model, nor about other engines
         except EngineError as error:
             raise EngineError(explain(str(error), spec)) from error
         _held[key] = _Held(engine, spec.engine, spec)

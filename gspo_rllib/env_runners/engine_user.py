@@ -143,6 +143,8 @@ def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
         return registry.acquire(spec, explain=with_alternatives)
     try:
         return registry.acquire(spec)
+    except EngineLostError:
+        raise
     except EngineError as error:
         logger.warning("engine %r is taken in place of %r: %s", otherwise, spec.engine, error)
         return registry.acquire(dataclasses.replace(spec, engine=otherwise), explain=with_alternatives)
@@ -167,6 +169,6 @@ def first_use(engine: Engine) -> Iterator[None]:
             yield
     except (EngineError, WeightSyncError) as error:
         spec = registry.spec_of(engine)
-        if spec is None or registry.is_proven(engine):
+        if spec is None or registry.is_proven(engine) or isinstance(error, EngineLostError):
             raise
         raise type(error)(with_alternatives(str(error), spec)) from error

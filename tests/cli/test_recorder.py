@@ -130,7 +130,8 @@ def test_a_folder_that_is_removed_while_its_run_goes_on_is_said_once_and_written
     assert json.loads((folder / "run.json").read_text())["name"] == "mine"
     assert "lr: 0.0001" in (folder / "config.yaml").read_text()
     said = capsys.readouterr().err
-    assert said.startswith(f"{folder} was removed while its run is going on. ") and len(said.splitlines()) == 1
+    assert said.startswith(f"{folder / 'result.json'} was removed while its run goes on, ")
+    assert len(said.splitlines()) == 1
 
 
 def _events(file: Path) -> list[Event]:

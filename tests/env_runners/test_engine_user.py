@@ -163,6 +163,14 @@ def test_a_runner_that_can_be_replaced_ends_with_its_engines_process(
         runner.apply(lose)
 
 
+def test_an_engine_that_was_killed_while_it_was_built_is_lost_and_no_other_is_tried(
+    runner_with: Callable[..., LanguageEnvRunner], weights: Weights, trials: list[str]
+) -> None:
+    with pytest.raises(EngineLostError, match=r"engine .KilledWhileBuilt. with model .* ended by SIGKILL"):
+        runner_with("KilledWhileBuilt").set_weights(weights, 1)
+    assert not trials
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_a_runner_whose_engine_hangs_is_replaced_and_its_groups_are_played(
