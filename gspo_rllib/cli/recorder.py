@@ -103,13 +103,28 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> int:
 
     Returns:
         Which start of the run this is, from 1.
+
+    Raises:
+        OSError: There is no room; the file is as it was.
     """
     file, earlier = folder / "run.json", []
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         earlier = [*before.pop("earlier", []), before]
-    file.write_text(json.dumps({**record, "earlier": earlier}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _put(file, json.dumps({**record, "earlier": earlier}, indent=2, ensure_ascii=False) + "\n")
     return len(earlier) + 1
+
+
+def _put(file: Path, content: str) -> None:
+    """Writes a file whole, or leaves it as it was."""
+    partial = file.with_name(f".writing_{file.name}")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 class RunRecorder:
@@ -121,6 +136,9 @@ class RunRecorder:
         resume_at: The iteration a run goes on from in its folder, 0 for a new one; results after it were not saved,
             and are taken out.
 
+    Raises:
+        OSError: There is no room to begin; each file is as it was.
+
     Attributes:
         history: One flat result per iteration (keys joined by ``/``), those from before included.
         followers: Given each result, without the config, and closed at the end.
@@ -130,13 +148,11 @@ class RunRecorder:
         self.folder = folder
         self.followers: list[Followers] = []
         config = folder / "config.yaml"
-        config.write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
+        _put(config, yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
         self._described = {file: file.read_bytes() for file in (config, folder / "run.json") if file.is_file()}
         kept = until(read_results(folder), resume_at)
         self.history: list[dict[str, Any]] = [flatten(result) for result in kept]
-        partial = folder / ".writing_result.json"
-        partial.write_text("".join(f"{json.dumps(result)}\n" for result in kept), encoding="utf-8")
-        partial.replace(folder / "result.json")
+        _put(folder / "result.json", "".join(f"{json.dumps(result)}\n" for result in kept))
         self._json = _Lines(folder / "result.json")
         self._columns: list[str] = []
         self._failing = False

@@ -220,12 +220,19 @@ def _train(
 ) -> int:
     in_place = resume if resume is not None and resume.folder is not None else None
     folder = in_place.folder if in_place else None
-    if folder is None:
-        folder = new_run_folder(loaded.settings.storage, loaded.name)
-        held.enter_context(claimed(folder))
     record = run_record(loaded, resumed_from=resume.record() if resume else None)
-    start = write_run_record(folder, record)
-    recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
+    try:
+        if folder is None:
+            folder = new_run_folder(loaded.settings.storage, loaded.name)
+            held.enter_context(claimed(folder))
+        start = write_run_record(folder, record)
+        recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
+    except OSError as error:
+        algorithm.stop()
+        raise SettingError(
+            f"{folder or loaded.settings.storage}: results cannot be written there ({error}). Make room, or give "
+            "another run.storage."
+        ) from error
     if followed:
         from gspo_rllib.cli.trackers import Followers
 

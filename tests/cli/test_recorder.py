@@ -111,6 +111,28 @@ def test_a_full_disk_ends_no_run_and_what_had_no_room_is_written_later(
     assert set(range(41, 61)) <= {event.step for file in tmp_path.glob("events.out.*") for event in _events(file)}
 
 
+def test_a_run_that_goes_on_without_room_to_begin_is_left_as_it_was(tmp_path: Path) -> None:
+    write_run_record(tmp_path, {"name": "mine"})
+    recorder = RunRecorder(tmp_path, {"training": {"lr": 1e-4}})
+    recorder.record({"training_iteration": 1, "note": "x" * 50})
+    recorder.close()
+    files = [tmp_path / name for name in ("run.json", "config.yaml", "result.json")]
+    before = [file.read_bytes() for file in files]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for act in (
+        lambda: write_run_record(tmp_path, {"name": "mine again"}),
+        lambda: RunRecorder(tmp_path, {"training": {"lr": 1e-5}}, resume_at=1),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                act()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.read_bytes() for file in files] == before
+    assert not list(tmp_path.glob(".writing_*"))
+
+
 def test_a_folder_that_is_removed_while_its_run_goes_on_is_said_once_and_written_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
