@@ -32,6 +32,7 @@ class TrainsOnRecorded:
     """What ``PolicyGradient`` can do with groups beyond sampling them."""
 
     config: PolicyGradientConfig
+    iteration: int
     train: Callable[[], dict[str, Any]]
     _first_learner: Callable[[Callable[[Any], Any]], list[Any]]
     _settings: TrainingSettings

@@ -31,6 +31,8 @@ logger = logging.getLogger("gspo_rllib")
 class EngineUser:
     """The methods an env runner has for its engine; comes before RLlib's ``EnvRunner`` among the bases."""
 
+    worker_index: int | None
+    _engine: Engine | None
     _engine_failure: EngineError | WeightSyncError | None = None
 
     def converse(self, conversation: Conversation) -> EngineSample | None:
