@@ -130,6 +130,4 @@ class TrainsOnRecorded:
             save_groups(self._record, groups, append=True)
         except OSError as error:
             # They are trained all the same: what a run is for does not end with its record.
-            logger.warning(
-                "%d groups of iteration %d are not recorded: %s", len(groups), self.iteration + 1, error
-            )
+            logger.warning("%d groups of iteration %d are not recorded: %s", len(groups), self.iteration + 1, error)
