@@ -58,8 +58,9 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 test: lint  ## Everything that is checked: lint, doctests, README snippets, unit, contract and learning tests
 	$(PYTEST) -m "not slow"
 
-test-all: lint  ## The same, a learning run of every objective, and suites that start slowly
+test-all: lint  ## The same, a learning run of every objective, suites that start slowly, and some minutes of `soak`
 	$(PYTEST)
+	$(BIN)/python benchmarks/soak.py --time 12m
 
 test-versions: $(STAMP)  ## The lowest and highest supported versions, each in an environment of its own; by hand: slow, gigabytes
 	$(BIN)/python requirements/test_versions.py $(ROWS)

@@ -24,7 +24,6 @@ IN_PHASE = ("sampling", "learning", "weights")
 MOMENTS = (*IN_PHASE, "all at once", "constructor")
 """When runners are hit: in a phase of the driver, all of them together, or one while it is being built."""
 
-_HIT_WHILE_BUILT = 0.05  # per look, where too few runners are there for any other moment
 _PATIENCE_S = 15.0  # a moment that has not come by then is given up for any other
 
 
@@ -60,8 +59,7 @@ class Phases:
         self._lasted = {name: deque([0.05], maxlen=20) for name in IN_PHASE}
         algorithm._source.take = self._watched("sampling", algorithm._source.take)
         algorithm.learner_group.update = self._watched("learning", algorithm.learner_group.update)
-        for name in ("push", "offer"):
-            setattr(algorithm._weights, name, self._watched("weights", getattr(algorithm._weights, name)))
+        algorithm._source.advance = self._watched("weights", algorithm._source.advance)
 
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -119,8 +117,8 @@ def living_learners(team: Any) -> list[int]:
 class Disturber(threading.Thread):
     """Makes faults of env runners, or of learners where those have processes of their own, one after the other.
 
-    A runner is hit while it is being built, or once half of them are back, so that a slow machine is not kept from
-    training altogether.
+    The moment that was hit least often so far is hit next, where it can be. A runner is hit while it is being built, or
+    once half of them are back, so that a slow machine is not kept from training altogether.
 
     Args:
         algorithm: The run.
@@ -147,10 +145,11 @@ class Disturber(threading.Thread):
         """Until every fault was made, or the time is over."""
         while len(self.done) < len(self._faults) and time.monotonic() < self._end:
             time.sleep(self._random.uniform(0, 2 * self._pause))
-            moments = self._possible()
-            if not moments:
+            counts = Counter(dict.fromkeys(self._possible(), 0))
+            counts.update(moment for moment, _ in self.done if moment in counts)
+            if not counts:
                 continue
-            moment = self._random.choice(moments)
+            moment = min(counts, key=lambda name: (counts[name], self._random.random()))
             for pid in self._at(moment):
                 if len(self.done) < len(self._faults) and hit(pid, self._faults[len(self.done)]):
                     self.done.append((moment, self._faults[len(self.done)]))
@@ -161,7 +160,9 @@ class Disturber(threading.Thread):
             return list(IN_PHASE) if living_learners(self._team) else []
         enough = 2 * len(living_runners(self._fleet)) >= self._fleet.num_remote_env_runners()
         # Whoever is hit time and again while he is built is never there for anything else.
-        built = self._random.random() < (1.0 if enough else _HIT_WHILE_BUILT) and runners_being_built(self._fleet)
+        done = Counter(moment for moment, _ in self.done)
+        behind = done["constructor"] <= min(done[name] for name in MOMENTS[:-1])
+        built = behind and runners_being_built(self._fleet)
         return [*(MOMENTS[:-1] if enough else ()), *(MOMENTS[-1:] if built else ())]
 
     def _at(self, moment: str) -> list[int]:

@@ -8,11 +8,13 @@ With ``--learners`` it is those that are hit, in place of env runners. A thread 
 random runner at random moments: while the driver samples, learns (runners of a run that takes turns are idle then) or
 hands out weights, while the runner is being built after the last time, and all of them at once.
 
-It is done in parts of a few minutes, each a run of its own with other seeds, which ends when its time is over and every
-runner is back. Taking turns, the same iterations are then run undisturbed in this process: weights, optimiser and
-sampled ids must be equal to the bit (two learners are compared with two). Overlapped, the ages of what was trained are
-checked against the bound, and groups trained per second after the last fault are compared with those before the first.
-``--json FILE`` keeps what each part saw, so that a command that was interrupted, or given few ``--parts``, goes on.
+It is done in parts of a few minutes, each a run from the beginning with faults at other moments, which ends when its
+time is over and every runner is back. Taking turns, the same iterations are also run undisturbed in this process, once
+for all parts: weights, optimiser and sampled ids must be equal to the bit (two learners are compared with two).
+Overlapped, the ages of what was trained are checked against the bound, and groups trained per second after the last
+fault are compared with those before the first: of this run, and of a twin that nobody disturbs, measured in turn with
+it, so that a machine that is slower meanwhile is slower for both. ``--json FILE`` keeps what each part saw, so that a
+command that was interrupted, or given few ``--parts``, goes on.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
-import itertools
 import json
 import os
 import pathlib
 import random
 import signal
+import statistics
 import tempfile
 import time
 from typing import Any, ClassVar
@@ -44,6 +46,11 @@ from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.types import turns
 from gspo_rllib.warmstart.models import build_model
+
+SEED = 1
+"""Of every run; the moments of the faults have seeds of their own."""
+
+LEAST_SPEED = 0.95
 
 
 class Letters(gym.Env):  # type: ignore[misc]  # gymnasium is not looked into here
@@ -77,7 +84,7 @@ def config(model: str, num_env_runners: int, args: argparse.Namespace, *, seed: 
         .generation(engine="transformers", max_tokens_per_turn=6)
         .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=8)
         .learners(num_learners=num_learners)
-        .training(group_size=4, groups_per_iteration=args.groups, num_minibatches=2, lr=1e-3, learner_commit_every=4)
+        .training(group_size=4, groups_per_iteration=args.groups, num_minibatches=2, lr=2e-4, learner_commit_every=4)
         .fault_tolerance(max_num_env_runner_restarts=1_000_000, env_runner_health_probe_timeout_s=args.patience)
         .debugging(seed=seed)
     )
@@ -94,6 +101,7 @@ class Ledger:
     """What was trained: names of groups, a hash of what was sampled, and the largest age."""
 
     def __init__(self, algorithm: Any) -> None:
+        self.algorithm = algorithm
         self.trained: list[str] = []
         self.oldest = 0
         self.ids = hashlib.sha256()
@@ -116,15 +124,6 @@ class Ledger:
         return state["next_group"] - len(known), len(self.trained) - len(set(self.trained))
 
 
-def weights_of(algorithm: Any) -> dict[str, Any]:
-    """Weights and the optimiser's state, flat."""
-    learner = algorithm.learner_group.get_state()["learner"]
-    flat = {name: np.asarray(value) for name, value in learner["rl_module"][DEFAULT_MODULE_ID].items()}
-    for number, moments in enumerate(iter_arrays(learner["optimizer"])):
-        flat[f"optimizer/{number}"] = moments
-    return flat
-
-
 def iter_arrays(tree: Any) -> Any:
     """Every array in nested dicts, by name."""
     if isinstance(tree, dict):
@@ -137,46 +136,61 @@ def iter_arrays(tree: Any) -> Any:
         yield np.asarray(tree)
 
 
-def disturbed(model: str, faults: list[str], args: argparse.Namespace, seed: int) -> tuple[dict[str, Any], Ledger, Any]:
-    """Trains until every fault was made, or the time is over, and every runner is back.
+def digest_of_weights(algorithm: Any) -> str:
+    """Of weights and optimiser."""
+    learner, digest = algorithm.learner_group.get_state()["learner"], hashlib.sha256()
+    for array in iter_arrays([learner["rl_module"][DEFAULT_MODULE_ID], learner["optimizer"]]):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def digests_of(ledger: Ledger) -> list[str]:
+    """What must be equal: of weights and optimiser, of what was sampled, and of the names of the groups."""
+    groups = hashlib.sha256(" ".join(ledger.trained).encode())
+    return [digest_of_weights(ledger.algorithm), ledger.ids.hexdigest(), groups.hexdigest()]
+
+
+def train(ledgers: list[Ledger], iterations: int) -> list[tuple[int, float, float]]:
+    """Trains runs in turn, a quarter of the iterations each time; groups, seconds and processor seconds of each."""
+    seen = [(0, 0.0, 0.0)] * len(ledgers)
+    for turn in range(4):
+        for number, ledger in enumerate(ledgers):
+            begun, used, before = time.monotonic(), processor_time(), len(ledger.trained)
+            for _ in range((iterations + turn) // 4):
+                ledger.algorithm.train()
+            now = (len(ledger.trained) - before, time.monotonic() - begun, processor_time() - used)
+            seen[number] = tuple(map(sum, zip(seen[number], now, strict=True)))  # type: ignore[assignment]
+    return seen
+
+
+def disturbed(model: str, faults: list[str], args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Trains until every fault was made, or the time is over, and every runner is back; what was seen.
 
     Args:
         model: Folder of the policy.
         faults: What is done, in this order.
         args: The command line.
-        seed: Seeds the moments and the run.
-
-    Returns:
-        What was seen, what was trained, and the weights at the end.
+        seed: Seeds the moments.
     """
-    algorithm = config(model, args.runners, args, seed=seed, num_learners=args.learners).build_algo()
+    algorithm = config(model, args.runners, args, seed=SEED, num_learners=args.learners).build_algo()
+    twin = config(model, args.runners, args, seed=SEED).build_algo() if args.max_staleness else None
     try:
         ledger = Ledger(algorithm)
+        measured = [ledger, *([Ledger(twin)] if twin else [])]
         disturber = Disturber(algorithm, faults, pause=args.pause, seconds=args.part_time, seed=seed)
-        longest, iterations, short = 0.0, 0, 0
-
-        def train() -> None:
-            nonlocal iterations, longest, short
-            begun, before = time.monotonic(), len(ledger.trained)
-            algorithm.train()
-            iterations += 1
-            short += len(ledger.trained) - before < args.groups
-            longest = max(longest, time.monotonic() - begun)
-
-        def speed() -> tuple[int, float, float]:
-            begun, used, before = time.monotonic(), processor_time(), len(ledger.trained)
-            for _ in range(args.measured):
-                train()
-            return len(ledger.trained) - before, time.monotonic() - begun, processor_time() - used
-
-        train()
-        before, started = speed(), time.monotonic()
+        longest, short = 0.0, 0
+        train(measured, 4)
+        before, started = train(measured, args.measured), time.monotonic()
         disturber.start()
         while disturber.is_alive() or algorithm.env_runner_group.num_healthy_remote_workers() < args.runners:
-            train()
+            begun, trained = time.monotonic(), len(ledger.trained)
+            algorithm.train()
+            short += len(ledger.trained) - trained < args.groups
+            longest = max(longest, time.monotonic() - begun)
         took = time.monotonic() - started
-        train()
-        after = speed()
+        # A process that has just begun imports and fills caches with its first groups.
+        train(measured, 4)
+        after = train(measured, args.measured)
         lost, twice = ledger.lost_and_twice(algorithm)
         seen = {
             "seed": seed,
@@ -184,7 +198,7 @@ def disturbed(model: str, faults: list[str], args: argparse.Namespace, seed: int
             "stops": sum(fault == "stop" for _, fault in disturber.done),
             "moments": dict(collections.Counter(moment for moment, _ in disturber.done)),
             "seconds": round(took),
-            "iterations": iterations,
+            "iterations": algorithm.iteration,
             "longest_s": round(longest, 1),
             "groups": len(ledger.trained),
             "lost": lost,
@@ -197,11 +211,14 @@ def disturbed(model: str, faults: list[str], args: argparse.Namespace, seed: int
         if args.learners:
             team = algorithm.learner_group
             seen |= {"rebuilt": team.num_rebuilds, "repeated": team.num_updates_repeated}
-        final = weights_of(algorithm)
+        seen["digests"] = digests_of(ledger)
         begun = time.monotonic()
     finally:
         algorithm.stop()
-    return {**seen, "stop_s": round(time.monotonic() - begun, 1)}, ledger, final
+        stop_s = round(time.monotonic() - begun, 1)
+        if twin:
+            twin.stop()
+    return {**seen, "stop_s": stop_s}
 
 
 def stopped_all(model: str, args: argparse.Namespace) -> None:
@@ -222,26 +239,33 @@ def small_model(folder: pathlib.Path) -> str:
     return str(build_model(folder / "model", **sizes, **more, max_position_embeddings=512))
 
 
-def compared(
-    model: str, seen: dict[str, Any], ledger: Ledger, weights: dict[str, Any], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Runs the same iterations in this process, undisturbed; what differs."""
+def undisturbed(model: str, iterations: int, args: argparse.Namespace) -> list[list[str]]:
+    """Runs so many iterations in this process, undisturbed; what must be equal, after each."""
     learners = args.learners if args.learners > 1 else 0
-    algorithm = config(model, 0, args, seed=seen["seed"], num_learners=learners).build_algo()
+    algorithm = config(model, 0, args, seed=SEED, num_learners=learners).build_algo()
     try:
-        undisturbed = Ledger(algorithm)
-        for _ in itertools.repeat(None, seen["iterations"]):
+        ledger, digests = Ledger(algorithm), []
+        for _ in range(iterations):
             algorithm.train()
-        expected = weights_of(algorithm)
+            digests.append(digests_of(ledger))
     finally:
         algorithm.stop()
-    differing = [name for name in expected if name not in weights or not np.array_equal(expected[name], weights[name])]
-    return {
-        "arrays": len(expected),
-        "arrays_that_differ": len(differing),
-        "samples_equal": undisturbed.ids.digest() == ledger.ids.digest(),
-        "groups_equal": undisturbed.trained == ledger.trained,
-    }
+    return digests
+
+
+def kept_speed(parts: list[dict[str, Any]], clock: int) -> float:
+    """Groups per second after the faults over before, over the same of the twin: the geometric mean of the parts.
+
+    Args:
+        parts: What was seen of each.
+        clock: 1 for seconds, 2 for those of the processor.
+    """
+
+    def change(part: dict[str, Any], whose: int) -> float:
+        before, after = (part[when][whose] for when in ("before", "after"))
+        return float(after[0] / after[clock] / (before[0] / before[clock]))
+
+    return statistics.geometric_mean(change(part, 0) / change(part, 1) for part in parts)
 
 
 def report(parts: list[dict[str, Any]], args: argparse.Namespace) -> bool:
@@ -251,8 +275,6 @@ def report(parts: list[dict[str, Any]], args: argparse.Namespace) -> bool:
         return sum(part[name] for part in parts)
 
     moments = sum((collections.Counter(part["moments"]) for part in parts), collections.Counter[str]())
-    speeds = [[sum(part[when][k] for part in parts) for k in range(3)] for when in ("before", "after")]
-    wall, cpu = (speeds[1][0] / speeds[1][k] / (speeds[0][0] / speeds[0][k]) for k in (1, 2))
     oldest = max(part["oldest"] for part in parts)
     whom = f"{args.learners} learners" if args.learners else f"{args.runners} runners"
     print(
@@ -260,22 +282,21 @@ def report(parts: list[dict[str, Any]], args: argparse.Namespace) -> bool:
         f"runs of {total('iterations')} iterations and {total('seconds')} s together (the longest iteration took "
         f"{max(part['longest_s'] for part in parts):.0f} s), when: {dict(moments)}\n"
         f"{total('lost')} groups of {total('groups')} lost, {total('twice')} trained twice, "
-        f"{total('short_iterations')} short iterations; oldest {oldest} (bound {args.max_staleness}); groups per "
-        f"second after the last fault ÷ before the first {wall:.2f}, per second of processor time {cpu:.2f}; stop() "
-        f"took at most {max(part['stop_s'] for part in parts):.1f} s"
+        f"{total('short_iterations')} short iterations; oldest {oldest} (bound {args.max_staleness}); stop() took at "
+        f"most {max(part['stop_s'] for part in parts):.1f} s"
     )
     if args.learners:
         print(f"the learners were rebuilt {total('rebuilt')} times, {total('repeated')} updates repeated")
     held = not (total("lost") or total("twice") or total("short_iterations") or oldest > args.max_staleness)
-    if not args.max_staleness:
-        equal = all(part["samples_equal"] and part["groups_equal"] for part in parts)
-        print(
-            f"against {total('iterations')} undisturbed iterations: {total('arrays_that_differ')} of {total('arrays')} "
-            f"arrays of weights and optimiser differ; sampled ids, log-probs and groups "
-            f"{'are equal' if equal else 'DIFFER'}"
-        )
-        held = held and equal and not total("arrays_that_differ")
-    return held
+    if args.max_staleness:
+        wall, cpu = (kept_speed(parts, clock) for clock in (1, 2))
+        print(f"groups per second after ÷ before, over the twin's: {wall:.3f}; per second of processor time {cpu:.3f}")
+        return held and cpu >= LEAST_SPEED
+    names = ("weights and optimiser", "sampled ids and log-probs", "names of groups")
+    differ = {name: sum(not part["equal"][k] for part in parts) for k, name in enumerate(names)}
+    longest = max(part["iterations"] for part in parts)
+    print(f"against {longest} undisturbed iterations, of {len(parts)} runs differ: {differ}")
+    return held and not any(differ.values())
 
 
 def arguments() -> argparse.Namespace:
@@ -296,42 +317,74 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def parts_of(file: pathlib.Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts that an earlier command with the same settings has made."""
-    lines = file.read_text().splitlines() if file is not None and file.exists() else []
-    return [row for row in map(json.loads, lines) if row["settings"] == settings]
+class Record:
+    """What parts of a command have seen, in this process or, where there is a file, in earlier ones.
+
+    Args:
+        file: A line is added to it for each.
+        settings: Those of the runs; lines of others are not read.
+
+    Attributes:
+        parts: One of each run with faults.
+        expected: What is equal in an undisturbed run, after each iteration.
+    """
+
+    def __init__(self, file: pathlib.Path | None, settings: dict[str, Any]) -> None:
+        self._file, self._settings = file, settings
+        self.parts: list[dict[str, Any]] = []
+        self.expected: list[list[str]] = []
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        for row in map(json.loads, lines):
+            if row["settings"] == settings:
+                self._take(row)
+
+    def _take(self, row: dict[str, Any]) -> None:
+        if "undisturbed" in row:
+            self.expected = max(self.expected, row["undisturbed"], key=len)
+        else:
+            self.parts.append(row)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Takes a part, or ``undisturbed``, and writes it down."""
+        row = {"settings": self._settings, **row}
+        self._take(row)
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(f"{json.dumps(row)}\n")
+
+    def left(self, args: argparse.Namespace) -> list[str]:
+        """Faults that are still to be made."""
+        kills, stops = (getattr(args, n) - sum(part[n] for part in self.parts) for n in ("kills", "stops"))
+        return ["kill"] * kills + ["stop"] * stops
 
 
 def main() -> None:
     """Makes parts until there were faults enough; prints what was lost, and whether anything differs."""
     args = arguments()
-    settings = {name: getattr(args, name) for name in ("runners", "learners", "groups", "max_staleness", "patience")}
-    parts = parts_of(args.json, settings)
+    names = ("runners", "learners", "groups", "max_staleness", "patience")
+    record = Record(args.json, {name: getattr(args, name) for name in names})
     torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=args.runners + args.learners + 1, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=2 * args.runners + args.learners + 1, include_dashboard=False, log_to_driver=False
+    )
     try:
         with tempfile.TemporaryDirectory() as folder:
             model = small_model(pathlib.Path(folder))
             for _ in range(args.parts):
-                left = {
-                    name: getattr(args, f"{name}s") - sum(part[f"{name}s"] for part in parts)
-                    for name in ("kill", "stop")
-                }
-                faults = [name for name, count in left.items() for _ in range(count)]
+                faults, seed = record.left(args), 1 + len(record.parts)
                 if not faults:
                     break
-                seed = 1 + len(parts)
                 random.Random(seed).shuffle(faults)
-                seen, ledger, weights = disturbed(model, faults, args, seed)
+                seen = disturbed(model, faults, args, seed)
                 if not args.max_staleness:
-                    seen |= compared(model, seen, ledger, weights, args)
-                parts.append({"settings": settings, **seen})
-                if args.json is not None:
-                    with args.json.open("a") as file:
-                        file.write(f"{json.dumps(parts[-1])}\n")
-                print(f"part {len(parts)}: {json.dumps(seen)}", flush=True)
-            held = report(parts, args)
-            if args.stops and args.runners:
+                    if len(record.expected) < seen["iterations"]:
+                        record.add({"undisturbed": undisturbed(model, seen["iterations"], args)})
+                    pairs = zip(seen["digests"], record.expected[seen["iterations"] - 1], strict=True)
+                    seen["equal"] = [one == other for one, other in pairs]
+                record.add(seen)
+                print(f"part {seed}: {json.dumps(seen)}", flush=True)
+            held = report(record.parts, args)
+            if args.stops and args.runners and not record.left(args):
                 stopped_all(model, args)
     finally:
         ray.shutdown()

@@ -31,8 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-import numpy as np
-from faults import Ledger, Letters, weights_of
+from faults import Ledger, Letters, digest_of_weights
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPO, GSPOConfig
@@ -98,11 +97,8 @@ def train(folder: pathlib.Path, args: argparse.Namespace) -> None:
             sampled=ledger.ids.hexdigest(),
         )
         algorithm.save_to_path(folder / f"iteration_{algorithm.iteration:06d}")
-    digest = hashlib.sha256()
-    for name, array in sorted(weights_of(algorithm).items()):
-        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     state = algorithm.get_state(components=[])
-    note(weights=digest.hexdigest(), drawn=state["next_group"], unfinished=state["unfinished_groups"])
+    note(weights=digest_of_weights(algorithm), drawn=state["next_group"], unfinished=state["unfinished_groups"])
     algorithm.stop()
 
 

@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/soak.py --time 8h
     .venv/bin/python benchmarks/soak.py --time 10m --only fixed_lag-2
-    .venv/bin/python benchmarks/soak.py --time 8h --engine vllm
 
-Four runs share the time, one after the other, each in a process of its own: taking turns without and with two env
-runners, and overlapped by the clock and by number. Those with runners have a learner in a process of its own. In turn,
-every ``--every`` seconds, a runner is killed, an environment's process is killed, a save finds no room, a runner is
-stopped, and the learner is killed; where a run has none of them, the next kind is taken.
+The runs share the time, one after the other, each in a process of its own: taking turns without and with two env
+runners, and overlapped by the clock and by number; two of them on the other engine, too, where vLLM is installed. Those
+with runners have a learner in a process of its own. In turn, every ``--every`` seconds, a runner is killed, an
+environment's process is killed, a save finds no room, a runner is stopped, and the learner is killed; where a run has
+none of them, the next kind is taken.
 
 The first quarter of a run is warm-up. Of the rest, the memory that the driver alone holds is fitted by a line, whose
 slope is given with its interval of 95 %: hours are needed before it says anything about 1 MB/h. Of what is counted
@@ -49,10 +49,11 @@ from faults import Ledger, Letters, small_model
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.driver.fleet import Fleet
+from gspo_rllib.engines.registry import available_engines
 from gspo_rllib.errors import CheckpointError
 
-RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2")
-"""Schedule and number of env runners of each run."""
+RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2", "sync-0-vllm", "free-2-vllm")
+"""Schedule and number of env runners of each run, and its engine where that is not the built-in one."""
 
 WARM_UP = 0.25
 SHORTEST_S = 120.0
@@ -69,12 +70,12 @@ class LettersApart(Letters):
 
 def config(model: str, args: argparse.Namespace) -> Any:
     """What is trained."""
-    schedule, runners = args.child.split("-")
+    schedule, runners, *engine = args.child.split("-")
     made = (
         GSPOConfig()
         .environment(LettersApart, env_config={})
         .rl_module(model_config={"path": model})
-        .generation(engine=args.engine, max_tokens_per_turn=6)
+        .generation(engine=engine[0] if engine else "transformers", max_tokens_per_turn=6)
         .env_runners(num_env_runners=int(runners), num_envs_per_env_runner=2)
         .learners(num_learners=min(1, int(runners)))
         .training(group_size=2, groups_per_iteration=4, num_minibatches=2, lr=1e-4, learner_commit_every=4)
@@ -223,7 +224,6 @@ def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Names
         lost, twice = ledger.lost_and_twice(algorithm)
         return {
             "run": args.child,
-            "engine": args.engine,
             "seconds": round(seconds),
             "iterations": len(samples),
             "groups": len(ledger.trained),
@@ -308,13 +308,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--time", type=seconds_of, default="8h", help="of all runs together, such as 8h or 10m")
     parser.add_argument("--only", choices=RUNS, help="one of the runs; it gets all the time")
-    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--json", type=pathlib.Path, help="where to write what was seen")
     parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    runs = [args.only] if args.only else list(RUNS)
+    runs = [run for run in RUNS if "vllm" in available_engines() or not run.endswith("vllm")]
+    runs = [args.only] if args.only else runs
     if args.child:
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary)
@@ -323,7 +323,7 @@ def main() -> None:
     rows, failed = [], False
     for run in runs:
         share = f"{args.time / len(runs)}s"
-        command = [sys.executable, __file__, "--child", run, "--time", share, "--engine", args.engine]
+        command = [sys.executable, __file__, "--child", run, "--time", share]
         done = subprocess.run(
             [*command, "--every", str(args.every), "--seed", str(args.seed)], stdout=subprocess.PIPE, text=True
         )

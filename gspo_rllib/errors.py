@@ -63,6 +63,10 @@ class EngineError(GSPOError, RuntimeError):
     """A generation engine is not installed, cannot start, or refused a request."""
 
 
+class EngineLostError(EngineError):
+    """The process that an engine keeps beside its own was killed; another engine may do."""
+
+
 class WeightSyncError(GSPOError, RuntimeError):
     """An engine does not hold the weights that were sent to it."""
 

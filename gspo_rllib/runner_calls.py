@@ -1,7 +1,8 @@
 """Calls of env runners whose errors come back as what they are.
 
 RLlib takes an exception in a remote env runner for its death: it logs it there, restarts the runner, and the driver
-sees a runner that is gone. A refusal of ours would come again with every restart; so it comes back as a value.
+sees a runner that is gone. A refusal of ours would come again with every restart; so it comes back as a value. A lost
+engine is one that a new runner does not have; it is raised.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from gspo_rllib.errors import GSPOError
+from gspo_rllib.errors import EngineLostError, GSPOError
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ class RunnerCall(Generic[T]):
         """What the function returns, or the error of ours that it raised; any other error is raised."""
         try:
             return self.function(runner)
+        except EngineLostError:
+            raise
         except GSPOError as error:
             return Raised(error)
 

@@ -89,6 +89,7 @@ SPANNING = {
     "benchmarks/test_smoke.py": "every benchmark runs to its end",
     "cli/test_sweep_pbt.py": "what a trial holds after it took over from another, all rooms together",
     "configs/test_gsm8k.py": "the recipe for GSM8K, from its file to an evaluation of every row",
+    "driver/test_engine_core.py": "vLLM's core below an env runner is killed or stopped, all rooms together",
     "driver/test_group_life.py": "groups' life under faults, with every schedule, on the algorithm's own training step",
     "envs/test_checker_instances.py": "the checker on what is made already, wrapped or not",
     "envs/test_exports.py": "public names",

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from gspo_rllib.errors import EngineError
+from gspo_rllib.errors import EngineError, EngineLostError
 from gspo_rllib.runner_calls import Raised, RunnerCall, returned
 
 
@@ -32,3 +32,11 @@ def test_a_refusal_survives_the_way_back_and_is_raised_there() -> None:
 def test_any_other_error_is_still_the_death_that_rllib_takes_it_for() -> None:
     with pytest.raises(ZeroDivisionError):
         RunnerCall(_break)(None)
+
+
+def test_a_lost_engine_is_the_death_of_its_runner() -> None:
+    def lose(runner: object) -> int:
+        raise EngineLostError("killed")
+
+    with pytest.raises(EngineLostError):
+        RunnerCall(lose)(None)

@@ -5,7 +5,9 @@ Env runners in other processes import it for ``Coin``, the environment.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.registry import register_engine
 from gspo_rllib.engines.transformers import TransformersEngine
+from gspo_rllib.errors import EngineLostError
 from tests.toy_envs.coin_env import CoinEnv
 
 
@@ -69,5 +72,32 @@ class FailsToLoad(TransformersEngine):
         raise KeyError("model.layers.0.mlp.router.bias")
 
 
-for _engine in (OneTensorStays, CannotBeBuilt, FailsToStep, RefusesRequests, FailsToLoad):
+class KilledWhileBuilt(TransformersEngine):
+    """The process that it would have beside its own was killed."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        raise EngineLostError("the engine's process was ended by SIGKILL")
+
+
+class HangsOnce(TransformersEngine):
+    """Does not answer the first request that is no proof's; the next engine with the same model folder does."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self._marker = Path(spec.model) / "hung"
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Hangs where none has hung yet."""
+        super().submit(request)
+        self._hangs = not request.request_id.startswith("proof/") and not self._marker.exists()
+
+    def step(self) -> list[Generation]:
+        """Sleeps for ever, or steps."""
+        if self._hangs:
+            self._marker.touch()
+            threading.Event().wait()
+        return super().step()
+
+
+for _engine in (OneTensorStays, CannotBeBuilt, FailsToStep, RefusesRequests, FailsToLoad, HangsOnce, KilledWhileBuilt):
     register_engine(_engine.__name__, f"{__name__}:{_engine.__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
     from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 
+logger = logging.getLogger("gspo_rllib")
+
 
 class TrainsOnRecorded:
     """What ``PolicyGradient`` can do with groups beyond sampling them."""
 
     config: PolicyGradientConfig
+    iteration: int
     train: Callable[[], dict[str, Any]]
     _first_learner: Callable[[Callable[[Any], Any]], list[Any]]
     _settings: TrainingSettings
@@ -115,11 +119,15 @@ class TrainsOnRecorded:
         self._record_goes_on = goes_on
 
     def _keep(self, groups: Sequence[TrajectoryGroup]) -> None:
-        """Writes groups that were sampled to the file that was asked for, if one was."""
+        """Writes groups that were sampled to the file that was asked for, if one was; without room, says so."""
         if self._record is None:
             return
-        if self._record_goes_on:
-            self._record_goes_on = False
-            again = {*self._source.unfinished, *self._unfinished, *(group.group_id for group in groups)}
-            drop_groups(self._record, lambda name: name in again or (number_of(name) or 0) >= self._next_group)
-        save_groups(self._record, groups, append=True)
+        try:
+            if self._record_goes_on:
+                again = {*self._source.unfinished, *self._unfinished, *(group.group_id for group in groups)}
+                drop_groups(self._record, lambda name: name in again or (number_of(name) or 0) >= self._next_group)
+                self._record_goes_on = False
+            save_groups(self._record, groups, append=True)
+        except OSError as error:
+            # They are trained all the same: what a run is for does not end with its record.
+            logger.warning("%d groups of iteration %d are not recorded: %s", len(groups), self.iteration + 1, error)

@@ -103,13 +103,28 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> int:
 
     Returns:
         Which start of the run this is, from 1.
+
+    Raises:
+        OSError: There is no room; the file is as it was.
     """
     file, earlier = folder / "run.json", []
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         earlier = [*before.pop("earlier", []), before]
-    file.write_text(json.dumps({**record, "earlier": earlier}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _put(file, json.dumps({**record, "earlier": earlier}, indent=2, ensure_ascii=False) + "\n")
     return len(earlier) + 1
+
+
+def _put(file: Path, content: str) -> None:
+    """Writes a file whole, or leaves it as it was."""
+    partial = file.with_name(f".writing_{file.name}")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 class RunRecorder:
@@ -121,6 +136,9 @@ class RunRecorder:
         resume_at: The iteration a run goes on from in its folder, 0 for a new one; results after it were not saved,
             and are taken out.
 
+    Raises:
+        OSError: There is no room to begin; each file is as it was.
+
     Attributes:
         history: One flat result per iteration (keys joined by ``/``), those from before included.
         followers: Given each result, without the config, and closed at the end.
@@ -129,12 +147,12 @@ class RunRecorder:
     def __init__(self, folder: Path, sections: Mapping[str, Any], *, resume_at: int = 0) -> None:
         self.folder = folder
         self.followers: list[Followers] = []
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
+        config = folder / "config.yaml"
+        _put(config, yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
+        self._described = {file: file.read_bytes() for file in (config, folder / "run.json") if file.is_file()}
         kept = until(read_results(folder), resume_at)
         self.history: list[dict[str, Any]] = [flatten(result) for result in kept]
-        partial = folder / ".writing_result.json"
-        partial.write_text("".join(f"{json.dumps(result)}\n" for result in kept), encoding="utf-8")
-        partial.replace(folder / "result.json")
+        _put(folder / "result.json", "".join(f"{json.dumps(result)}\n" for result in kept))
         self._json = _Lines(folder / "result.json")
         self._columns: list[str] = []
         self._failing = False
@@ -149,7 +167,7 @@ class RunRecorder:
         self.history.append(row)
         self._json.add(json.dumps(kept, cls=SafeFallbackEncoder))
         failed = None
-        for write in (self._json.write, lambda: self._append_row(row), lambda: self._events.add(row)):
+        for write in (self._append_line, lambda: self._append_row(row), lambda: self._events.add(row)):
             try:
                 write()
             except OSError as error:
@@ -161,6 +179,35 @@ class RunRecorder:
         self._failing = failed is not None
         for follower in self.followers:
             follower(kept)
+
+    def _append_line(self) -> None:
+        if not self._json.is_in_place:
+            self._begin_again()
+        self._json.write()
+
+    def _begin_again(self) -> None:
+        """Where somebody has removed the folder or ``result.json``, what is written next would be found by nobody.
+
+        What the run was started with, and its results so far, are written again; these flat, as nothing else is left.
+        """
+        from ray.tune.utils.util import SafeFallbackEncoder
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file, content in self._described.items():
+            file.write_bytes(content)
+        lines = _Lines(self.folder / "result.json")
+        for row in self.history:
+            lines.add(json.dumps(row, cls=SafeFallbackEncoder))
+        self._json.close()
+        self._json = lines
+        self._events.close()
+        self._columns = []
+        print(
+            f"{self.folder / 'result.json'} was removed while its run goes on, and is written again, with all results "
+            "so far. What else was removed (checkpoints, kept trajectories, recorded groups) is gone.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _append_row(self, row: dict[str, Any]) -> None:
         columns = read_by_people([*self._columns, *row])
@@ -252,9 +299,18 @@ class _Lines:
     """A file that grows by whole lines: what a write left half done is cut off before the next one."""
 
     def __init__(self, file: Path) -> None:
+        self._path = file
         self._file = file.open("ab", buffering=0)
         self._size = file.stat().st_size
         self._waiting: list[bytes] = []
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one of its name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def add(self, line: str) -> None:
         """Takes a line that is to be written."""

@@ -18,6 +18,7 @@ import yaml
 
 from gspo_rllib.cli.cluster_address import add_address, address_of
 from gspo_rllib.cli.resume import name_of
+from gspo_rllib.cli.run_claim import claimed
 from gspo_rllib.cli.sweep_points import Point, check_search, points, split_axes
 from gspo_rllib.cli.train import (
     RUN_OPTIONS,
@@ -92,10 +93,17 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0; 1 when a trial failed, 130 when the sweep was interrupted.
     """
+    with contextlib.ExitStack() as held:
+        return _run(arguments, held)
+
+
+def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
     from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.preflight import preflight
 
     folder = _started(arguments) if arguments.resume is not None else None
+    if folder is not None:
+        held.enter_context(claimed(folder))
     if arguments.config is None:
         arguments.usage_error("the following arguments are required: CONFIG")
     _check(arguments)
@@ -111,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         ray_session(required_cpus(base.config) * at_once, address=address, verbose=arguments.verbose),
     ):
         preflight(base.config, storage=base.settings.storage, always=address is not None)
-        return _tune(arguments, base, trials, stop, folder, followed)
+        return _tune(arguments, base, trials, stop, folder, followed, held)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -195,6 +203,7 @@ def _tune(
     stop: Callable[..., bool],
     folder: Path | None,
     followed: list[Tracker],
+    held: contextlib.ExitStack,
 ) -> int:
     from gspo_rllib.cli import sweep_resume, sweep_trials
     from gspo_rllib.cli.provenance import run_record
@@ -207,7 +216,9 @@ def _tune(
     if folder is not None:
         base = dataclasses.replace(base, name=name_of(folder))
         sweep_resume.check_tasks(folder, base, trials)
-    folder = folder or new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
+    if folder is None:
+        folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
+        held.enter_context(claimed(folder))
     write_run_record(folder, record)
     print(f"{how_many} trials, {'continued in' if goes_on else 'results:'} {short(folder)}", flush=True)
     if not arguments.quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -18,6 +19,7 @@ from gspo_rllib.cli.policy_source import add_trust_pickle
 from gspo_rllib.cli.provenance import run_record
 from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_record
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
+from gspo_rllib.cli.run_claim import claimed
 from gspo_rllib.cli.seed_model import load_with_model
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
@@ -102,6 +104,11 @@ def check_limits(limits: RunSettings, what: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains until a limit of the ``run:`` section, Ctrl-C or SIGTERM; always leaves a checkpoint."""
+    with contextlib.ExitStack() as held:
+        return _run(arguments, held)
+
+
+def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
     from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.preflight import preflight, wait_for_nodes
     from gspo_rllib.cli.quiet import hush
@@ -109,6 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.min_nodes < 1:
         raise SettingError(f"--min-nodes: expected a whole number >= 1, got {arguments.min_nodes}.")
     address = address_of(arguments)  # first: it takes no import of a framework to be refused
+    if arguments.resume and not is_remote(arguments.resume) and is_run(arguments.resume):
+        folder = named_path(arguments.resume).resolve()
+        otherwise = f", or go on in a new folder: gspo-rllib train {short(folder / 'config.yaml')} --resume CHECKPOINT"
+        held.enter_context(claimed(folder, otherwise=otherwise))
     loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
     loaded.config.validate()
@@ -130,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         except BaseException:
             algorithm.stop()
             raise
-        return _train(algorithm, loaded, resume, followed, say=say)
+        return _train(algorithm, loaded, resume, followed, held, say=say)
 
 
 def trackers_of(run: Run) -> list[Tracker]:
@@ -199,14 +210,29 @@ def _what_to_train(arguments: argparse.Namespace) -> tuple[Run, Resume | None]:
 
 
 def _train(
-    algorithm: PolicyGradient, loaded: Run, resume: Resume | None, followed: list[Tracker], *, say: Callable[..., None]
+    algorithm: PolicyGradient,
+    loaded: Run,
+    resume: Resume | None,
+    followed: list[Tracker],
+    held: contextlib.ExitStack,
+    *,
+    say: Callable[..., None],
 ) -> int:
     in_place = resume if resume is not None and resume.folder is not None else None
     folder = in_place.folder if in_place else None
-    folder = folder or new_run_folder(loaded.settings.storage, loaded.name)
     record = run_record(loaded, resumed_from=resume.record() if resume else None)
-    start = write_run_record(folder, record)
-    recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
+    try:
+        if folder is None:
+            folder = new_run_folder(loaded.settings.storage, loaded.name)
+            held.enter_context(claimed(folder))
+        start = write_run_record(folder, record)
+        recorder = RunRecorder(folder, loaded.sections, resume_at=(in_place.iteration or 0) if in_place else 0)
+    except OSError as error:
+        algorithm.stop()
+        raise SettingError(
+            f"{folder or loaded.settings.storage}: results cannot be written there ({error}). Make room, or give "
+            "another run.storage."
+        ) from error
     if followed:
         from gspo_rllib.cli.trackers import Followers
 
@@ -256,6 +282,8 @@ def _draw(recorder: RunRecorder, name: str) -> None:
         write_curve(recorder.history, recorder.folder / "learning_curve.png", title=name)
     except ModuleNotFoundError as error:
         print(f"no learning curve: {error}; pip install 'gspo-rllib[plot]'", file=sys.stderr)
+    except OSError as error:  # no room, or no folder any more: an error of the run's own is not to be hidden by it
+        print(f"no learning curve: {error}", file=sys.stderr)
 
 
 def short(path: Path) -> str:

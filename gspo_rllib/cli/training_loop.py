@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,15 @@ from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
 from gspo_rllib.cli.run_checkpoints import RunCheckpoints
-from gspo_rllib.errors import LearnersLostError, RunnersLostError
+from gspo_rllib.errors import (
+    CheckpointError,
+    EngineError,
+    EnvError,
+    GSPOError,
+    LearnersLostError,
+    ModelError,
+    NoProgressError,
+)
 from gspo_rllib.trajectory_table import FOLDER
 
 if TYPE_CHECKING:
@@ -22,6 +31,9 @@ if TYPE_CHECKING:
     from gspo_rllib.configs import Run, RunSettings
 
 HEADER_EVERY = 25
+
+ENDING = (NoProgressError, EngineError, ModelError, EnvError, LearnersLostError)
+"""What ends a run while it samples, or before an update was made: what was trained so far is saved first."""
 
 MAX_RESTORES = 4
 """Times a run goes back to its best checkpoint, each time with half the step, before it ends."""
@@ -90,13 +102,8 @@ class TrainingLoop:
         while True:
             try:
                 result = self._train()
-            except (RunnersLostError, LearnersLostError) as error:
-                # Nothing of this iteration was trained: what is saved is the state after the last one.
-                try:
-                    saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=True)
-                except LearnersLostError:
-                    raise error from None  # which says the same, and more
-                print(f"saved {saved} before the run ends", file=sys.stderr)
+            except ENDING as error:
+                self._save_at_the_end(error)
                 raise
             self._record(result)
             reason = stop_reason(result, self._limits, minutes=self._seconds / 60)
@@ -112,6 +119,23 @@ class TrainingLoop:
                 assert saved is not None, "the last save raises where it fails"
                 return saved, reason
 
+    def _save_at_the_end(self, error: GSPOError) -> None:
+        """Saves what was trained so far, before an error ends the run.
+
+        Args:
+            error: What ends the run; raised in place of a save's own error.
+        """
+        if not self.algorithm.iteration:
+            return
+        try:
+            saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=True)
+        except LearnersLostError:
+            raise error from None  # which says the same, and more
+        except CheckpointError as failed:
+            print(f"not saved before the run ends: {failed}", file=sys.stderr)
+            raise error from None
+        print(f"saved {saved} before the run ends", file=sys.stderr)
+
     def _record_groups(self) -> None:
         """Has the algorithm write what it samples; groups after a return have their names anew, and their own file."""
         self.algorithm.failed_updates = self._recorder.folder
@@ -121,7 +145,10 @@ class TrainingLoop:
             self.algorithm.record_groups(self._recorder.folder / f"groups{part}.jsonl", goes_on=not part)
 
     def _train(self) -> Result:
+        begun = time.monotonic()
         result: dict[str, Any] = self.algorithm.train()
+        # Tune's own measure is of the machine's date, which may be set back.
+        result["time_this_iter_s"] = time.monotonic() - begun
         interval = self._config.evaluation_interval
         if not interval or result["training_iteration"] % interval:
             # RLlib reports an evaluation a second time, with the iteration after it.

@@ -118,17 +118,29 @@ def save_groups(path: str | os.PathLike[str], groups: Iterable[TrajectoryGroup],
 
     Raises:
         RecordError: One of them is no complete group, or holds what JSON cannot.
+        OSError: The file cannot be written; it holds what it held.
     """
     path = Path(path).expanduser()
     lines = [f"{line}\n" for line in group_lines(list(groups))]
     if append:
-        with path.open("a", encoding="ascii") as file:
-            file.writelines(lines)
+        _append(path, "".join(lines).encode("ascii"))
         return
     partial_file = path.with_name(f".writing_{path.name}")
     with partial_file.open("w", encoding="ascii") as file:
         file.writelines(lines)
     partial_file.replace(path)
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Adds to a file all of it or nothing."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def drop_groups(path: str | os.PathLike[str], dropped: Callable[[str], bool]) -> None:

@@ -11,12 +11,21 @@ import importlib
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from gspo_rllib.engines.engine_watch import EngineWatch
 from gspo_rllib.engines.protocol import Engine, EngineSpec
-from gspo_rllib.errors import EngineError, GSPOError, SettingError, WeightSyncError, described, did_you_mean
+from gspo_rllib.errors import (
+    EngineError,
+    EngineLostError,
+    GSPOError,
+    SettingError,
+    WeightSyncError,
+    described,
+    did_you_mean,
+)
 from gspo_rllib.imports import undisturbed
 
 
@@ -46,6 +55,7 @@ class _Held:
     spec: EngineSpec
     users: int = 1
     proven: bool = False
+    watch: EngineWatch | None = None
 
 
 _entries: dict[str, EngineEntry] = {
@@ -137,7 +147,7 @@ def acquire(spec: EngineSpec, *, explain: Callable[[str, EngineSpec], str] = lam
 
     Raises:
         EngineError: The name is unknown, its package is missing, the process holds another engine that cannot coexist
-            with it, or it cannot be built for this model.
+            with it, or it cannot be built for this model; ``EngineLostError`` where it was killed while it was built.
     """
     entry = check_engine(spec.engine)
     with _lock:
@@ -151,6 +161,8 @@ def acquire(spec: EngineSpec, *, explain: Callable[[str, EngineSpec], str] = lam
         try:
             with _failing_as(spec):
                 engine = factory(spec)
+        except EngineLostError:
+            raise  # it says nothing about the model, nor about other engines
         except EngineError as error:
             raise EngineError(explain(str(error), spec)) from error
         _held[key] = _Held(engine, spec.engine, spec)
@@ -165,6 +177,8 @@ def release(engine: Engine) -> None:
                 held.users -= 1
                 if held.users == 0:
                     del _held[key]
+                    if held.watch is not None:
+                        held.watch.close()
                     engine.close()
 
 
@@ -186,6 +200,25 @@ def mark_proven(engine: Engine) -> None:
     # An adapter that changes nothing shows nothing.
     if held is not None and not getattr(engine, "adapter_is_zero", False):
         held.proven = True
+
+
+def watch(engine: Engine, timeout_s: float, on_late: Callable[[float], None]) -> None:
+    """From now on a call of the engine that takes too long is seen; see ``EngineWatch``.
+
+    Args:
+        engine: One that the registry holds; of one that is watched already nothing changes.
+        timeout_s: How long one call may take.
+        on_late: Called with the seconds that a call has taken.
+    """
+    held = _holding(engine)
+    if held is not None and held.watch is None:
+        held.watch = EngineWatch(timeout_s, on_late)
+
+
+def watched(engine: Engine) -> AbstractContextManager[None]:
+    """The block is one call of the engine, which may take as long as ``watch`` said."""
+    held = _holding(engine)
+    return nullcontext() if held is None or held.watch is None else held.watch.call()
 
 
 @contextmanager

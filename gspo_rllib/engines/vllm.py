@@ -40,12 +40,12 @@ from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationReques
 from gspo_rllib.engines.trial import untried
 from gspo_rllib.engines.vllm_defaults import cpu_defaults, gpu_defaults
 from gspo_rllib.engines.weights import NamedWeights, TokenVersions, as_tensor, check_idle, check_weights, without_tied
-from gspo_rllib.errors import EngineError, SettingError, WeightSyncError, described, did_you_mean
+from gspo_rllib.errors import EngineError, EngineLostError, SettingError, WeightSyncError, described, did_you_mean
 from gspo_rllib.model_folder import load_tokenizer
 
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
 try:
-    from vllm import EngineArgs, ModelRegistry, SamplingParams
+    from vllm import EngineArgs, SamplingParams
     from vllm.model_executor.models.interfaces import has_inner_state
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
@@ -55,7 +55,8 @@ except Exception as _error:  # a broken installation raises anything
         f"engine='vllm' needs the package vllm, which cannot be imported ({_error}). Run "
         "`pip install 'gspo-rllib[vllm]'`, or use another engine."
     ) from _error
-from gspo_rllib.engines.vllm_classes import classes_kept
+from gspo_rllib.engines.vllm_classes import classes_kept, inspect_here
+from gspo_rllib.engines.vllm_core import WatchedCore, killed_at_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -182,6 +183,8 @@ class VLLMEngine:
         try:
             with self._eager(), torch_random_state_kept():
                 outputs = self._open().step()
+        except EngineLostError:
+            raise
         except _VLLM_ERRORS as error:
             raise EngineError(
                 f"vLLM failed while it generated: {described(error, 600)}. Close this engine before another is made."
@@ -212,7 +215,7 @@ class VLLMEngine:
         try:
             with self._eager():
                 self._send(engine, tensors)
-        except WeightSyncError:
+        except (EngineLostError, WeightSyncError):
             raise
         except _VLLM_ERRORS as error:
             raise WeightSyncError(
@@ -276,11 +279,13 @@ class VLLMEngine:
             with self._eager(), process_state_kept("VLLM_"), classes_kept() as claim, warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch.distributed
                 if self._on_cpu:
-                    model_class = _inspect_here(type(self._layout).__name__)
+                    model_class = inspect_here(type(self._layout).__name__)
                     if model_class is not None and has_inner_state(model_class):
                         # A cache of prefixes would also hold states, and vLLM then insists on partial prompts.
                         arguments["enable_prefix_caching"] = spec.options.get("enable_prefix_caching", False)
                 engine = LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=self._separate_core)
+                if self._separate_core:
+                    engine.engine_core = WatchedCore(engine.engine_core)
                 if not self._weights_travel_by_file(engine):
                     engine.apply_model(claim)
                 return engine
@@ -288,6 +293,8 @@ class VLLMEngine:
             from vllm.distributed import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
+            if (killed := killed_at_start(error)) is not None:
+                raise killed from error
             raise EngineError(
                 f"vLLM could not start with model {spec.model!r}, dtype {spec.dtype!r} and options "
                 f"{dict(spec.options)!r}: {described(error, 600)}. Correct the options. {untried('transformers')}"
@@ -350,23 +357,6 @@ def _checked_options(spec: EngineSpec) -> dict[str, Any]:
         if name not in known:
             raise SettingError(f"engine option {name!r} is unknown to vllm. {did_you_mean(name, known)}")
     return dict(spec.options)
-
-
-def _inspect_here(architecture: str) -> type | None:
-    """Lets vLLM inspect the model's class in this process, which imports it anyway.
-
-    Where its file cache does not know the class yet, vLLM starts another Python for that, to keep CUDA out of this one;
-    on a CPU that only imports all of vLLM a second time, 10 s of a machine's first start.
-
-    Returns:
-        The class; None where vLLM has none of its own.
-    """
-    lazy = ModelRegistry.models.get(architecture)
-    if lazy is None:
-        return None
-    model_class: type = lazy.load_model_cls()
-    ModelRegistry.register_model(architecture, model_class)
-    return model_class
 
 
 def _empty_model(spec: EngineSpec) -> PreTrainedModel:

@@ -293,7 +293,7 @@ class BackgroundSampler:
             (named_weights, version), self._offered = self._offered, None
         if version != self.engine.weights_version:
             named_weights = fetched(named_weights)
-            with registry.failing_as_itself(self.engine):
+            with registry.failing_as_itself(self.engine), registry.watched(self.engine):
                 weights = for_engine(self.engine, named_weights)
                 self.engine.load_weights(weights, version, keep_running=self.engine.has_work())
             with self._changed:

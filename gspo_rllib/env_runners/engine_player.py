@@ -78,7 +78,8 @@ class EnginePlayer:
     def _step_engine(self) -> list[Generation]:
         started = time.perf_counter()
         try:
-            generations = self._engine.step()
+            with registry.watched(self._engine):
+                generations = self._engine.step()
         except Exception:
             with registry.failing_as_itself(self._engine):
                 raise

@@ -7,10 +7,15 @@ instead where that was tried, and is never taken for the environment's or the pr
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
+
+import ray
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.proof import Conversation, EngineSample, converse
@@ -18,7 +23,7 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec
 from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, for_engine
 from gspo_rllib.env_runners.background import check_free
-from gspo_rllib.errors import EngineError, WeightSyncError
+from gspo_rllib.errors import EngineError, EngineLostError, WeightSyncError
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -26,6 +31,8 @@ logger = logging.getLogger("gspo_rllib")
 class EngineUser:
     """The methods an env runner has for its engine; comes before RLlib's ``EnvRunner`` among the bases."""
 
+    worker_index: int | None
+    _engine: Engine | None
     _engine_failure: EngineError | WeightSyncError | None = None
 
     def converse(self, conversation: Conversation) -> EngineSample | None:
@@ -42,7 +49,7 @@ class EngineUser:
         if spec is None or registry.is_proven(engine):
             return None
         check_free(engine)
-        with first_use(engine):
+        with first_use(engine), registry.watched(engine):
             return converse(engine, spec, conversation)
 
     def mark_proven(self) -> None:
@@ -52,7 +59,8 @@ class EngineUser:
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a function of this runner, as RLlib does; but an engine's failure is raised, and ends no process.
 
-        RLlib restarts a runner that raises. An engine that cannot serve the model would fail again in every one.
+        RLlib restarts a runner that raises. An engine that cannot serve the model would fail again in every one. One
+        whose own process was killed is lost, and the runner's process ends with it, to be replaced.
         """
         failures: list[EngineError | WeightSyncError] = []
 
@@ -64,6 +72,8 @@ class EngineUser:
 
         result = super().apply(noting_failures, *args, **kwargs)  # type: ignore[misc]
         if failures:
+            if isinstance(failures[0], EngineLostError) and self._is_replaceable():
+                end_process(failures[0])
             self._engine_failure = failures[0]
             raise failures[0]
         return result
@@ -78,9 +88,47 @@ class EngineUser:
         if self._engine_failure is not None:
             raise self._engine_failure
 
+    def _watch_engine(self, engine: Engine, timeout_s: float | None) -> None:
+        """Has the process end once a call of the engine takes too long; that of the driver only says so.
+
+        Args:
+            engine: The engine.
+            timeout_s: How long one call may take; None for ever.
+        """
+        if timeout_s is None:
+            return
+        is_replaceable = bool(self.worker_index) and ray.get_runtime_context().get_actor_id() is not None
+
+        def on_late(taken_s: float) -> None:
+            error = EngineLostError(
+                f"the engine has not answered for {taken_s:.0f} s (generation.engine_timeout_s is {timeout_s:g}); what "
+                "its threads are doing stands above."
+            )
+            if sys.__stderr__ is not None:
+                faulthandler.dump_traceback(sys.__stderr__)
+            if is_replaceable:
+                end_process(error)
+            logger.error("%s It is waited for: this process cannot be replaced.", error)
+
+        registry.watch(engine, timeout_s, on_late)
+
+    def _is_replaceable(self) -> bool:
+        """Whether another process can do what this one cannot: it is an actor, and the engine was there before."""
+        context = ray.get_runtime_context()
+        if context.get_actor_id() is None or not self.worker_index:
+            return False
+        return self._engine is not None or context.was_current_actor_reconstructed
+
     def _acquire_engine(self) -> Engine:
         """The engine, made on first use."""
         raise NotImplementedError
+
+
+def end_process(error: EngineLostError) -> NoReturn:
+    """Ends this process, which says why in its log; Ray restarts an env runner."""
+    logger.error("%s This env runner ends with it, and is replaced.", error)
+    logging.shutdown()
+    os._exit(1)
 
 
 def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
@@ -97,6 +145,8 @@ def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
         return registry.acquire(spec, explain=with_alternatives)
     try:
         return registry.acquire(spec)
+    except EngineLostError:
+        raise
     except EngineError as error:
         logger.warning("engine %r is taken in place of %r: %s", otherwise, spec.engine, error)
         return registry.acquire(dataclasses.replace(spec, engine=otherwise), explain=with_alternatives)
@@ -104,7 +154,7 @@ def acquire(spec: EngineSpec, *, otherwise: str | None = None) -> Engine:
 
 def load(engine: Engine, named_weights: NamedWeights, version: int) -> None:
     """Loads weights into an idle engine; see ``Engine.load_weights``."""
-    with first_use(engine):
+    with first_use(engine), registry.watched(engine):
         engine.load_weights(for_engine(engine, named_weights), version)
 
 
@@ -121,6 +171,6 @@ def first_use(engine: Engine) -> Iterator[None]:
             yield
     except (EngineError, WeightSyncError) as error:
         spec = registry.spec_of(engine)
-        if spec is None or registry.is_proven(engine):
+        if spec is None or registry.is_proven(engine) or isinstance(error, EngineLostError):
             raise
         raise type(error)(with_alternatives(str(error), spec)) from error

@@ -378,6 +378,7 @@ class LanguageEnvRunner(BackgroundSampling, LendsItsEngine, AnswersMessages, Env
     def _acquire_engine(self) -> Engine:
         if self._engine is None:
             self._engine = self._parts.acquire_engine(self.worker_index or 0)
+            self._watch_engine(self._engine, self._parts.settings.engine_timeout_s)
             pending, self._pending_weights = self._pending_weights, None
             if pending is not None:
                 self._set_module_state(*pending)

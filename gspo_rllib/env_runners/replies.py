@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.agents.messages import Message, RequestRefused, checked_messages, checked_tools
 from gspo_rllib.agents.rendering import MessageRenderer
+from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import Generation, GenerationRequest
 from gspo_rllib.env_runners.background import check_free
 from gspo_rllib.env_runners.engine_spec import load_message_renderer
@@ -112,7 +113,8 @@ class AnswersMessages(EngineUser):
                         )
                     )
                 while engine.has_work():
-                    done.update((generation.request_id, generation) for generation in engine.step())
+                    with registry.watched(engine):
+                        done.update((generation.request_id, generation) for generation in engine.step())
             except BaseException:
                 engine.abort(names)  # an engine that keeps requests would refuse the next weights
                 raise

@@ -148,6 +148,17 @@ class GenerationSettings(Settings):
         low_open=True,
         source="ours",
     )
+    engine_timeout_s: float | None = knob(
+        600.0,
+        "Longest that an engine may take for one answer (a step for all that is being sampled, or the loading of "
+        "weights) before the process of its env runner is ended, replaced, and its groups are played again; None: for "
+        "ever. An engine in the driver's own process is only told of.",
+        unit="seconds",
+        low=0.0,
+        high=LONGEST_WAIT_S,
+        low_open=True,
+        source="ours",
+    )
     trajectory_retries: int = knob(
         1,
         "Fresh attempts at a trajectory whose environment failed before its group is replaced.",

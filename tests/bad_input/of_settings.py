@@ -56,6 +56,9 @@ NUMBERS: list[Case] = [
     *settings("int, >= 1, <= 2147483647", generation__max_tokens_per_turn=[HEX]),
     *settings("int or None, >= 2", generation__max_model_len=[1, 0, -1, 8.5, True, [64]]),
     *settings(YEAR, generation__step_timeout_s=[0, -1, NAN, INF, 1e300, HUGE, True, None, [1]]),
+    *settings(
+        YEAR.replace("float", "float or None"), generation__engine_timeout_s=[0, -1, NAN, INF, 1e300, HUGE, True, [1]]
+    ),
     *settings(YEAR, agent__idle_timeout_s=[0, -1, NAN, 1e300], agent__trajectory_timeout_s=[0, INF, HUGE]),
     *settings("int, >= 0, <= 1000", generation__trajectory_retries=[-1, 1.5, HEX, True, 1001]),
 ]

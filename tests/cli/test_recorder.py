@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from tensorboardX.proto.event_pb2 import Event
 
-from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, read_results, write_run_record
+from gspo_rllib.cli.recorder import RunRecorder, flatten, new_run_folder, read_results, write_run_record
 
 SUCCESS, EVALUATED = "env_runners/success_mean", "evaluation/env_runners/success_mean"
 
@@ -108,6 +109,51 @@ def test_a_full_disk_ends_no_run_and_what_had_no_room_is_written_later(
     assert said.count("cannot be written now") == len(said.splitlines()) == 1
     # What was written to the file that had no room is lost to TensorBoard; what comes after is in another one.
     assert set(range(41, 61)) <= {event.step for file in tmp_path.glob("events.out.*") for event in _events(file)}
+
+
+def test_a_run_that_goes_on_without_room_to_begin_is_left_as_it_was(tmp_path: Path) -> None:
+    write_run_record(tmp_path, {"name": "mine"})
+    recorder = RunRecorder(tmp_path, {"training": {"lr": 1e-4}})
+    recorder.record({"training_iteration": 1, "note": "x" * 50})
+    recorder.close()
+    files = [tmp_path / name for name in ("run.json", "config.yaml", "result.json")]
+    before = [file.read_bytes() for file in files]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for act in (
+        lambda: write_run_record(tmp_path, {"name": "mine again"}),
+        lambda: RunRecorder(tmp_path, {"training": {"lr": 1e-5}}, resume_at=1),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                act()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.read_bytes() for file in files] == before
+    assert not list(tmp_path.glob(".writing_*"))
+
+
+def test_a_folder_that_is_removed_while_its_run_goes_on_is_said_once_and_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_run_record(folder, {"name": "mine"})
+    recorder = RunRecorder(folder, {"training": {"lr": 1e-4}})
+    results = [{"training_iteration": i, "env_runners": {"success_mean": i / 10}} for i in range(1, 7)]
+    for result in results:
+        if result["training_iteration"] == 4:
+            shutil.rmtree(folder)
+        recorder.record(result)
+    recorder.close()
+    assert [flatten(row) for row in read_results(folder)] == [flatten(row) for row in results]
+    with (folder / "progress.csv").open() as file:
+        assert [row["training_iteration"] for row in csv.DictReader(file)] == list("123456")
+    assert json.loads((folder / "run.json").read_text())["name"] == "mine"
+    assert "lr: 0.0001" in (folder / "config.yaml").read_text()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder / 'result.json'} was removed while its run goes on, ")
+    assert len(said.splitlines()) == 1
 
 
 def _events(file: Path) -> list[Event]:

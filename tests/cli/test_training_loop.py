@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gspo_rllib.cli.main import main
 from gspo_rllib.cli.recorder import RunRecorder
 from gspo_rllib.cli.training_loop import TrainingLoop, stop_reason
 from gspo_rllib.configs import Run, RunSettings
+from gspo_rllib.errors import CheckpointError, EnvError, LearnersLostError, NoProgressError
 from tests.toy_envs.coin_env import CoinEnv
 
 SUCCESS = {"env_runners": {"success_mean": 0.9}}
@@ -145,3 +147,60 @@ def test_a_policy_that_is_lost_may_be_fetched_back_with_a_smaller_step(
     files = sorted(tmp_path.glob("groups*.jsonl"))
     assert [file.name for file in files] == ["groups.jsonl", "groups_1.jsonl", "groups_2.jsonl"]
     assert [[len(group.episodes) for group in load_groups(file)] for file in files] == [[2] * 8, [2] * 4, [2] * 4]
+
+
+class _Ends:
+    """Stands in for an algorithm that trains twice, and then cannot go on."""
+
+    failed_updates = trajectory_folder = None
+
+    def __init__(self, error: Exception, save_fails: Exception | None = None, trains: int = 2) -> None:
+        self.iteration, self._error, self._save_fails, self._trains = 0, error, save_fails, trains
+
+    def train(self) -> dict[str, Any]:
+        if self.iteration == self._trains:
+            raise self._error
+        self.iteration += 1
+        return {"training_iteration": self.iteration, "time_this_iter_s": -3600.0}
+
+    def save_to_path(self, path: Path) -> str:
+        if self._save_fails is not None:
+            raise self._save_fails
+        path.mkdir(parents=True)
+        return str(path)
+
+
+def _run_until_it_ends(algorithm: Any, folder: Path) -> Path:
+    run: Any = SimpleNamespace(settings=RunSettings(iterations=9), config=SimpleNamespace(evaluation_interval=None))
+    recorder = RunRecorder(folder, {})
+    with pytest.raises(type(algorithm._error)) as ended:
+        TrainingLoop(run, algorithm, recorder, interrupted=lambda: False, shows=False).run()
+    assert ended.value is algorithm._error
+    recorder.close()
+    seconds = [row["time_total_s"] for row in recorder.history]
+    assert seconds == sorted(seconds) and all(0 <= s < 60 for s in seconds), "the date was set back; time goes on"
+    return folder / "checkpoints" / "iteration_000002"
+
+
+@pytest.mark.parametrize("kind", training_loop.ENDING)
+def test_what_was_trained_is_saved_before_an_error_ends_the_run(
+    kind: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = _run_until_it_ends(_Ends(kind("the tools are gone")), tmp_path)
+    assert saved.is_dir()
+    assert capsys.readouterr().err == f"saved {saved} before the run ends\n"
+
+
+@pytest.mark.parametrize("failure", [CheckpointError("no room."), LearnersLostError("half an update")])
+def test_an_error_that_ends_the_run_is_not_hidden_by_a_save_that_fails(
+    failure: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not _run_until_it_ends(_Ends(NoProgressError("none"), failure), tmp_path).exists()
+    assert ("not saved before the run ends: no room." in capsys.readouterr().err) == (
+        isinstance(failure, CheckpointError)
+    )
+
+
+def test_a_run_that_never_trained_has_nothing_to_save(tmp_path: Path) -> None:
+    _run_until_it_ends(_Ends(EnvError("cannot be made"), trains=0), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*"))

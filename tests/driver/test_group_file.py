@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gspo_rllib.agents.result import AgentResult
 from gspo_rllib.agents.session import Call, ChatRequest
 from gspo_rllib.agents.stitching import episode_of
 from gspo_rllib.algorithms import GSPOConfig
+from gspo_rllib.algorithms.policy_gradient.recorded_training import TrainsOnRecorded
 from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.driver.group_file import drop_groups
 from gspo_rllib.errors import RecordError
@@ -423,6 +425,37 @@ SPOILT: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_set("group_id", to="0"), ": group_id '0' is that of {path}, line 1 too; each must have its own."),
 ]
 """What spoils the last line of a file, and what the refusal says after it."""
+
+
+def test_what_has_no_room_is_not_added_by_half(tmp_path: Path) -> None:
+    path, groups = tmp_path / "groups.jsonl", list(load_groups([_row()]))
+    save_groups(path, groups, append=True)
+    whole = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            save_groups(path, groups, append=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == whole
+    save_groups(path, groups, append=True)
+    assert path.read_bytes() == whole * 2
+
+
+def test_groups_that_cannot_be_recorded_are_said_and_end_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Recording(TrainsOnRecorded):
+        iteration = 6
+
+    recording = Recording()
+    recording.record_groups(tmp_path / "removed" / "groups.jsonl")
+    recording._keep(list(load_groups([_row()])))
+    assert "1 groups of iteration 7 are not recorded: [Errno 2] No such file" in caplog.text
+    (tmp_path / "removed").mkdir()
+    recording._keep(list(load_groups([_row("b")])))
+    assert [group.group_id for group in load_groups(tmp_path / "removed" / "groups.jsonl")] == ["b"]
 
 
 def test_groups_from_a_file_are_trained_like_sampled_ones_or_not_at_all(

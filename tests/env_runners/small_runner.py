@@ -28,6 +28,7 @@ def runner_config(model: str, env: Any = faulty_envs.EchoEnv, **changes: Any) ->
         "max_turns": None,
         "max_model_len": 256,
         "step_timeout_s": 20.0,
+        "engine_timeout_s": None,
         "trajectory_retries": 1,
         "ragged_groups": False,
         "context_overflow": "truncate",
