@@ -78,4 +78,4 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from gspo_rllib.model_files import ModelFiles, file_plan, in_folder_format, without_storage, write_index
 from gspo_rllib.modules.sharding import device_of_shares, is_first, together, whole
 from gspo_rllib.tensor_files import write_one_by_one
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""A layer's number in the name of a parameter."""
 
 
 def write_shares(files: ModelFiles, model: PreTrainedModel, folder: str | Path) -> None:
@@ -79,7 +82,11 @@ class _Gathering:
 
     def _smallest_groups(self, written: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
         """By name in the folder, which parameters it is made of: one if that will do, those of a layer, or all."""
-        ways = (lambda name: name, lambda name: re.split(r"(?<=\.\d)\d*\.", name, maxsplit=1)[0], lambda name: "")
+        ways: tuple[Callable[[str], str], ...] = (
+            lambda name: name,
+            lambda name: _LAYER.split(name, maxsplit=1)[0] + "".join(_LAYER.findall(name)[:1]),
+            lambda name: "",
+        )
         for way in ways:
             members = defaultdict[str, list[str]](list)
             for name in self._state:

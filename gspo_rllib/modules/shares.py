@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -61,7 +62,7 @@ def cut_on_arrival(source: object) -> Iterator[None]:
         yield
         return
 
-    def arrive(_: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
+    def arrive(_: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta or isinstance(parameter, DTensor):
             return None
         # A sum, which takes no memory of the tensor's size; float64 has room for any number of float32's largest.
