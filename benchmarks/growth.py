@@ -7,7 +7,8 @@ Each row doubles one size a few times and fits a line to log(cost) against log(s
 cost in proportion. Goal: at most 1.1. Attention alone may grow faster, so the learner against the length of a
 trajectory stands apart, without a goal. A rollout's cost is the env runner's own: what the engine (a stand-in, see
 ``runner_cost.py``) and the environments take is subtracted. With runners and learners in Ray actors it is what the
-driver's process spends, one thread that serves them all.
+driver's process spends, one thread that serves them all; what it does with the reports of up to 256 runners is measured
+on copies of one report, without runners.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import pathlib
+import pickle
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +31,14 @@ import numpy as np
 import ray
 import runner_cost
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from workload import Conversation, groups_of
 
 from gspo_rllib.algorithms import GSPOConfig
 from gspo_rllib.connectors.episodes_to_tokens import EpisodesToTokens
 from gspo_rllib.connectors.group_advantages import GroupAdvantages
 from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.model_folder import load_tokenizer
@@ -164,10 +168,60 @@ def local_rows(folder: pathlib.Path, repetitions: int, only: str) -> Iterator[di
             yield row(cost, against, sizes, function, repetitions, goal=goal)
 
 
+class Reports:
+    """What an iteration costs the driver itself: reports are read, put together, and dealt out to 8 learners.
+
+    Args:
+        model: A folder; one group is played with it for the measurements that a runner's report brings along.
+    """
+
+    def __init__(self, model: str) -> None:
+        _start_ray()
+        algo = config(model).build_algo()
+        _, (self._measured,) = algo._source.take(1)
+        algo.stop()
+        self._packed: dict[int, list[bytes]] = {}
+
+    def cost(self, runners: int, turns: int = 4) -> float:
+        """Of so many runners with a group of 8 trajectories each, 32 tokens a turn."""
+        if len(self._packed.get(turns, ())) < runners:
+            played = groups(8 * runners, turns=turns)
+            self._packed[turns] = [
+                pickle.dumps(SampleReport(groups=[group], metrics=self._measured)) for group in played
+            ]
+        packed = self._packed[turns][:runners]
+
+        def work() -> None:
+            reports = [pickle.loads(report) for report in packed]
+            MetricsLogger(root=True).aggregate([report.metrics for report in reports], key="env_runners")
+            taken = [group for report in reports for group in report.groups]
+            for shard, _ in GroupTrainingData.from_groups(taken, num_minibatches=4, seed=0).shard(8):
+                pickle.dumps(shard)
+
+        return measure.timed(work).cpu_s
+
+
+def report_rows(model: str, repetitions: int, only: str) -> Iterator[dict[str, Any]]:
+    """What the driver does with reports, as they come out of Ray's object store: simulated, there are no runners."""
+    if only not in "reports runners reports tokens":
+        return
+    reports = Reports(model)
+    yield row("reports", "runners", [16, 32, 64, 128, 256], reports.cost, repetitions)
+    one = row("reports", "tokens of 64 runners", [4, 16, 64], lambda turns: reports.cost(64, turns), repetitions)
+    tokens = [64 * 8 * 32 * turns for turns in one["sizes"]]
+    slope, _ = np.polyfit(tokens, one["cpu_s"], 1)
+    yield {**one, "sizes": tokens, "exponent": exponent(tokens, one["cpu_s"]), "us_per_token": 1e6 * float(slope)}
+
+
+def _start_ray() -> None:
+    if not ray.is_initialized():
+        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
 def driver_rows(model: str, repetitions: int, only: str) -> Iterator[dict[str, Any]]:
     """What actors cost the driver: weights to 1, 2 and 3 runners, trajectories to 1 and 2 learners."""
     if only in "weights runners update learners":
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        _start_ray()
     if only in "weights runners":
         algo = config(model, num_env_runners=1).build_algo()
 
@@ -209,11 +263,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         local = local_rows(folder, args.repetitions, args.only)
-        for one in itertools.chain(local, driver_rows(str(folder / "model"), args.repetitions, args.only)):
+        asked = str(folder / "model"), args.repetitions, args.only
+        for one in itertools.chain(local, report_rows(*asked), driver_rows(*asked)):
             rows.append(one)
             costs = "  ".join(f"{s}: {c * 1e3:.1f}" for s, c in zip(one["sizes"], one["cpu_s"], strict=True))
             goal = "" if one["goal"] is None else f"{one['goal']:.1f}"
             print(f"{one['cost']:>19} {one['against']:>26} {costs:>52} {one['exponent']:8.2f} {goal:>5}", flush=True)
+            if one["against"] == "runners" and one["cost"] == "reports":
+                print(f"{'':>46} {1e3 * one['cpu_s'][-1] / one['sizes'][-1]:.2f} ms per runner")
+            elif "us_per_token" in one:
+                print(f"{'':>46} {one['us_per_token']:.2f} us per token")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows, indent=1))

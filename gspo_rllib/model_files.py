@@ -108,11 +108,15 @@ class ModelFiles:
             state: Weights by name; None for those in the model.
         """
         target = Path(folder)
-        for name, content in self.files.items():
-            (target / name).parent.mkdir(exist_ok=True)
-            (target / name).write_bytes(content)
-        (target / LOADED_DTYPES).write_text(json.dumps(dataclasses.asdict(self.dtypes)))
+        self.write_all_but_weights(target)
         _write_weights(in_folder_format(model, model.state_dict() if state is None else dict(state)), target)
+
+    def write_all_but_weights(self, folder: Path) -> None:
+        """Writes what came with the model into an existing local folder, and in which dtypes its weights came."""
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        (folder / LOADED_DTYPES).write_text(json.dumps(dataclasses.asdict(self.dtypes)))
 
 
 def export_folder(source: Path, target: Path, *, dtype: str | None) -> str:
@@ -256,7 +260,7 @@ def in_folder_format(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> 
 def _check_writable(model: PreTrainedModel) -> None:
     """Goes through all of writing that may fail, on tensors without storage."""
     try:
-        in_folder_format(model, {name: tensor.to("meta") for name, tensor in model.state_dict().items()})
+        in_folder_format(model, {name: without_storage(tensor) for name, tensor in model.state_dict().items()})
     except Exception as error:  # of any class: what matters is that saving would fail
         raise ModelError(
             f"{type(model).__name__} could be trained but not saved: transformers cannot turn its weights back into "
@@ -265,16 +269,34 @@ def _check_writable(model: PreTrainedModel) -> None:
         ) from error
 
 
-def _write_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
+def without_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind that holds nothing; of a share, as the whole."""
+    import torch
+
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def file_plan(state: Mapping[str, torch.Tensor]) -> Any:
+    """Which tensors of a folder go into which file; huggingface_hub's."""
     from huggingface_hub import split_torch_state_dict_into_shards
+
+    return split_torch_state_dict_into_shards(dict(state), filename_pattern=_WEIGHTS_PATTERN, max_shard_size=_SHARD)
+
+
+def write_index(plan: Any, folder: Path) -> None:
+    """Says in the folder which tensor is in which of its files, if there are several."""
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _write_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
     from safetensors.torch import save_file
 
-    shards = split_torch_state_dict_into_shards(state, filename_pattern=_WEIGHTS_PATTERN, max_shard_size=_SHARD)
-    for file, names in shards.filename_to_tensors.items():
+    plan = file_plan(state)
+    for file, names in plan.filename_to_tensors.items():
         save_file({name: state.pop(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2))
+    write_index(plan, folder)
 
 
 def _cast(source: Path, target: Path, dtypes: LoadedDtypes) -> int:

@@ -14,6 +14,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from gspo_rllib import GSPO, GSPOConfig
 from gspo_rllib.configs.runs import load_run
+from gspo_rllib.engines.registry import available_engines
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.study.design import read_study
 from tests.documents import DOCUMENTS, ROOT
@@ -61,6 +62,7 @@ RUN_BY = {
     ("docs/scale.md", "python"): {
         "test_snippets.py::test_an_adapter_is_a_config_that_is_accepted": 1,
         "test_snippets.py::test_learners_that_share_a_model_are_a_config_that_is_accepted": 1,
+        "test_snippets.py::test_an_engine_over_two_gpus_is_a_config_that_is_accepted": 1,
     },
     ("docs/sweeps.md", "python"): {"cli/test_sweep.py::test_the_columns_of_a_grid_are_those_of_the_page": 1},
     ("docs/studies.md", "yaml"): {"test_snippets.py::test_the_study_on_the_page_is_read": 1},
@@ -146,6 +148,15 @@ def test_learners_that_share_a_model_are_a_config_that_is_accepted(tiny_dense: s
     )
     config.validate()
     assert (config.num_learners, config.sharding) == (4, "fsdp2")
+
+
+@pytest.mark.skipif("vllm" not in available_engines(), reason="vllm is not installed")
+def test_an_engine_over_two_gpus_is_a_config_that_is_accepted(tiny_dense: str) -> None:
+    config = GSPOConfig().environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
+    block = _one("scale.md", "python", "tensor_parallel_size")
+    _run(block, "scale.md", config=config.rl_module(model_config={"path": tiny_dense}))
+    config.validate()
+    assert config.engine_options == {"tensor_parallel_size": config.num_gpus_per_env_runner}
 
 
 def test_what_a_template_is_given_is_accepted(seed_here: Path) -> None:

@@ -21,6 +21,7 @@ from gspo_rllib import precision
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import adapter_checks, learner_checks, rllib_checks, validation
+from gspo_rllib.algorithms.policy_gradient.engine_checks import check_engine_fits
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
 from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
@@ -34,10 +35,9 @@ from gspo_rllib.connectors import (
     group_estimator,
 )
 from gspo_rllib.driver.learner_team import LearnerTeam
-from gspo_rllib.engines.registry import check_engine
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.engine_spec import chosen_engine, resolve_max_model_len
+from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import SettingError
@@ -221,7 +221,7 @@ class PolicyGradientConfig(_FlatSettings):
         validation.check_played(self)
         if not self.in_evaluation:
             self._check_evaluation()
-        check_engine(chosen_engine(self).name, generation.engine_options)
+        check_engine_fits(self, generation, model_config)
         if not self.in_evaluation:
             validation.check_devices(
                 num_gpus_per_learner=self.num_gpus_per_learner,

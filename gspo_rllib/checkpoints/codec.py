@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from gspo_rllib.errors import CheckpointError, shown
+from gspo_rllib.tensor_files import write_one_by_one
 
 STATE = "state"
 """Name of a component's two files, without their endings."""
@@ -29,6 +30,8 @@ STATE = "state"
 _KIND, _VALUE = "$", "v"
 _MOST_DIGITS = 2**53
 """Integers beyond this are written in base 16: many readers of JSON keep no more, and Python limits decimal ones."""
+_LARGE = 1 << 20
+"""Bytes of an array that is left in its file where that is asked for."""
 _RAW_KINDS = "biufcSUmMV"
 """numpy's kinds of plain memory: everything but objects."""
 
@@ -42,13 +45,17 @@ class NotDataError(Exception):
     """A value is code or an object; the message is where in the tree it is, and what it is."""
 
 
-def write_tree(folder: pathlib.Path, tree: Any, *, name: str = STATE) -> None:
+def write_tree(
+    folder: pathlib.Path, tree: Any, *, name: str = STATE, gather: Callable[[Any], torch.Tensor | None] | None = None
+) -> None:
     """Writes a tree into ``name.json``, and its arrays into ``name.safetensors`` if it has any.
 
     Args:
         folder: An existing folder.
         tree: Mappings, sequences, sets, numbers, text, bytes, numpy arrays and scalars, torch tensors.
         name: Name of the two files, without their endings.
+        gather: Makes a tensor whole of which this process may hold a share, and returns None where another process
+            gets it; all call it for the same shares. They are gathered one after the other, and read as arrays.
 
     Raises:
         CheckpointError: Something in the tree is no data.
@@ -62,13 +69,20 @@ def write_tree(folder: pathlib.Path, tree: Any, *, name: str = STATE) -> None:
             f"{folder.name}: the state cannot be saved as data: {error}. Return numbers, text, arrays and containers "
             "of them from get_state, and make the object again in set_state."
         ) from None
-    if tensors:
+    if gather is not None:
+        write_one_by_one(folder / f"{name}.safetensors", tensors, lambda key: gather(tensors[key]))
+    elif tensors:
         save_file(tensors, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(encoded, allow_nan=False), encoding="ascii")
 
 
-def read_tree(folder: pathlib.Path, *, name: str = STATE) -> Any:
+def read_tree(folder: pathlib.Path, *, name: str = STATE, mapped: bool = False) -> Any:
     """The tree that ``write_tree`` wrote.
+
+    Args:
+        folder: Where it is.
+        name: Name of its files.
+        mapped: Whether large arrays stay in the file until they are used; whoever asks copies what is to be kept.
 
     Raises:
         CheckpointError: The files are not what it writes.
@@ -83,7 +97,14 @@ def read_tree(folder: pathlib.Path, *, name: str = STATE) -> Any:
             parse_constant=_no_constant,
         )
         with safe_open(file, framework="pt") if file.is_file() else contextlib.nullcontext() as opened:
-            return decode(encoded, (lambda key: opened.get_tensor(key).clone()) if opened is not None else _no_tensor)
+            if opened is None:
+                return decode(encoded, _no_tensor)
+
+            def tensor(key: str) -> torch.Tensor:
+                read: torch.Tensor = opened.get_tensor(key)
+                return read if mapped and read.nbytes > _LARGE else read.clone()
+
+            return decode(encoded, tensor)
     except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"{folder / name}.json cannot be read as a state ({shown(str(error))}).") from error
     except (SafetensorError, struct.error, RuntimeError, AttributeError) as error:
@@ -183,6 +204,8 @@ class _Encoder:
             return self._array(value, where)
         if kind in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided:
             return {**_tagged("tensor", self._add(value.detach().cpu())), "grad": value.requires_grad}
+        if hasattr(value, "full_tensor"):  # a share
+            return self._share(value)
         raise NotDataError(f"{where or 'it'} is {shown(value)}, a {kind.__module__}.{kind.__qualname__}")
 
     def _array(self, array: np.ndarray[Any, Any], where: str) -> Any:
@@ -198,6 +221,13 @@ class _Encoder:
         # The memory itself: text, dates, long doubles and numbers of the other byte order are not torch's.
         raw = plain.reshape(-1).view(np.uint8) if array.size and array.itemsize else np.empty(0, np.uint8)
         return {**_tagged("array", self._add(_as_tensor(raw))), **tagged, "raw": True}
+
+    def _share(self, share: Any) -> Any:
+        """What the array would be that it is a share of."""
+        name = str(len(self.tensors))
+        self.tensors[name] = share
+        dtype = torch.empty(0, dtype=share.dtype).numpy().dtype
+        return {**_tagged("array", name), "dtype": dtype.str, "shape": list(share.shape)}
 
     def _add(self, tensor: torch.Tensor) -> str:
         name = str(len(self.tensors))

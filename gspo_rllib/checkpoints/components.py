@@ -29,6 +29,11 @@ GIVES_STATE = "gives_state"
 """Attribute of a component: False where another one of its kind has the state of all. There, all are asked at once."""
 
 
+BY_TENSOR = "state_by_tensor"
+"""Attribute of a component whose state is too large for one process: makes a context in which it holds shares, and
+which gives what gathers one of them (None where none are held)."""
+
+
 def save_component(
     component: Any, folder: pathlib.Path, *, writing: Callable[[], Any] = contextlib.nullcontext
 ) -> None:
@@ -54,9 +59,10 @@ def save_component(
         component.save_to_path(folder)
         return
     parts = component.get_checkpointable_components()
-    state = component.get_state(not_components=[name for name, _ in parts])
-    with writing():
-        write_tree(folder, state)
+    with getattr(component, BY_TENSOR, contextlib.nullcontext)() as gather:
+        state = component.get_state(not_components=[name for name, _ in parts])
+        with writing():
+            write_tree(folder, state, gather=gather)
     for name, part in parts:
         save_component(part, folder / name, writing=writing)
 
@@ -92,7 +98,9 @@ def restore_component(component: Any, folder: pathlib.Path, *, only: str | None 
             )
         restore_component(found[0], folder, only=rest or None)
         return
-    state = read_tree(folder) if (folder / f"{STATE}.json").is_file() or not parts else None
+    # Whoever keeps shares copies them out of the whole.
+    mapped = getattr(component, "is_sharded", False)
+    state = read_tree(folder, mapped=mapped) if (folder / f"{STATE}.json").is_file() or not parts else None
     if state is None:
         raise CheckpointError(f"restore: {folder} holds no {STATE}.json. Give a checkpoint, or the folder of its part.")
     for name, part in parts:

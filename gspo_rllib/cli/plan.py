@@ -75,14 +75,17 @@ def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
         ModelError: There is no such model, or its architecture cannot be built.
     """
     from gspo_rllib.model_folder import load_model_config, model_path
+    from gspo_rllib.modules.lora_settings import LoraSettings
     from gspo_rllib.modules.memory import ModelSizes
     from gspo_rllib.modules.model_config import check_model_config
 
     settings = check_model_config(config._model_config or {})
     path, trust = model_path(settings), settings["trust_remote_code"]
     model = load_model_config(path, trust_remote_code=trust)
+    lora = None if settings["lora"] is None else LoraSettings(**settings["lora"])
+    critic: Any = ("shared" if settings["vf_share_layers"] else "of its own") if config.uses_critic else None
     try:
-        sizes = ModelSizes.of(model, autocast=learner_dtype(settings) == "bfloat16")
+        sizes = ModelSizes.of(model, autocast=learner_dtype(settings) == "bfloat16", lora=lora, critic=critic)
     except Exception as error:  # of any class: transformers' models fail in as many ways as there are
         raise ModelError(
             f"model path {path!r}: its memory cannot be worked out: a small copy of {type(model).__name__} does not "
@@ -90,8 +93,11 @@ def model_sizes(config: GSPOConfig, *, params: float | None) -> ModelSizes:
         ) from error
     if params is None:
         return sizes
-    per_layer = round(sizes.layer_parameters * params / sizes.parameters)
-    return dataclasses.replace(sizes, parameters=round(params), layer_parameters=per_layer)
+    times = params / sizes.parameters
+    grown = {name: round(getattr(sizes, name) * times) for name in ("parameters", "layer_parameters", "critic")}
+    # An adapter grows with the width of matrices, so with less than their size.
+    adapter = None if sizes.adapter is None else round(sizes.adapter * max(times, 1.0))
+    return dataclasses.replace(sizes, **grown, adapter=adapter)
 
 
 def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> LearnerMemory:
@@ -102,15 +108,18 @@ def learner_memory(config: GSPOConfig, sizes: ModelSizes, **changes: Any) -> Lea
         sizes: Sizes of the model.
         changes: Arguments of ``LearnerMemory.of`` that are to be others.
     """
+    from gspo_rllib.algorithms.policy_gradient.adapter_checks import reference_settings
     from gspo_rllib.learners.sharding_settings import shards
     from gspo_rllib.modules.memory import LearnerMemory
 
     settings = config.settings(config.training_settings)
+    # A policy with its adapter off is its own reference.
+    is_a_copy = reference_settings(config.model_config, settings.reference_path) is not None
     known = {
         "tokens": settings.max_tokens_per_micro_batch,
         "checkpointing": bool(config.model_config.get("activation_checkpointing")),
         "learners": config.num_learners,
-        "reference": bool(settings.kl_coeff),
+        "reference": bool(settings.kl_coeff) and is_a_copy,
         "sharded": shards(config),
     }
     memory = LearnerMemory.of(sizes, **(known | changes))
@@ -197,11 +206,12 @@ def remedies(config: GSPOConfig, sizes: ModelSizes, memory: LearnerMemory, room:
         if 0 < fitting < tokens:
             yield f"with it, training.max_tokens_per_micro_batch={fitting} fits"
         return
-    yield (
-        "rl_module.model_config.lora trains an adapter: weights stay, gradients and optimiser state all but go, "
-        f"{(memory.weights + memory.gathered + memory.logits + best_activations(config, sizes)) / 1e9:.3g} GB and the "
-        "adapter's"
-    )
+    if sizes.adapter is None:
+        left = memory.weights + memory.gathered + memory.logits + best_activations(config, sizes)
+        yield (
+            "rl_module.model_config.lora trains an adapter: weights stay, gradients and optimiser state all but go, "
+            f"{left / 1e9:.3g} GB and the adapter's"
+        )
     ranks = fitting_ranks(config, sizes, room)
     if ranks is not None:
         yield f"learners.sharding=fsdp2 over {ranks} learners or more ({gpus} GPUs are given)"

@@ -18,7 +18,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from gspo_rllib import columns
 from gspo_rllib.connectors.scoring import score
 from gspo_rllib.modules import CausalLMModule
-from gspo_rllib.modules.sharding import is_sharded
+from gspo_rllib.modules.sharding import is_sharded, mesh_of
+from gspo_rllib.modules.shares import loaded_as_shares
 from gspo_rllib.types import TokenTrajectory
 
 
@@ -91,7 +92,7 @@ class ReferenceLogProbs(ConnectorV2):
         device = next(policy.parameters()).device
         if self._reference is None:
             # Loading it must not move the random state that decides the run.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), loaded_as_shares(mesh_of(policy)):
                 reference = self._spec.build()
             reference.eval().requires_grad_(False)
             if is_sharded(policy):

@@ -7,22 +7,26 @@ rank's; the others answer with nothing in its place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.numpy import convert_to_numpy
+from torch.distributed.tensor import DTensor
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.learners.sharding_settings import shards
 from gspo_rllib.modules.sharding import is_first, largest_over_ranks, share_of, together, whole
+from gspo_rllib.modules.shares import loaded_as_shares, mesh_of_all
 from gspo_rllib.packing import empty_row
 
 
 class ShardableLearner(TorchLearner):
     """RLlib's ``TorchLearner``, whose module and optimisers may be shares."""
+
+    _gives_shares: bool = False
 
     @property
     def is_sharded(self) -> bool:
@@ -37,6 +41,18 @@ class ShardableLearner(TorchLearner):
     def writes_together(self) -> AbstractContextManager[None]:
         """Around each writing of this learner's state: where it fails on one rank, all that wait for it are told."""
         return together(self.device if self.is_sharded else None)
+
+    @contextmanager
+    def state_by_tensor(self) -> Iterator[Callable[[Any], torch.Tensor | None] | None]:
+        """Inside the block, the optimisers' state is shares of those that share a model; gives what gathers one."""
+        if not self.is_sharded:
+            yield None
+            return
+        self._gives_shares = True
+        try:
+            yield whole
+        finally:
+            self._gives_shares = False
 
     def stream(self, function: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
         """What a generator yields; a method, because Ray streams what those do."""
@@ -53,6 +69,11 @@ class ShardableLearner(TorchLearner):
         numbers = largest_over_ranks([max(1, len(own)) for own in minibatches], self.device)
         for own, number in zip(minibatches, numbers, strict=True):
             own.extend(empty_row(self.device) for _ in range(number - len(own)))
+
+    def _make_module(self) -> Any:
+        """RLlib's; of a module that is shared, each learner loads its share."""
+        with loaded_as_shares(mesh_of_all(self.device) if self.is_sharded else None):
+            return super()._make_module()
 
     def _map_module_to_device(self, module: Any) -> None:
         """RLlib's; a module that is shared goes there layer by layer, before there is an optimiser."""
@@ -77,18 +98,23 @@ class ShardableLearner(TorchLearner):
         if not self.is_sharded:
             state: dict[str, Any] = super()._get_optimizer_state()
             return state
-        gathered = {}
+        found = {}
         for name, optimizer in self._named_optimizers.items():
             own = optimizer.state_dict()
             moments = {
-                number: {key: whole(value) if isinstance(value, torch.Tensor) else value for key, value in of.items()}
-                for number, of in own["state"].items()
+                number: {key: self._given(value) for key, value in of.items()} for number, of in own["state"].items()
             }
-            gathered[name] = {
+            found[name] = {
                 "module_id": self._optimizer_name_to_module[name],
-                "state": convert_to_numpy({**own, "state": moments}) if is_first() else {},
+                "state": {**convert_to_numpy({**own, "state": {}}), "state": moments},
             }
-        return gathered if is_first() else {}
+        return found if self._gives_shares or is_first() else {}
+
+    def _given(self, value: Any) -> Any:
+        """A value of an optimiser's state: a share, where one is asked for, or as RLlib's state has it."""
+        if not isinstance(value, torch.Tensor) or (self._gives_shares and isinstance(value, DTensor)):
+            return value
+        return convert_to_numpy(value if self._gives_shares else whole(value))
 
     def _set_optimizer_state(self, state: dict[str, Any]) -> None:
         """RLlib's; of whole tensors, shares keep their part."""

@@ -11,9 +11,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError, described
@@ -39,26 +41,11 @@ class Adapter:
     """
 
     def __init__(self, model: PreTrainedModel, settings: LoraSettings, *, path: str) -> None:
-        from peft import LoraConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self._model, self._path = model, path
         self._base = _fingerprint(model.state_dict())
-        if settings.adapter is not None:
-            known = {name: value for name, value in adapter_config(settings.adapter).items() if value is not None}
-            # How it was begun no longer matters: its values are read from its file.
-            ours = {"lora_dropout": 0.0, "inference_mode": False, "init_lora_weights": True, "eva_config": None}
-            config = LoraConfig.from_peft_type(**{**known, **ours})
-        else:
-            alpha = int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha
-            given = settings.target_modules
-            config = LoraConfig(
-                r=settings.rank,
-                lora_alpha=alpha,
-                target_modules=ALL_LINEAR if given is None else given,
-                target_parameters=settings.target_parameters,
-                lora_dropout=0.0,
-            )
+        config = _peft_config(settings)
         try:
             model.add_adapter(config, adapter_name=_NAME)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -208,6 +195,34 @@ class Adapter:
             parameter.copy_(share_of(saved[name], parameter))
 
 
+def num_trained(model: PreTrainedModel, settings: LoraSettings) -> int:
+    """How many numbers an adapter has.
+
+    Args:
+        model: Without storage; gains the adapter.
+        settings: The adapter's.
+    """
+    model.add_adapter(_peft_config(settings), adapter_name=_NAME)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _peft_config(settings: LoraSettings) -> Any:
+    from peft import LoraConfig
+
+    if settings.adapter is not None:
+        known = {name: value for name, value in adapter_config(settings.adapter).items() if value is not None}
+        # How it was begun no longer matters: its values are read from its file.
+        ours = {"lora_dropout": 0.0, "inference_mode": False, "init_lora_weights": True, "eva_config": None}
+        return LoraConfig.from_peft_type(**{**known, **ours})
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
+        target_modules=ALL_LINEAR if settings.target_modules is None else settings.target_modules,
+        target_parameters=settings.target_parameters,
+        lora_dropout=0.0,
+    )
+
+
 def _base_name(name: str) -> str:
     """A tensor's name without the layers that peft puts around it; one that updates two parameters has two of them."""
     return ".".join(part for part in name.split(".") if part != "base_layer")
@@ -218,10 +233,11 @@ def _saved_name(name: str) -> str:
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Tells one model's weights from another's by a few numbers of each tensor."""
+    """Tells one model's weights from another's by a few numbers of each tensor; of shares, a collective."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        flat = state[name].detach().reshape(-1)
+        held = state[name].detach()
+        flat = (held.full_tensor() if isinstance(held, DTensor) else held).reshape(-1)
         sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu().numpy()
         digest.update(f"{name} {tuple(state[name].shape)}".encode() + sample.tobytes())
     return digest.hexdigest()

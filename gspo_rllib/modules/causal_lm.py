@@ -8,6 +8,7 @@ Shapes: see ``columns``; D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import tempfile
@@ -23,24 +24,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib import columns
-from gspo_rllib.errors import ModelError, SettingError
-from gspo_rllib.model_files import ADAPTER_WEIGHTS, ModelFiles, copy_files
-from gspo_rllib.model_folder import load_tokenizer, model_path, quiet_transformers
+from gspo_rllib.errors import GSPOError, ModelError, SettingError
+from gspo_rllib.model_files import ModelFiles, copy_files
+from gspo_rllib.model_folder import load_tokenizer, model_path
 from gspo_rllib.modules.adapter import Adapter
 from gspo_rllib.modules.compilation import compile_layers
-from gspo_rllib.modules.critic import CRITIC_FILE, Critic
-from gspo_rllib.modules.exactness import Wanted, exact_scoring
+from gspo_rllib.modules.critic import Critic
+from gspo_rllib.modules.exactness import Wanted, exact_scoring, take_attention
 from gspo_rllib.modules.frozen import Reach, freeze_unreached
 from gspo_rllib.modules.hidden_states import trunk_of
-from gspo_rllib.modules.loading import load_causal_lm
+from gspo_rllib.modules.loading import load_causal_lm, load_first_layers
 from gspo_rllib.modules.lora_settings import LoraSettings
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.modules.named_attention import check_attention_runs
 from gspo_rllib.modules.prefix_attention import MIN_TOKEN_RATIO, PrefixSharing
 from gspo_rllib.modules.recomputation import Recomputation
 from gspo_rllib.modules.sampling_mode import checked_pass
+from gspo_rllib.modules.saved_policy import read_policy
 from gspo_rllib.modules.scoring import Rows, Scoring, check_length, num_cells, score, short_row, trunk_states
-from gspo_rllib.modules.sharding import device_of_shares, is_sharded, shard, shares_of, together, whole_state
+from gspo_rllib.modules.sharding import is_sharded, shard, shares_of, whole_state
+from gspo_rllib.modules.share_files import write_shares
+from gspo_rllib.modules.shares import loaded_as_shares, loads_shares
 from gspo_rllib.modules.varlen_attention import serves_dtype
 from gspo_rllib.precision import learner_dtype
 
@@ -64,22 +68,25 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         given = dict(self.model_config)
         self.temperature = float(given.pop("temperature", 1.0))
         use_critic, compiled = bool(given.pop("use_critic", False)), given.pop("compiled", None)
-        runs, max_model_len = "max_model_len" in given, given.pop("max_model_len", None)
+        # The longest context of a run; a module that no run made has none.
+        self._is_of_a_run, self._max_model_len = "max_model_len" in given, given.pop("max_model_len", None)
         self.settings = settings = check_model_config(given)
         path, trust = model_path(settings), settings["trust_remote_code"]
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        if loads_shares():
+            # Found out before anything else is in memory, and with whole layers: shares compute together only.
+            self.scoring = self._found_with_few(path, trust)
         self.model: PreTrainedModel = self._load(path, trust)
         if not self.inference_only:
             check_attention_runs(self.model, settings["attn_implementation"])
         # Sampling needs no critic; never building it there saves its memory too.
-        has_critic, share = use_critic and not self.inference_only, settings["vf_share_layers"]
-        self.critic = Critic(self.model, share_layers=share) if has_critic else None
+        use_critic = use_critic and not self.inference_only
+        self.critic = Critic(self.model, share_layers=settings["vf_share_layers"]) if use_critic else None
         # Which layers compute their activations again in the backward pass; None where all keep them.
         self.recomputation = Recomputation.wanted(settings, self._hugging_face_models())
-        longest = max_model_len or getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        # The longest context of a run; a module that no run made has none.
-        self._longest_context = longest if runs else None
-        if not self.inference_only:
+        if loads_shares():
+            take_attention(self._hugging_face_models(), self.scoring)
+        elif not self.inference_only:
             _ = self.scoring  # refused here, if at all
         # What is exact was found with the model as it is loaded: an adapter's layers see no other token either.
         self.adapter: Adapter | None = None
@@ -89,16 +96,31 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self._longest_checked = {True: 0, False: 0}
         # What only scores has no gradient to wait for.
         self.reach = Reach((), may_miss=False)
-        if not self.inference_only:
-            attention = settings["attn_implementation"]
-            self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
-            if self.adapter is not None:
-                self.adapter.check_reached()
+        if not self.inference_only and not loads_shares():
+            self._freeze_unreached()
         if compiled and not self.inference_only:
             compile_layers(self._hugging_face_models(), self.scoring, *compiled)
 
-    def compile(self, *_: Any, **__: Any) -> None:
-        """RLlib's call for ``torch_compile_learner``: the layers are compiled already, and nothing else is."""
+    def _found_with_few(self, path: str, trust_remote_code: bool) -> Scoring:
+        few = load_first_layers(path, trust_remote_code=trust_remote_code)
+        if few is not None:
+            with contextlib.suppress(GSPOError):
+                return self._found_with(few)
+        # What a part is refused for may be that it is one.
+        with loaded_as_shares(None):
+            return self._found_with(load_causal_lm(path, trust_remote_code=trust_remote_code)[0])
+
+    def _found_with(self, model: PreTrainedModel) -> Scoring:
+        model.config.use_cache = False
+        check_attention_runs(model, None if self.inference_only else self.settings["attn_implementation"])
+        Recomputation.wanted(self.settings, [model])
+        return self._exact_scoring([model])
+
+    def _freeze_unreached(self) -> None:
+        attention = self.settings["attn_implementation"]
+        self.reach = freeze_unreached(self, self._hugging_face_models(), self._forward, attention=attention)
+        if self.adapter is not None:
+            self.adapter.check_reached()
 
     def _load(self, path: str, trust_remote_code: bool) -> PreTrainedModel:
         model, config_class = load_causal_lm(path, trust_remote_code=trust_remote_code)
@@ -118,17 +140,21 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             ModelError: No way is.
             SettingError: None that the settings allow.
         """
-        settings = self.settings
+        return self._exact_scoring(self._hugging_face_models())
+
+    def _exact_scoring(self, models: list[PreTrainedModel]) -> Scoring:
+        settings, text_config = self.settings, models[0].config.get_text_config()
+        longest = self._max_model_len or getattr(text_config, "max_position_embeddings", None)
         wanted = Wanted(
             packing=settings["packing"],
             attention=settings["attn_implementation"],
             shared_prefixes=settings["shared_prefixes"],
             exact_head=settings["head_dtype"] == "float32",
             temperature=self.temperature,
-            max_tokens=self._longest_context,
-            recomputes=self.recomputation is not None,
+            max_tokens=longest if self._is_of_a_run else None,
+            recomputes=settings["activation_checkpointing"] or settings["max_activation_gb"] is not None,
         )
-        return exact_scoring(self._hugging_face_models(), self.tokenizer, wanted)
+        return exact_scoring(models, self.tokenizer, wanted)
 
     def train(self, mode: bool = True) -> CausalLMModule:
         """Marks the module; what it scores with stays in evaluation mode, in which a policy is what it samples with."""
@@ -206,13 +232,20 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 f"{name} cannot be sharded: it is scored in one forward pass for each segment, and learners that share "
                 "their weights must make the same number of them. Train it with learners(sharding='none')."
             )
+        was_cut = is_sharded(self)
+        self._check_none_may_miss()
+        shard(self, self._hugging_face_models(), passes=("_forward", "compute_values"), device=device)
+        if was_cut and not self.inference_only:  # only now can it compute
+            self._freeze_unreached()
+            self._check_none_may_miss()
+
+    def _check_none_may_miss(self) -> None:
         if self.reach.may_miss:
             raise ModelError(
-                f"{name} cannot be sharded: a pass may leave a trained parameter without a gradient, as an expert "
-                "without a token, and learners that share their weights must exchange the same ones. Train it with "
-                "learners(sharding='none')."
+                f"{type(self.model).__name__} cannot be sharded: a pass may leave a trained parameter without a "
+                "gradient, as an expert without a token, and learners that share their weights must exchange the same "
+                "ones. Train it with learners(sharding='none')."
             )
-        shard(self, self._hugging_face_models(), passes=("_forward", "compute_values"), device=device)
 
     def critic_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that are the critic's alone; none without a critic, the value head's with shared layers."""
@@ -345,10 +378,10 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         if self.adapter is not None:
             self.adapter.write(folder)
             return
-        state = whole_state(self.model)
-        with together(device_of_shares(self.model)):
-            if state:  # a sharded model's are in the first process
-                self._files.write(self.model, folder, state=state)
+        if is_sharded(self.model):
+            write_shares(self._files, self.model, folder)
+        else:
+            self._files.write(self.model, folder)
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **_: Any
@@ -361,41 +394,8 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             ModelError: The folder holds another architecture or adapter, or no critic where this module has one.
         """
         if filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-            self._read(pathlib.Path(path), source=str(path))
+            read_policy(self, pathlib.Path(path), source=str(path))
             return
         with tempfile.TemporaryDirectory() as folder:
             copy_files(str(path), folder, None, source_filesystem=filesystem)
-            self._read(pathlib.Path(folder), source=str(path))
-
-    def _read(self, folder: pathlib.Path, *, source: str) -> None:
-        if self.critic is not None and not (folder / CRITIC_FILE).is_file():
-            raise ModelError(
-                f"{source} has no {CRITIC_FILE}, so it was saved by an algorithm without a critic. Restore a "
-                "checkpoint of an algorithm with one; to start a new critic on this policy, give the folder as "
-                "rl_module.model_config['path'] instead."
-            )
-        with quiet_transformers():
-            self._read_policy(folder, source=source)
-        if self.critic is not None:
-            self.critic.load(folder, source=source)
-
-    def _read_policy(self, folder: pathlib.Path, *, source: str) -> None:
-        saved = (folder / ADAPTER_WEIGHTS).is_file()
-        if self.adapter is not None and not saved:
-            raise ModelError(
-                f"{source} holds a whole model, and this policy has an adapter. Train from that folder as "
-                "rl_module.model_config['path'], or set rl_module.model_config['lora'] to None."
-            )
-        if self.adapter is None and saved:
-            raise ModelError(
-                f"{source} holds an adapter, and this policy has none. Set rl_module.model_config['lora'] as it was, "
-                "or write the checkpoint's whole model with `gspo-rllib export --merge` and train from that folder."
-            )
-        if self.adapter is not None:
-            self.adapter.load(folder)
-            return
-        model = type(self.model).from_pretrained(folder, dtype=torch.float32)
-        try:
-            self.model.load_state_dict(shares_of(self.model, model.state_dict()))
-        except RuntimeError as error:
-            raise ModelError(f"{source} holds other weights than this policy: {str(error)[:400]}") from error
+            read_policy(self, pathlib.Path(folder), source=str(path))

@@ -10,14 +10,14 @@ import copy
 import pathlib
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError
 from gspo_rllib.modules.hidden_states import trunk_of
-from gspo_rllib.modules.sharding import device_of_shares, is_sharded, shares_of, together, whole_state
+from gspo_rllib.modules.sharding import device_of_shares, is_sharded, share_of, together, whole_state
 
 CRITIC_FILE = pathlib.PurePosixPath("critic/critic.safetensors")
 """Where a saved policy's folder keeps the critic. Not beside the policy's own files: engines such as vLLM load every
@@ -88,7 +88,10 @@ class Critic(torch.nn.Module):
         try:
             file = pathlib.Path(folder) / CRITIC_FILE
             if is_sharded(self):
-                self.load_state_dict(shares_of(self, load_file(file)))
+                own = self.state_dict()
+                with safe_open(file, framework="pt") as saved:
+                    shares = {n: share_of(saved.get_tensor(n), own.get(n)) for n in saved.keys()}  # noqa: SIM118
+                self.load_state_dict(shares)
             else:
                 load_model(self, file)
         except (RuntimeError, SafetensorError) as error:

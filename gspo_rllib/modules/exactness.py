@@ -87,11 +87,14 @@ def exact_scoring(models: Sequence[PreTrainedModel], tokenizer: Any, wanted: Wan
         # Nothing of this may move the random state that decides the run.
         with torch.random.fork_rng(devices=[]), torch.autocast(model.device.type, enabled=False):
             _verdicts[key] = _Search(model, tokenizer, wanted).run()
-    scoring = _verdicts[key]
-    if scoring.attention is not None:
-        for each in models:
-            each.set_attn_implementation(scoring.attention)
-    return scoring
+    take_attention(models, _verdicts[key])
+    return _verdicts[key]
+
+
+def take_attention(models: Sequence[PreTrainedModel], scoring: Scoring) -> None:
+    """Leaves models with the attention that a way to score them takes."""
+    for model in models if scoring.attention is not None else ():
+        model.set_attn_implementation(scoring.attention)
 
 
 class _Search:

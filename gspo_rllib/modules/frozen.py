@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gspo_rllib import columns
+from gspo_rllib.modules.sharding import at_work
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,10 @@ def freeze_unreached(
 ) -> Reach:
     """Freezes what a loss never reaches: parts beside the layers, such as the tower of another kind of input.
 
-    Looked up in the graph of a pass over one token, which costs little more than reading the weights. What that misses
-    inside a list of layers of which it reaches others stays trainable, because another input may well reach it: an
-    expert, a layer for images only, a part that is skipped for short inputs. What is frozen is logged.
+    Looked up in the graph of a pass over one token, which costs little more than reading the weights; processes that
+    share a module all make it. What that misses inside a list of layers of which it reaches others stays trainable,
+    because another input may well reach it: an expert, a layer for images only, a part that is skipped for short
+    inputs. What is frozen is logged.
 
     Args:
         module: The module whose parameters are looked at, and frozen in place.
@@ -56,14 +58,15 @@ def freeze_unreached(
     Returns:
         What was found; the same for the same weights, on every learner.
     """
-    with torch.enable_grad(), _plain_attention(models, instead_of=attention):
-        reached = _reached(score(_one_token(next(module.parameters()).device)).values())
-    missed = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
+    with torch.enable_grad(), _plain_attention(models, instead_of=attention), at_work(module, models) as names:
+        scores = score(_one_token(next(module.parameters()).device))
+    reached = {names[key] for key in _reached(scores.values()) if key in names}
+    missed = [name for name, p in module.named_parameters() if p.requires_grad and name not in reached]
     lists_at_work = tuple(
         f"{name}."
         for name, part in module.named_modules()
         if isinstance(part, (torch.nn.ModuleList, torch.nn.ModuleDict))
-        and any(id(parameter) in reached for parameter in part.parameters())
+        and any(of_reached.startswith(f"{name}.") for of_reached in reached)
     )
     frozen = [name for name in missed if not name.startswith(lists_at_work)]
     for name in frozen:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -82,15 +82,8 @@ def _stirred(model: PreTrainedModel) -> Iterator[None]:
 def _first_layers(model: PreTrainedModel) -> Iterator[None]:
     """Without the layers behind the first of the last kind; with all where nothing says which they are."""
     config = model.config.get_text_config()
-    number = getattr(config, "num_hidden_layers", None)
-    lists = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, torch.nn.ModuleList) and len(child) == number
-    ]
-    kinds = [repr([_kind(layers[i], config, i) for _, _, layers in lists]) for i in range(number or 0)]
-    needed = max((kinds.index(kind) for kind in kinds), default=-1) + 1
+    lists, kinds = _lists_of_layers(model), kinds_of_layers(model)
+    needed = num_of_every_kind(kinds)
     if not 0 < needed < len(kinds):
         yield
         return
@@ -102,9 +95,36 @@ def _first_layers(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(NotImplementedError):
-            config.num_hidden_layers = number
+            config.num_hidden_layers = len(kinds)
         for parent, name, layers in lists:
             setattr(parent, name, layers)
+
+
+def kinds_of_layers(model: PreTrainedModel) -> list[str]:
+    """What tells each layer from others: their parts, shapes and settings; nothing where no list is one of layers."""
+    config, lists = model.config.get_text_config(), _lists_of_layers(model)
+    number = getattr(config, "num_hidden_layers", None) or 0
+    return [repr([_kind(layers[i], config, i) for _, _, layers in lists]) for i in range(number)]
+
+
+def num_of_every_kind(kinds: Sequence[str]) -> int:
+    """How many of the first have every kind among them.
+
+    Example:
+        >>> num_of_every_kind(["full", "window", "full", "window"]), num_of_every_kind([])
+        (2, 0)
+    """
+    return max((kinds.index(kind) for kind in kinds), default=-1) + 1
+
+
+def _lists_of_layers(model: PreTrainedModel) -> list[tuple[torch.nn.Module, str, torch.nn.ModuleList]]:
+    number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == number
+    ]
 
 
 def _kind(layer: torch.nn.Module, config: Any, index: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Loading a causal language model as it is trained: in float32, whole, and nothing beside it.
+"""Loading a causal language model as it is trained: in float32, all of it, and nothing beside it.
 
 transformers fills in weights that a folder lacks, and passes over those that it holds and the config has no place for,
 with a line of the log each. Either way another model than the folder's would be trained.
@@ -6,9 +6,11 @@ with a line of the log each. Either way another model than the folder's would be
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib.errors import ModelError
 from gspo_rllib.model_folder import load_model_config, quiet_transformers, translated
+from gspo_rllib.modules.lens import kinds_of_layers, num_of_every_kind
+from gspo_rllib.modules.shares import cut_on_arrival
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ _COMPUTED = re.compile(r"inv_freq$|(cos|sin)_cached$|(attn|attention)\.(masked_)
 
 
 def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedModel, type[Any]]:
-    """Loads the model of a local Hugging Face folder or hub name.
+    """Loads the model of a local Hugging Face folder or hub name; as shares where ``shares.loaded_as_shares`` says so.
 
     Args:
         path: The folder or hub name.
@@ -38,7 +42,7 @@ def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedMod
             config says that there is one, or has an adapter beside it.
     """
     config = load_model_config(path, trust_remote_code=trust_remote_code)
-    with quiet_transformers(), translated(path, "no causal language model could be loaded"):
+    with quiet_transformers(), translated(path, "no causal language model could be loaded"), cut_on_arrival(path):
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
@@ -52,6 +56,77 @@ def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedMod
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"model path {path!r} holds an adapter beside its model. Merge both, or leave it out.")
     return model.eval(), type(config)
+
+
+def load_first_layers(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Loads a model without most of its layers: of the first, as many as have every kind of layer among them.
+
+    What depends on how a model computes, and not on how often, can be found out with it.
+
+    Args:
+        path: The folder or hub name.
+        trust_remote_code: Whether the folder may run its own code.
+
+    Returns:
+        In evaluation mode; None where every layer is needed, or the config cannot say how many there are.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    config = load_model_config(path, trust_remote_code=trust_remote_code)
+    with quiet_transformers(), translated(path, "no causal language model could be loaded"):
+        few = _of_first_layers(config, trust_remote_code=trust_remote_code)
+        if few is None:
+            return None
+        with _unreported():  # the layers that are left out
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path, config=few, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _unreported() -> Iterator[None]:
+    """Without transformers' lines on weights that a model has no place for."""
+    reports = logging.getLogger("transformers.modeling_utils")
+    reports.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        reports.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
+
+
+def _of_first_layers(config: Any, *, trust_remote_code: bool) -> Any | None:
+    """The config of a model with the first layers of another one; None where that would be another model."""
+    few = copy.deepcopy(config)
+    whole = _without_storage(config, trust_remote_code=trust_remote_code)
+    kinds = kinds_of_layers(whole)
+    needed, text = num_of_every_kind(kinds), few.get_text_config()
+    if not 0 < needed < len(kinds):
+        return None
+    try:
+        for name, value in list(vars(text).items()):
+            if isinstance(value, (list, tuple)) and len(value) == len(kinds):
+                setattr(text, name, value[:needed])
+        text.num_hidden_layers = needed
+        small = _without_storage(few, trust_remote_code=trust_remote_code)
+    except Exception:  # noqa: BLE001  # foreign code; all layers do as well
+        return None
+    shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    is_part = all(shapes.get(name) == tensor.shape for name, tensor in small.state_dict().items())
+    return few if is_part and kinds_of_layers(small) == kinds[:needed] else None
+
+
+def _without_storage(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    return model
 
 
 def _check_tied(path: str, model: PreTrainedModel) -> None:

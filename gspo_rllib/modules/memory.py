@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from gspo_rllib.modules.adapter import num_trained
+from gspo_rllib.modules.hidden_states import trunk_of
+from gspo_rllib.modules.lora_settings import LoraSettings
 from gspo_rllib.modules.recomputation import decoder_layers
 from gspo_rllib.ops.token_logprobs import OTHER_BLOCK
 
@@ -38,6 +41,9 @@ class ModelSizes:
         other_bytes: What the rest of the trunk saves, in bytes per token.
         cast_bytes: Under autocast, the copies of one layer's weights that are saved, in bytes.
         layer_parameters: Trained numbers of the largest layer; 0 where the model does not say which its layers are.
+        adapter: Numbers of an adapter, which alone are trained then; None without one.
+        critic: Numbers of a critic's own, its value head's among them.
+        passes: How often a token goes through layers: twice where a critic has some of its own.
     """
 
     parameters: int
@@ -49,19 +55,34 @@ class ModelSizes:
     other_bytes: float
     cast_bytes: float
     layer_parameters: int = 0
+    adapter: int | None = None
+    critic: int = 0
+    passes: int = 1
 
     @classmethod
-    def of(cls, config: PretrainedConfig, *, autocast: bool) -> ModelSizes:
+    def of(
+        cls,
+        config: PretrainedConfig,
+        *,
+        autocast: bool,
+        lora: LoraSettings | None = None,
+        critic: Literal["of its own", "shared"] | None = None,
+    ) -> ModelSizes:
         """Works them out.
 
         Args:
             config: The model's own config.
             autocast: Whether layers multiply in bfloat16.
+            lora: What adapter is trained; None for all weights.
+            critic: Whether there is a critic, and whose layers it has.
         """
         text = config.get_text_config()
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         parameters = sum(p.numel() for p in model.parameters())
+        own_layers = critic == "of its own"
+        of_critic = sum(p.numel() for p in trunk_of(model).parameters()) if own_layers else 0
+        of_critic += text.hidden_size + 1 if critic is not None else 0
         per_layer = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -81,7 +102,20 @@ class ModelSizes:
             other_bytes=2 * one - two,
             cast_bytes=saved[2, _FEW] - saved[1, _FEW] - (two - one) * _FEW,
             layer_parameters=max(per_layer, default=0),
+            adapter=None if lora is None else num_trained(model, lora),
+            critic=of_critic,
+            passes=2 if own_layers else 1,
         )
+
+    @property
+    def trained(self) -> int:
+        """Numbers that have a gradient and an optimiser's state."""
+        return (self.parameters if self.adapter is None else self.adapter) + self.critic
+
+    @property
+    def held(self) -> int:
+        """Numbers of the policy and of what is trained beside it."""
+        return self.parameters + (self.adapter or 0) + self.critic
 
     def activation_bytes(self, tokens: int, *, checkpointing: bool) -> float:
         """What the trunk holds between the forward pass and the backward pass of a micro-batch.
@@ -92,9 +126,9 @@ class ModelSizes:
         """
         other, casts = self.other_bytes * tokens, self.cast_bytes * self.layers
         if not checkpointing:
-            return self.layers * self.layer_bytes * tokens + other + casts
+            return self.passes * (self.layers * self.layer_bytes * tokens + other + casts)
         kept = self.layers * self.hidden * FLOAT32 * tokens
-        return kept + self.layer_bytes * tokens + other + casts
+        return self.passes * (kept + other + casts) + self.layer_bytes * tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,20 +179,20 @@ class LearnerMemory:
             sharded: Whether each holds its share, and not everything.
             logits_bytes: A block of logits and what is computed of it, at once.
         """
-        each = float(sizes.parameters * FLOAT32)
-        buckets = each if learners > 1 and not sharded else 0.0
+        copies = max(learners, 1) if sharded else 1
+        gradients = float(sizes.trained * FLOAT32)
+        buckets = gradients if learners > 1 and not sharded else 0.0
         gathered = 0.0
         if sharded:
             outside = max(sizes.parameters - sizes.layers * sizes.layer_parameters, 0)
             gathered = float(FLOAT32 * (2 * outside + 4 * sizes.layer_parameters))
-            each /= max(learners, 1)
         return cls(
-            weights=each,
-            gradients=each,
+            weights=sizes.held * FLOAT32 / copies,
+            gradients=gradients / copies,
             buckets=buckets,
             gathered=gathered,
-            optimiser=2 * each,
-            reference=each if reference else 0.0,
+            optimiser=2 * gradients / copies,
+            reference=sizes.parameters * FLOAT32 / copies if reference else 0.0,
             activations=sizes.activation_bytes(tokens, checkpointing=checkpointing),
             logits=logits_bytes,
         )

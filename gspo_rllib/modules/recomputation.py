@@ -10,7 +10,6 @@ Shapes: T tokens of a row · D hidden.
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import functools
 import logging
@@ -25,6 +24,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.freed_memory import return_large_blocks
 from gspo_rllib.modules.activation_costs import ATTENTION, ActivationCosts, Observer
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,6 @@ LIMIT = "max_activation_gb"
 
 _LEAST, _MOST = 8, 64
 """Tokens of the shorter pass that costs are observed in."""
-
-_M_MMAP_THRESHOLD = -3
-"""glibc's number of that parameter, from malloc.h."""
 
 
 class Depth(enum.IntEnum):
@@ -137,7 +134,7 @@ class Recomputation:
         needed, depth, number = self._cheapest(self._costs, tokens, self._budget)
         self.depths = [depth] * number + [Depth.NOTHING] * (len(self._layers) - number)
         if number:
-            _return_large_blocks()
+            return_large_blocks()
         if needed > self._budget and not self._warned:
             self._warned = True
             logger.warning(
@@ -200,18 +197,6 @@ class Recomputation:
 
 
 _keeping_attention = functools.partial(create_selective_checkpoint_contexts, list(ATTENTION))
-
-
-@functools.cache
-def _return_large_blocks() -> None:
-    """Has glibc give freed blocks of 4 MiB and more back at once, in this process, from now on.
-
-    By itself it keeps blocks of up to 32 MiB for later, in a heap that grows around what is still in use: twice what a
-    plan was worked out to take was seen. Other allocators have no such call, and on GPUs it changes nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def _at_depth(depth: Depth, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,16 +10,18 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from gspo_rllib.errors import ModelError
 from gspo_rllib.modules.recomputation import decoder_layers
+from gspo_rllib.modules.shares import cut, mesh_of_all
 
 _WITHOUT = "Train it with learners(sharding='none')."
 
@@ -29,8 +31,8 @@ def shard(
 ) -> None:
     """Leaves this process its share of a module; every process of torch's group calls it with the same module.
 
-    Layers go to the device one by one, so none ever holds the whole module. They begin as they are in the first
-    process.
+    Layers go to the device one by one, so none ever holds the whole module. What was loaded as shares (``shares``)
+    stays as it is; all else begins as it is in the first process.
 
     Args:
         module: Changed in place. Its parameters become other objects: optimisers are made afterwards.
@@ -41,18 +43,33 @@ def shard(
     Raises:
         ModelError: Layers cannot be found, or two of them share a parameter.
     """
-    kind = torch.device(device).type
-    mesh = init_device_mesh(kind, (distributed.get_world_size(),))
-    for unit in [*_units(models), module]:
+    mesh, units = mesh_of(module) or mesh_of_all(device), _units(models)
+    loaded = _set_aside(module)
+    for unit in [*units, module]:
         for parameter in unit.parameters():
-            if not isinstance(parameter, DTensor):
+            if not isinstance(parameter, DTensor) and not parameter.is_meta:
                 parameter.data = parameter.data.to(device).contiguous()
                 distributed.broadcast(parameter.data, src=0)
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    module.load_state_dict(loaded, strict=False, assign=True)
     # Nothing here changes what a pass returns in place, which is what torch warns of.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     for name in passes:
         register_fsdp_forward_method(module, name)
+
+
+def _set_aside(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Takes the shares out of a module, by name, and leaves parameters without storage for ``fully_shard``."""
+    loaded, empty = dict[str, torch.nn.Parameter](), dict[int, torch.nn.Parameter]()
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        if isinstance(parameter, DTensor):
+            loaded[name] = parameter
+            if id(parameter) not in empty:
+                without = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                empty[id(parameter)] = torch.nn.Parameter(without, requires_grad=parameter.requires_grad)
+            part, _, own = name.rpartition(".")
+            setattr(module.get_submodule(part), own, empty[id(parameter)])
+    return loaded
 
 
 def _units(models: Sequence[PreTrainedModel]) -> list[torch.nn.Module]:
@@ -93,6 +110,38 @@ def check_has_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 def is_sharded(module: torch.nn.Module) -> bool:
     """Whether this process holds shares of a module's parameters, not all of them."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+@contextmanager
+def at_work(module: torch.nn.Module, models: Sequence[PreTrainedModel]) -> Iterator[dict[int, str]]:
+    """Gives the names of a module's parameters by the ids of those that a pass inside the block computes with.
+
+    Of shares these are the gathered ones, which are there while their part runs.
+
+    Args:
+        module: A module, which runs inside the block.
+        models: The models in it.
+    """
+    own = {name: p for name, p in module.named_parameters() if not isinstance(p, DTensor)}
+    names, kept = {id(parameter): name for name, parameter in own.items()}, [*own.values()]
+
+    def note(*_: Any) -> None:
+        gathered = [(n, p) for n, p in module.named_parameters() if id(p) not in names and not isinstance(p, DTensor)]
+        names.update({id(parameter): name for name, parameter in gathered})
+        kept.extend(parameter for _, parameter in gathered)
+
+    parts = [part for model in models for part in (model, model.base_model, *decoder_layers(model))]
+    handles = [part.register_forward_pre_hook(note) for part in parts if is_sharded(module)]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mesh_of(module: torch.nn.Module) -> DeviceMesh | None:
+    """The processes that share a module; None where it is whole."""
+    return next((p.device_mesh for p in module.parameters() if isinstance(p, DTensor)), None)
 
 
 def is_first() -> bool:
@@ -165,13 +214,11 @@ def whole_state(module: torch.nn.Module, named: Mapping[str, Tensor] | None = No
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+def share_of(tensor: Tensor, like: Tensor | None) -> Tensor:
     """This process's share of a whole tensor, cut as another one is; a whole one where that is whole. No collective."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
         return tensor
-    placed = distribute_tensor(tensor.detach(), like.device_mesh, like.placements, src_data_rank=None)
-    # A copy, so that the whole one can go.
-    return placed.clone()
+    return cut(tensor.detach(), like.device_mesh, like.placements)
 
 
 def shares_of(module: torch.nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -101,6 +101,25 @@ def test_several_learners_and_a_reference_are_counted(tiny_dense: str, capsys: p
     assert {"buckets", "reference"} <= set(names) and "each of 2 holds" in said
 
 
+def test_an_adapter_alone_has_gradients_and_a_critic_is_as_large_as_the_policy(
+    tiny_dense: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def parts(*overrides: str) -> dict[str, float]:
+        asked = (f"rl_module.model_config.path={tiny_dense}", "training.kl_coeff=0.1", *overrides)
+        _, said = _plan(capsys, *asked, "--params", "1e9", "--gpus", "1", "--memory", "800")
+        lines = [line.split() for line in said.splitlines() if line.startswith("  ") and line.endswith(" GB")]
+        return {name: float(amount) for name, amount, _ in lines}
+
+    whole, adapter = parts(), parts("rl_module.model_config.lora.rank=4")
+    assert (whole["weights"], whole["gradients"], whole["optimiser"], whole["reference"]) == (4.0, 4.0, 8.0, 4.0)
+    # With its adapter off, the policy is the reference.
+    assert "reference" not in adapter and 4.0 < adapter["weights"] < 4.8
+    assert adapter["optimiser"] == pytest.approx(2 * adapter["gradients"], abs=2e-3)
+    assert adapter["gradients"] == pytest.approx(adapter["weights"] - 4.0, abs=2e-3)
+    critic = parts("run.algorithm=LanguagePPO")
+    assert 7.0 < critic["weights"] < 8.0 and critic["optimiser"] == pytest.approx(2 * critic["weights"], abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

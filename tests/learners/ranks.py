@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 """Seconds after which processes that still run are taken for hanging."""
 
 

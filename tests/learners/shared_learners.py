@@ -14,12 +14,14 @@ from torch.distributed.tensor import DTensor
 
 from gspo_rllib.algorithms import GSPOConfig, LanguagePPOConfig
 from gspo_rllib.checkpoints.components import restore_component, save_component
+from gspo_rllib.freed_memory import return_large_blocks
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.types import TrajectoryGroup, group_episodes
 from gspo_rllib.weight_sync import gather_weights, inference_state
 from tests.episodes import make_episode
 from tests.learners.objectives import objective_config
 from tests.learners.small_learner import SPACES, even_groups
+from tests.own_memory import OwnMemory
 
 LORA = {"rank": 4, "alpha": 8}
 RECOMPUTED = {"activation_checkpointing": True}
@@ -63,6 +65,11 @@ def config_of(case: Case, paths: dict[str, str], *, num_learners: int, **changes
     return config.learners(num_learners=num_learners, sharding="fsdp2" if num_learners > 1 else "none")
 
 
+def num_ranks(rank: int | None) -> int:
+    """Learners that share a model here; none where one is alone."""
+    return 0 if rank is None else torch.distributed.get_world_size()
+
+
 def built(config: GSPOConfig) -> Any:
     return config.build_learner(spaces=SPACES)
 
@@ -70,7 +77,7 @@ def built(config: GSPOConfig) -> Any:
 def update(learner: Any, rank: int | None, groups: list[TrajectoryGroup], *, seed: int = 0, steps: int = 2) -> Any:
     """One update as RLlib's group of learners makes it: of one learner alone where there is no rank."""
     data = GroupTrainingData.from_groups(groups, num_minibatches=steps, seed=seed)
-    part = data if rank is None else data.shard(2)[rank][0]
+    part = data if rank is None else data.shard(num_ranks(rank))[rank][0]
     epochs = learner.settings.num_epochs if hasattr(learner.settings, "num_epochs") else 1
     results = learner.update(training_data=part, num_epochs=epochs, timesteps={})
     return {name: float(s.peek()) for name, s in results[DEFAULT_MODULE_ID].items() if hasattr(s, "peek")}
@@ -102,7 +109,7 @@ def held_bytes(learner: Any) -> int:
 def train(rank: int | None, case: Case, paths: dict[str, str], folder: str) -> dict[str, Any]:
     """Three iterations; what was trained, what it measured, and what it takes."""
     torch.manual_seed(0 if rank is None else rank)
-    learner = built(config_of(case, paths, num_learners=0 if rank is None else 2))
+    learner = built(config_of(case, paths, num_learners=num_ranks(rank)))
     if case[1].get("lora"):
         start_alike(learner)
     for seed in range(ITERATIONS):
@@ -139,23 +146,30 @@ def train_all(rank: int, names: list[str], paths: dict[str, str], folder: str) -
     return {name: train(rank, CASES[name], paths, f"{folder}/{name}") for name in names}
 
 
-def odd_shares(rank: int, paths: dict[str, str]) -> dict[str, Any]:
-    """What ranks with unequal shares end with: micro-batches, weights before and after, steps taken or skipped."""
-    config = config_of(CASES["dense"], paths, num_learners=2, old_log_probs="learner", grad_clip=None, lr=1e-3)
+def passes(rank: int, paths: dict[str, str], sizes: dict[str, list[int]]) -> dict[str, list[bool]]:
+    """Whether each pass of a rank was over nothing, in updates on groups of so many trajectories."""
+    world = num_ranks(rank)
+    config = config_of(CASES["dense"], paths, num_learners=world, old_log_probs="learner", grad_clip=None, lr=1e-3)
     learner = built(config.training(max_tokens_per_micro_batch=60))
-    passes = []
+    made = []
     forward = module_of(learner)._forward
 
     def counted(batch: dict[str, Any], **kwargs: Any) -> Any:
-        passes.append(bool(batch.get("empty")))
+        made.append(bool(batch.get("empty")))
         return forward(batch, **kwargs)
 
     module_of(learner)._forward = counted
-    found: dict[str, Any] = {}
-    for name, groups in {"4 and 3": _of_sizes([8, 6]), "1 and 0": _of_sizes([2])}.items():
-        passes.clear()
-        update(learner, rank, groups, steps=1)
-        found[name] = list(passes)
+    found = {}
+    for name, of_groups in sizes.items():
+        made.clear()
+        update(learner, rank, _of_sizes(of_groups), steps=1)
+        found[name] = list(made)
+    return found
+
+
+def odd_shares(rank: int, paths: dict[str, str]) -> dict[str, Any]:
+    """What ranks with unequal shares end with: micro-batches, weights before and after, steps taken or skipped."""
+    found: dict[str, Any] = passes(rank, paths, {"4 and 3": [8, 6], "1 and 0": [2]})
     spoilt = even_groups(4)
     spoilt[1].episodes[0].get_extra_model_outputs("turn")[0].action_logp[:] = np.nan
     engine = built(config_of(CASES["dense"], paths, num_learners=2, old_log_probs="engine", lr=1e-3))
@@ -172,7 +186,9 @@ def odd_shares(rank: int, paths: dict[str, str]) -> dict[str, Any]:
 def failed_save(learner: Any, rank: int, where: str) -> str:
     """What a rank raises where the first one's disk is full."""
     name = (
-        "gspo_rllib.checkpoints.components.write_tree" if where == "state" else "gspo_rllib.model_files._write_weights"
+        "gspo_rllib.checkpoints.components.write_tree"
+        if where == "state"
+        else "gspo_rllib.modules.share_files.write_weights"
     )
     full = OSError("no space left on device")
     with tempfile.TemporaryDirectory() as folder, mock.patch(name, side_effect=full if rank == 0 else None):
@@ -194,8 +210,34 @@ def _of_sizes(sizes: list[int]) -> list[TrajectoryGroup]:
 
 def restored(rank: int | None, paths: dict[str, str], folder: str) -> dict[str, Any]:
     """A new learner with a saved state, as it is, and after one more iteration."""
-    learner = built(config_of(CASES["dense"], paths, num_learners=0 if rank is None else 2))
+    learner = built(config_of(CASES["dense"], paths, num_learners=num_ranks(rank)))
     restore_component(learner, pathlib.Path(folder))
     at_once = learner.get_state()
     update(learner, rank, even_groups(4), seed=ITERATIONS)
     return {"restored": at_once, "later": learner.get_state()}
+
+
+def saving_and_restoring(rank: int, paths: dict[str, str], folder: str) -> dict[str, float]:
+    """MB by which a rank grows at most while its state is written and read, and what it holds."""
+    return_large_blocks()
+    learner = built(config_of(CASES["dense"], paths, num_learners=num_ranks(rank), old_log_probs="engine"))
+    update(learner, rank, even_groups(4), steps=1)
+    for parameter in module_of(learner).parameters():
+        parameter.grad = None
+    own = pathlib.Path(folder, "saved" if learner.gives_state else "nowhere")
+    with OwnMemory() as saving:
+        save_component(learner, own)
+    torch.distributed.barrier()
+    with OwnMemory() as restoring:
+        restore_component(learner, pathlib.Path(folder, "saved"))
+    return {"saving": saving.grown, "restoring": restoring.grown, "held": held_bytes(learner) / 1e6}
+
+
+def more_ranks(rank: int, paths: dict[str, str], saved: str, folder: str) -> dict[str, Any]:
+    """What more than two ranks train, with how many passes, and what they make of what two saved."""
+    names = ["dense", "tied", "mixture of experts", "adapter", "reference"][: 5 if num_ranks(rank) == 3 else 1]
+    return {
+        "trained": train_all(rank, names, paths, folder),
+        "passes": passes(rank, paths, {"4, 3 and 0": [8, 6], "1 and 0": [2]}),
+        "restored": restored(rank, paths, saved),
+    }

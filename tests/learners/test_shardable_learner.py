@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gspo_rllib.cli.plan import learner_memory, model_sizes
+from gspo_rllib.warmstart.models import build_model
 from tests.learners.ranks import on_ranks
-from tests.learners.shared_learners import CASES, odd_shares, restored, train, train_all
+from tests.learners.shared_learners import (
+    CASES,
+    config_of,
+    more_ranks,
+    odd_shares,
+    restored,
+    saving_and_restoring,
+    train,
+    train_all,
+)
+from tests.own_memory import WIDE
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +117,16 @@ def test_each_rank_holds_half(name: str, one: Trained, two: list[Trained]) -> No
         assert of_rank[name]["bytes"] <= 0.55 * one[name]["bytes"]
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_says_what_each_rank_holds(name: str, one: Trained, two: list[Trained], paths: dict[str, str]) -> None:
+    """Between two steps: weights, moments and a reference policy; parameters of one number do not divide."""
+    for trained, num_learners in ((one, 0), (two[0], 2), (two[1], 2)):
+        config = config_of(CASES[name], paths, num_learners=num_learners)
+        planned = learner_memory(config, model_sizes(config, params=None))
+        held = planned.weights + planned.optimiser + planned.reference
+        assert trained[name]["bytes"] == pytest.approx(held, rel=0.01)
+
+
 def test_training_moves_what_is_compared(one: Trained) -> None:
     """Or every comparison above would hold of learners that do nothing."""
     for name, alone in one.items():
@@ -147,3 +169,48 @@ def test_two_learners_go_on_from_what_one_saved(paths: dict[str, str], saved: Pa
     assert distance(both["restored"]["optimizer"], state["optimizer"]) == 0.0
     alone = restored(None, paths, str(saved / "one" / "dense"))
     assert distance(alone["later"]["rl_module"], both["later"]["rl_module"]) <= 1e-7
+
+
+@pytest.fixture(scope="module", params=[3, 4])
+def more(request: pytest.FixtureRequest, paths: dict[str, str], saved: Path, two: list[Trained]) -> list[Any]:
+    """What more ranks do. Of a minibatch's two groups one rank or two have none, and 64 rows are not three shares."""
+    world: int = request.param
+    return on_ranks(more_ranks, paths, str(saved / "two" / "dense"), str(saved / f"{world}"), world=world)
+
+
+def test_more_ranks_train_what_one_learner_trains(more: list[Any], one: Trained) -> None:
+    for name, first in more[0]["trained"].items():
+        alone = one[name]
+        assert distance(first["state"]["rl_module"], alone["state"]["rl_module"]) <= tolerance(name)
+        assert distance(first["state"]["optimizer"], alone["state"]["optimizer"]) <= tolerance(name)
+        assert distance(first["sent"], alone["sent"]) <= tolerance(name)
+        # Tensors are cut along their first dimension: 4 experts, or rows of an adapter, are 2, 2 and 0 for three ranks.
+        of_four = name in ("mixture of experts", "adapter")
+        most = 0.55 if of_four and len(more) == 3 else 1.15 / len(more)
+        assert all(rank["trained"][name]["bytes"] <= most * alone["bytes"] for rank in more)
+    assert not any(arrays(of["state"]["rl_module"]) for rank in more[1:] for of in rank["trained"].values())
+
+
+def test_more_ranks_make_the_same_number_of_passes(more: list[Any]) -> None:
+    most, fewer, *none = sorted((rank["passes"]["4, 3 and 0"] for rank in more), key=sum)
+    assert (most, fewer) == ([False] * 4, [False, False, False, True]) and all(of == [True] * 4 for of in none)
+    assert sorted(rank["passes"]["1 and 0"] for rank in more) == [[False], *[[True]] * (len(more) - 1)]
+
+
+def test_more_ranks_go_on_from_what_two_saved(more: list[Any], paths: dict[str, str], saved: Path, two: Any) -> None:
+    state, found = two[0]["dense"]["state"], more[0]["restored"]
+    assert distance(found["restored"]["rl_module"], state["rl_module"]) == 0.0
+    assert distance(found["restored"]["optimizer"], state["optimizer"]) == 0.0
+    alone = restored(None, paths, str(saved / "two" / "dense"))
+    assert distance(found["later"]["rl_module"], alone["later"]["rl_module"]) <= 1e-7
+
+
+def test_a_checkpoint_takes_one_tensor_at_a_time(tmp_path: Path) -> None:
+    """76 M parameters: weights and moments are 912 MB, the largest tensor 25 MB; a share of the weights 152 MB."""
+    path = str(build_model(tmp_path / "wide", **WIDE))
+    for figures in on_ranks(saving_and_restoring, {"tiny_dense": path}, str(tmp_path)):
+        print(figures)
+        # Gathering a tensor makes copies of it.
+        assert figures["saving"] < 4 * 26
+        # The policy is loaded as shares beside the one that is there; moments come out of the file.
+        assert figures["restoring"] < figures["held"]
