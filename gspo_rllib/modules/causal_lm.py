@@ -52,8 +52,8 @@ from gspo_rllib.precision import learner_dtype
 class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     """A causal language model that scores the tokens it sampled, and values the states it sampled them in.
 
-    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature``, ``use_critic`` and ``max_model_len`` are added by the
-    algorithm. Without ``use_critic`` there is no critic and not one parameter of it.
+    ``model_config`` keys: see ``MODEL_CONFIG``; ``temperature``, ``use_critic``, ``max_model_len`` and ``compiled`` are
+    the algorithm's. Without ``use_critic`` there is no critic and not one parameter of it.
     """
 
     writes_itself = True
@@ -94,8 +94,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.adapter = Adapter(self.model, LoraSettings(**settings["lora"]), path=path)
         # By whether gradients flow: the longest segment in a pass that was watched for what no policy may do.
         self._longest_checked = {True: 0, False: 0}
-        # What only scores has no gradient to wait for.
-        self.reach = Reach((), may_miss=False)
+        self.reach = Reach((), may_miss=False)  # what only scores has no gradient to wait for
         if not self.inference_only and not loads_shares():
             self._freeze_unreached()
         if compiled and not self.inference_only:
