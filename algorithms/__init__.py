@@ -22,7 +22,7 @@ from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPO as Langu
 from gspo_rllib.algorithms.language_ppo.language_ppo import LanguagePPOConfig as LanguagePPOConfig
 from gspo_rllib.algorithms.policy_gradient.algorithm import PolicyGradient as PolicyGradient
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig as PolicyGradientConfig
-from gspo_rllib.algorithms.registration import register
+from gspo_rllib.algorithms.registration import register as register
 from gspo_rllib.algorithms.rloo.rloo import RLOO as RLOO
 from gspo_rllib.algorithms.rloo.rloo import RLOOConfig as RLOOConfig
 

@@ -121,6 +121,11 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _LEARNER,
+        "_make_module",
+        "Overridden: where learners share a model, each loads its share of it.",
+    ),
+    PrivateName(
+        _LEARNER,
         "_optimizer_lr_schedules",
         "The schedule of each optimiser's learning rate: after a restore it is set to the saved timestep at once, "
         "where RLlib would wait until an update is over.",

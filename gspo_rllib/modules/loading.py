@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gspo_rllib.errors import ModelError
 from gspo_rllib.model_folder import load_model_config, quiet_transformers, translated
 from gspo_rllib.modules.lens import kinds_of_layers, num_of_every_kind
-from gspo_rllib.modules.shares import cut_on_arrival
+from gspo_rllib.modules.shares import check_arrived, cut_on_arrival
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedMod
             config says that there is one, or has an adapter beside it.
     """
     config = load_model_config(path, trust_remote_code=trust_remote_code)
-    with quiet_transformers(), translated(path, "no causal language model could be loaded"), cut_on_arrival(path):
+    with quiet_transformers(), translated(path, "no causal language model could be loaded"), cut_on_arrival() as bad:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
@@ -51,6 +51,7 @@ def load_causal_lm(path: str, *, trust_remote_code: bool) -> tuple[PreTrainedMod
             f"model path {path!r}: {len(missing)} weights of the model are not in the folder, {missing[0]} for one; "
             "transformers would have made them up. Download or save the model again."
         )
+    check_arrived(bad, path)
     _check_tied(path, model)
     _check_unused(path, model, loading["unexpected_keys"])
     if getattr(model, "_hf_peft_config_loaded", False):

@@ -12,7 +12,7 @@ from gspo_rllib.model_files import ADAPTER_WEIGHTS
 from gspo_rllib.model_folder import quiet_transformers
 from gspo_rllib.modules.critic import CRITIC_FILE
 from gspo_rllib.modules.sharding import mesh_of
-from gspo_rllib.modules.shares import cut_on_arrival, loaded_as_shares
+from gspo_rllib.modules.shares import check_arrived, cut_on_arrival, loaded_as_shares
 
 
 def read_policy(module: Any, folder: pathlib.Path, *, source: str) -> None:
@@ -53,8 +53,9 @@ def _read_language_model(module: Any, folder: pathlib.Path, *, source: str) -> N
     if module.adapter is not None:
         module.adapter.load(folder)
         return
-    with loaded_as_shares(mesh_of(module.model)), cut_on_arrival(source):
+    with loaded_as_shares(mesh_of(module.model)), cut_on_arrival() as bad:
         model = type(module.model).from_pretrained(folder, dtype=torch.float32)
+    check_arrived(bad, source)
     try:
         module.model.load_state_dict(model.state_dict())
     except RuntimeError as error:

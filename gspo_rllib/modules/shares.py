@@ -48,18 +48,16 @@ def loads_shares() -> bool:
 
 
 @contextmanager
-def cut_on_arrival(source: object) -> Iterator[None]:
+def cut_on_arrival() -> Iterator[list[str]]:
     """Around what loads a model; does nothing where models are loaded whole.
 
-    Args:
-        source: What is loaded, for errors.
-
-    Raises:
-        ModelError: It holds a number that is not finite.
+    Yields:
+        What arrived with a number that is not finite, in words. What the folder lacks is among it, if it had some
+        before transformers made it up.
     """
-    mesh = _mesh.get()
+    mesh, not_finite = _mesh.get(), list[str]()
     if mesh is None:
-        yield
+        yield not_finite
         return
 
     def arrive(_: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> Any:
@@ -67,10 +65,7 @@ def cut_on_arrival(source: object) -> Iterator[None]:
             return None
         # A sum, which takes no memory of the tensor's size; float64 has room for any number of float32's largest.
         if not bool(parameter.detach().sum(dtype=torch.float64).isfinite()):
-            raise ModelError(
-                f"model path {str(source)!r}: a {name} of shape {tuple(parameter.shape)} holds numbers that are not "
-                "finite, so there is no policy to train. Download or save the model again."
-            )
+            not_finite.append(f"a {name} of shape {tuple(parameter.shape)}")
         own = torch.nn.Parameter(cut(parameter.detach(), mesh), requires_grad=parameter.requires_grad)
         # transformers notes there what it need not make up.
         own.__dict__.update(parameter.__dict__)
@@ -82,13 +77,30 @@ def cut_on_arrival(source: object) -> Iterator[None]:
     os.environ[_ONE_BY_ONE] = "1"
     handle = register_module_parameter_registration_hook(arrive)
     try:
-        yield
+        yield not_finite
     finally:
         handle.remove()
         if before is None:
             del os.environ[_ONE_BY_ONE]
         else:
             os.environ[_ONE_BY_ONE] = before
+
+
+def check_arrived(not_finite: Sequence[str], source: object) -> None:
+    """Refuses what ``cut_on_arrival`` told of, once it is known that the folder lacks nothing.
+
+    Args:
+        not_finite: What it told of.
+        source: What was loaded, for the error.
+
+    Raises:
+        ModelError: There is any.
+    """
+    if not_finite:
+        raise ModelError(
+            f"model path {str(source)!r}: {not_finite[0]} holds numbers that are not finite, so there is no policy to "
+            "train. Download or save the model again."
+        )
 
 
 def cut(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Placement] = (Shard(0),)) -> Tensor:

@@ -16,6 +16,7 @@ def test_rllib_knows_the_class_and_its_defaults(name: str) -> None:
     assert type(config) is type(algorithm.get_default_config())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of environments that RLlib imports
 def test_a_name_that_tune_lost_is_found_again() -> None:
     """As with a Ray that was started after another was shut down: Tune has handed its names to the first."""
     _global_registry.unregister(TRAINABLE_CLASS, "GSPO")
