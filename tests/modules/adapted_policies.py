@@ -1,4 +1,4 @@
-"""Tiny policies with an adapter, and one that has been trained a while."""
+"""Tiny policies of each kind, with an adapter too, and one that has been trained a while."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ LORA = {
         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     },
 }
+
+POLICIES: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
+    "dense": ("tiny_dense", None, {}),
+    "tied": ("tiny_tied", None, {}),
+    "mixture": ("tiny_moe", None, {}),
+    "adapter": ("tiny_dense", LORA["tiny_dense"], {}),
+    "critic": ("tiny_dense", None, {"use_critic": True}),
+}
+"""Fixture of the model, adapter and further settings of each kind of policy."""
 
 IDS = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(1))
 

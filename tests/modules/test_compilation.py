@@ -10,16 +10,10 @@ import torch
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError
 from gspo_rllib.modules import CausalLMModule
-from tests.modules.adapted_policies import LORA, build, move
+from tests.modules.adapted_policies import POLICIES as SHARED
+from tests.modules.adapted_policies import build, move
 
-POLICIES = {
-    "dense": ("tiny_dense", None, {}),
-    "tied": ("tiny_tied", None, {}),
-    "mixture": ("tiny_moe", None, {}),
-    "adapter": ("tiny_dense", LORA["tiny_dense"], {}),
-    "critic": ("tiny_dense", None, {"use_critic": True}),
-    "bfloat16": ("tiny_dense", None, {"precision": "bfloat16"}),
-}
+POLICIES = {**SHARED, "bfloat16": ("tiny_dense", None, {"precision": "bfloat16"})}
 ROWS = [(60, 64), (20, 30), (33,), (7, 9, 11), (50, 3)]
 """The first is the longest, so only its pass is watched."""
 

@@ -13,7 +13,7 @@ from gspo_rllib.errors import SettingError
 from gspo_rllib.modules import CausalLMModule, recomputation
 from gspo_rllib.modules.model_config import check_model_config
 from gspo_rllib.modules.recomputation import Depth, activations_kept
-from tests.modules.adapted_policies import LORA, build, move
+from tests.modules.adapted_policies import POLICIES, build, move
 
 TOKENS = 160
 LIMIT = "max_activation_gb"
@@ -54,15 +54,6 @@ def _budgets(module: CausalLMModule) -> dict[Depth, float]:
     ways = (at, at.with_attention_kept(), at.in_tiles(costs.at(recomputation.TILE)))
     peaks = [sizes.peak(number) for sizes in ways for number in range(len(at.kept) + 1)]
     return {module.recomputation._cheapest(costs, TOKENS, peak)[1]: 1e-9 * peak * (1 + 1e-9) for peak in peaks}
-
-
-POLICIES = {
-    "dense": ("tiny_dense", None, {}),
-    "tied": ("tiny_tied", None, {}),
-    "mixture": ("tiny_moe", None, {}),
-    "adapter": ("tiny_dense", LORA["tiny_dense"], {}),
-    "critic": ("tiny_dense", None, {"use_critic": True}),
-}
 
 
 @pytest.mark.parametrize(
