@@ -22,14 +22,22 @@ class Peaks:
 
     def __init__(self) -> None:
         self.of: dict[str, float] = {}
-        self.stage = "start"
+        self.enter("start")
         threading.Thread(target=self._look, daemon=True).start()
+
+    def enter(self, stage: str) -> None:
+        """From now on it is another stage."""
+        self.stage = stage
+        self._note()
+
+    def _note(self) -> None:
+        status = Path("/proc/self/status").read_text().splitlines()
+        now = next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024 / 1e6
+        self.of[self.stage] = max(self.of.get(self.stage, 0.0), now)
 
     def _look(self) -> None:
         while True:
-            status = Path("/proc/self/status").read_text().splitlines()
-            now = next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024 / 1e6
-            self.of[self.stage] = max(self.of.get(self.stage, 0.0), now)
+            self._note()
             time.sleep(0.01)
 
 
@@ -46,25 +54,25 @@ def main(path: str, num_learners: int) -> dict[str, float]:
         .learners(num_learners=num_learners, sharding="fsdp2" if num_learners > 1 else "none")
         .debugging(seed=0)
     )
-    peaks.stage = "build"
+    peaks.enter("build")
     algorithm = config.build_algo()
-    peaks.stage = "train"
+    peaks.enter("train")
     for _ in range(2):
         algorithm.train()
-    peaks.stage = "sync"
+    peaks.enter("sync")
     del Weights(algorithm.learner_group)._taken
     with tempfile.TemporaryDirectory() as folder:
-        peaks.stage = "save"
+        peaks.enter("save")
         algorithm.save_to_path(folder)
-        peaks.stage = "restore"
+        peaks.enter("restore")
         algorithm.restore_from_path(folder)
         algorithm.train()
         algorithm.stop()
-        peaks.stage = "from_checkpoint"
+        peaks.enter("from_checkpoint")
         again = GSPO.from_checkpoint(folder, trust=[CoinEnv])
         again.train()
         again.stop()
-    peaks.stage = "end"
+    peaks.enter("end")
     return peaks.of
 
 
