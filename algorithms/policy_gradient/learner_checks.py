@@ -7,6 +7,7 @@ from typing import Any
 
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.learners.sharding_settings import LearnersSettings, shards
+from gspo_rllib.model_check import without_storage
 from gspo_rllib.model_folder import load_model_config, model_path
 
 
@@ -64,17 +65,13 @@ def _check_sharding(config: Any, model_config: Mapping[str, Any]) -> None:
 
 def _check_layers(model_config: Mapping[str, Any]) -> None:
     """Looks at the model without its weights; one that cannot be built so is left to the learners."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from gspo_rllib.modules.sharding import check_has_layers
 
-    trust = model_config["trust_remote_code"]
-    found = load_model_config(model_path(model_config), trust_remote_code=trust)
+    path, trust = model_path(model_config), model_config["trust_remote_code"]
+    found = load_model_config(path, trust_remote_code=trust)
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, trust_remote_code=trust)
-    except Exception:  # noqa: BLE001, of any class: transformers' models fail in as many ways as there are
+        model = without_storage(path, found, trust_remote_code=trust)
+    except ModelError:
         return
     try:
         check_has_layers(model)
@@ -94,7 +91,7 @@ def _check_compilation(config: Any, model_config: Mapping[str, Any]) -> None:
             f"framework.torch_compile_learner is True with rl_module.model_config[{recomputes[0]!r}]: a layer that "
             "computes its activations again is not compiled. Leave one of the two out."
         )
-    import torch  # takes seconds where nobody trains
+    import torch._dynamo  # takes seconds: only where it is asked for
 
     backend, mode = config.torch_compile_learner_dynamo_backend, config.torch_compile_learner_dynamo_mode
     if backend not in (known := torch._dynamo.list_backends(exclude_tags=())):

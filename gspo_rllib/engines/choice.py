@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gspo_rllib.engines.registry import available_engines
+from gspo_rllib.errors import ModelError
+from gspo_rllib.model_check import without_storage
 from gspo_rllib.model_folder import load_model_config, quiet_transformers
 
 SMALL = 5_000_000
@@ -77,13 +79,10 @@ def num_parameters(model: str, trust_remote_code: bool) -> int | None:
     Raises:
         ModelError: The model's config cannot be read.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = load_model_config(model, trust_remote_code=trust_remote_code)
     try:
-        with quiet_transformers(), torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception:  # noqa: BLE001, of any class: transformers' models fail in as many ways as there are
+        with quiet_transformers():
+            built = without_storage(model, config, trust_remote_code=trust_remote_code)
+    except ModelError:
         return None
     return sum(int(parameter.numel()) for parameter in built.parameters())

@@ -151,7 +151,7 @@ class CausalLMModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             exact_head=settings["head_dtype"] == "float32",
             temperature=self.temperature,
             max_tokens=longest if self._is_of_a_run else None,
-            recomputes=settings["activation_checkpointing"] or settings["max_activation_gb"] is not None,
+            recomputes=Recomputation.is_wanted(settings),
         )
         return exact_scoring(models, self.tokenizer, wanted)
 

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gspo_rllib.errors import ModelError
+from gspo_rllib.model_check import without_storage
 from gspo_rllib.model_folder import load_model_config, quiet_transformers, translated
 from gspo_rllib.modules.lens import kinds_of_layers, num_of_every_kind
 from gspo_rllib.modules.shares import check_arrived, cut_on_arrival
@@ -76,7 +77,7 @@ def load_first_layers(path: str, *, trust_remote_code: bool) -> PreTrainedModel 
     """
     config = load_model_config(path, trust_remote_code=trust_remote_code)
     with quiet_transformers(), translated(path, "no causal language model could be loaded"):
-        few = _of_first_layers(config, trust_remote_code=trust_remote_code)
+        few = _of_first_layers(path, config, trust_remote_code=trust_remote_code)
         if few is None:
             return None
         with _unreported():  # the layers that are left out
@@ -101,10 +102,10 @@ def _nothing(_: logging.LogRecord) -> bool:
     return False
 
 
-def _of_first_layers(config: Any, *, trust_remote_code: bool) -> Any | None:
+def _of_first_layers(path: str, config: Any, *, trust_remote_code: bool) -> Any | None:
     """The config of a model with the first layers of another one; None where that would be another model."""
     few = copy.deepcopy(config)
-    whole = _without_storage(config, trust_remote_code=trust_remote_code)
+    whole = without_storage(path, config, trust_remote_code=trust_remote_code)
     kinds = kinds_of_layers(whole)
     needed, text = num_of_every_kind(kinds), few.get_text_config()
     if not 0 < needed < len(kinds):
@@ -114,20 +115,12 @@ def _of_first_layers(config: Any, *, trust_remote_code: bool) -> Any | None:
             if isinstance(value, (list, tuple)) and len(value) == len(kinds):
                 setattr(text, name, value[:needed])
         text.num_hidden_layers = needed
-        small = _without_storage(few, trust_remote_code=trust_remote_code)
+        small = without_storage(path, copy.deepcopy(few), trust_remote_code=trust_remote_code)
     except Exception:  # noqa: BLE001  # foreign code; all layers do as well
         return None
     shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
     is_part = all(shapes.get(name) == tensor.shape for name, tensor in small.state_dict().items())
     return few if is_part and kinds_of_layers(small) == kinds[:needed] else None
-
-
-def _without_storage(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
-        )
-    return model
 
 
 def _check_tied(path: str, model: PreTrainedModel) -> None:

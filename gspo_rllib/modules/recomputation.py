@@ -98,6 +98,11 @@ class Recomputation:
         for index, layer in enumerate(self._layers):
             layer.forward = functools.partial(self._run, index, layer.forward)
 
+    @staticmethod
+    def is_wanted(settings: Mapping[str, Any]) -> bool:
+        """Whether a module's settings ask for any."""
+        return settings[LIMIT] is not None or bool(settings["activation_checkpointing"])
+
     @classmethod
     def wanted(cls, settings: Mapping[str, Any], models: Sequence[torch.nn.Module]) -> Recomputation | None:
         """What a module's settings ask for; None where all layers keep their activations.
@@ -106,9 +111,9 @@ class Recomputation:
             settings: A module's, checked.
             models: As for the class.
         """
-        limit = settings[LIMIT]
-        if limit is None and not settings["activation_checkpointing"]:
+        if not cls.is_wanted(settings):
             return None
+        limit = settings[LIMIT]
         return cls(models, None if limit is None else limit * 1e9)
 
     @property
