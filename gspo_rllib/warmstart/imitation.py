@@ -173,7 +173,7 @@ def warmstart(
         steps=teacher.progress.steps,
         seconds=round(teacher.progress.seconds + time.monotonic() - started, 1),
     )
-    unfinished.publish(asdict(result))
+    unfinished.publish(asdict(result), reached=result.reached)
     say(_outcome(result))
     return result
 
@@ -208,7 +208,7 @@ def _outcome(result: WarmstartResult) -> str:
     how_good = "no time was left to measure success"
     if result.success is not None:
         how_good = f"{result.success:.1%} sampled success on {result.num_tasks} fresh tasks"
-    short = "" if result.reached else ", short of the target: allow more minutes, or a larger model"
+    short = "" if result.reached else ", short of the target: the same command goes on; or try a larger model"
     after = f"after {result.steps} steps and {result.seconds:.0f} s"
     return f"warm start: {how_good} {after}{short}\nwarm start: saved to {result.path}"
 

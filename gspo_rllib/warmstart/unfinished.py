@@ -1,7 +1,8 @@
 """The folder of a warm start that is not finished: the best model so far, and what it takes to go on.
 
 It stands beside the folder that was asked for, with ``.partial`` behind its name, and takes its place only once it is
-finished. Every file in it is replaced in one move, so it can be read, copied or gone on from at any time.
+finished, or out of time. Every file in it is replaced in one move, so it can be read, copied or gone on from at any
+time. One that ran out of time before its target keeps its state where it was asked for, and is gone on from as well.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Unfinished:
 
     Attributes:
         folder: Where the model is built and kept.
-        state: What an interrupted warm start left to go on from; None where there is nothing.
+        state: What one that was interrupted, or ended short of its target, left to go on from; None for nothing.
 
     Raises:
         SettingError: ``out`` holds something else than a warm start, or the interrupted one had other settings.
@@ -42,17 +43,24 @@ class Unfinished:
         self._settings = json.loads(json.dumps(settings, default=str))
         _check_replaceable(out)
         self.state = self._load()
-        # What an earlier one left without a state was never begun in earnest.
         if self.state is None:
+            # What an earlier one left without a state was never begun in earnest.
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.state = self._go_on_from_short()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Writes what it takes to go on: tensors, numbers and strings, in dicts and lists."""
         _replaced(self.folder / STATE_NAME, {"settings": self._settings, **state})
 
-    def publish(self, report: Mapping[str, Any]) -> None:
-        """Writes the report and puts the folder where it was asked for."""
-        (self.folder / STATE_NAME).unlink(missing_ok=True)
+    def publish(self, report: Mapping[str, Any], *, reached: bool) -> None:
+        """Writes the report and puts the folder where it was asked for.
+
+        Args:
+            report: What to write.
+            reached: Whether the target was; if not, the state stays.
+        """
+        if reached:
+            (self.folder / STATE_NAME).unlink(missing_ok=True)
         (self.folder / REPORT_NAME).write_text(json.dumps(report, indent=2, default=str) + "\n")
         replaced = self._out.with_name(self._out.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -61,15 +69,26 @@ class Unfinished:
         self.folder.rename(self._out)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _load(self) -> dict[str, Any] | None:
-        path = self.folder / STATE_NAME
-        if not path.is_file():
+    def _go_on_from_short(self) -> dict[str, Any] | None:
+        """The state, copied, of one that ended short of its target with these settings; None: others begin anew."""
+        if not (self._out / STATE_NAME).is_file() or self._read(self._out)[1]:
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        shutil.copytree(self._out, self.folder)
+        return self._load()
+
+    def _read(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
+        """A state, and which settings are others now."""
+        state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
         begun = state.pop("settings")
         changed = [
-            f"{name}={begun.get(name)!r} -> {new!r}" for name, new in self._settings.items() if begun[name] != new
+            f"{name}={begun.get(name)!r} -> {new!r}" for name, new in self._settings.items() if begun.get(name) != new
         ]
+        return state, changed
+
+    def _load(self) -> dict[str, Any] | None:
+        if not (self.folder / STATE_NAME).is_file():
+            return None
+        state, changed = self._read(self.folder)
         if changed:
             raise SettingError(
                 f"{str(self.folder)!r} holds an interrupted warm start with other settings ({', '.join(changed)}). "

@@ -160,4 +160,9 @@ def test_an_interrupted_warm_start_goes_on_to_the_bit(tmp_path) -> None:
     )
     assert (result.steps, result.reached, result.num_tasks, result.success) == (50, False, 0, None)
     assert not (tmp_path / "halves.partial").exists()
-    assert not (tmp_path / "halves" / "warmstart_state.pt").exists()
+    # Short of its target it is gone on from like one that was interrupted, and with other settings begun anew.
+    for lr, goes_on in ((4e-3, True), (1e-3, False)):
+        said: list[str] = []
+        options = {"sizes": SMALL, "lr": lr, "max_minutes": 0}
+        warmstart(CALCULATOR, {"operations": 1}, tmp_path / "halves", progress=said.append, **options)
+        assert ("goes on after step 50" in said[0]) is goes_on

@@ -39,9 +39,25 @@ def test_publishing_replaces_an_earlier_warm_start_and_leaves_no_state(tmp_path)
     unfinished = begun(out)
     unfinished.save_state({"progress": {}})
     assert json.loads((out / "warmstart.json").read_text()) == {}, "untouched until this one is finished"
-    unfinished.publish({"success": 0.5})
+    unfinished.publish({"success": 0.5}, reached=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert [path.name for path in out.iterdir()] == ["warmstart.json"]
+
+
+def test_one_short_of_its_target_is_gone_on_from_with_its_settings_and_stays_until_then(tmp_path) -> None:
+    out = tmp_path / "out"
+    unfinished = begun(out)
+    unfinished.save_state({"progress": {"steps": 3}})
+    unfinished.publish({"success": 0.1}, reached=False)
+    again = begun(out)
+    assert again.state == {"progress": {"steps": 3}} and (again.folder / "warmstart.json").exists()
+    assert json.loads((out / "warmstart.json").read_text()) == {"success": 0.1}
+    again.publish({"success": 0.9}, reached=True)
+    assert [path.name for path in out.iterdir()] == ["warmstart.json"]
+    unfinished = begun(out)
+    unfinished.save_state({"progress": {}})
+    unfinished.publish({}, reached=False)
+    assert Unfinished(out, {"seed": 1}).state is None, "others begin anew, and replace it once they are done"
 
 
 def test_a_folder_without_state_is_begun_anew(tmp_path) -> None:
