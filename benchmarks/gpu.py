@@ -17,9 +17,10 @@ import json
 import pathlib
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from workload import GROUP_SIZE, Conversation, groups_of
 
 from gspo_rllib.model_folder import quiet_transformers
-from gspo_rllib.ops import token_logprobs
+from gspo_rllib.ops import compile_head, token_logprobs
 from gspo_rllib.warmstart.models import build_model
 
 VOCABULARY = 151_936
@@ -195,18 +196,57 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def compiled_head() -> Iterator[None]:
-    """The element-wise work of the head through ``torch.compile``, within the block."""
+def compiled_head(*, on: bool = True) -> Iterator[None]:
+    """The element-wise work of the head through ``torch.compile``, or not, within the block."""
     head: Any = sys.modules[token_logprobs.__module__]
-    with ExitStack() as stack:
-        for name in ("_absorb", "_to_logits_grad"):
-            if name not in _compiled:
-                _compiled[name] = torch.compile(getattr(head, name), dynamic=True)
-            stack.enter_context(replaced(head, name, _compiled[name]))
+    if on and not _compiled:
+        compile_head("inductor", None)
+        _compiled[:] = head._compiled
+        forget_compiled_head()
+    with replaced(head, "_compiled", _compiled if on else []):
         yield
 
 
-_compiled: dict[str, Any] = {}
+_compiled: list[Any] = []
+
+
+def forget_compiled_head() -> None:
+    """Has the head compute as it is written again, after layers were compiled."""
+    head: Any = sys.modules[token_logprobs.__module__]
+    head._compiled.clear()
+
+
+class DeviceMemory:
+    """Within the block, the most of a GPU's memory that is in use by anybody at a time, looked at every 5 ms.
+
+    Attributes:
+        highest_gb: That; NaN without a GPU.
+    """
+
+    highest_gb = float("nan")
+
+    def __enter__(self) -> DeviceMemory:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if torch.cuda.is_available():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        self.highest_gb = used_gb()
+        while not self._done.wait(0.005):
+            self.highest_gb = max(self.highest_gb, used_gb())
+
+
+def used_gb() -> float:
+    """What anybody has of the GPU's memory."""
+    free_bytes, total = torch.cuda.mem_get_info()
+    return (total - free_bytes) / 1e9
 
 
 def free() -> None:

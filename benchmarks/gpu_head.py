@@ -4,9 +4,10 @@
 
 ``token_logprobs`` forward and backward (log-probs only, as training without an entropy bonus) for block sizes given as
 most tokens x most logits, as it is and *compiled*: with its element-wise work through ``torch.compile``. Beside it:
-``cross_entropy`` over all logits at once; ``log_softmax`` in float32 and a gather, as most trainers do; and the four
-matrix multiplications alone, which is the least that a head can take that does not keep the logits. Hidden states in
-bfloat16, weights of the head in float32, as under autocast.
+``cross_entropy`` over all logits at once; Liger's fused one, where it is installed, which makes the gradient in the
+forward pass and so cannot serve a loss whose weights are known only after it; ``log_softmax`` in float32 and a gather,
+as most trainers do; and the four matrix multiplications alone, which is the least that a head can take that does not
+keep the logits. Hidden states in bfloat16, weights of the head in float32, as under autocast.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import gpu
@@ -58,11 +60,17 @@ def ways(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor) -> dict[st
         with gpu.compiled_head():
             fused()
 
+    def liger() -> None:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        LigerFusedLinearCrossEntropyLoss()(head.to(hidden.dtype), hidden, ids).backward()
+
     return {
         "products": products,
         "cross_entropy": entropy,
         "log_softmax": naive,
         "compiled": compiled,
+        **({"liger": liger} if find_spec("liger_kernel") else {}),
         "token_logprobs": fused,
     }
 

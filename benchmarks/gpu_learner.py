@@ -119,18 +119,20 @@ def compiled(model: Any, kinds: tuple[str, ...]) -> Iterator[None]:
 
 @contextmanager
 def compiled_layers(module: Any) -> Iterator[None]:
-    """Everything of a layer compiled but its attention call, as with ``framework(torch_compile_learner=True)``."""
+    """Everything of a layer compiled but its attention call."""
     own = module.model.config._attn_implementation
     layers = [*decoder_layers(module.model)]
     if not hasattr(module, "_compiled_forwards"):
         compile_layers([module.model], module.scoring, "inductor", None)
+        gpu.forget_compiled_head()
         module._compiled_forwards = module.model.config._attn_implementation, [layer.forward for layer in layers]
     name, forwards = module._compiled_forwards
     module.model.set_attn_implementation(name)
     for layer, forward in zip(layers, forwards, strict=True):
         layer.forward = forward
     try:
-        yield
+        with gpu.compiled_head(on=False):
+            yield
     finally:
         module.model.set_attn_implementation(own)
         for layer in layers:
@@ -139,7 +141,7 @@ def compiled_layers(module: Any) -> Iterator[None]:
 
 @contextmanager
 def compiled_all(module: Any) -> Iterator[None]:
-    """Layers and the head's element-wise work."""
+    """Layers and the head's element-wise work, as with ``framework(torch_compile_learner=True)``."""
     with compiled_layers(module), gpu.compiled_head():
         yield
 

@@ -1,5 +1,7 @@
 """Decoder layers through ``torch.compile``: everything of a layer but its attention, which has kernels of its own.
 
+On a GPU also what the head computes element by element.
+
 A layer's norms, rotary embedding, residual stream and activation function are many small operations; on a GPU launching
 them and moving their results is much of what a step takes beside the matrices. Fused they are a few.
 """
@@ -20,6 +22,7 @@ from gspo_rllib.errors import ModelError
 from gspo_rllib.modules.attention import PACKED, packed_attention
 from gspo_rllib.modules.recomputation import decoder_layers
 from gspo_rllib.modules.scoring import Scoring
+from gspo_rllib.ops import compile_head
 
 _ATTENTION_NAME = "gspo_rllib_packed_compiled"
 _OF_A_ROW = ("segment_lengths", "segment_prefixes")
@@ -57,6 +60,7 @@ def compile_layers(models: Sequence[PreTrainedModel], scoring: Scoring, backend:
         for layer in layers:
             compiled = torch.compile(layer.forward, dynamic=True, backend=backend, mode=mode)
             layer.forward = functools.partial(_with_row, compiled)
+    compile_head(backend, mode)
 
 
 def as_written(models: Sequence[torch.nn.Module]) -> AbstractContextManager[Any]:

@@ -57,5 +57,6 @@ from gspo_rllib.ops.surrogates import dual_clipped_surrogate as dual_clipped_sur
 from gspo_rllib.ops.surrogates import soft_gated_surrogate as soft_gated_surrogate
 from gspo_rllib.ops.surrogates import surrogate_objective as surrogate_objective
 from gspo_rllib.ops.token_clip import hold_clipped_tokens as hold_clipped_tokens
+from gspo_rllib.ops.token_logprobs import compile_head as compile_head
 from gspo_rllib.ops.token_logprobs import token_logprobs as token_logprobs
 from gspo_rllib.ops.value_estimates import gae as gae

@@ -20,6 +20,20 @@ BLOCK = {"cpu": (2048, 1 << 19)}
 OTHER_BLOCK = (4096, 1 << 26)
 """The same on accelerators, which need larger multiplications to be busy: 256 MiB."""
 
+_compiled: list[Any] = []
+"""``_absorb`` and ``_to_logits_grad`` as this process has compiled them, for accelerators."""
+
+
+def compile_head(backend: str, mode: str | None) -> None:
+    """From now on this process compiles what is computed element by element on an accelerator.
+
+    Args:
+        backend: Name that ``torch.compile`` knows.
+        mode: The same; None for its default.
+    """
+    compiled = (torch.compile(part, dynamic=True, backend=backend, mode=mode) for part in (_absorb, _to_logits_grad))
+    _compiled[:] = compiled
+
 
 def token_logprobs(
     hidden_LD: Float[Tensor, "L D"],
@@ -114,6 +128,10 @@ def _to_logits_grad(
     return table.to(product_RC.dtype)
 
 
+def _parts(hidden_LD: Tensor) -> Any:
+    return _compiled if _compiled and hidden_LD.device.type != "cpu" else (_absorb, _to_logits_grad)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -125,11 +143,12 @@ class _TokenLogprobs(torch.autograd.Function):
         peak_L1 = torch.full_like(chosen_L1, torch.finfo(dtype).min)
         total_L1, weighted_L1 = torch.zeros_like(chosen_L1), torch.zeros_like(chosen_L1)
         all_words, all_tokens = _blocks(hidden_LD, head_VD)
+        absorb, _ = _parts(hidden_LD)
         for words in all_words:
             head_CD = head_VD[words].to(hidden_LD.dtype)
             for tokens in all_tokens:
                 sums = (chosen_L1[tokens], peak_L1[tokens], total_L1[tokens], weighted_L1[tokens])
-                _absorb(hidden_LD[tokens] @ head_CD.t(), token_ids_L[tokens], words.start, temperature, *sums)
+                absorb(hidden_LD[tokens] @ head_CD.t(), token_ids_L[tokens], words.start, temperature, *sums)
         log_total_L1 = total_L1.log()
         normaliser_L1, entropy_L1 = peak_L1 + log_total_L1, log_total_L1 - weighted_L1 / total_L1
         ctx.save_for_backward(hidden_LD, head_VD, token_ids_L, normaliser_L1, entropy_L1)
@@ -152,10 +171,11 @@ class _TokenLogprobs(torch.autograd.Function):
         # A head that is not trained, as large as it is, needs none.
         grad_head_VD = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
         all_words, all_tokens = _blocks(hidden_LD, head_VD)
+        _, to_logits_grad = _parts(hidden_LD)
         for words in all_words:
             head_CD = head_VD[words].to(hidden_LD.dtype)
             for tokens in all_tokens:
-                grad_logits = _to_logits_grad(
+                grad_logits = to_logits_grad(
                     hidden_LD[tokens] @ head_CD.t(),
                     token_ids_L[tokens],
                     words.start,
