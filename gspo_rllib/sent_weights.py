@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import ray
 
+from gspo_rllib.lent_weights import LentWeights
+
 
 @dataclass(frozen=True, slots=True)
 class SentWeights:
@@ -32,11 +34,10 @@ class SentWeights:
 
 
 def fetched(named_weights: Any) -> Any:
-    """Weights as arrays by name, wherever they are.
+    """Weights as arrays or tensors by name, wherever they are.
 
     Args:
-        named_weights: Arrays or tensors by name, a reference to them, or ``SentWeights``.
+        named_weights: Arrays or tensors by name, ``SentWeights``, ``LentWeights``, or a reference to one of these.
     """
-    if isinstance(named_weights, SentWeights):
-        return named_weights.fetch()
-    return ray.get(named_weights) if isinstance(named_weights, ray.ObjectRef) else named_weights
+    here = ray.get(named_weights) if isinstance(named_weights, ray.ObjectRef) else named_weights
+    return here.fetch() if isinstance(here, SentWeights | LentWeights) else here

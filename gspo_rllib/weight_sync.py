@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import ray
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 
 from gspo_rllib.bfloat16_arrays import to_array
 from gspo_rllib.engines.proof import Conversation, EngineSample, Gap, check_gap
 from gspo_rllib.engines.trial import with_alternatives
 from gspo_rllib.engines.weights import NamedWeights, on_host
 from gspo_rllib.errors import WeightSyncError
+from gspo_rllib.lent_weights import LentWeights
 from gspo_rllib.model_files import ADAPTER_CONFIG
-from gspo_rllib.modules.sharding import is_sharded, whole
+from gspo_rllib.modules.sharding import whole
+from gspo_rllib.policy_state import adapter_config, adapter_state, inference_state, inference_tensors
 from gspo_rllib.precision import learner_dtype, sync_dtype
 from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.sent_dtypes import Wire, each_once
 from gspo_rllib.sent_weights import SentWeights, fetched
-
-_PREFIX = "model."
 
 
 class EnvRunners(Protocol):
@@ -75,7 +73,9 @@ class Weights:
     """One version of the policy's weights, taken from the learners once and sent to any number of runners.
 
     Later updates of the learners do not change it. The weights of a learner in this process are copied once; a learner
-    in an actor writes them to Ray's object store, which runners read from without a detour through the driver.
+    in an actor writes them to Ray's object store, which runners read from without a detour through the driver. Where
+    learner and engine take turns on one device (``generation.colocate``), nothing is copied: the engine reads what the
+    learner trains, and a version is gone with the next update.
 
     Args:
         learner_group: Has the policy.
@@ -89,10 +89,11 @@ class Weights:
         self._learners = learner_group
         self._taken: Any
         if learner_group.is_local:
-            (self.version, self._conversation), self._taken = self._first_learner(partial(_take_weights, dtype=dtype))
+            about, self._taken = self._first_learner(partial(_take_weights, dtype=dtype))
         else:
             # Owned by this process: what a learner puts there itself is gone with it.
-            (self.version, self._conversation), self._taken = _kept_weights(learner_group, dtype)
+            about, self._taken = _kept_weights(learner_group, dtype)
+        self.version, self._conversation, self._are_lent = about
 
     def _first_learner(self, function: Any) -> Any:
         first = None if self._learners.is_local else self._learners._worker_manager.healthy_actor_ids()[:1]
@@ -108,9 +109,9 @@ class Weights:
         return named
 
     @property
-    def _anywhere(self) -> ray.ObjectRef | SentWeights:
+    def _anywhere(self) -> ray.ObjectRef | SentWeights | LentWeights:
         """The arrays in the object store: put there once, mapped by every runner."""
-        if not isinstance(self._taken, ray.ObjectRef | SentWeights):
+        if not isinstance(self._taken, ray.ObjectRef | SentWeights | LentWeights):
             self._taken = ray.put(on_host(self._taken))
         return self._taken
 
@@ -135,6 +136,7 @@ class Weights:
             WeightSyncError: A runner acknowledged another version, or its engine samples from another policy.
         """
         remote = runners.num_remote_env_runners() > 0
+        self._check_not_changed()
         load = RunnerCall(self.loading(here=not remote, force=force))
         receipts = returned(runners.foreach_env_runner(load, local_env_runner=not remote))
         wrong = sorted({str(receipt.version) for receipt in receipts if receipt.version != self.version})
@@ -146,6 +148,13 @@ class Weights:
         if any([self.prove(receipt) for receipt in receipts]):
             runners.foreach_env_runner(_mark_proven, local_env_runner=not remote)
         return receipts
+
+    def _check_not_changed(self) -> None:
+        if self._are_lent and (held := self._first_learner(lambda learner: learner._weights_seq_no)) != self.version:
+            raise WeightSyncError(
+                f"weights version {self.version} was lent by learners that are at {held} now: nobody has it any more. "
+                "Send the learners' present weights."
+            )
 
     def loading(self, *, here: bool, force: bool = False) -> Callable[[Any], Receipt]:
         """What an env runner is to do with the weights; see ``Receipt`` for what it answers.
@@ -245,19 +254,19 @@ def _mark_proven(runner: Any) -> None:
 
 def _kept_weights(
     learners: Learners, dtype: str | None
-) -> tuple[tuple[int, Conversation], ray.ObjectRef | SentWeights]:
+) -> tuple[tuple[int, Conversation, bool], ray.ObjectRef | SentWeights]:
     """What remote learners have, in the object store; tensor by tensor where they share the model."""
     if not learners.shares_model:
         return learners.keep(partial(_take_weights, dtype=dtype))
     (version, conversation, numbers), arrays = learners.stream(partial(gather_weights, dtype=dtype))
-    return (version, conversation), SentWeights(numbers, arrays)
+    return (version, conversation, False), SentWeights(numbers, arrays)
 
 
 def gather_weights(learner: Learner, dtype: str | None = None) -> Iterator[Any]:
     """The version, what engines are asked and which name has which tensor; then the tensors, in the first learner."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     swaps = _swaps_adapters(learner)
-    tensors = module.adapter.state() if swaps else _inference_tensors(module)
+    tensors = module.adapter.state() if swaps else inference_tensors(module)
     wire = Wire() if swaps else Wire.of(module, learner.config, dtype)
     distinct = {id(tensor): (name, tensor) for name, tensor in tensors.items()}
     number_of = {key: number for number, key in enumerate(distinct)}
@@ -270,7 +279,7 @@ def gather_weights(learner: Learner, dtype: str | None = None) -> Iterator[Any]:
         if gathered is not None:
             yield to_array(gathered.to(wire.dtype_of(name, gathered)))
     if swaps:
-        yield _adapter_config(module)
+        yield adapter_config(module)
 
 
 def _swaps_adapters(learner: Learner) -> bool:
@@ -289,10 +298,18 @@ def _conversation(learner: Learner) -> Conversation:
     )
 
 
-def _take_weights(learner: Learner, dtype: str | None = None) -> tuple[tuple[int, Conversation], NamedWeights]:
-    """The version, what engines that get the weights are asked, and a copy of the weights."""
-    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    about, wire = (learner._weights_seq_no, _conversation(learner)), Wire.of(module, learner.config, dtype)
+def _take_weights(
+    learner: Learner, dtype: str | None = None
+) -> tuple[tuple[int, Conversation, bool], NamedWeights | LentWeights]:
+    """The version, what engines that get the weights are asked, whether they are lent; and the weights."""
+    module, config = learner.module[DEFAULT_MODULE_ID].unwrapped(), learner.config
+    if getattr(config, "colocate", False) and dtype is None:
+        tensors = inference_tensors(module)
+        if config.num_learners == config.num_env_runners == 0:
+            return (learner._weights_seq_no, _conversation(learner), True), tensors
+        if all(tensor.is_cuda for tensor in tensors.values()):
+            return (learner._weights_seq_no, _conversation(learner), True), LentWeights.of(tensors, module)
+    about, wire = (learner._weights_seq_no, _conversation(learner), False), Wire.of(module, config, dtype)
     if _swaps_adapters(learner):
         return about, adapter_state(module)
     if learner.config.num_learners == 0 and learner.config.num_env_runners == 0:
@@ -305,90 +322,7 @@ def _take_weights(learner: Learner, dtype: str | None = None) -> tuple[tuple[int
 
 def _copied(module: Any, wire: Wire) -> NamedWeights:
     """Copies on the device of a module on a GPU, arrays of any other."""
-    tensors = _inference_tensors(module)
+    tensors = inference_tensors(module)
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return inference_state(module, copy=True, wire=wire)
     return each_once(tensors, lambda name, tensor: tensor.to(wire.dtype_of(name, tensor), copy=True))
-
-
-def adapter_state(module: Any) -> dict[str, np.ndarray]:
-    """Copies of a policy's adapter, under the names of its file, and the bytes of its configuration.
-
-    Args:
-        module: A causal-LM RLModule with an adapter.
-    """
-    named = {name: tensor.to("cpu", copy=True).numpy() for name, tensor in module.adapter.state().items()}
-    return {**named, ADAPTER_CONFIG: _adapter_config(module)}
-
-
-def _adapter_config(module: Any) -> np.ndarray:
-    return np.frombuffer(module.adapter.config_json().encode(), np.uint8)
-
-
-def inference_state(module: Any, *, copy: bool, wire: Wire | None = None) -> dict[str, np.ndarray]:
-    """The weights of a causal-LM RLModule that sampling needs.
-
-    Args:
-        module: An RLModule for torch; what it lists as non-inference attributes is left out.
-        copy: Whether the arrays are copies. Those of a module on the CPU otherwise change when it is trained.
-        wire: What they are sent in; float32 without.
-
-    Returns:
-        Arrays under Hugging Face names. A tensor under two names, such as a tied head, is one array under both: it is
-        copied, sent and compared once.
-    """
-    sent = wire or Wire(torch.float32)
-
-    def array(name: str, tensor: torch.Tensor) -> np.ndarray:
-        here = tensor.to("cpu", sent.dtype_of(name, tensor))
-        # By numpy, which asks for huge pages: most of a copy's time goes into touching new memory.
-        return here.numpy().copy(order="K") if copy and here is tensor else to_array(here)
-
-    return each_once(_inference_tensors(module), array)
-
-
-def _inference_tensors(module: Any) -> dict[str, torch.Tensor]:
-    adapter = getattr(module, "adapter", None)
-    if adapter is not None:
-        merged: dict[str, torch.Tensor] = adapter.merged_state()
-        return merged
-    left_out = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else []
-    # Shares of a tensor under two names are told from those of another one by being the same object.
-    parameters = dict(module.named_parameters(remove_duplicate=False)) if is_sharded(module) else {}
-    state = {
-        name: parameters[name] if name in parameters else tensor.detach()
-        for name, tensor in module.state_dict().items()
-        if not any(name == attribute or name.startswith(f"{attribute}.") for attribute in left_out)
-    }
-    return unwrap_module_state(state)
-
-
-def unwrap_module_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The Hugging Face ``state_dict`` inside the state of a causal-LM RLModule.
-
-    Args:
-        state: ``{module id: {name: array}}`` or ``{name: array}``; the names are Hugging Face's own, or those below
-            an attribute called ``model`` beside which the module may keep others (a value head, say).
-
-    Returns:
-        The same values under Hugging Face names, as arrays: of a tensor without dimensions RLlib makes a Python number.
-
-    Example:
-        >>> head, norm = np.zeros(1), np.zeros(2)
-        >>> sorted(unwrap_module_state({"model.lm_head.weight": head, "model.model.norm.weight": norm, "v.bias": norm}))
-        ['lm_head.weight', 'model.norm.weight']
-        >>> sorted(unwrap_module_state({"lm_head.weight": head, "model.norm.weight": norm}))
-        ['lm_head.weight', 'model.norm.weight']
-    """
-    named: Mapping[str, Any] = state.get(DEFAULT_MODULE_ID, state)
-    # A Hugging Face causal LM keeps its head outside of ``model.``, so names that all start with it carry the prefix.
-    prefixed = all(name.startswith(_PREFIX) for name in named) or any(
-        name.startswith((_PREFIX + "model.", _PREFIX + "lm_head.")) for name in named
-    )
-    if not prefixed:
-        return {name: _as_array(value) for name, value in named.items()}
-    return {name.removeprefix(_PREFIX): _as_array(value) for name, value in named.items() if name.startswith(_PREFIX)}
-
-
-def _as_array(value: Any) -> Any:
-    return np.asarray(value, np.float32 if isinstance(value, float) else None) if np.isscalar(value) else value

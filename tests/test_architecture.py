@@ -206,6 +206,8 @@ TESTED_IN = {
     "knobs.py": "algorithms/policy_gradient/test_validation.py",
     "learners/settings.py": "algorithms/policy_gradient/test_validation.py",
     "learners/sharding_settings.py": "algorithms/policy_gradient/test_learner_checks.py",
+    "lent_weights.py": "algorithms/policy_gradient/test_colocation.py",
+    "policy_state.py": "test_weight_sync.py",
     "freed_memory.py": "modules/test_recomputation.py",
     "modules/saved_policy.py": "modules/test_adapter.py",
     "metrics.py": "cli/test_progress.py",

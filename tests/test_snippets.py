@@ -63,6 +63,7 @@ RUN_BY = {
         "test_snippets.py::test_an_adapter_is_a_config_that_is_accepted": 1,
         "test_snippets.py::test_learners_that_share_a_model_are_a_config_that_is_accepted": 1,
         "test_snippets.py::test_an_engine_over_two_gpus_is_a_config_that_is_accepted": 1,
+        "test_snippets.py::test_an_engine_and_a_learner_on_one_gpu_are_a_config_that_is_accepted": 1,
     },
     ("docs/sweeps.md", "python"): {"cli/test_sweep.py::test_the_columns_of_a_grid_are_those_of_the_page": 1},
     ("docs/studies.md", "yaml"): {"test_snippets.py::test_the_study_on_the_page_is_read": 1},
@@ -157,6 +158,15 @@ def test_an_engine_over_two_gpus_is_a_config_that_is_accepted(tiny_dense: str) -
     _run(block, "scale.md", config=config.rl_module(model_config={"path": tiny_dense}))
     config.validate()
     assert config.engine_options == {"tensor_parallel_size": config.num_gpus_per_env_runner}
+
+
+@pytest.mark.skipif("vllm" not in available_engines(), reason="vllm is not installed")
+def test_an_engine_and_a_learner_on_one_gpu_are_a_config_that_is_accepted(tiny_dense: str) -> None:
+    config = GSPOConfig().environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")
+    config.rl_module(model_config={"path": tiny_dense})
+    _run(_one("scale.md", "python", "colocate=True"), "scale.md", config=config)
+    config.validate()
+    assert config.colocate and config.num_gpus_per_learner + config.num_gpus_per_env_runner == 1
 
 
 def test_what_a_template_is_given_is_accepted(seed_here: Path) -> None:

@@ -19,7 +19,8 @@ from gspo_rllib.engines import registry, trial
 from gspo_rllib.engines.weights import for_engine
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.errors import EngineError, WeightSyncError
-from gspo_rllib.weight_sync import Weights, unwrap_module_state
+from gspo_rllib.policy_state import unwrap_module_state
+from gspo_rllib.weight_sync import Weights
 from tests import toy_engines
 
 

@@ -31,6 +31,7 @@ from gspo_rllib.algorithms.policy_gradient.answers import AnswersQuestions
 from gspo_rllib.algorithms.policy_gradient.choices import SCHEDULES
 from gspo_rllib.algorithms.policy_gradient.clip_monitor import ClipMonitor
 from gspo_rllib.algorithms.policy_gradient.cluster_monitor import ClusterMonitor, alive_nodes
+from gspo_rllib.algorithms.policy_gradient.colocation import TakesTurns, check_memory
 from gspo_rllib.algorithms.policy_gradient.config import PolicyGradientConfig
 from gspo_rllib.algorithms.policy_gradient.cut_monitor import CutMonitor
 from gspo_rllib.algorithms.policy_gradient.evaluation import EvaluatesTasks
@@ -89,6 +90,7 @@ class PolicyGradient(
     RefusesOldCalls,
     TrainsOnRecorded,
     KeepsTrajectories,
+    TakesTurns,
     OutlivesLearners,
     EvaluatesTasks,
     SavedAsData,
@@ -106,6 +108,7 @@ class PolicyGradient(
         """
         resources.check_own_gpu(config)
         resources.check_schedulable(config, main_process=False)
+        check_memory(config)
         bfloat16_gain.say_where_it_gains_nothing(config)
         self._next_group = 0
         self._unfinished: list[str] = []

@@ -17,14 +17,14 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 from ray.util.debug import log_once
 
-from gspo_rllib import precision
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.agents.tasks import Tasks
 from gspo_rllib.algorithms.policy_gradient import adapter_checks, learner_checks, rllib_checks, validation
+from gspo_rllib.algorithms.policy_gradient.derived import Derived
 from gspo_rllib.algorithms.policy_gradient.engine_checks import check_engine_fits
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
 from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
-from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings, recomputes_old_log_probs
+from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import (
     EpisodesToTokens,
     GeneralAdvantageEstimation,
@@ -37,7 +37,6 @@ from gspo_rllib.connectors import (
 from gspo_rllib.driver.learner_team import LearnerTeam
 from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
-from gspo_rllib.env_runners.engine_spec import resolve_max_model_len
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
 from gspo_rllib.env_runners.settings import GenerationSettings, GroupSettings
 from gspo_rllib.errors import SettingError
@@ -45,7 +44,6 @@ from gspo_rllib.knobs import Settings, default_of, is_one_of, takes
 from gspo_rllib.learners.sharding_settings import LearnersSettings
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.modules.model_config import check_model_config
-from gspo_rllib.ops import REDUCTIONS
 
 _S = TypeVar("_S", bound=Settings)
 # Builders decorated with ``takes`` are annotated with this variable, because mypy loses typing.Self there.
@@ -70,7 +68,7 @@ else:
             setattr(_FlatSettings, _name, _property)
 
 
-class PolicyGradientConfig(_FlatSettings):
+class PolicyGradientConfig(Derived, _FlatSettings):
     """Configures policy-gradient training of a language-model agent; each algorithm is a subclass with its defaults.
 
     A user of RLlib's PPO finds every builder where it is; ``generation`` and ``agent`` are the only new ones. Settings
@@ -309,22 +307,6 @@ class PolicyGradientConfig(_FlatSettings):
             if "env" in overrides:
                 config.env_config = dict(overrides.get("env_config") or {})
         return config
-
-    @property
-    def recompute_old_log_probs(self) -> bool:
-        """Whether the ratio's denominator is the learner's own log-probs, as far as settings say; see the learner."""
-        return recomputes_old_log_probs(self, exact=not precision.rounds(self, self._model_config or {}))
-
-    @property
-    def resolved_token_sum_length(self) -> int:
-        """Length in tokens that a trajectory's token sum is divided by; 1 where the reduction uses none."""
-        if not REDUCTIONS[self.reduction].needs_length:
-            return 1
-        return self.token_sum_length or self._resolved_max_model_len
-
-    @property
-    def _resolved_max_model_len(self) -> int:
-        return resolve_max_model_len(self.max_model_len, self.model_config or {})
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""What a run whose learners share a model, or compile it, is refused for before the first actor starts."""
+"""What a run whose learners share a model or a device, or compile, is refused for before the first actor starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from gspo_rllib.algorithms.policy_gradient import colocation
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.learners.sharding_settings import LearnersSettings, shards
 from gspo_rllib.model_check import without_storage
@@ -30,6 +31,7 @@ def check(config: Any, model_config: Mapping[str, Any]) -> None:
         ModelError: The model does not say which its layers are.
     """
     config.settings(LearnersSettings)
+    colocation.check(config)
     if config.in_evaluation:
         return
     if config.torch_compile_learner:

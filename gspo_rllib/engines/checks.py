@@ -7,9 +7,10 @@ from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from gspo_rllib.engines.protocol import EngineSpec, GenerationRequest
-from gspo_rllib.errors import EngineError, SettingError, did_you_mean
+from gspo_rllib.errors import EngineError, SettingError, described, did_you_mean
 from gspo_rllib.model_folder import load_model_config
 
 if TYPE_CHECKING:
@@ -45,6 +46,23 @@ def load_config(spec: EngineSpec) -> PretrainedConfig:
             "a model with a longer context."
         )
     return text_config
+
+
+def usable_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        EngineError: Nothing can be computed on it here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EngineError(
+            f"engine device {name!r} cannot be used ({described(error, 200)}). Use 'cpu', or install a "
+            "torch build for it."
+        ) from error
+    return device
 
 
 def check_request(

@@ -80,6 +80,8 @@ class EngineSpec:
         options: Passed to the engine's constructor as they are (vLLM: any ``EngineArgs`` field, e.g.
             ``tensor_parallel_size``, ``gpu_memory_utilization``, ``kv_cache_memory_bytes``).
         adapter_rank: Largest rank of the adapters that the engine is sent in place of whole weights; None for weights.
+        colocated_bytes: What learners keep on the engine's device while it samples; the engine gives its own memory
+            back (``Engine.sleep``) while they train. None where it never does.
     """
 
     engine: str
@@ -93,6 +95,7 @@ class EngineSpec:
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     adapter_rank: int | None = None
+    colocated_bytes: int | None = None
 
 
 class Engine(Protocol):
@@ -104,7 +107,9 @@ class Engine(Protocol):
         can_update_while_running: Whether ``load_weights`` may keep requests running.
 
     An engine may also have ``loads_tensors = True``: then a learner on a GPU in the same process hands it tensors on
-    that device instead of arrays, which spares the way through host memory.
+    that device instead of arrays, which spares the way through host memory. One whose spec has ``colocated_bytes`` has
+    ``sleep()``: it gives back the memory of weights and caches, holds no version, and takes memory again when weights
+    are loaded. It raises ``WeightSyncError`` while requests are unfinished.
     """
 
     max_model_len: int

@@ -21,7 +21,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,16 +30,48 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from gspo_rllib.engines.protocol import EngineSpec
 from gspo_rllib.engines.slot_cache import SlotCache
 from gspo_rllib.engines.trial import untried
 from gspo_rllib.errors import EngineError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ATTENTION_NAME = "gspo_rllib_slots"
 _CALL = 80_000
 """What calling the kernel once costs, in numbers of keys times queries that look at them (measured, as the next)."""
 _READING = 7
 """What reading a key costs, in queries that look at it: keys come from memory."""
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _UNSUPPORTED = ("softcap", "s_aux")  # attention variants that would be silently wrong here
+
+
+def check_servable(spec: EngineSpec, config: PretrainedConfig) -> None:
+    """Refuses a model whose keys and values cannot be kept in slots.
+
+    Args:
+        spec: How the engine is built.
+        config: The model's own config.
+
+    Raises:
+        EngineError: Some of its layers do not attend, or its position embedding changes with the context's length.
+    """
+    reason = None
+    other_layers = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    rope = getattr(config, "rope_parameters", None) or {}
+    if other_layers:
+        reason = f"it has {', '.join(sorted(other_layers))} layers"
+    elif rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+        unscaled = rope.get("original_max_position_embeddings", 0)
+        if spec.max_model_len > unscaled:
+            reason = (
+                f"its {rope['rope_type']!r} position embedding changes with the context length, so cached keys would "
+                f"go stale above {unscaled} tokens (max_model_len is {spec.max_model_len})"
+            )
+    if reason:
+        raise EngineError(f"the transformers engine cannot serve {spec.model!r}: {reason}. {untried('vllm')}")
 
 
 @dataclass(slots=True)

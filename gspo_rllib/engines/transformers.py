@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging as transformers_logging
 
 from gspo_rllib.engines import checks
+from gspo_rllib.engines.device_room import colocated_room, weight_bytes
+from gspo_rllib.engines.emptied import Emptied
 from gspo_rllib.engines.expert_pass import TellsExperts
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.sampling import sample_tokens
 from gspo_rllib.engines.slot_attention import (
     ATTENTION_NAME,
+    check_servable,
     flat_place,
     kernels_for_new_shapes,
     plan_attention,
@@ -45,8 +48,6 @@ if TYPE_CHECKING:
 _OPTIONS = {"max_batch_tokens": 2048, "kv_cache_memory_bytes": None, "batch_invariant": True}
 _CPU_CACHE_BYTES = 8 << 30  # an upper bound: the cache only grows to what the contexts need
 _CUDA_CACHE_FRACTION = 0.3  # of the memory that is free once the model is loaded; a learner may share the device
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _REMEDY = untried("vllm")
 
 
@@ -84,7 +85,7 @@ class TransformersEngine(TellsExperts):
     def __init__(self, spec: EngineSpec) -> None:
         options = _checked_options(spec)
         config = checks.load_config(spec)
-        _check_supported(spec, config)
+        check_servable(spec, config)
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
         self._spec = spec
@@ -92,7 +93,7 @@ class TransformersEngine(TellsExperts):
         self._stop_strings: StopStrings | None = None
         self._max_num_seqs = spec.max_num_seqs
         self._max_batch_tokens: int = options["max_batch_tokens"]
-        self._device = _checked_device(spec.device)
+        self._device = checks.usable_device(spec.device)
         self._rows = ROWS if options["batch_invariant"] and self._device.type == "cpu" else 1
         self._model: PreTrainedModel | None = _load_model(spec, self._device)
         self._vocab_size: int = self._model.get_input_embeddings().num_embeddings
@@ -104,6 +105,7 @@ class TransformersEngine(TellsExperts):
         self._running: dict[str, _Running] = {}
         self._unfinished: set[str] = set()
         self._versions = TokenVersions()
+        self._emptied: Emptied | None = None
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; see ``Engine.submit``."""
@@ -153,6 +155,8 @@ class TransformersEngine(TellsExperts):
             raise EngineError("the engine is closed; acquire a new one.")
         if not keep_running:
             check_idle(len(self._unfinished))
+        if self._emptied is not None:
+            self._emptied.fill()
         own = self._model.state_dict()
         check_weights(named_weights, {name: tuple(tensor.shape) for name, tensor in own.items()})
         single = without_tied(named_weights, self._model.all_tied_weights_keys)
@@ -166,7 +170,17 @@ class TransformersEngine(TellsExperts):
             self._versions.weights_change(sampled, self.weights_version)
         for running in self._running.values():
             running.computed = 0
-        self.weights_version = version
+        self.weights_version, self._emptied = version, None
+
+    def sleep(self) -> None:
+        """Gives the memory of weights and cache back until weights are loaded; see ``Engine``."""
+        check_idle(len(self._unfinished))
+        if self._model is not None and self._emptied is None:
+            self.weights_version, self._emptied = None, Emptied(self._model)
+            self._cache.drop()
+            self._table.forget()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Frees the model and its caches; unfinished requests are lost."""
@@ -330,6 +344,9 @@ class TransformersEngine(TellsExperts):
             limit = _CPU_CACHE_BYTES
             if self._device.type == "cuda":
                 limit = int(torch.cuda.mem_get_info(self._device)[0] * _CUDA_CACHE_FRACTION)
+                if self._spec.colocated_bytes is not None:
+                    assert self._model is not None
+                    limit = colocated_room(self._spec.colocated_bytes, weight_bytes(self._model, self._model.dtype))
         return max(1, min(wanted, limit // one))
 
 
@@ -344,35 +361,6 @@ def _checked_options(spec: EngineSpec) -> dict[str, Any]:
             allowed = "True or False" if switch else "a positive integer"
             raise SettingError(f"engine option {name} is {value!r}; it must be {allowed}.")
     return options
-
-
-def _checked_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EngineError(
-            f"engine device {name!r} cannot be used ({described(error, 200)}). Use 'cpu', or install a "
-            "torch build for it."
-        ) from error
-    return device
-
-
-def _check_supported(spec: EngineSpec, config: PretrainedConfig) -> None:
-    reason = None
-    other_layers = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
-    rope = getattr(config, "rope_parameters", None) or {}
-    if other_layers:
-        reason = f"it has {', '.join(sorted(other_layers))} layers"
-    elif rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-        unscaled = rope.get("original_max_position_embeddings", 0)
-        if spec.max_model_len > unscaled:
-            reason = (
-                f"its {rope['rope_type']!r} position embedding changes with the context length, so cached keys would "
-                f"go stale above {unscaled} tokens (max_model_len is {spec.max_model_len})"
-            )
-    if reason:
-        raise EngineError(f"the transformers engine cannot serve {spec.model!r}: {reason}. {_REMEDY}")
 
 
 def _load_model(spec: EngineSpec, device: torch.device) -> PreTrainedModel:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 from gspo_rllib.engines import registry
 from gspo_rllib.engines.protocol import EngineSpec
@@ -59,7 +60,8 @@ def _try(spec: EngineSpec, engine: str) -> str | None:
     """What is wrong with an engine for this model; None if nothing is."""
     # In float32, so that "exact" means something; on the CPU where it can be, beside whatever fills the accelerator.
     device = spec.device if engine == "vllm" else "cpu"
-    other = dataclasses.replace(spec, engine=engine, dtype="float32", device=device, options={}, max_num_seqs=2)
+    alone: dict[str, Any] = {"dtype": "float32", "options": {}, "max_num_seqs": 2, "colocated_bytes": None}
+    other = dataclasses.replace(spec, engine=engine, device=device, **alone)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "gspo_rllib.engines.trial"]
     try:

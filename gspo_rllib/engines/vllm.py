@@ -8,14 +8,13 @@ Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32, on a GPU with 0.26).
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +33,16 @@ import numpy as np
 import torch
 
 from gspo_rllib.engines import checks
+from gspo_rllib.engines.device_room import weight_bytes
 from gspo_rllib.engines.process_state import process_state_kept, torch_random_state_kept
 from gspo_rllib.engines.proof import names_in_order
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.engines.trial import untried
 from gspo_rllib.engines.vllm_defaults import cpu_defaults, gpu_defaults
 from gspo_rllib.engines.weights import NamedWeights, TokenVersions, as_tensor, check_idle, check_weights, without_tied
-from gspo_rllib.errors import EngineError, EngineLostError, SettingError, WeightSyncError, described, did_you_mean
-from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.errors import EngineError, EngineLostError, WeightSyncError, described
+from gspo_rllib.model_check import without_storage
+from gspo_rllib.model_folder import load_model_config, load_tokenizer
 
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU
 try:
@@ -57,27 +58,12 @@ except Exception as _error:  # a broken installation raises anything
     ) from _error
 from gspo_rllib.engines.vllm_classes import classes_kept, inspect_here
 from gspo_rllib.engines.vllm_core import WatchedCore, killed_at_start
+from gspo_rllib.engines.vllm_options import DEFAULTS, FIXED, FROM_SPEC, checked_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_FROM_SPEC = ("model", "dtype", "max_model_len", "max_num_seqs", "seed", "trust_remote_code")
-_FIXED: dict[str, Any] = {
-    # Log-probabilities of the distribution that was sampled from; vLLM's default is before temperature.
-    "logprobs_mode": "processed_logprobs",
-    # The learner sends all weights before the first request.
-    "load_format": "dummy",
-    "skip_tokenizer_init": True,
-    "worker_extension_cls": "gspo_rllib.engines.vllm_worker.WeightSyncExtension",
-}
-_DEFAULTS: dict[str, Any] = {
-    "disable_log_stats": True,
-    "use_tqdm_on_load": False,
-    "enable_prefix_caching": True,
-    "generation_config": "vllm",
-}
 _VLLM_ERRORS = (ValueError, RuntimeError, AssertionError, TypeError, AttributeError, LookupError, OSError, ImportError)
-_EXTRA_OPTIONS = {"enable_multiprocessing"}
 _MIN_TEMPERATURE = 0.01  # vLLM raises a smaller one to this, and the log-probabilities would be of another distribution
 
 
@@ -98,7 +84,7 @@ class VLLMEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         config = checks.load_config(spec)
-        options = _checked_options(spec)
+        options = checked_options(spec)
         self._separate_core: bool = options.pop("enable_multiprocessing", False)
         self._on_cpu: bool = current_platform.is_cpu()
         if self._on_cpu and not spec.device.startswith("cpu"):
@@ -112,6 +98,11 @@ class VLLMEngine:
                 ".env_runners(num_gpus_per_env_runner=1), or a part of one that they share with a learner (0.5). "
                 "Without a GPU, install vllm's build for CPU or use engine='transformers'."
             )
+        if self._on_cpu and spec.colocated_bytes is not None:
+            raise EngineError(
+                "generation.colocate: vllm's build for CPU keeps its memory whatever it is told. Use "
+                "engine='transformers', or leave colocate out."
+            )
         self.max_model_len = spec.max_model_len
         self.weights_version: int | None = None
         self.unchanged_tensors: tuple[str, ...] = ()
@@ -120,17 +111,23 @@ class VLLMEngine:
         self._spec = spec
         self._stop_token_ids = list(spec.stop_token_ids)
         self._dtype = getattr(torch, spec.dtype)
-        self._layout = _empty_model(spec)
+        self._layout = without_storage(
+            spec.model,
+            load_model_config(spec.model, trust_remote_code=spec.trust_remote_code),
+            trust_remote_code=spec.trust_remote_code,
+        )
         self._vocab_size: int = self._layout.get_input_embeddings().num_embeddings
+        num_bytes = weight_bytes(self._layout, self._dtype)
         arguments = {
-            **{name: getattr(spec, name) for name in _FROM_SPEC},
-            **_FIXED,
+            **{name: getattr(spec, name) for name in FROM_SPEC},
+            **FIXED,
             **self._own_arguments(spec),
-            **_DEFAULTS,
-            **(cpu_defaults(spec, config) if self._on_cpu else gpu_defaults(spec, config)),
+            **DEFAULTS,
+            **(cpu_defaults(spec, config) if self._on_cpu else gpu_defaults(spec, config, num_bytes)),
             **options,
         }
         arguments["seed"] = spec.seed % 2**32  # numpy's generators take no more
+        self._asleep = False
         self._engine: LLMEngine | None = self._start(spec, arguments)
         self._unfinished: set[str] = set()
         self._versions = TokenVersions()
@@ -213,7 +210,7 @@ class VLLMEngine:
         tensors = _checkpoint_format(self._layout, named_weights)
         old_version, self.weights_version = self.weights_version, None  # no answers from a half-loaded model
         try:
-            with self._eager():
+            with self._eager(), self._awake(engine):
                 self._send(engine, tensors)
         except (EngineLostError, WeightSyncError):
             raise
@@ -234,6 +231,23 @@ class VLLMEngine:
             self._versions.weights_change(_num_sampled(engine), old_version)
         self.weights_version = version
 
+    def sleep(self) -> None:
+        """Gives the memory of weights and cache back until weights are loaded; see ``Engine``."""
+        check_idle(len(self._unfinished))
+        if not self._asleep:
+            self._asleep, self.weights_version = True, None
+            self._open().sleep(level=2)  # weights are not kept anywhere: all of them are sent before the next request
+
+    @contextmanager
+    def _awake(self, engine: LLMEngine) -> Iterator[None]:
+        """Around a load of weights: memory for them first, and for the cache once they are there."""
+        if self._asleep:
+            engine.wake_up(tags=["weights"])
+        yield
+        if self._asleep:
+            engine.wake_up(tags=["kv_cache"])
+            self._asleep = False
+
     def close(self) -> None:
         """Stops vLLM and frees the model and its caches; a later engine may then start in this process."""
         if self._engine is None:
@@ -246,9 +260,8 @@ class VLLMEngine:
         gc.collect()
 
     def _own_arguments(self, spec: EngineSpec) -> dict[str, Any]:
-        """What a subclass starts vLLM with."""
-        del spec
-        return {}
+        """What vLLM is started with beside what is the same for every engine; a subclass adds its own."""
+        return {} if spec.colocated_bytes is None else {"enable_sleep_mode": True}
 
     def _adapter(self) -> Any:
         """vLLM's adapter that requests from now on are sampled with; None for none."""
@@ -336,36 +349,6 @@ class VLLMEngine:
 
     def _note(self, unchanged: list[list[str]]) -> None:
         self.unchanged_tensors = names_in_order(name for worker in unchanged for name in worker)
-
-
-def _checked_options(spec: EngineSpec) -> dict[str, Any]:
-    if current_platform.is_cpu() and spec.options.get("enable_chunked_prefill"):
-        raise SettingError(
-            "engine option enable_chunked_prefill=True cannot be combined with seeded requests on vLLM's CPU backend; "
-            "leave it out."
-        )
-    known = {field.name for field in dataclasses.fields(EngineArgs)} | _EXTRA_OPTIONS
-    if spec.options.get("enable_lora"):
-        raise SettingError(
-            "engine option 'enable_lora' is set by the engine itself; use generation.adapter_sync='swap' and "
-            "rl_module.model_config['lora']."
-        )
-    for name in spec.options:
-        if name in _FROM_SPEC or name in _FIXED:
-            remedy = f"set EngineSpec.{name} instead" if name in _FROM_SPEC else "leave it out"
-            raise SettingError(f"engine option {name!r} is set by the engine itself; {remedy}.")
-        if name not in known:
-            raise SettingError(f"engine option {name!r} is unknown to vllm. {did_you_mean(name, known)}")
-    return dict(spec.options)
-
-
-def _empty_model(spec: EngineSpec) -> PreTrainedModel:
-    """The transformers model without storage: it knows every name, shape and tie of the ``state_dict``."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
 
 
 def _num_sampled(engine: LLMEngine) -> dict[str, int]:

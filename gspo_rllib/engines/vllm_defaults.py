@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gspo_rllib.engines.device_room import colocated_room
 from gspo_rllib.engines.protocol import EngineSpec
 
 _CPU_BLOCK_SIZE = 32  # tokens; the smallest the CPU kernel takes. Prefixes are reused in whole blocks.
@@ -40,20 +41,23 @@ def cpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
     }
 
 
-def gpu_defaults(spec: EngineSpec, config: Any) -> dict[str, Any]:
+def gpu_defaults(spec: EngineSpec, config: Any, num_weight_bytes: int) -> dict[str, Any]:
     """``EngineArgs`` for a GPU that a learner may share: a cache for what can run, of at most a share of what is free.
 
     Args:
         spec: How the engine is built; ``gpu_memory_utilization`` among its options leaves the cache to vLLM.
         config: The model's transformers config.
+        num_weight_bytes: What its weights will take.
     """
     if "gpu_memory_utilization" in spec.options:  # vLLM's own way to size its cache
         return {}
     one = _context_bytes(spec, config, _GPU_BLOCK_SIZE)
-    free = torch.cuda.mem_get_info()[0]
+    room = int(torch.cuda.mem_get_info()[0] * _GPU_CACHE_SHARE)
+    if spec.colocated_bytes is not None:
+        room = colocated_room(spec.colocated_bytes, num_weight_bytes)
     return {
         "gpu_memory_utilization": _GPU_DEMANDED_SHARE,
-        "kv_cache_memory_bytes": max(one, min(one * spec.max_num_seqs, int(free * _GPU_CACHE_SHARE))),
+        "kv_cache_memory_bytes": max(one, min(one * spec.max_num_seqs, room)),
     }
 
 

@@ -179,6 +179,7 @@ def engine_spec(
     run_seed: int | None,
     stop_token_ids: tuple[int, ...],
     worker_index: int,
+    colocated_bytes: int | None = None,
 ) -> EngineSpec:
     """What to ask the engine registry for.
 
@@ -191,6 +192,7 @@ def engine_spec(
         run_seed: Seed of the run; None for an engine whose own random numbers need not repeat.
         stop_token_ids: Ids that end a turn.
         worker_index: RLlib's index of the env runner; makes the seeds of different runners' engines differ.
+        colocated_bytes: See ``EngineSpec``.
 
     Raises:
         SettingError: No model path is set, or the context asked for is longer than the model's.
@@ -213,6 +215,7 @@ def engine_spec(
         trust_remote_code=trusted,
         options=dict(settings.engine_options),
         adapter_rank=largest_rank(model_config["lora"]) if settings.adapter_sync == "swap" else None,
+        colocated_bytes=colocated_bytes,
     )
 
 

@@ -52,6 +52,17 @@ class EngineUser:
         with first_use(engine), registry.watched(engine):
             return converse(engine, spec, conversation)
 
+    def rest_engine(self) -> None:
+        """Has the engine, if there is one, give its memory back until weights are loaded again.
+
+        Raises:
+            EngineError: The engine failed, or a thread is sampling on it.
+        """
+        if self._engine is not None:
+            check_free(self._engine)
+            with registry.failing_as_itself(self._engine), registry.watched(self._engine):
+                self._engine.sleep()  # type: ignore[attr-defined]
+
     def mark_proven(self) -> None:
         """Notes that what ``converse`` returned was found to be the learner's policy."""
         registry.mark_proven(self._acquire_engine())

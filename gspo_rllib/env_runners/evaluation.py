@@ -54,6 +54,12 @@ class LendsItsEngine(EngineUser):
         else:
             super().mark_proven()
 
+    def rest_engine(self) -> None:
+        """See ``EngineUser.rest_engine``; likewise an engine that evaluation has of its own."""
+        super().rest_engine()
+        if self._evaluates_elsewhere:
+            self._evaluator.rest_engine()
+
     @property
     def _evaluates_elsewhere(self) -> bool:
         return self._evaluator is not None and self._evaluator._acquire_engine() is not self._acquire_engine()

@@ -43,9 +43,9 @@ from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import EnvError, SettingError, WeightSyncError
 from gspo_rllib.metrics import EPOCH, NUM_VERSION_REFUSALS
+from gspo_rllib.policy_state import unwrap_module_state
 from gspo_rllib.sent_weights import SentWeights, fetched
 from gspo_rllib.types import TrajectoryGroup
-from gspo_rllib.weight_sync import unwrap_module_state
 
 _MAX_ERRORS_KEPT = 5
 

@@ -121,6 +121,7 @@ class RolloutParts:
             run_seed=self._config.seed,
             stop_token_ids=self.renderer_for(self._env.chat).stop_token_ids,
             worker_index=worker_index,
+            colocated_bytes=getattr(self._config, "colocated_bytes", None),
         )
 
     def renderer_for(self, chat: ChatSpec | None) -> ChatRenderer:

@@ -131,6 +131,12 @@ class GenerationSettings(Settings):
         choices=tuple(UPDATES_WITHIN_TURNS),
         source="ours: every turn has one version",
     )
+    colocate: bool = knob(
+        False,
+        "Whether an engine and the learner take turns on one device: while the learner trains, the engine holds "
+        "neither weights nor a cache, and afterwards it reads the learner's weights where they lie.",
+        source="ours",
+    )
     adapter_sync: Literal["merged", "swap"] | None = knob(
         None,
         "How engines get a policy with an adapter (model_config['lora']): as the whole model that base and adapter "

@@ -198,6 +198,11 @@ class LearnerMemory:
         )
 
     @property
+    def kept(self) -> float:
+        """What stays there between two updates, in bytes."""
+        return self.weights + self.optimiser + self.reference
+
+    @property
     def total(self) -> float:
         """All of it together."""
         return float(sum(dataclasses.astuple(self)))

@@ -16,7 +16,7 @@ from gspo_rllib.engines.proof import Conversation, Gap, converse, model_log_prob
 from gspo_rllib.engines.protocol import EngineSpec, Generation, GenerationRequest
 from gspo_rllib.errors import EngineError, WeightSyncError
 from gspo_rllib.modules import CausalLMModule
-from gspo_rllib.weight_sync import adapter_state, inference_state
+from gspo_rllib.policy_state import adapter_state, inference_state
 from tests.modules.adapted_policies import LORA, build, move
 from tests.toy_envs.coin_env import CoinEnv
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,14 +27,14 @@ def _free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_free_memory")
 def test_on_a_gpu_the_cache_holds_what_can_run_and_no_more() -> None:
-    found = gpu_defaults(spec(1024, 8), CONFIG)
+    found = gpu_defaults(spec(1024, 8), CONFIG, 1 << 30)
 
     assert found["kv_cache_memory_bytes"] == 8 * (1024 + 16) * BYTES_PER_TOKEN
 
 
 @pytest.mark.usefixtures("_free_memory")
 def test_on_a_gpu_the_cache_leaves_a_learner_its_room() -> None:
-    found = gpu_defaults(spec(4096, 1000), CONFIG)
+    found = gpu_defaults(spec(4096, 1000), CONFIG, 1 << 30)
 
     assert found["kv_cache_memory_bytes"] == int(0.3 * (100 << 30))
     # With vLLM's own 0.92 an engine beside a learner is refused, whatever its cache.
@@ -41,15 +42,23 @@ def test_on_a_gpu_the_cache_leaves_a_learner_its_room() -> None:
 
 
 @pytest.mark.usefixtures("_free_memory")
+def test_beside_a_learner_that_waits_the_cache_gets_what_it_leaves() -> None:
+    alone = gpu_defaults(replace(spec(4096, 1000), colocated_bytes=0), CONFIG, 1 << 30)["kv_cache_memory_bytes"]
+    beside = gpu_defaults(replace(spec(4096, 1000), colocated_bytes=50 << 30), CONFIG, 1 << 30)["kv_cache_memory_bytes"]
+
+    assert alone == int(0.8 * (0.92 * (140 << 30) - (1 << 30))) and alone - beside == pytest.approx(0.8 * (50 << 30))
+
+
+@pytest.mark.usefixtures("_free_memory")
 def test_one_whole_context_always_fits_as_far_as_we_decide() -> None:
-    found = gpu_defaults(spec(1_000_000, 4), CONFIG)
+    found = gpu_defaults(spec(1_000_000, 4), CONFIG, 1 << 30)
 
     assert found["kv_cache_memory_bytes"] >= 1_000_000 * BYTES_PER_TOKEN
 
 
 @pytest.mark.usefixtures("_free_memory")
 def test_who_sets_a_share_of_the_device_gets_vllms_own_sizing() -> None:
-    assert gpu_defaults(spec(1024, 8, gpu_memory_utilization=0.8), CONFIG) == {}
+    assert gpu_defaults(spec(1024, 8, gpu_memory_utilization=0.8), CONFIG, 1 << 30) == {}
 
 
 def test_on_a_cpu_the_cache_is_bounded_too() -> None:

@@ -16,8 +16,9 @@ from gspo_rllib.algorithms import GSPOConfig, LanguagePPOConfig
 from gspo_rllib.checkpoints.components import restore_component, save_component
 from gspo_rllib.freed_memory import return_large_blocks
 from gspo_rllib.learners.training_data import GroupTrainingData
+from gspo_rllib.policy_state import inference_state
 from gspo_rllib.types import TrajectoryGroup, group_episodes
-from gspo_rllib.weight_sync import gather_weights, inference_state
+from gspo_rllib.weight_sync import gather_weights
 from tests.episodes import make_episode
 from tests.learners.objectives import objective_config
 from tests.learners.small_learner import SPACES, even_groups

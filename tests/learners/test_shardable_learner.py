@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gspo_rllib.cli.plan import learner_memory, model_sizes
+from gspo_rllib.algorithms.policy_gradient.memory_plan import learner_memory, model_sizes
 from gspo_rllib.warmstart.models import build_model
 from tests.learners.ranks import on_ranks
 from tests.learners.shared_learners import (
