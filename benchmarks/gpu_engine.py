@@ -35,8 +35,8 @@ from gspo_rllib.engines.protocol import Engine, EngineSpec, GenerationRequest
 from gspo_rllib.engines.registry import acquire, release
 from gspo_rllib.modules import CausalLMModule
 from gspo_rllib.packing import packed_rows
+from gspo_rllib.policy_state import inference_state
 from gspo_rllib.types import TokenTrajectory
-from gspo_rllib.weight_sync import inference_state
 
 CONTEXT = 2048
 PRECISIONS = (("bfloat16", "bfloat16"), ("float32", None), ("bfloat16", None))

@@ -8,7 +8,8 @@ float32 weights under bfloat16 autocast. Every turn samples as many tokens as it
 iteration: the very requests it sampled, by raw vLLM at the same concurrency from an empty prefix cache; and a bare
 forward and backward pass over the trajectories it trained on, with ``cross_entropy`` for a head. The learner also
 computes the old log-probs, a forward pass that bfloat16 needs; optimiser, weight sync and environments are not in the
-ideal either. Wall seconds, until the device is done. Memory: the most PyTorch held at a time, engine included.
+ideal either. Wall seconds, until the device is done. Memory: the most of the card that anybody used at a time.
+With ``--runners 1`` or ``--learners 1`` (actors on half a GPU each) only the phases are timed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Any
 
 import gpu
 import ray
-import torch
 from bare import bare
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_SAMPLING_TIMER, LEARNER_UPDATE_TIMER, SYNCH_WORKER_WEIGHTS_TIMER, TIMERS
@@ -61,13 +61,15 @@ def build(path: str, args: argparse.Namespace, played: list[Any]) -> Any:
         .rl_module(model_config={"path": path, "autocast_dtype": autocast})
         .generation(
             engine="vllm", engine_dtype=args.dtype, max_tokens_per_turn=args.tokens_per_turn, max_model_len=4096,
-            engine_options=args.options,
+            engine_options=args.options, colocate=args.colocate,
         )
         .env_runners(
             num_env_runners=args.runners, num_envs_per_env_runner=args.groups * GROUP_SIZE // max(1, args.runners),
             num_gpus_per_env_runner=0.5 if args.runners and args.device == "cuda" else 0,
         )
-        .learners(num_learners=0, num_gpus_per_learner=int(args.device == "cuda"))
+        .learners(
+            num_learners=args.learners, num_gpus_per_learner=(0.5 if args.learners else 1) * int(args.device == "cuda")
+        )
         .training(
             group_size=GROUP_SIZE, groups_per_iteration=args.groups, num_minibatches=1, lr=1e-6,
             max_tokens_per_micro_batch=args.row_tokens,
@@ -75,6 +77,8 @@ def build(path: str, args: argparse.Namespace, played: list[Any]) -> Any:
         .callbacks(on_sample_end=keep)
         .debugging(seed=0)
     )  # fmt: skip
+    if args.compiled:
+        config.framework(torch_compile_learner=True)
     return config.build_algo()
 
 
@@ -82,6 +86,8 @@ def measure_loop(size: str, path: str, args: argparse.Namespace) -> list[dict[st
     """One row per measured iteration."""
     played: list[Any] = []
     algo = build(path, args, played)
+    if args.runners or args.learners:
+        return measure_phases(size, algo, args)
     engine = algo.env_runner._engine
     module = algo.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     engine._stop_token_ids = []
@@ -89,11 +95,9 @@ def measure_loop(size: str, path: str, args: argparse.Namespace) -> list[dict[st
     autocast = None if args.dtype == "float32" else args.dtype
     for _ in range(args.repetitions + 2):
         result: dict[str, Any] = {}
-        if args.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        with noted_requests(engine) as requests:
+        with noted_requests(engine) as requests, gpu.DeviceMemory() as memory:
             (loop,) = gpu.seconds(partial(_train, algo, result), 1, warm_up=0)
-        peak = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else float("nan")
+        peak = memory.highest_gb
         algo._weights.push(algo.env_runner_group, force=True)  # an empty prefix cache, as before sampling
         (raw,) = gpu.seconds(partial(raw_vllm, engine, requests, args.groups * GROUP_SIZE), 1, warm_up=0)
         trajectories = [token_trajectory(episode, advantage=1.0) for episode in played]
@@ -114,6 +118,25 @@ def measure_loop(size: str, path: str, args: argparse.Namespace) -> list[dict[st
         show(rows[-1])
     algo.stop()
     return rows[2:]  # the first ones compile and warm up
+
+
+def measure_phases(size: str, algo: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per measured iteration of engine and learner in actors: the phases alone, and the GPU's memory."""
+    rows: list[dict[str, Any]] = []
+    for _ in range(args.repetitions + 2):
+        result: dict[str, Any] = {}
+        with gpu.DeviceMemory() as memory:
+            (loop,) = gpu.seconds(partial(_train, algo, result), 1, warm_up=0)
+        phases, learner = result[TIMERS], result["learners"][DEFAULT_MODULE_ID]
+        nothing = dict.fromkeys(("raw_vllm_s", "bare_s", "ideal_over_loop", "rollout_over_raw"), float("nan"))
+        rows.append({
+            "size": size, "tokens": int(learner["num_tokens"]), "sampled_tokens": int(learner["num_sampled_tokens"]),
+            "loop_s": loop, "sample_s": phases[ENV_RUNNER_SAMPLING_TIMER], "learn_s": phases[LEARNER_UPDATE_TIMER],
+            "sync_s": phases[SYNCH_WORKER_WEIGHTS_TIMER], "peak_gb": memory.highest_gb, **nothing,
+        })  # fmt: skip
+        show(rows[-1])
+    algo.stop()
+    return rows[2:]
 
 
 def _train(algo: Any, result: dict[str, Any]) -> None:
@@ -143,6 +166,9 @@ def main() -> None:
     parser.add_argument("--observation-chars", type=int, default=64)
     parser.add_argument("--row-tokens", type=int, default=16384, help="max_tokens_per_micro_batch")
     parser.add_argument("--runners", type=int, default=0)
+    parser.add_argument("--learners", type=int, default=0, help="in actors; 0: in this process")
+    parser.add_argument("--colocate", action="store_true", help="engine and learner take turns in the GPU's memory")
+    parser.add_argument("--compiled", action="store_true", help="the learner's layers and head are compiled")
     parser.add_argument("--options", default={}, type=json.loads, help="the engine's options, as JSON")
     parser.add_argument("--repetitions", type=int, default=3, help="iterations that are measured")
     parser.add_argument("--folder", type=pathlib.Path, help="where random models are kept; a temporary one without it")
@@ -159,7 +185,8 @@ def main() -> None:
         for size in args.sizes:
             path = gpu.random_qwen3(pathlib.Path(folder), size, vocabulary=args.vocabulary, device=args.device)
             found = measure_loop(size, path, args)
-            print(f"{size}: median ideal ÷ loop {statistics.median(row['ideal_over_loop'] for row in found):.2f}")
+            if (args.runners, args.learners) == (0, 0):
+                print(f"{size}: median ideal ÷ loop {statistics.median(row['ideal_over_loop'] for row in found):.2f}")
             rows += found
             gpu.free()
             if args.json:  # after each: a long run that is cut off has been worth something
