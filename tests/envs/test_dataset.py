@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gspo_rllib.envs import check_language_env
+from gspo_rllib.envs import check_language_env, dataset_cells
 from gspo_rllib.envs.dataset import DatasetEnv, load_rows
+from gspo_rllib.envs.numbers import read_number
 from gspo_rllib.envs.verifiers import VERIFIERS, score
 from gspo_rllib.errors import EnvError, SettingError
 from tests.toy_envs.verifiers import halves
@@ -485,3 +488,8 @@ def test_rows_that_contradict_each_other_are_said_once(caplog) -> None:
     own = [{"question": "?", "answer": "1", "hidden": 1}, {"question": "?", "answer": "2", "hidden": 2}]
     DatasetEnv(rows=own, verifier=lambda reply, answer, row: reply == str(row["hidden"]))
     assert "ask the same" not in caplog.text
+
+
+@given(text=st.from_regex(dataset_cells._PLAIN_NUMBER, fullmatch=True))
+def test_a_gold_answer_that_is_taken_for_a_number_at_a_glance_is_one(text: str) -> None:
+    assert read_number(text) is not None and read_number(text, formula=True) is not None
