@@ -6,6 +6,7 @@ made when it is asked for. What is wrong with a row is said with its source, its
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import functools
@@ -256,7 +257,9 @@ def _elsewhere(path: str) -> str:
     if "://" in path:
         return "It is read from this machine: download it first."
     place = Path(path).expanduser()
-    beside = [other.name for other in place.parent.iterdir() if other != place] if place.parent.is_dir() else []
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # there is no such folder, or it may not be read
+        beside = [other.name for other in place.parent.iterdir() if other != place]
     if near := difflib.get_close_matches(place.name, beside, n=1, cutoff=0.8):
         return f"Did you mean {str(Path(path).with_name(near[0]))!r}?"
     if place.is_absolute() or {suffix.lower() for suffix in place.suffixes} & set(_FORMATS):
