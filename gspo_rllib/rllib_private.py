@@ -214,6 +214,17 @@ PRIVATE_NAMES = (
         "_global_registry",
         "The environments registered with Tune by name; there is a public way in (register_env) and none out.",
     ),
+    # -- Ray Tune's schedulers
+    PrivateName(
+        "ray.tune.schedulers.pbt.PopulationBasedTraining",
+        "_trial_state",
+        "When a trial was compared last, which is forgotten where a sweep goes on.",
+    ),
+    PrivateName(
+        "ray.tune.schedulers.pbt.PopulationBasedTraining",
+        "_perturbation_interval",
+        "How often trials are compared.",
+    ),
     # -- Weights & Biases
     PrivateName(
         "ray.air.integrations.wandb",

@@ -6,8 +6,8 @@ import pytest
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.modules.foreign_words import REMEDIES
-from gspo_rllib.modules.model_config import MODEL_CONFIG, check_model_config
 from gspo_rllib.modules.lora_settings import check_lora
+from gspo_rllib.modules.model_config import MODEL_CONFIG, check_model_config
 from tests.learners.small_learner import learner_config
 
 

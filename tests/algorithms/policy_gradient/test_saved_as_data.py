@@ -36,6 +36,14 @@ class Module(CausalLMModule):
     """A module of the user's."""
 
 
+class OwnConfig(GSPOConfig):
+    """A config of the user's, with a setting that its constructor adds."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self.knob = 3
+
+
 def _on_result(**_: Any) -> None:
     """A callback of the user's that is a function."""
 
@@ -154,6 +162,25 @@ def _with(saved: SimpleNamespace, tmp_path: pathlib.Path, **settings: Any) -> pa
     write_tree(folder, tree, name=NAME)
     checkpoints.write_manifest(folder)
     return folder
+
+
+def test_a_setting_of_a_config_class_of_ones_own_comes_back_as_data(
+    saved: SimpleNamespace, tmp_path: pathlib.Path
+) -> None:
+    trust = Trust([OwnConfig, CoinEnv, Module, Counting, _on_result])
+    folder = _with(saved, tmp_path, knob=6)
+    tree = read_tree(folder, name=NAME)
+
+    def saved_as(**changes: Any) -> dict[str, Any]:
+        settings = {**tree["settings"], **changes}
+        write_tree(folder, {**tree, "config": code.name_of(OwnConfig), "settings": settings}, name=NAME)
+        return load_config(folder, trust)[1]
+
+    assert saved_as()["knob"] == 6
+    with pytest.raises(CheckpointError, match="vouched"):
+        saved_as(knob={"code of": "os:system"})
+    with pytest.raises(CheckpointError, match="which no checkpoint of ours has"):
+        saved_as(output="elsewhere")
 
 
 def _pairs(**entries: Any) -> dict[str, Any]:
