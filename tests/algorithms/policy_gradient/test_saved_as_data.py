@@ -16,6 +16,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.tune import Checkpoint
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GRPO, GSPO, GSPOConfig
@@ -127,6 +128,14 @@ def test_a_checkpoint_holds_json_and_safetensors_and_runs_no_pickle_that_is_put_
             algo.stop()
     assert not witness.exists()
     assert pickle.loads(pickle.dumps(Bomb())) is None and witness.exists()  # the pickles do what they should not
+
+
+def test_rllib_s_own_algorithm_opens_a_checkpoint_as_it_was_saved(saved: SimpleNamespace) -> None:
+    """RLlib's would look for a pickle first, and then call a checkpoint without one invalid."""
+    for path in (saved.path, str(saved.path), Checkpoint(str(saved.path))):
+        algo = Algorithm.from_checkpoint(path)
+        assert (type(algo), algo.iteration) == (GSPO, 1)
+        algo.stop()
 
 
 def test_the_config_comes_back_as_it_was(saved: SimpleNamespace) -> None:
