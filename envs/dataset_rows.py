@@ -6,7 +6,9 @@ made when it is asked for. What is wrong with a row is said with its source, its
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import difflib
 import functools
 import hashlib
 import importlib
@@ -29,6 +31,7 @@ logger = logging.getLogger("gspo_rllib")
 
 _SCANNED = 1000  # rows that are looked at together
 _COMPARED = 100_000  # rows whose questions are kept for a while, to be compared with each other
+_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 _SAID = 3  # contradictions that are told
 
 
@@ -146,7 +149,7 @@ def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, rea
         raise SettingError(f"{source}: holds no row.")
     first = rows[0]
     for column in (question, answer):
-        if isinstance(first, Mapping) and column not in first:
+        if isinstance(first, Mapping) and not any(column in row for row in rows if isinstance(row, Mapping)):
             raise SettingError(f"the rows have no column {column!r}. {did_you_mean(column, map(str, first))}")
     checks: dict[str, Callable[[Any], Any]] = {question: question_of, answer: read_gold}
     few = rows.scan(list(checks)) if isinstance(rows, LazyRows) else [rows]
@@ -232,7 +235,7 @@ def _load_rows(path: str, split: str | None, changed: int) -> Sequence[Row]:
     if not place.is_file():
         raise EnvError(f"path={path!r}: there is no such file or folder. {_elsewhere(path)}")
     readers: dict[str, Callable[[Path], Sequence[Row]]]
-    readers = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": _read_parquet}
+    readers = dict(zip(_FORMATS, (read_jsonl, read_json, read_csv, _read_parquet), strict=True))
     packed = place.suffix.lower() == PACKED
     reader = readers.get(place.with_suffix("").suffix.lower() if packed else place.suffix.lower())
     if reader is None or (packed and reader is _read_parquet):
@@ -253,6 +256,14 @@ def _load_rows(path: str, split: str | None, changed: int) -> Sequence[Row]:
 def _elsewhere(path: str) -> str:
     if "://" in path:
         return "It is read from this machine: download it first."
+    place = Path(path).expanduser()
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # there is no such folder, or it may not be read
+        beside = [other.name for other in place.parent.iterdir() if other != place]
+    if near := difflib.get_close_matches(place.name, beside, n=1, cutoff=0.8):
+        return f"Did you mean {str(Path(path).with_name(near[0]))!r}?"
+    if place.is_absolute() or {suffix.lower() for suffix in place.suffixes} & set(_FORMATS):
+        return "Correct the path." if place.is_absolute() else f"It is looked for in {os.getcwd()}."
     return f"Write 'hub:{path}' for a dataset of the hub."
 
 

@@ -54,6 +54,8 @@ def read_jsonl(path: Path) -> NumberedRows:
     rows = NumberedRows()
     for number, line in _lines(path):
         if line.strip():
+            if not rows and line.lstrip().startswith("["):
+                raise ValueError("begins with a list; if it is one list of rows, name the file .json")
             try:
                 rows.append(_mapping(json.loads(line, object_pairs_hook=_without_doubles)))
             except (ValueError, RecursionError) as error:
@@ -75,7 +77,7 @@ def read_json(path: Path) -> Sequence[Row]:
         raise ValueError(f"holds a {type(document).__name__}; it must hold a list of objects")
     for number, row in enumerate(document, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} is a {type(row).__name__}; it must be an object")
+            raise ValueError(f"row {number} is of type {type(row).__name__}; it must be an object")
     return document
 
 
@@ -108,7 +110,8 @@ def read_csv(path: Path) -> NumberedRows:
                         f"line {line} has {len(fields)} fields for the {len(header)} columns of the header; put quotes "
                         "around a field that holds a comma"
                     )
-                rows.append(dict(zip(header, fields, strict=False)))
+                missing = [None] * (len(header) - len(fields))  # a line that ends early holds nothing there
+                rows.append(dict(zip(header, [*fields, *missing], strict=False)))
                 rows.lines.append(line)
         finally:
             csv.field_size_limit(before)
@@ -134,5 +137,5 @@ def _check_once(names: Iterable[str], where: str) -> None:
 
 def _mapping(row: Any) -> Row:
     if not isinstance(row, dict):
-        raise ValueError(f"a row is a {type(row).__name__}; it must be an object")
+        raise ValueError(f"a row is of type {type(row).__name__}; it must be an object")
     return row

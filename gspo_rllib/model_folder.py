@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,16 @@ def _check_folder(path: str) -> None:
             f"model path {path!r}: it is an address. Give a local folder, or the name that the hub has"
             + (f": {name!r}." if name.count("/") == 1 else ", OWNER/NAME.")
         )
+    if os.path.isfile(path):
+        folder = str(Path(path).parent)
+        raise ModelError(
+            f"model path {path!r}: it is a file. "
+            + (
+                f"Give the folder that it is in: {folder!r}."
+                if os.path.isfile(os.path.join(folder, "config.json"))
+                else "Give a Hugging Face folder: config.json, a tokenizer and *.safetensors, in the model's own dtype."
+            )
+        )
     if is_missing_folder(path):
         raise ModelError(
             f"model path {path!r}: there is no such folder. Give a folder with config.json and *.safetensors, or a hub "
@@ -146,7 +157,8 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of a model folder or hub name.
 
     Raises:
-        ModelError: The folder or hub name holds no model configuration, or the folder an adapter.
+        ModelError: The folder or hub name holds no model configuration, or weights that can only be used quantised, or
+            the folder an adapter.
     """
     from transformers import AutoConfig
 
@@ -154,12 +166,39 @@ def load_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
     what = "not a local Hugging Face folder (no usable config.json) and not a reachable hub name"
     if os.path.isfile(os.path.join(path, "config.json")):
         what = "its config.json cannot be used"
-    with translated(
-        path,
-        what,
-        "Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` makes a small one.",
-    ):
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    below = sorted(file.parent.name for file in Path(path).glob("*/config.json")) if os.path.isdir(path) else []
+    remedy = "Give a folder with config.json and *.safetensors; `gspo-rllib warmstart` makes a small one."
+    if below and not os.path.isfile(os.path.join(path, "config.json")):
+        remedy = f"There are models in its folders {', '.join(below[:8])}: give one of them, e.g. {path}/{below[-1]}."
+    with translated(path, what, remedy):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    _check_quantised(path, config)
+    return config
+
+
+def _check_quantised(path: str, config: Any) -> None:
+    """Has the weights of a quantised folder read as the numbers they stand for, on every device, or refuses it.
+
+    Raises:
+        ModelError: transformers keeps them quantised.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None:
+        return
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = str(quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised.quant_method)
+    kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
+    if kind is None or "dequantize" not in inspect.signature(kind).parameters:
+        raise ModelError(
+            f"model path {path!r}: its weights are quantised ({method}), and every weight is trained: an update is "
+            "smaller than a step of a 4- or 8-bit weight. Give the folder that it was made from; vLLM can quantise "
+            "what samples: generation(engine_options={'quantization': 'fp8'})."
+        )
+    if isinstance(quantised, dict):
+        quantised["dequantize"] = True
+    else:
+        quantised.dequantize = True
 
 
 def declared_end_ids(

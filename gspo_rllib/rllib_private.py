@@ -204,9 +204,26 @@ PRIVATE_NAMES = (
         "Which runners are alive, and their actors: RLlib's asynchronous calls are dropped while an earlier one runs.",
     ),
     PrivateName(
+        _RUNNER_GROUP,
+        "_make_worker",
+        "Overridden: a runner is started with the config itself, not with a reference that can be lost before Ray "
+        "restarts it.",
+    ),
+    PrivateName(
         "ray.tune.registry",
         "_global_registry",
         "The environments registered with Tune by name; there is a public way in (register_env) and none out.",
+    ),
+    # -- Ray Tune's schedulers
+    PrivateName(
+        "ray.tune.schedulers.pbt.PopulationBasedTraining",
+        "_trial_state",
+        "When a trial was compared last, which is forgotten where a sweep goes on.",
+    ),
+    PrivateName(
+        "ray.tune.schedulers.pbt.PopulationBasedTraining",
+        "_perturbation_interval",
+        "How often trials are compared.",
     ),
     # -- Weights & Biases
     PrivateName(

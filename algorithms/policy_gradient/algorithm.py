@@ -51,6 +51,7 @@ from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.driver.recorded import RecordedGroups
+from gspo_rllib.driver.runner_group import groups_by_value
 from gspo_rllib.driver.selection import returns_differ, sample_until_informative
 from gspo_rllib.driver.stream import GroupStream
 from gspo_rllib.engines.compute_threads import ComputeThreads
@@ -125,7 +126,7 @@ class PolicyGradient(
         self._selection = self._settings.group_selection
         self._threads = ComputeThreads(threads_for(config.model_config, resources.main_process_cpus(config)))
         try:
-            with waiting_is_said(config):
+            with waiting_is_said(config), groups_by_value():
                 super().setup(config)
             self._cluster_monitor = ClusterMonitor(alive_nodes())
             self._task_sets = task_sets(config, counted=[self.env_runner, self.eval_env_runner])

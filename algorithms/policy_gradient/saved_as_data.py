@@ -205,16 +205,20 @@ class SavedAsData(Algorithm):
 
 def _open_from_rllib_too() -> None:
     """Has RLlib's own ``Algorithm.from_checkpoint`` open checkpoints of this package, which it would unpickle."""
-    stock = vars(Checkpointable)["from_checkpoint"].__func__
+    for owner in (Algorithm, Checkpointable):  # RLlib's algorithm first looks for a pickle, and refuses without one
+        stock = vars(owner)["from_checkpoint"].__func__
+        setattr(owner, stock.__name__, classmethod(_opening(stock)))
 
+
+def _opening(stock: Any) -> Any:
     @functools.wraps(stock)
     def from_checkpoint(cls: Any, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
-        if cls is Algorithm and (pathlib.Path(str(path)) / checkpoints.MANIFEST).is_file():
+        folder = pathlib.Path(str(getattr(path, "path", path)))  # of a Ray Checkpoint
+        if cls is Algorithm and (folder / checkpoints.MANIFEST).is_file():
             return SavedAsData.from_checkpoint(path, filesystem, **kwargs)
         return stock(cls, path, filesystem, **kwargs)
 
-    opening: Any = from_checkpoint
-    setattr(Checkpointable, stock.__name__, classmethod(opening))
+    return from_checkpoint
 
 
 _open_from_rllib_too()

@@ -195,6 +195,9 @@ def _named(value: Any, key: Any = None) -> Any:
     return {_CODE: name}
 
 
+_PACKAGE = __name__.partition(".")[0]
+
+
 class _Loader:
     """Reads the settings of one checkpoint."""
 
@@ -205,6 +208,9 @@ class _Loader:
         kinds = (GenerationSettings, AgentSettings, ReportingSettings, LearnersSettings)
         every = (config_class.training_settings, *kinds)
         self._own = {field.name for kind in every for field in dataclasses.fields(kind)}
+        # What the constructor of a class of the user's own adds is the business of that class.
+        ours = next(kind for kind in config_class.__mro__ if kind.__module__.startswith(f"{_PACKAGE}."))
+        self._own |= self._defaults.keys() - vars(ours()).keys()
 
     def value(self, name: str, saved: Any) -> Any:
         """The value of a setting.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,12 @@ def _check_model(sections: Sections, source: str | Path) -> None:
 
     given = sections.get("rl_module", {}).get("model_config")
     path = given.get("path") if isinstance(given, dict) else None
-    if path is None or "://" in str(path) or not is_missing_folder(str(path)):
+    if (
+        not path
+        or "://" in str(path)
+        or os.path.isfile(os.path.expanduser(str(path)))
+        or not is_missing_folder(str(path))
+    ):
         return  # what no warm start could make is refused with the rest
     command = _written(source, str(path)) or _made(sections.get("environment", {}), str(path))
     raise SettingError(f"model path {str(path)!r} is not there yet; make it with `{command}`, then run this again.")

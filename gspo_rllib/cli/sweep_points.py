@@ -10,7 +10,7 @@ import itertools
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gspo_rllib.cli.seed_model import load_with_model
@@ -231,6 +231,34 @@ def label_of(chosen: Mapping[str, str]) -> str:
         for value, text in zip(values, chosen.values(), strict=True)
     ]
     return ",".join(f"{name}={value}" for name, value in zip(names, shown, strict=True)) or "all"
+
+
+def moved(point: Point, config: Mapping[str, Any], points: Sequence[Point]) -> Point:
+    """A point with the settings that its trial has by now; itself, where no scheduler has changed any.
+
+    Args:
+        point: What the trial began with.
+        config: The trial's config now; what it has of the sweep's settings are values of theirs.
+        points: All points.
+
+    Example:
+        >>> made = [Point(f"lr={lr}", {"lr": float(lr)}, ["run.name=a", f"training.lr={lr}"], {"training.lr": lr})
+        ...         for lr in ("1e-05", "3e-05")]
+        >>> moved(made[0], {"lr": 3e-5}, made).overrides, moved(made[0], {"lr": 1e-5}, made) is made[0]
+        (['run.name=a', 'training.lr=3e-05'], True)
+    """
+    chosen = dict(point.chosen)
+    for key, text in point.chosen.items():
+        attribute = next((name for name in point.values if name.lstrip("_") == key.split(".")[1]), None)
+        if attribute is None or config.get(attribute, point.values[attribute]) == point.values[attribute]:
+            continue
+        now = [other.chosen.get(key, text) for other in points if other.values[attribute] == config[attribute]]
+        chosen[key] = now[0] if now else text
+    if chosen == dict(point.chosen):
+        return point
+    fixed = [given for given in point.overrides if given.partition("=")[0] not in chosen]
+    own = [f"{key}={text}" for key, text in chosen.items()]
+    return replace(point, overrides=[*fixed, *own], chosen=chosen)
 
 
 def changed(base: Run, runs: Iterable[Run]) -> set[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from gspo_rllib.algorithms.policy_gradient.task_record import changed_tasks, task_sets
-from gspo_rllib.cli.sweep_points import Point
+from gspo_rllib.cli.sweep_points import Point, moved
 from gspo_rllib.cli.sweep_trials import Points
 from gspo_rllib.errors import SettingError
 
@@ -24,6 +24,8 @@ _PLAYED = {"env", "env_config", "evaluation_config", "curriculum", "recorded_gro
 def unfinished(folder: str, results: tune.ResultGrid, points: Sequence[Point]) -> list[tuple[Point, Path | None]]:
     """The trials that are not at their end, those included that were never started, and each one's latest checkpoint.
 
+    A trial that a scheduler has moved has the settings of now, which its checkpoint was trained with or is to be.
+
     Args:
         folder: The sweep's folder.
         results: What Tune returned.
@@ -32,7 +34,12 @@ def unfinished(folder: str, results: tune.ResultGrid, points: Sequence[Point]) -
     trials = tune.ExperimentAnalysis(folder, trials=None).trials or []
     ended = {str(trial) for trial in trials if trial.status in ("TERMINATED", "ERROR")}
     saved = {Path(result.path).name: Path(result.checkpoint.path) for result in results if result.checkpoint}
-    return [(point, saved.get(point.folder)) for point in points if point.label not in ended]
+    now = {Path(result.path).name: result.config or {} for result in results}
+    return [
+        (moved(point, now.get(point.folder, {}), points), saved.get(point.folder))
+        for point in points
+        if point.label not in ended
+    ]
 
 
 def going_on_in(folder: Path, run: Run, space: dict[str, Any]) -> tune.Tuner:

@@ -190,6 +190,17 @@ class Halving(ASHAScheduler):
             super().on_trial_result(tune_controller, trial, flatten(result))
 
 
+class Population(PopulationBasedTraining):
+    """Tune's, which forgets when trials were compared last where a sweep goes on, and would do it at once."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Called by Tune with every trial, those from before included."""
+        super().on_trial_add(tune_controller, trial)
+        if trial.has_reported_at_least_once:
+            passed = int(trial.last_result[TIME] // self._perturbation_interval)
+            self._trial_state[trial].last_perturbation_time = passed * self._perturbation_interval
+
+
 def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) -> TrialScheduler | None:
     """Tune's scheduler of a name.
 
@@ -209,7 +220,7 @@ def scheduler(name: str | None, limits: RunSettings, points: Sequence[Point]) ->
             for point in points:
                 if point.values[attribute] not in values.setdefault(attribute, []):
                     values[attribute].append(point.values[attribute])
-        return PopulationBasedTraining(
+        return Population(
             TIME,
             metric=SCORE,
             mode="max",

@@ -22,21 +22,33 @@ def process_state_kept(keep_env_prefix: str) -> Iterator[None]:
     Args:
         keep_env_prefix: Variables with this prefix keep what the block set.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     env = dict(os.environ)
     try:
-        with torch_random_state_kept():
+        with random_states_kept():
             yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         torch.set_num_threads = set_num_threads
         if torch.get_num_threads() != num_threads:
             set_num_threads(num_threads)
         for name in [n for n in os.environ if n not in env and not n.startswith(keep_env_prefix)]:
             del os.environ[name]
         os.environ.update({n: v for n, v in env.items() if not n.startswith(keep_env_prefix)})
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restores the global generators of Python, numpy and torch after the block, torch's as said below.
+
+    Starting a library is not alone in changing them: the import of vLLM 0.27 draws from Python's.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch_random_state_kept():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager

@@ -294,9 +294,11 @@ def _refuse_second(spec: EngineSpec) -> None:
 
 
 def _factory(name: str, entry: EngineEntry) -> Callable[[EngineSpec], Engine]:
+    from gspo_rllib.engines.process_state import random_states_kept  # with torch, which the names above do without
+
     module, _, attribute = entry.factory.partition(":")
     try:
-        with undisturbed():
+        with undisturbed(), random_states_kept():
             factory: Callable[[EngineSpec], Engine] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise EngineError(f"engine {name!r} cannot be loaded from {entry.factory!r}: {error}") from error

@@ -39,7 +39,7 @@ from gspo_rllib.engines.stop_strings import StopStrings
 from gspo_rllib.engines.trial import untried
 from gspo_rllib.engines.weights import NamedWeights, TokenVersions, as_tensor, check_idle, check_weights, without_tied
 from gspo_rllib.errors import EngineError, GSPOError, ModelError, SettingError, described, did_you_mean
-from gspo_rllib.model_folder import load_tokenizer
+from gspo_rllib.model_folder import load_model_config, load_tokenizer
 from gspo_rllib.types import FinishReason
 
 if TYPE_CHECKING:
@@ -368,8 +368,9 @@ def _load_model(spec: EngineSpec, device: torch.device) -> PreTrainedModel:
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
+        config = load_model_config(spec.model, trust_remote_code=spec.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            spec.model, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
+            spec.model, config=config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

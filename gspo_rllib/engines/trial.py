@@ -96,12 +96,16 @@ def run(spec: EngineSpec) -> str | None:
     from transformers import AutoModelForCausalLM
 
     from gspo_rllib.engines.proof import Conversation, Gap, check_gap, converse, model_log_probs
+    from gspo_rllib.model_folder import load_model_config
 
     engine = None
     try:
         engine = registry.acquire(spec)
         model = AutoModelForCausalLM.from_pretrained(
-            spec.model, dtype=torch.float32, trust_remote_code=spec.trust_remote_code
+            spec.model,
+            config=load_model_config(spec.model, trust_remote_code=spec.trust_remote_code),
+            dtype=torch.float32,
+            trust_remote_code=spec.trust_remote_code,
         ).eval()
         with registry.failing_as_itself(engine):
             engine.load_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, 1)

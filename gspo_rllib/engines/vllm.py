@@ -3,7 +3,7 @@
 The only module that imports vllm. It drives vLLM's synchronous ``LLMEngine`` directly: nothing runs unless ``step`` is
 called, so a weight update needs no pause protocol, and tokens are ids from end to end.
 
-Supported: vllm >= 0.24, < 0.34 (tested on CPU with 0.32, on a GPU with 0.26).
+Supported: vllm >= 0.24, < 0.33 (tested on CPU with 0.27 and 0.32, on a GPU with 0.26).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from gspo_rllib.engines.process_state import random_states_kept
 from gspo_rllib.errors import SettingError, described, did_you_mean
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def _request_class() -> Any:
 
 
 def _vllm() -> Any:
-    importlib.import_module("gspo_rllib.engines.vllm")  # sets what vLLM reads when it is imported
-    from vllm import tool_parsers
+    with random_states_kept():
+        importlib.import_module("gspo_rllib.engines.vllm")  # sets what vLLM reads when it is imported
+        from vllm import tool_parsers
 
     # They print a traceback for every reply that they cannot read.
     logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)

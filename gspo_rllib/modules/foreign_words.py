@@ -81,6 +81,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "subfolder",
     ),
     "save the model without a variant (model.save_pretrained), and give that folder as path.": ("variant",),
+    "use lora={'rank': 16, 'alpha': 32}, which needs the package peft.": ("peft_config", "lora_config", "use_peft"),
     "use revision: it holds for a model's code, too.": ("code_revision",),
     "use activation_checkpointing=True.": ("gradient_checkpointing", "use_gradient_checkpointing"),
     _CACHE: ("use_cache",),

@@ -37,6 +37,9 @@ _NO_KIND = frozenset(
 )
 """What a plain one may set beside; anything else makes it of another kind, and each release of peft brings some."""
 
+_PEFT_S = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_path": "adapter"}
+"""What peft calls them."""
+
 _SHOWN = 24  # names of a list in a message
 
 
@@ -98,7 +101,8 @@ def check_lora(lora: Any, *, path: str, trust_remote_code: bool) -> LoraSettings
         )
     for key in lora:
         if key not in names:
-            raise SettingError(f"{LoraSettings.SECTION}[{key!r}] is unknown. {did_you_mean(str(key), names)}")
+            remedy = f"Use {_PEFT_S[key]!r}." if key in _PEFT_S else did_you_mean(str(key), names)
+            raise SettingError(f"{LoraSettings.SECTION}[{key!r}] is unknown. {remedy}")
     settings = LoraSettings(**lora)
     if importlib.util.find_spec("peft") is None:
         raise SettingError(

@@ -102,6 +102,18 @@ def test_what_needs_no_framework_loads_none() -> None:
     assert "keeps the language-environment contract" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"], ["check-env", CALCULATOR]])
+def test_what_needs_no_framework_answers_within_a_second(arguments: list[str]) -> None:
+    """In seconds of CPU, which other programs do not change much: 0.4 s here, 8 s with ray and torch."""
+    took = []
+    for _ in range(2):  # the first one may compile modules
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "gspo_rllib", *arguments], stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(took) < 1.0, took
+
+
 def test_the_package_is_the_command_too() -> None:
     """Bare, it shows what there is."""
     done = subprocess.run([sys.executable, "-m", "gspo_rllib"], capture_output=True, text=True)

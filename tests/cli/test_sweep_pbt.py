@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from gspo_rllib.cli.main import main
 from gspo_rllib.cli.sweep_points import Point
 from gspo_rllib.cli.sweep_trials import Judge, Points, scheduler
 from gspo_rllib.configs import RunSettings, load_config
@@ -116,3 +121,39 @@ def test_after_an_exchange_the_donors_weights_sample_with_the_new_settings(
     )
     for result in results:  # engine and learner agree on what was sampled
         assert result.metrics["learners"]["default_policy"]["logp_gap_max"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_population_that_was_interrupted_goes_on_in_its_folder(
+    config_file: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted after the first exchange, continued to the end: none comes before its time."""
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if list(tmp_path.glob("*/pbt_global.txt")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.05)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    metric = "learners/default_policy/default_optimizer_learning_rate"
+    options = ["--iterations", "7", "--evaluate-every", "3", "--storage", str(tmp_path), "run.checkpoint_every=1"]
+    sweep = ["sweep", config_file, "training.lr=1e-3,3e-3", *options, "--scheduler", "pbt", "--metric", metric]
+    assert main(sweep) == 130
+    (folder,) = tmp_path.iterdir()
+    told = capsys.readouterr().out
+    assert "of 2 trials are not at their end" in told
+    assert main(["sweep", "--resume", str(folder)]) == 0
+    assert list(tmp_path.iterdir()) == [folder]
+    table = capsys.readouterr().out.rpartition("iter success")[2]
+    exchanges = [json.loads(line) for line in (folder / "pbt_global.txt").read_text().splitlines()]
+    assert {exchange[2] for exchange in exchanges} <= {2, 5}, "Tune writes the result before the one it is at, 3 or 6"
+    for trial in ("lr=0.001", "lr=0.003"):
+        results = [json.loads(line) for line in (folder / trial / "result.json").read_text().splitlines()]
+        assert results[-1]["training_iteration"] == 7
+        now = results[-1]["config"]["lr"]
+        assert now in LRS and results[-1]["sweep"]["score"] == pytest.approx(now)
+        (row,) = [line for line in table.splitlines() if f"  {trial}" in line and "7/7" in line]
+        assert row.endswith(trial if trial == f"lr={now}" else f"{trial} (now lr={now})")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from gspo_rllib.algorithms import GSPOConfig
@@ -105,6 +106,19 @@ def test_trials_of_before_are_what_the_others_are_compared_with(tmp_path: Path) 
         return asha.on_trial_result(None, new, {"training_iteration": 10, "sweep/score": 0.1})
 
     assert (verdict(), verdict("a", "b")) == ("CONTINUE", "STOP")
+
+
+@pytest.mark.parametrize(("iteration", "compared"), [(11, False), (19, False), (20, True)])
+def test_population_based_training_goes_on_at_its_own_pace(iteration: int, compared: bool) -> None:
+    """Compared every ten iterations, cut short at 11: the next time is 20, and not the first result there is."""
+    pbt = scheduler("pbt", RunSettings(iterations=90), [Point("a", {"lr": 1e-5}), Point("b", {"lr": 3e-5})])
+    asked: list[str] = []
+    tune = SimpleNamespace(search_alg=None, get_trials=lambda: asked.append("who waits") or [])
+    trial = Trial("stub", stub=True, config={"lr": 1e-5})
+    trial.run_metadata.last_result = {"training_iteration": 11}
+    pbt.on_trial_add(tune, trial)
+    verdict = pbt.on_trial_result(tune, trial, {"training_iteration": iteration, "sweep/score": 0.1})
+    assert verdict == "CONTINUE" and bool(asked) == compared
 
 
 def test_a_sweep_that_never_began_is_not_continued(tmp_path: Path) -> None:

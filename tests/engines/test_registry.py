@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from gspo_rllib.engines import registry, transformers
 from gspo_rllib.engines.protocol import Engine, EngineSpec, GenerationRequest
@@ -113,3 +117,26 @@ def test_an_option_that_the_engine_has_not_is_refused_before_it_is_built(spec: E
     assert set(entry.options) == set(transformers._OPTIONS)
     with pytest.raises(SettingError, match=r"engine_options\['max_batch_token'\]: .* Did you mean 'max_batch_tokens'"):
         registry.check_engine("transformers", {"max_batch_token": 3})
+
+
+def test_loading_an_engine_leaves_the_random_states_alone(
+    spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM 0.27 draws from Python's when it is imported: two runners with one seed would go different ways."""
+    (tmp_path / "engine_that_draws.py").write_text(
+        "import random, numpy, torch\n"
+        f"from {FACTORY.partition(':')[0]} import TransformersEngine\n"
+        "random.random(), numpy.random.seed(3), torch.manual_seed(3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(
+        registry._entries, "draws", registry.EngineEntry("engine_that_draws:TransformersEngine", "torch")
+    )
+
+    def states() -> list[object]:
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+
+    before = states()
+    engine = registry.acquire(replace(spec, engine="draws"))
+    assert states() == before
+    registry.release(engine)

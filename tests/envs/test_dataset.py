@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gspo_rllib.envs import check_language_env
+from gspo_rllib.envs import check_language_env, dataset_cells
 from gspo_rllib.envs.dataset import DatasetEnv, load_rows
+from gspo_rllib.envs.numbers import read_number
 from gspo_rllib.envs.verifiers import VERIFIERS, score
 from gspo_rllib.errors import EnvError, SettingError
 from tests.toy_envs.verifiers import halves
@@ -105,7 +108,10 @@ def test_a_file_is_read_once_until_it_changes(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "parts"),
     [
-        ({"path": "nowhere.jsonl"}, EnvError, ["no such file", "hub:nowhere.jsonl"]),
+        ({"path": "nowhere"}, EnvError, ["no such file", "hub:nowhere"]),
+        ({"path": "nowhere.jsonl"}, EnvError, ["no such file", "looked for in /"]),
+        ({"path": "/nowhere/rows"}, EnvError, ["no such file", "Correct the path."]),
+        ({"path": GSM8K.replace(".jsonl", "s.jsonl")}, EnvError, [f"Did you mean {GSM8K!r}?"]),
         ({"path": __file__}, EnvError, ["cannot tell its format", ".parquet"]),
         ({"path": GSM8K, "rows": ROWS}, SettingError, ["exactly one"]),
         ({}, SettingError, ["exactly one"]),
@@ -215,11 +221,11 @@ def test_a_field_of_csv_may_be_long_and_the_limit_of_the_process_stays(tmp_path)
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("question,answer\n1?,1\n2?\n", r"rows.csv', line 3: has no column 'answer'"),
+        ("question,answer\n1?,1\n2?\n", r"rows.csv', line 3, column 'answer': holds nothing"),
         ("question,answer\n1?,1\n2?,\n", r"rows.csv', line 3, column 'answer': holds an empty text"),
         ("question,answer\n1?,1\n2,3?,4\n", r"could not be read: line 3 has 3 fields for the 2 columns of the header"),
         ('question,answer\n1?,1\n"2?,2\n3?,3\n', r"could not be read: line 3: unexpected end of data"),
-        ('question,answer\n"1\n?",1\n2?\n', r"rows.csv', line 4: has no column 'answer'"),
+        ('question,answer\n"1\n?",1\n2?\n', r"rows.csv', line 4, column 'answer': holds nothing"),
     ],
 )
 def test_what_is_wrong_in_csv_is_said_with_its_line(tmp_path, text, complaint) -> None:
@@ -485,3 +491,22 @@ def test_rows_that_contradict_each_other_are_said_once(caplog) -> None:
     own = [{"question": "?", "answer": "1", "hidden": 1}, {"question": "?", "answer": "2", "hidden": 2}]
     DatasetEnv(rows=own, verifier=lambda reply, answer, row: reply == str(row["hidden"]))
     assert "ask the same" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("rows.csv", "question,answer\n1?\n2?,2\n", r"line 2, column 'answer': holds nothing"),
+        ("rows.jsonl", '{"question": "1?"}\n{"question": "2?", "answer": 2}', r"line 1: has no column 'answer'"),
+        ("rows.jsonl", '[\n{"question": "1?", "answer": 1}\n]', "it is one list of rows, name the file .json"),
+        ("rows.jsonl", "5\n", "line 1: a row is of type int; it must be an object"),
+    ],
+)
+def test_what_is_wrong_with_the_first_row_is_said_of_that_row(tmp_path, name, text, complaint) -> None:
+    with pytest.raises(EnvError, match=complaint):
+        DatasetEnv(written(tmp_path, name, text))
+
+
+@given(text=st.from_regex(dataset_cells._PLAIN_NUMBER, fullmatch=True))
+def test_a_gold_answer_that_is_taken_for_a_number_at_a_glance_is_one(text: str) -> None:
+    assert read_number(text) is not None and read_number(text, formula=True) is not None

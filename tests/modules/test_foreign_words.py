@@ -6,6 +6,7 @@ import pytest
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.modules.foreign_words import REMEDIES
+from gspo_rllib.modules.lora_settings import check_lora
 from gspo_rllib.modules.model_config import MODEL_CONFIG, check_model_config
 from tests.learners.small_learner import learner_config
 
@@ -45,3 +46,9 @@ def test_no_word_that_is_answered_is_a_setting_and_a_misspelt_setting_is_still_g
     assert not set(REMEDIES) & set(MODEL_CONFIG)
     with pytest.raises(SettingError, match=r"\['revison'\] is unknown\. Did you mean 'revision'\?"):
         check_model_config({"path": "small", "revison": "main"})
+
+
+@pytest.mark.parametrize(("word", "ours"), [("r", "rank"), ("lora_alpha", "alpha"), ("lora_path", "adapter")])
+def test_what_peft_calls_a_setting_of_an_adapter_is_answered_with_ours(word: str, ours: str, tiny_dense: str) -> None:
+    with pytest.raises(SettingError, match=rf"\['lora'\]\['{word}'\] is unknown. Use '{ours}'."):
+        check_lora({word: 8}, path=tiny_dense, trust_remote_code=False)

@@ -16,6 +16,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.tune import Checkpoint
 
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GRPO, GSPO, GSPOConfig
@@ -34,6 +35,14 @@ class Counting(RLlibCallback):
 
 class Module(CausalLMModule):
     """A module of the user's."""
+
+
+class OwnConfig(GSPOConfig):
+    """A config of the user's, with a setting that its constructor adds."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self.knob = 3
 
 
 def _on_result(**_: Any) -> None:
@@ -121,6 +130,14 @@ def test_a_checkpoint_holds_json_and_safetensors_and_runs_no_pickle_that_is_put_
     assert pickle.loads(pickle.dumps(Bomb())) is None and witness.exists()  # the pickles do what they should not
 
 
+def test_rllib_s_own_algorithm_opens_a_checkpoint_as_it_was_saved(saved: SimpleNamespace) -> None:
+    """RLlib's would look for a pickle first, and then call a checkpoint without one invalid."""
+    for path in (saved.path, str(saved.path), Checkpoint(str(saved.path))):
+        algo = Algorithm.from_checkpoint(path)
+        assert (type(algo), algo.iteration) == (GSPO, 1)
+        algo.stop()
+
+
 def test_the_config_comes_back_as_it_was(saved: SimpleNamespace) -> None:
     _, state = load_config(saved.path, Trust())
     found, before = GSPOConfig.from_state(state), saved.config
@@ -154,6 +171,25 @@ def _with(saved: SimpleNamespace, tmp_path: pathlib.Path, **settings: Any) -> pa
     write_tree(folder, tree, name=NAME)
     checkpoints.write_manifest(folder)
     return folder
+
+
+def test_a_setting_of_a_config_class_of_ones_own_comes_back_as_data(
+    saved: SimpleNamespace, tmp_path: pathlib.Path
+) -> None:
+    trust = Trust([OwnConfig, CoinEnv, Module, Counting, _on_result])
+    folder = _with(saved, tmp_path, knob=6)
+    tree = read_tree(folder, name=NAME)
+
+    def saved_as(**changes: Any) -> dict[str, Any]:
+        settings = {**tree["settings"], **changes}
+        write_tree(folder, {**tree, "config": code.name_of(OwnConfig), "settings": settings}, name=NAME)
+        return load_config(folder, trust)[1]
+
+    assert saved_as()["knob"] == 6
+    with pytest.raises(CheckpointError, match="vouched"):
+        saved_as(knob={"code of": "os:system"})
+    with pytest.raises(CheckpointError, match="which no checkpoint of ours has"):
+        saved_as(output="elsewhere")
 
 
 def _pairs(**entries: Any) -> dict[str, Any]:
