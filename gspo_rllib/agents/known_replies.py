@@ -95,9 +95,11 @@ class KnownReplies(Generic[_Answered]):
         """
         reply = answered.reply
         as_given: Message = {**reply.message, "content": reply.content}
-        # Clients put the stop string back, and some show a call of a tool as the text it was written in.
-        ways: list[Message] = [as_given, {"role": "assistant", "content": answered.text}]
-        if reply.tool_calls:  # or leave out what was said beside calls
+        ways = [as_given]
+        if reply.content != answered.text:
+            # Clients put the stop string back, and some show a call of a tool as the text it was written in,
+            ways.append({"role": "assistant", "content": answered.text})
+        if reply.tool_calls:  # or leave out what was said beside calls.
             ways.append({**as_given, "content": ""})
         before = None if parent is None else self._known[parent]
         said = list(chain[0 if before is None else before.place + 1 :])

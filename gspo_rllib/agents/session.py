@@ -87,6 +87,7 @@ class Call:
         children: Calls that go on from this one.
         num_awaited: How many more do that are not answered yet.
         token_ids: int32, the sampled ids.
+        num_prompt_tokens: How many ids the engine was given for this call.
     """
 
     number: int
@@ -100,9 +101,12 @@ class Call:
     children: list[Call] = field(default_factory=list)
     num_awaited: int = 0
     token_ids: np.ndarray = field(init=False)
+    num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.token_ids = np.asarray(self.sampled.generation.token_ids, dtype=np.int32)
+        before = 0 if self.parent is None else self.parent.num_prompt_tokens + len(self.parent.token_ids)
+        self.num_prompt_tokens = before + len(self.appended)
 
     @property
     def num_followers(self) -> int:
