@@ -225,6 +225,7 @@ class Session:
     def _prepared(self, request: ChatRequest, chain: list[bytes], parent: Call | None, known: int) -> Prepared:
         prompt, appended, has_bridge = self._write(request, parent, known)
         room = self._room(prompt, appended)
+        new_text = self._new_text(request, known)
         with self._lock:
             self._check_open(request.choices)
             if not has_bridge:
@@ -242,7 +243,7 @@ class Session:
             numbers,
             max_tokens=min(room, self._max_tokens, request.max_tokens or room),
             chain=chain,
-            new_text=self._new_text(request, known),
+            new_text=new_text,
         )
 
     def withdraw(self, prepared: Prepared) -> None:
