@@ -3,10 +3,12 @@
     .venv/bin/python benchmarks/agents.py --model models/seed [--engine vllm] [--goals] [--only bridge server]
 
 Sameness: Calculator played as an agent, in process and over HTTP, against the env runner, token for token. Throughput:
-sessions with long replies over HTTP against the same prompts given to the engine directly, in turn. Many: sessions that
-are all open at once. Bridge: the prompt of a call in a long conversation. Server: its start. Load: what it withstands.
+sessions with replies of 64 tokens over HTTP, to clients in a process beside (``agent_client``), against the same
+prompts given to the engine directly, in turn. Many: sessions that are all open at once. Bridge: the prompt of a call in
+a long conversation. Server: its start. Load: what it withstands.
 
-Other programs use the machine meanwhile: of wall times the shortest counts, and beside each ratio stands that of CPU.
+Other programs may use the machine meanwhile: of ratios of wall time the median of the pairs counts, and beside stands
+that of CPU.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -30,10 +34,11 @@ from urllib.parse import urlsplit
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import psutil
 from agent_load import withstands
-from measure import Timing, alternate, median, ratios
+from measure import alternate, median, ratios
+from safetensors.torch import load_file, save_file
 
-from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.endpoint import Endpoint
 from gspo_rllib.agents.rendering import MessageRenderer
 from gspo_rllib.agents.session import ChatRequest, Sampled, Session
@@ -52,18 +57,17 @@ AT_ONCE = 200
 CONTEXT = 24_000
 """Tokens of the long conversation."""
 
-clients_cpu: list[float] = []
-"""CPU seconds of the thread of each conversation that has ended."""
 
-
-def opened(arguments: argparse.Namespace, play: Any, *, slots: int = 64, **changes: Any) -> LanguageEnvRunner:
-    """An env runner that holds the model's weights; of Calculator as an environment where nothing plays."""
+def opened(
+    arguments: argparse.Namespace, agent: dict[str, Any] | None, *, slots: int = 64, **changes: Any
+) -> LanguageEnvRunner:
+    """An env runner that holds the model's weights; of Calculator as an environment where there is no agent."""
     config = load_config("calculator", [f"rl_module.model_config={{path: {arguments.model}}}"])
     config.env_runners(num_envs_per_env_runner=slots)
     config.generation(engine=arguments.engine, **changes)
-    if play is not None:
+    if agent is not None:
         config.env, config.env_config = None, {}
-        config.agent(play, tasks=[CALCULATOR])
+        config.agent(**agent, tasks=[CALCULATOR])
     runner: LanguageEnvRunner = config.env_runner_cls(config=config)
     give_weights(runner, config)
     return runner
@@ -74,7 +78,7 @@ def sameness(arguments: argparse.Namespace) -> dict[str, float]:
     measured: dict[str, float] = {}
     expected: list[Any] = []
     for name, play in (("env", None), ("in process", f"{ENV_AGENT}:play"), ("http", f"{ENV_AGENT}:play_over_http")):
-        runner = opened(arguments, play)
+        runner = opened(arguments, None if play is None else {"play": play})
         runner.sample(group_ids=["warm up"])
         started = time.perf_counter()
         episodes = runner.sample(group_ids=GROUPS)
@@ -96,40 +100,43 @@ def _gap(episode: Any, other: Any) -> float:
     return float(np.abs(logp[0] - logp[1]).max()) if logp[0].shape == logp[1].shape else float("nan")
 
 
-async def talk(task: dict[str, Any], session: AgentSession) -> float:
-    """A light client's conversation."""
-    return await _talk(session, TURNS)
+@contextmanager
+def clients(arguments: argparse.Namespace, replies: int, at_a_time: int, **changes: Any) -> Iterator[Clients]:
+    """An env runner, and beside it a process that plays all of its trajectories; see ``agent_client``."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, addresses = _that_never_ends(arguments.model, f"{folder}/model"), f"{folder}/addresses"
+        longer = argparse.Namespace(**vars(arguments) | {"model": model})
+        agent = {"workers": "external", "addresses": addresses}
+        runner = opened(longer, agent, slots=at_a_time, temperature=5.0, **changes)
+        command = [sys.executable, f"{Path(__file__).parent}/agent_client.py", addresses, str(replies), str(at_a_time)]
+        with subprocess.Popen(command) as process:
+            try:
+                yield Clients(runner, psutil.Process(process.pid))
+            finally:
+                process.kill()
+                runner.stop()
 
 
-async def talk_briefly(task: dict[str, Any], session: AgentSession) -> float:
-    """The same, not as long."""
-    return await _talk(session, 2)
+class Clients(NamedTuple):
+    """An env runner and who plays its trajectories."""
 
+    runner: LanguageEnvRunner
+    process: psutil.Process
 
-async def _talk(session: AgentSession, num_turns: int) -> float:
-    """One connection, no SDK; blocks the thread, which is its own."""
-    address = urlsplit(session.base_url)
-    connection = http.client.HTTPConnection(address.netloc)
-    headers = {"authorization": f"Bearer {session.api_key}", "content-type": "application/json"}
-    messages = [{"role": "user", "content": "3+4*2-5+1+6*1"}]
-    for _ in range(num_turns):
-        body = json.dumps({"model": "policy", "messages": messages})
-        connection.request("POST", f"{address.path}/chat/completions", body, headers)
-        answer = json.loads(connection.getresponse().read())
-        messages += [answer["choices"][0]["message"], {"role": "tool", "content": "7*2-5+1+6*1"}]
-    connection.close()
-    clients_cpu.append(time.thread_time())
-    return 1.0
+    def cpu_s(self) -> float:
+        """CPU seconds of the clients."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
 
 
 def throughput(arguments: argparse.Namespace) -> dict[str, float]:
     """Time that the engine alone takes ÷ that over HTTP, and what a call costs the server."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _throughput(argparse.Namespace(**vars(arguments) | {"model": _with_room(arguments.model, folder)}))
+    with clients(arguments, TURNS, SESSIONS, max_tokens_per_turn=REPLY_TOKENS) as playing:
+        return _throughput(playing, arguments.repetitions)
 
 
-def _throughput(arguments: argparse.Namespace) -> dict[str, float]:
-    runner = opened(arguments, talk, slots=SESSIONS, max_tokens_per_turn=REPLY_TOKENS, temperature=5.0)
+def _throughput(playing: Clients, repetitions: int) -> dict[str, float]:
+    runner = playing.runner
     group_ids = [f"0/{n}" for n in range(SESSIONS // 8)]
     engine = runner._acquire_engine()
     asked: list[GenerationRequest] = []
@@ -144,27 +151,26 @@ def _throughput(arguments: argparse.Namespace) -> dict[str, float]:
         asked.clear()
         vars(engine)["submit"] = noting
         episodes: list[Any] = []
-        spent["http"].append(_spent(engine, lambda: episodes.extend(runner.sample(group_ids=group_ids))))
+        spent["http"].append(_spent(engine, playing, lambda: episodes.extend(runner.sample(group_ids=group_ids))))
         vars(engine)["submit"] = submit
         # What failed and was played again would be asked of the engine at another concurrency.
         assert [len(episode) for episode in episodes] == [TURNS] * SESSIONS and len(asked) == SESSIONS * TURNS
 
     def alone() -> None:
-        spent["engine"].append(_spent(engine, lambda: _directly(engine, list(asked))))
+        spent["engine"].append(_spent(engine, playing, lambda: _directly(engine, list(asked))))
 
-    timings = alternate({"http": over_http, "engine": alone}, arguments.repetitions)
-    runner.stop()
+    timings = alternate({"http": over_http, "engine": alone}, repetitions)
     pairs = {clock: ratios(timings["engine"], timings["http"], clock) for clock in ("wall_s", "cpu_s")}
     http, alone_s = (Spent(*map(statistics.median, zip(*spent[name][1:], strict=True))) for name in spent)
     own = median(timings["engine"])
-    without_clients = median(timings["http"]) - http.clients_s
     return {
-        "engine alone ÷ HTTP, wall time": _shortest(timings["engine"]) / _shortest(timings["http"]),
-        "engine alone ÷ HTTP, wall time, median of the pairs": statistics.median(pairs["wall_s"]),
-        "engine alone ÷ HTTP, CPU without the clients'": own / without_clients,
-        "engine alone ÷ HTTP, CPU": statistics.median(pairs["cpu_s"]),
+        "tokens of a reply": http.tokens / len(asked),
+        "engine alone ÷ HTTP, wall time": statistics.median(pairs["wall_s"]),
+        "engine alone ÷ HTTP, wall time, a quarter of the pairs below": float(np.quantile(pairs["wall_s"], 0.25)),
+        "engine alone ÷ HTTP, CPU without the clients'": statistics.median(pairs["cpu_s"]),
+        "engine alone ÷ HTTP, CPU": own / (median(timings["http"]) + http.clients_s),
         "CPU s per 1,000 tokens, engine alone": own / alone_s.tokens * 1e3,
-        "CPU s per 1,000 tokens, HTTP": median(timings["http"]) / http.tokens * 1e3,
+        "CPU s per 1,000 tokens, HTTP without the clients": median(timings["http"]) / http.tokens * 1e3,
         "server CPU ms per call": http.server_s / len(asked) * 1e3,
         "steps of the engine, HTTP ÷ alone": http.steps / alone_s.steps,
         "beside the engine's CPU alone, the server's": http.server_s / own,
@@ -179,7 +185,7 @@ class Spent(NamedTuple):
 
     Attributes:
         server_s: The server's threads.
-        clients_s: The agents' threads.
+        clients_s: The process of the clients.
         in_steps_s: The engine's steps.
         around_s: The rest of the thread that drives it.
         steps: Steps of the engine.
@@ -194,7 +200,7 @@ class Spent(NamedTuple):
     tokens: float
 
 
-def _spent(engine: Any, run: Callable[[], object]) -> Spent:
+def _spent(engine: Any, playing: Clients, run: Callable[[], object]) -> Spent:
     in_steps: list[float] = []
     sampled: list[int] = []
     step = engine.step
@@ -206,35 +212,39 @@ def _spent(engine: Any, run: Callable[[], object]) -> Spent:
         sampled.extend(len(generation.token_ids) for generation in generations)
         return generations
 
-    clients_cpu.clear()
-    server, thread = _server_cpu_s(), time.thread_time()
+    server, others, thread = _server_cpu_s(), playing.cpu_s(), time.thread_time()
     vars(engine)["step"] = timed_step
     run()
     vars(engine)["step"] = step
     around = time.thread_time() - thread - sum(in_steps)
-    return Spent(
-        _server_cpu_s() - server, sum(clients_cpu), sum(in_steps), around, float(len(in_steps)), float(sum(sampled))
-    )
+    server, others = _server_cpu_s() - server, playing.cpu_s() - others
+    return Spent(server, others, sum(in_steps), around, float(len(in_steps)), float(sum(sampled)))
 
 
-def _with_room(model: str, folder: str) -> str:
-    """A copy of a model that takes the whole conversation; what it says there is of no account."""
-    shutil.copytree(model, folder, dirs_exist_ok=True)
+def _that_never_ends(model: str, folder: str) -> str:
+    """A copy of a model that takes the whole conversation and ends no reply by itself; what it says is of no account.
+
+    One number of every embedding is so large that it passes through the layers as it is; the ids that end a reply are
+    given the opposite in the output.
+    """
+    shutil.copytree(model, folder)
     for name, field in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
         file = Path(folder) / name
         file.write_text(json.dumps(json.loads(file.read_text()) | {field: 4 * TURNS * REPLY_TOKENS}))
+    weights = load_file(f"{folder}/model.safetensors")
+    weights["model.embed_tokens.weight"][:, 0] = 100.0
+    weights["model.norm.weight"][0] = 1.0
+    weights["lm_head.weight"][:, 0] = 0.0
+    for token_id in MessageRenderer(load_tokenizer(model)).stop_token_ids:
+        weights["lm_head.weight"][token_id, 0] = -100.0
+    save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     return folder
-
-
-def _shortest(timings: list[Timing]) -> float:
-    return min(timing.wall_s for timing in timings)
 
 
 def many(arguments: argparse.Namespace) -> dict[str, float]:
     """Sessions that are all open at once: how many are served to their end."""
-    runner = opened(arguments, talk_briefly, slots=AT_ONCE, max_tokens_per_turn=8, temperature=5.0)
-    episodes = runner.sample(group_ids=[f"0/{n}" for n in range(AT_ONCE // 8)])
-    runner.stop()
+    with clients(arguments, 2, AT_ONCE, max_tokens_per_turn=8) as playing:
+        episodes = playing.runner.sample(group_ids=[f"0/{n}" for n in range(AT_ONCE // 8)])
     return {f"of {AT_ONCE} sessions at once, served": sum(len(episode) == 2 for episode in episodes)}
 
 

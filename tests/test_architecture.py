@@ -140,7 +140,6 @@ TESTED_IN = {
     "agents/raw_prompts.py": "agents/test_completions.py",
     "agents/external_routes.py": "agents/test_external.py",
     "agents/http_session.py": "agents/test_process_workers.py",
-    "agents/known_replies.py": "agents/test_session.py",
     "agents/lobby.py": "agents/test_external.py",
     "agents/process_child.py": "agents/test_process_workers.py",
     "agents/process_guard.py": "agents/test_process_workers.py",

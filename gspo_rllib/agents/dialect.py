@@ -168,7 +168,7 @@ def some_tools(tools: Any) -> tuple[dict[str, Any], ...]:
 
 def token_counts(calls: Sequence[Call]) -> tuple[int, int]:
     """Tokens of the prompt, and of all replies."""
-    return len(calls[0].prompt()), sum(len(call.sampled.generation.token_ids) for call in calls)
+    return calls[0].num_prompt_tokens, sum(len(call.token_ids) for call in calls)
 
 
 def token_logprobs(call: Call, renderer: MessageRenderer) -> list[dict[str, Any]]:

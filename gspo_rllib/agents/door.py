@@ -81,6 +81,7 @@ class Door:
         try:
             sampled = [await _result(future) for future in futures]
         except BaseException:
+            self.session.withdraw(prepared)
             for future in futures:
                 future.cancel()
             raise

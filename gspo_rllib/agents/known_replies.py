@@ -1,17 +1,22 @@
 """The replies of one session to conversations of messages, and which of them a history holds.
 
-A conversation has a key after each of its messages (``messages.next_key``), and a reply is found under the key of the
-conversation that it ends. Clients write some replies in another way than they were given, and not always the same
-one: each of these ways leads to the reply's own key, so what follows it in a history is found as well.
+A history holds a reply if the message at the reply's place is it, and what stands before is the conversation that it
+answered: other replies that were given, and to the letter what was said between them. Clients write some replies in
+another way than they were given, and not always the same one, so a reply has several forms (``messages.form_of``).
+
+Replies may read alike, above all where an agent holds conversations in parallel. Then the one is meant whose
+conversation is most as the history has it, words and ids of calls; and where nothing tells them apart, one that nothing
+goes on from yet, so that parallel conversations stay one context each.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from gspo_rllib.agents.messages import Message, next_key
+from gspo_rllib.agents.messages import Message, form_of
 from gspo_rllib.agents.replies import Reply
 
 
@@ -21,8 +26,11 @@ class Answered(Protocol):
     Attributes:
         text: The reply as it was sampled.
         reply: What the client was given.
-        children: What goes on from it.
+        delivered: Whether the client received it, as far as is known.
+        num_followers: How many calls go on from it, those under way included.
     """
+
+    delivered: bool
 
     @property
     def text(self) -> str: ...  # noqa: D102
@@ -31,72 +39,109 @@ class Answered(Protocol):
     def reply(self) -> Reply: ...  # noqa: D102
 
     @property
-    def children(self) -> Sequence[Any]: ...  # noqa: D102
+    def num_followers(self) -> int: ...  # noqa: D102
 
 
 _Answered = TypeVar("_Answered", bound=Answered)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Known(Generic[_Answered]):
+    """A reply within its conversation.
+
+    Attributes:
+        answered: The reply.
+        parent: The reply before it in the conversation; None where what stands there was never sampled.
+        said: The part of the chain between the two.
+        place: Where in a chain the reply stands.
+        forms: The forms in which clients write it.
+    """
+
+    answered: _Answered
+    parent: _Known[_Answered] | None
+    said: list[bytes]
+    place: int
+    forms: frozenset[bytes]
+
+
 class KnownReplies(Generic[_Answered]):
-    """What the policy said in one session."""
+    """What the policy said in one session.
+
+    Conversations are compared as chains: what decides how they are written (``messages.start_key``), then the form of
+    each message, so that message n stands at place n + 1.
+    """
 
     def __init__(self) -> None:
-        self._by_key: dict[bytes, list[_Answered]] = {}
-        self._own: dict[bytes, bytes] = {}  # key of another way to write a reply -> the reply's own
-        self._latest: tuple[bytes, Sequence[Message], list[bytes]] = (b"", (), [])  # start, messages and their keys
+        self._known: dict[_Answered, _Known[_Answered]] = {}
+        self._at: dict[tuple[int, bytes], list[_Known[_Answered]]] = {}  # by place and form
+        self._latest: tuple[Sequence[Message], list[bytes]] = ((), [])  # messages and their forms
 
     def chain(self, start: bytes, messages: Sequence[Message]) -> list[bytes]:
-        """The keys of a conversation after 0, 1, 2 … of its messages.
+        """The chain of a conversation; the forms of messages that the call before had too are taken from there."""
+        before, forms = self._latest
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, messages, strict=False))
+        shared = sum(1 for _ in alike)
+        forms = [*forms[:shared], *map(form_of, messages[shared:])]
+        self._latest = messages, forms
+        return [start, *forms]
 
-        Those of messages that the call before had too are taken from there.
-        """
-        before_start, before, chain = self._latest
-        shared = 0
-        if before_start == start:
-            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, messages, strict=False))
-            shared = sum(1 for _ in alike)
-        chain = chain[: shared + 1] if shared else [start]
-        for message in messages[shared:]:
-            key = next_key(chain[-1], message)
-            chain.append(key if key in self._by_key else self._own.get(key, key))
-        self._latest = (start, messages, chain)
-        return chain
-
-    def note(self, key: bytes, answered: _Answered) -> None:
+    def note(self, chain: Sequence[bytes], answered: _Answered, parent: _Answered | None) -> None:
         """Adds a reply; from now on it is recognised.
 
         Args:
-            key: The key of the conversation that it answers.
+            chain: The conversation that it answers.
             answered: The reply.
+            parent: The reply in it that the call went on from.
         """
         reply = answered.reply
         as_given: Message = {**reply.message, "content": reply.content}
-        own = next_key(key, as_given)
-        # Clients put the stop string back, and some show a call of a tool as the text it was written in.
-        others: list[Message] = [{"role": "assistant", "content": answered.text}]
-        if reply.tool_calls:  # or leave out what was said beside calls
-            others.append({**as_given, "content": ""})
-        for other in others:
-            self._own[next_key(key, other)] = own
-        self._by_key.setdefault(own, []).append(answered)
+        ways = [as_given]
+        if reply.content != answered.text:
+            # Clients put the stop string back, and some show a call of a tool as the text it was written in,
+            ways.append({"role": "assistant", "content": answered.text})
+        if reply.tool_calls:  # or leave out what was said beside calls.
+            ways.append({**as_given, "content": ""})
+        before = None if parent is None else self._known[parent]
+        said = list(chain[0 if before is None else before.place + 1 :])
+        known = _Known(answered, before, said, len(chain), frozenset(map(form_of, ways)))
+        self._known[answered] = known
+        for form in known.forms:
+            self._at.setdefault((known.place, form), []).append(known)
 
     def recognised(self, chain: Sequence[bytes], messages: Sequence[Message]) -> tuple[_Answered | None, int]:
         """The latest reply in a history that is known, and the number of messages up to it.
 
         Args:
-            chain: The keys of the conversation.
-            messages: The conversation; something must follow the reply.
+            chain: The conversation.
+            messages: The same, as messages; something must follow the reply.
         """
-        for known in range(len(messages) - 1, 0, -1):
-            back = messages[known - 1]
-            if back["role"] == "assistant" and (found := self._by_key.get(chain[known])):
-                return min(found, key=lambda one: _unlikeness(one, back)), known
+        for place in range(len(messages) - 1, 0, -1):
+            if messages[place - 1]["role"] == "assistant":
+                found = [known for known in self._at.get((place, chain[place]), ()) if _is_held(known, chain)]
+                if found:
+                    likely = found[0] if len(found) == 1 else min(found, key=lambda one: _unlikeness(one, messages))
+                    return likely.answered, place
         return None, 0
 
 
-def _unlikeness(answered: Answered, back: Message) -> tuple[bool, bool, int]:
-    # Several replies may read alike: one that was written just so, then one that nothing goes on from yet, which makes
-    # no second branch.
-    reply = answered.reply
-    ids = [call["id"] for call in back.get("tool_calls", ())]
-    return reply.content != back["content"], [call["id"] for call in reply.tool_calls] != ids, len(answered.children)
+def _is_held(known: _Known[Any], chain: Sequence[bytes]) -> bool:
+    """Whether a conversation begins with the one that ends with this reply."""
+    one: _Known[Any] | None = known
+    while one is not None:
+        begin = 0 if one.parent is None else one.parent.place + 1
+        if chain[one.place] not in one.forms or chain[begin : one.place] != one.said:
+            return False
+        one = one.parent
+    return True
+
+
+def _unlikeness(known: _Known[Any], messages: Sequence[Message]) -> tuple[int, int, bool, int]:
+    """How many replies of a conversation a history holds in other words, and with other ids of calls; then the rest."""
+    words = ids = 0
+    one: _Known[Any] | None = known
+    while one is not None:
+        reply, back = one.answered.reply, messages[one.place - 1]
+        words += reply.content != back["content"]
+        ids += [call["id"] for call in reply.tool_calls] != [call["id"] for call in back.get("tool_calls", ())]
+        one = one.parent
+    return words, ids, not known.answered.delivered, known.answered.num_followers

@@ -171,29 +171,28 @@ def checked_stop(value: Any, name: str) -> tuple[str, ...]:
 
 
 def start_key(tools: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> bytes:
-    """The key of a conversation without messages: what else decides how its first prompt is written."""
-    return _digest(b"", [_canonical(list(tools)), _canonical(dict(template_kwargs))])
+    """What decides beside its messages how a conversation is written; equal keys mean the same."""
+    return _digest([_canonical(list(tools)), _canonical(dict(template_kwargs))])
 
 
-def next_key(key: bytes, message: Message) -> bytes:
-    """The key of a conversation with one more message; equal keys mean the same conversation.
+def form_of(message: Message) -> bytes:
+    """What counts of a message; equal forms mean the same message, whatever clients are known to change.
 
     Example:
-        >>> start = start_key((), {})
         >>> reply = {"role": "assistant", "content": "<think>easy</think> 2 "}
-        >>> next_key(start, reply) == next_key(start, {"role": "assistant", "content": "2"})
+        >>> form_of(reply) == form_of({"role": "assistant", "content": "2"})
         True
-        >>> next_key(start, {"role": "user", "content": "2 "}) == next_key(start, {"role": "user", "content": "2"})
+        >>> form_of({"role": "user", "content": "2 "}) == form_of({"role": "user", "content": "2"})
         False
     """
     content = message["content"]
     if message["role"] != "assistant":
-        return _digest(key, [message["role"], content, message.get("name")])
+        return _digest([message["role"], content, message.get("name")])
     calls = [
         [call["function"]["name"], _canonical_arguments(call["function"]["arguments"])]
         for call in message.get("tool_calls", ())
     ]
-    return _digest(key, ["assistant", without_reasoning(content), calls])
+    return _digest(["assistant", without_reasoning(content), calls])
 
 
 def sound_text(text: str) -> str:
@@ -318,8 +317,8 @@ def _canonical(value: Any) -> str:
     return _in_canonical_json(value)
 
 
-def _digest(key: bytes, parts: list[Any]) -> bytes:
-    return hashlib.blake2b(key + _in_json(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _digest(parts: list[Any]) -> bytes:
+    return hashlib.blake2b(_in_json(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _sound(value: Any) -> Any:

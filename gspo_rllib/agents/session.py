@@ -85,7 +85,9 @@ class Call:
         new_text: What the client said since the parent's reply, or all it said.
         delivered: Whether the reply reached the client, as far as is known.
         children: Calls that go on from this one.
+        num_awaited: How many more do that are not answered yet.
         token_ids: int32, the sampled ids.
+        num_prompt_tokens: How many ids the engine was given for this call.
     """
 
     number: int
@@ -97,10 +99,19 @@ class Call:
     new_text: str
     delivered: bool = False
     children: list[Call] = field(default_factory=list)
+    num_awaited: int = 0
     token_ids: np.ndarray = field(init=False)
+    num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.token_ids = np.asarray(self.sampled.generation.token_ids, dtype=np.int32)
+        before = 0 if self.parent is None else self.parent.num_prompt_tokens + len(self.parent.token_ids)
+        self.num_prompt_tokens = before + len(self.appended)
+
+    @property
+    def num_followers(self) -> int:
+        """How many calls go on from this one, those under way included."""
+        return len(self.children) + self.num_awaited
 
     def prompt(self) -> np.ndarray:
         """int32, all ids the engine was given for this call."""
@@ -122,7 +133,7 @@ class Prepared:
         parent: The call it goes on from, if any.
         numbers: Number of each reply to sample.
         max_tokens: Most tokens of each reply.
-        key: The conversation's key.
+        chain: The conversation, as ``KnownReplies`` compares it.
         new_text: What the client said since the parent's reply.
     """
 
@@ -132,7 +143,7 @@ class Prepared:
     parent: Call | None
     numbers: tuple[int, ...]
     max_tokens: int
-    key: bytes
+    chain: list[bytes]
     new_text: str
 
 
@@ -182,7 +193,7 @@ class Session:
         self._replies: KnownReplies[Call] = KnownReplies()
         self._raw: RawPrompts[Call] = RawPrompts()
         self._starts: set[bytes] = set()
-        self._first_keys: set[bytes] = set()
+        self._first_messages: set[bytes] = set()
 
     @property
     def is_sealed(self) -> bool:
@@ -198,25 +209,30 @@ class Session:
                 had all its calls.
         """
         check_tools(self._tool_parser, request.tools)
-        start = start_key(request.tools, request.template_kwargs)
-        chain = self._replies.chain(start, request.messages)
+        chain = self._replies.chain(start_key(request.tools, request.template_kwargs), request.messages)
         with self._lock:
             self._check_open(request.choices)
             parent, known = self._recognised(chain, request)
-        prompt, appended, parent, has_bridge = self._write(request, parent, known)
-        self._check_ids(prompt, appended)
-        room = self._max_model_len - len(prompt)
-        if room < 1:
-            raise RequestRefused(
-                f"This model's maximum context length is {self._max_model_len} tokens. However, your messages resulted "
-                f"in {len(prompt)} tokens, which leaves no room for a reply.",
-                "messages",
-                "context_length_exceeded",
-            )
+            # At once: what is prepared meanwhile is to go on from another reply, if there are several alike.
+            _await(parent, request.choices)
+        try:
+            return self._prepared(request, chain, parent, known)
+        except BaseException:
+            with self._lock:
+                _await(parent, -request.choices)
+            raise
+
+    def _prepared(self, request: ChatRequest, chain: list[bytes], parent: Call | None, known: int) -> Prepared:
+        prompt, appended, has_bridge = self._write(request, parent, known)
+        room = self._room(prompt, appended)
+        new_text = self._new_text(request, known)
         with self._lock:
             self._check_open(request.choices)
+            if not has_bridge:
+                _await(parent, -request.choices)
+                parent = None
             if parent is None and self._keeps_history:
-                self._note_new_context(start, chain, request.messages, has_bridge=has_bridge)
+                self._note_new_context(chain, request.messages, has_bridge=has_bridge)
             numbers = tuple(range(self._num_asked, self._num_asked + request.choices))
             self._num_asked += request.choices
         return Prepared(
@@ -226,9 +242,14 @@ class Session:
             parent,
             numbers,
             max_tokens=min(room, self._max_tokens, request.max_tokens or room),
-            key=chain[-1],
-            new_text=self._new_text(request, known),
+            chain=chain,
+            new_text=new_text,
         )
+
+    def withdraw(self, prepared: Prepared) -> None:
+        """Notes that nobody waits for the replies to a call any more."""
+        with self._lock:
+            _await(prepared.parent, -len(prepared.numbers))
 
     def record(self, prepared: Prepared, number: int, sampled: Sampled) -> Call:
         """Notes a reply; from now on it is recognised.
@@ -259,12 +280,13 @@ class Session:
             if self._sealed:
                 raise SessionEnded
             self.calls.append(call)
+            _await(call.parent, -1)
             if call.parent is not None:
                 call.parent.children.append(call)
             if request.raw is not None:
                 self._raw.note(request.raw, {text, reply.content}, call.token_ids, call)
-                return call
-            self._replies.note(prepared.key, call)
+            elif self._keeps_history:
+                self._replies.note(prepared.chain, call, call.parent)
         return call
 
     def seal(self) -> None:
@@ -292,8 +314,8 @@ class Session:
                 code="max_turns_exceeded",
             )
 
-    def _check_ids(self, prompt: Sequence[int], appended: Sequence[int]) -> None:
-        """Refuses a call that the engine would refuse, which ends a run."""
+    def _room(self, prompt: Sequence[int], appended: Sequence[int]) -> int:
+        """How many tokens a reply may have; refuses a call that the engine would refuse, which ends a run."""
         if not prompt:
             raise RequestRefused("the chat template writes nothing for these messages.", "messages")
         largest = max(appended, default=0)
@@ -303,6 +325,15 @@ class Session:
                 "embeddings: the token was added to the tokenizer alone.",
                 "messages",
             )
+        room = self._max_model_len - len(prompt)
+        if room < 1:
+            raise RequestRefused(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, your messages resulted "
+                f"in {len(prompt)} tokens, which leaves no room for a reply.",
+                "messages",
+                "context_length_exceeded",
+            )
+        return room
 
     def _recognised(self, chain: Sequence[bytes], request: ChatRequest) -> tuple[Call | None, int]:
         """The latest reply in the history that this session gave, and the number of messages up to it.
@@ -313,23 +344,21 @@ class Session:
             return None, 0
         if request.raw is not None:
             alike, known = self._raw.recognised(request.raw)
-            return min(alike, key=lambda call: len(call.children), default=None), known
+            return min(alike, key=lambda call: (not call.delivered, call.num_followers), default=None), known
         return self._replies.recognised(chain, request.messages)
 
-    def _write(
-        self, request: ChatRequest, parent: Call | None, known: int
-    ) -> tuple[list[int], list[int], Call | None, bool]:
-        """The prompt, what of it is new, the call it goes on from, and whether its template has bridges."""
+    def _write(self, request: ChatRequest, parent: Call | None, known: int) -> tuple[list[int], list[int], bool]:
+        """The prompt, what of it is new, and whether it goes on from its parent, if there is one."""
         if parent is not None:
             bridge = self._bridge(request, parent, known)
             if bridge:
                 prompt = np.concatenate([parent.prompt(), parent.token_ids, np.asarray(bridge, np.int32)]).tolist()
-                return prompt, bridge, parent, True
+                return prompt, bridge, True
         if request.raw is not None:
             prompt = self.renderer.raw(request.raw) if isinstance(request.raw, str) else list(request.raw)
-            return prompt, prompt, None, True
-        prompt = self.renderer.full(request.messages, request.tools, request.template_kwargs)
-        return prompt, prompt, None, parent is None
+        else:
+            prompt = self.renderer.full(request.messages, request.tools, request.template_kwargs)
+        return prompt, prompt, parent is None
 
     def _bridge(self, request: ChatRequest, parent: Call, known: int) -> list[int] | None:
         """The ids of what follows a reply; None where the template cannot write them."""
@@ -348,21 +377,23 @@ class Session:
         rest = request.raw[known:]
         return rest if isinstance(rest, str) else self.renderer.shown(rest)
 
-    def _note_new_context(
-        self, start: bytes, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool
-    ) -> None:
+    def _note_new_context(self, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool) -> None:
         if self._starts:
-            self.new_contexts[self._cause(start, chain, messages, has_bridge=has_bridge)] += 1
-        self._starts.add(start)
-        self._first_keys.update(chain[1:2])
+            self.new_contexts[self._cause(chain, messages, has_bridge=has_bridge)] += 1
+        self._starts.update(chain[:1])
+        self._first_messages.update(chain[1:2])
 
-    def _cause(
-        self, start: bytes, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool
-    ) -> NewContext:
-        if not has_bridge:
-            return "no bridge"
+    def _cause(self, chain: Sequence[bytes], messages: Iterable[Message], *, has_bridge: bool) -> NewContext:
         if not any(message["role"] == "assistant" for message in messages):
             return "new conversation"
-        if start not in self._starts:
+        if not has_bridge:
+            return "no bridge"
+        if chain[0] not in self._starts:
             return "other tools"
-        return "rewritten history" if chain[1] in self._first_keys else "other first message"
+        return "rewritten history" if chain[1] in self._first_messages else "other first message"
+
+
+def _await(parent: Call | None, replies: int) -> None:
+    """Counts replies of calls that go on from another, on their way or, where negative, no more."""
+    if parent is not None:
+        parent.num_awaited += replies

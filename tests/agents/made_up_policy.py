@@ -8,7 +8,7 @@ import numpy as np
 
 from gspo_rllib.agents.messages import checked_messages
 from gspo_rllib.agents.rendering import MessageRenderer
-from gspo_rllib.agents.session import Call, ChatRequest, Sampled, Session
+from gspo_rllib.agents.session import Call, ChatRequest, Prepared, Sampled, Session
 from gspo_rllib.engines.protocol import Generation
 
 
@@ -26,10 +26,12 @@ class MadeUpPolicy:
         self._renderer = renderer
 
     def ask(self, request: ChatRequest, *, delivered: bool = True, ids: list[int] | None = None) -> list[Call]:
-        prepared = self.session.prepare(request)
+        return self.answer(self.session.prepare(request), delivered=delivered, ids=ids)
+
+    def answer(self, prepared: Prepared, *, delivered: bool = True, ids: list[int] | None = None) -> list[Call]:
         calls = []
         for number in prepared.numbers:
-            sampled = self._ids(prepared.max_tokens) if ids is None else ids
+            sampled = self._random_ids(prepared.max_tokens) if ids is None else ids
             self.seen[number] = (list(prepared.prompt), list(sampled))
             logp = -self._random.random(len(sampled)).astype(np.float32)
             ended = sampled[-1] in self._renderer.stop_token_ids
@@ -41,12 +43,15 @@ class MadeUpPolicy:
 
     def say(self, messages: list[Any], text: str, *, ends: bool = True, **request: Any) -> Call:
         """Answers with this text, tokenised as it is."""
-        ids = self._renderer._tokenizer.encode(text, add_special_tokens=False)
-        ids += [self._renderer.stop_token_ids[0]] if ends else []
-        (call,) = self.ask(ChatRequest(checked_messages(messages), **request), ids=ids)
+        (call,) = self.ask(ChatRequest(checked_messages(messages), **request), ids=self.ids(text, ends=ends))
         return call
 
-    def _ids(self, most: int) -> list[int]:
+    def ids(self, text: str, *, ends: bool = True) -> list[int]:
+        """A text tokenised as it is."""
+        ids = self._renderer._tokenizer.encode(text, add_special_tokens=False)
+        return [*ids, self._renderer.stop_token_ids[0]] if ends else ids
+
+    def _random_ids(self, most: int) -> list[int]:
         count = int(self._random.integers(1, most + 1))
         ids = self._random.integers(3, 259, count).tolist()
         return [*ids[:-1], self._renderer.stop_token_ids[0]] if self._random.random() < 0.7 else ids

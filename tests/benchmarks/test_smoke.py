@@ -55,6 +55,7 @@ SMALLEST = {
     "weight_sync.py": "--runners 0 --remote --repetitions 1",
 }
 NO_PROGRAMS = {
+    "agent_client.py",
     "agent_fuzz.py",
     "agent_load.py",
     "bare.py",

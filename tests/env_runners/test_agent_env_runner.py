@@ -16,6 +16,7 @@ import pytest
 
 from gspo_rllib import metrics as names
 from gspo_rllib.agents import env_agent
+from gspo_rllib.agents.agent_session import AgentSession
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.env_runners.agent_env_runner import AgentEnvRunner
 from gspo_rllib.env_runners.language_env_runner import LanguageEnvRunner
@@ -262,20 +263,34 @@ def test_a_call_that_takes_too_long_is_refused_and_its_trajectory_goes_on(make_r
     vars(engine)["step"] = step
 
 
-def test_in_the_background_weights_are_taken_up_between_calls(make_runner: Callable, weights: Weights) -> None:
-    runner = make_runner(weight_update="turn", num_envs_per_env_runner=2)
-    runner.sample_in_background([f"g/{n}" for n in range(6)])
-    groups, version = [], 1
-    while len(groups) < 6:
-        report = runner.take_finished(5.0)
-        groups += report.groups
-        if version < 4:
-            version += 1
-            runner.offer_weights(shifted(weights) if version % 2 else weights, version)
-    versions = [turn.policy_version for group in groups for episode in group.episodes for turn in turns(episode)]
-    assert versions == sorted(versions) or len(set(versions)) > 1
-    assert set(versions) <= {1, 2, 3, 4}
-    assert all(turn.token_versions is None for group in groups for e in group.episodes for turn in turns(e))
+@pytest.mark.parametrize("weight_update", ["turn", "token"])
+def test_weights_that_come_while_a_session_is_played_are_those_of_its_next_call(
+    make_runner: Callable, weights: Weights, weight_update: str
+) -> None:
+    replied, goes_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    async def play(task: dict[str, Any], session: AgentSession) -> float:
+        messages = [agents.user("a")]
+        for _ in range(4):
+            reply = await session.chat(messages, max_tokens=4)
+            messages += [reply.message, agents.user("go on")]
+            replied.release()
+            assert goes_on.acquire(timeout=60)
+        return 1.0
+
+    runner = make_runner(play, weight_update=weight_update, num_envs_per_env_runner=2)
+    runner.sample_in_background(["a"])
+    for version in (2, 3, 4, 5):
+        assert all(replied.acquire(timeout=60) for _ in range(2))
+        if version < 5:
+            runner.offer_weights(weights if version % 2 else shifted(weights), version)
+            while runner.get_weights_version() < version:
+                time.sleep(0.01)
+        goes_on.release(2)
+    (group,) = runner.take_finished(60.0).groups
+    for episode in group.episodes:
+        assert [turn.policy_version for turn in turns(episode)] == [1, 2, 3, 4]
+        assert all(turn.token_versions is None for turn in turns(episode))
     assert runner.stop_sampling() == []
 
 
