@@ -45,6 +45,7 @@ from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.algorithms.policy_gradient.task_record import task_sets
 from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
 from gspo_rllib.driver.curriculum import Curriculum
+from gspo_rllib.driver.first_build import first_build
 from gspo_rllib.driver.fixed_lag import FixedLag
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
@@ -122,7 +123,8 @@ class PolicyGradient(
         self._selection = self._settings.group_selection
         self._threads = ComputeThreads(threads_for(config.model_config, resources.main_process_cpus(config)))
         try:
-            with waiting_is_said(config):
+            patience_s = config.env_runner_health_probe_timeout_s
+            with waiting_is_said(config), first_build(config.env_runner_cls.__qualname__, patience_s=patience_s):
                 super().setup(config)
             self._cluster_monitor = ClusterMonitor(alive_nodes())
             self._task_sets = task_sets(config, counted=[self.env_runner, self.eval_env_runner])

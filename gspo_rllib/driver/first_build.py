@@ -1,0 +1,91 @@
+"""Env runners that are built for the first time: RLlib waits for each of them, whatever becomes of its process.
+
+Ray starts a process again that ended in a runner's constructor, as often as ``max_num_env_runner_restarts`` says, and
+who waits for the runner sees none of that; one that stands still is waited for as well. Later, ``fleet`` looks after
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray._private.worker import global_worker
+from ray.exceptions import RayActorError
+
+from gspo_rllib.driver.processes import LOOK_S, stands_still
+from gspo_rllib.errors import RunnersLostError
+
+MOST_ENDS = 3
+"""Processes of one runner that may end before it is there; more than once may be bad luck."""
+
+
+@contextlib.contextmanager
+def first_build(class_name: str, *, patience_s: float) -> Iterator[None]:
+    """Inside the block, actors of a class are built; one that never is ends the block.
+
+    Args:
+        class_name: Qualified name of the actors' class.
+        patience_s: Seconds that a process may stand still before another takes its place.
+
+    Raises:
+        RunnersLostError: The processes of one of them ended, ``MOST_ENDS`` times.
+    """
+    watch = _Watch(class_name, patience_s)
+    watch.start()
+    try:
+        yield
+    except RayActorError as error:
+        if watch.verdict is None:
+            raise
+        raise RunnersLostError(watch.verdict) from error
+    finally:
+        watch.done.set()
+
+
+class _Watch(threading.Thread):
+    def __init__(self, class_name: str, patience_s: float) -> None:
+        super().__init__(name="gspo-first-build", daemon=True)
+        self._class_name = class_name
+        self._patience_s = patience_s
+        self._since: dict[int, float] = {}
+        self.done = threading.Event()
+        self.verdict: str | None = None
+
+    def run(self) -> None:
+        job, node = ray.get_runtime_context().get_job_id(), ray.get_runtime_context().get_node_id()
+        while not self.done.wait(LOOK_S):
+            # A cluster that does not answer is another's to report.
+            with contextlib.suppress(Exception):
+                for actor, entry in state.actor_table(None).items():
+                    if entry["JobID"] == job and entry["ActorClassName"] == self._class_name:
+                        self._look(actor, entry, here=entry["Address"]["NodeID"] == node)
+
+    def _look(self, actor: str, entry: dict[str, Any], *, here: bool) -> None:
+        if entry["State"] not in ("PENDING_CREATION", "RESTARTING"):
+            return
+        if entry["NumRestarts"] >= MOST_ENDS:
+            self.verdict = (
+                f"an env runner was not built: its process ended {MOST_ENDS} times on the way, the last time as process "
+                f"{entry['Pid']} of {entry['Address']['IPAddress'] or 'this machine'}. An environment or a library that "
+                "ends its process does that, and so does too little memory (`dmesg` then says so). With "
+                "env_runners(num_env_runners=0) it happens in this process, where it is seen."
+            )
+            self._end(actor, for_good=True)
+            return
+        pid, now = int(entry["Pid"] or 0), time.monotonic()
+        if not (here and pid and stands_still(pid)):
+            self._since.pop(pid, None)
+        elif now - self._since.setdefault(pid, now) >= self._patience_s:
+            del self._since[pid]
+            self._end(actor, for_good=False)
+
+    @staticmethod
+    def _end(actor: str, *, for_good: bool) -> None:
+        # RLlib has the handle, which nobody else gets before it is done.
+        global_worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor)), for_good)
