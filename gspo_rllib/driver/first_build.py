@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from typing import Any
 import ray
 from ray._private.state import state
 from ray._private.worker import global_worker
-from ray.exceptions import RayActorError
 
 from gspo_rllib.driver.processes import LOOK_S, stands_still
 from gspo_rllib.errors import RunnersLostError
+
+_RLLIB = logging.getLogger("ray.rllib")
 
 MOST_ENDS = 3
 """Processes of one runner that may end before it is there; more than once may be bad luck."""
@@ -36,16 +38,21 @@ def first_build(class_name: str, *, patience_s: float) -> Iterator[None]:
     Raises:
         RunnersLostError: The processes of one of them ended, ``MOST_ENDS`` times.
     """
-    watch = _Watch(class_name, patience_s)
+    watch, level = _Watch(class_name, patience_s), _RLLIB.level
     watch.start()
     try:
         yield
-    except RayActorError as error:
+    except Exception as error:
+        # Without the runner RLlib may stumble over anything.
         if watch.verdict is None:
             raise
         raise RunnersLostError(watch.verdict) from error
     finally:
         watch.done.set()
+        watch.join()
+        _RLLIB.setLevel(level)
+    if watch.verdict is not None:
+        raise RunnersLostError(watch.verdict)
 
 
 class _Watch(threading.Thread):
@@ -70,12 +77,14 @@ class _Watch(threading.Thread):
         if entry["State"] not in ("PENDING_CREATION", "RESTARTING"):
             return
         if entry["NumRestarts"] >= MOST_ENDS:
+            place = entry["Address"]["IPAddress"] or "this machine"
             self.verdict = (
-                f"an env runner was not built: its process ended {MOST_ENDS} times on the way, the last time as process "
-                f"{entry['Pid']} of {entry['Address']['IPAddress'] or 'this machine'}. An environment or a library that "
-                "ends its process does that, and so does too little memory (`dmesg` then says so). With "
-                "env_runners(num_env_runners=0) it happens in this process, where it is seen."
+                f"an env runner was not built: its process ended {MOST_ENDS} times on the way, the last time as "
+                f"process {entry['Pid']} of {place}. An environment or a library that ends its process does that, and "
+                "so does too little memory (`dmesg` then says so). With env_runners(num_env_runners=0) it happens in "
+                "this process, where it is seen."
             )
+            _RLLIB.setLevel(logging.CRITICAL)  # it says of every runner what Ray says of it
             self._end(actor, for_good=True)
             return
         pid, now = int(entry["Pid"] or 0), time.monotonic()
