@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import re
 import select
@@ -30,6 +31,8 @@ MARK = "GSPO_RLLIB_RUN"
 """Environment variable of everything that a driver starts; its value names the run."""
 GRACE_S = 10.0
 """How long processes that go on starting others are looked for."""
+TRACKER_S = 3.0
+"""Of these, those that a tracker has for removing the semaphores of processes that were killed."""
 _SESSION = re.compile(r"(/[^\s\0=]*/session_\d[\w-]*)")
 _SHARED_MEMORY = "/dev/shm/"
 _DONE = b"."
@@ -150,11 +153,14 @@ def _clean(run: str, noted: set[str]) -> None:
     folders = {folder for folder in noted if _SESSION.fullmatch(folder)}
     shared: set[str] = set()
     until = time.monotonic() + GRACE_S
-    own = {os.getpid()}
+    own, alone_since = {os.getpid()}, math.inf
     while (left := [pid for pid in processes_of(run) if pid not in own]) and time.monotonic() < until:
+        others = [pid for pid in left if not _is_tracker(pid)]
+        alone_since = math.inf if others else min(alone_since, time.monotonic())
         for pid in left:
             folders |= _ray_folders(pid)
             shared |= _shared_memory(pid)
+        for pid in left if time.monotonic() - alone_since > TRACKER_S else others:
             _kill(pid, run)
         time.sleep(0.05)
     for path in shared:
@@ -164,6 +170,13 @@ def _clean(run: str, noted: set[str]) -> None:
     for folder in folders:
         if os.path.isdir(folder) and os.lstat(folder).st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether it is Python's own: once their users are dead, it alone knows the semaphores, and ends by itself."""
+    with contextlib.suppress(OSError):
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False  # it has ended
 
 
 def _kill(pid: int, run: str) -> None:

@@ -165,3 +165,38 @@ def test_a_number_that_another_process_has_now_is_not_taken_for_the_dead_run(
     assert _is_alive(os.getpid())
     assert tmp_path.is_dir()  # no folder of Ray's
     assert len(drivers[0].left()) == 4
+
+
+def test_a_tracker_of_semaphores_removes_them_before_it_is_ended(tmp_path: Path) -> None:
+    """As beside vLLM's core: whoever had the semaphores is dead, and nobody else knows their names."""
+    run, name = f"run{time.monotonic_ns()}", f"/mp-gspo{os.getpid()}"
+    semaphore = Path(f"/dev/shm/sem.{name[1:]}")
+    semaphore.touch()
+    read, write = os.pipe()
+    marked = {**os.environ, leftovers.MARK: run}
+    code = f"from multiprocessing.resource_tracker import main; main({read})"
+    # The tracker first: processes are ended in the order of their numbers.
+    tracker = subprocess.Popen([sys.executable, "-c", code], pass_fds=[read], env=marked, stderr=subprocess.DEVNULL)
+    holder = subprocess.Popen(["sleep", "300"], pass_fds=[write], env=marked)
+    try:
+        os.write(write, f"REGISTER:{name}:semaphore\n".encode())
+        os.close(write)
+        os.close(read)
+        leftovers._clean(run, set())
+        assert (holder.wait(10), tracker.wait(10)) == (-signal.SIGKILL, 0)
+        assert not semaphore.exists()
+    finally:
+        for process in (tracker, holder):
+            process.kill()
+        semaphore.unlink(missing_ok=True)
+
+
+def test_a_tracker_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    run = f"run{time.monotonic_ns()}"
+    code = "from multiprocessing.resource_tracker import main; main(0)"
+    tracker = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, leftovers.MARK: run}
+    )
+    _wait(lambda: leftovers.processes_of(run))
+    leftovers._clean(run, set())
+    assert tracker.wait(10) == -signal.SIGKILL

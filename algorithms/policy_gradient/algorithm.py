@@ -46,6 +46,7 @@ from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.algorithms.policy_gradient.task_record import task_sets
 from gspo_rllib.algorithms.policy_gradient.waiting import waiting_is_said
 from gspo_rllib.driver.curriculum import Curriculum
+from gspo_rllib.driver.first_build import first_build_of
 from gspo_rllib.driver.fixed_lag import FixedLag
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.lockstep import Lockstep
@@ -126,7 +127,7 @@ class PolicyGradient(
         self._selection = self._settings.group_selection
         self._threads = ComputeThreads(threads_for(config.model_config, resources.main_process_cpus(config)))
         try:
-            with waiting_is_said(config), groups_by_value():
+            with waiting_is_said(config), groups_by_value(), first_build_of(config):
                 super().setup(config)
             self._cluster_monitor = ClusterMonitor(alive_nodes())
             self._task_sets = task_sets(config, counted=[self.env_runner, self.eval_env_runner])

@@ -48,6 +48,7 @@ class KeepsTrajectories:
     _most_kept: int = 0
     _kept: Mapping[str, list[SingleAgentEpisode]] = {}
     _trained: Mapping[_Member, TrainedTokens] = {}
+    _fails_to_keep: bool = False
 
     def _begin_keeping(self) -> None:
         """Forgets what the last iteration left; called when one begins."""
@@ -92,7 +93,7 @@ class KeepsTrajectories:
         return [episode for episodes in self._kept.values() for episode in episodes][: self._most_kept]
 
     def _write_kept(self) -> None:
-        """Writes the iteration's file; where there is no room, says so and goes on."""
+        """Writes the iteration's file; where there is no room, says so once, and goes on."""
         rows = []
         for episode in self._chosen:
             trained = self._trained.get(_member(episode))
@@ -111,4 +112,12 @@ class KeepsTrajectories:
         try:
             write_table(file_of(folder, self.iteration + 1), rows)
         except OSError as error:
-            logger.warning("Trajectories of iteration %d are not kept: %s", self.iteration + 1, error)
+            if not self._fails_to_keep:
+                logger.warning(
+                    "Trajectories of iteration %d, and of those after it while this lasts, are not kept: %s",
+                    self.iteration + 1,
+                    error,
+                )
+            self._fails_to_keep = True
+        else:
+            self._fails_to_keep = False

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from gspo_rllib.cli.output import nobody_reads
+
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end a command; SIGHUP comes where the terminal is gone."""
 
@@ -74,6 +76,8 @@ def handler_kept() -> Iterator[None]:
 class StopRequest:
     """Inside ``with``, the first SIGINT, SIGTERM or SIGHUP asks to stop; a second raises ``KeyboardInterrupt`` at once.
 
+    A pipe that takes the output and is closed (``| head``, a ``tee`` that was ended) asks likewise, as SIGPIPE.
+
     Args:
         after: What is finished first, as the answer to the signal names it.
 
@@ -85,8 +89,10 @@ class StopRequest:
         self._after = after
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._output = nobody_reads(self._lose_reader)
 
     def __enter__(self) -> StopRequest:
+        self._output.__enter__()
         for number in (signal.SIGINT, *ENDING):
             self._previous[number] = signal.getsignal(number)
             _handle(number, self._ask)
@@ -97,6 +103,10 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             _handle(number, handler)
+        self._output.__exit__(kind, error, trace)
+
+    def _lose_reader(self) -> None:
+        self.signal = self.signal or signal.SIGPIPE
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:

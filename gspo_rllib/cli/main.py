@@ -30,6 +30,7 @@ from gspo_rllib.cli import (
     warmstart,
 )
 from gspo_rllib.cli.interrupts import Terminated, ends_on_signals
+from gspo_rllib.cli.output import EXIT_OUTPUT_LOST, sturdy_output
 from gspo_rllib.errors import own_error
 
 COMMANDS = (
@@ -123,19 +124,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 2 bad input, 130 interrupted, 129 and 143 ended by SIGHUP and SIGTERM, 141 when whoever
-        read the output (``| head``) has left.
+        read the output (``| head``) has left, 74 when it is done and there was no room for what it printed.
     """
-    try:
+    with sturdy_output() as output:
         try:
-            return _run(argv)
-        finally:
-            # Now, while it can be answered for: what is left in the buffer is otherwise written when Python ends.
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if not _nobody_reads():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_NOBODY_READS
+            try:
+                code = _run(argv)
+            finally:
+                # Now, while it can be answered for: what is left in the buffer is otherwise written when Python ends.
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _nobody_reads():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_NOBODY_READS
+        return code or (EXIT_OUTPUT_LOST if output.is_lost else 0)
 
 
 def _nobody_reads() -> bool:

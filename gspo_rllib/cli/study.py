@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
 
     ends = None
     if arguments.minutes is not None:
-        ends = datetime.datetime.now() + datetime.timedelta(minutes=arguments.minutes)
+        ends = time.monotonic() + 60 * arguments.minutes  # the machine's date may be set back
     chosen = [cell for cell in study.cells if not arguments.cell or cell.name in arguments.cell]
     compares_tuned = any(name.endswith(TUNED) for cell in chosen for name in cell.objectives)
     code = 0
@@ -96,7 +96,7 @@ def _run_trials(
     study: Study,
     folder: Path,
     trials: list[Trial],
-    ends: datetime.datetime | None,
+    ends: float | None,
     *,
     what: str,
 ) -> int:
@@ -120,7 +120,7 @@ def _run_trials(
     with quiet_tune(verbose=arguments.verbose):
         # One seed at a time: whenever it ends, every objective has as many.
         for seed in dict.fromkeys(trial.seed for trial in missing):
-            if ends is not None and datetime.datetime.now() >= ends:
+            if ends is not None and time.monotonic() >= ends:
                 print("the time is over; the same command goes on with the rest")
                 return 1
             chosen = [trial for trial in missing if trial.seed == seed]

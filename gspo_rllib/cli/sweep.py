@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,11 +31,11 @@ from gspo_rllib.cli.train import (
     trackers_of,
 )
 from gspo_rllib.cli.training_loop import stop_reason
-from gspo_rllib.errors import SettingError, shown
+from gspo_rllib.errors import CheckpointError, SettingError, described, shown
 from gspo_rllib.places import check_folder, named_path
 
 if TYPE_CHECKING:
-    from ray.tune import Tuner
+    from ray.tune import ResultGrid, Tuner
 
     from gspo_rllib.cli.trackers import Tracker
     from gspo_rllib.configs import Run, RunSettings
@@ -229,7 +230,7 @@ def _tune(
     else:
         _write_start(folder, arguments, base)
         tuner = _new_tuner(arguments, base, trials, stop, folder, space, how_many, chooser, followed)
-    results = tuner.fit()
+    results = _fitted(tuner, folder)
     code = sweep_trials.report(results, base, trials, arguments.metric, short)
     # What a search would have chosen yet, nobody knows.
     known = [point for point in trials if (folder / point.folder).is_dir()] if arguments.search else trials
@@ -244,6 +245,22 @@ def _tune(
     if not arguments.search:
         print(f"gspo-rllib sweep --resume {shlex.quote(short(folder))}")
     return EXIT_INTERRUPTED
+
+
+def _fitted(tuner: Tuner, folder: Path) -> ResultGrid:
+    """What became of the trials.
+
+    Raises:
+        CheckpointError: Tune could not write its files, or read again what it had no room for.
+    """
+    try:
+        return tuner.fit()
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{short(folder)}: Ray Tune cannot write or read its files of this sweep ({described(error)}), as where a "
+            "disk has no room. The checkpoints that were written whole stay. Make room; then go on: gspo-rllib sweep "
+            f"--resume {shlex.quote(short(folder))}"
+        ) from error
 
 
 def _space(arguments: argparse.Namespace, base: Run, trials: list[Point], folder: Path) -> dict[str, Any]:

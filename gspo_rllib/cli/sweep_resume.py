@@ -74,12 +74,18 @@ def check_tasks(folder: Path, run: Run, points: Sequence[Point]) -> None:
     if _PLAYED & set(points[0].values):
         return
     tasks = task_sets(run.config)
-    for checkpoint in {saved.parent: saved for saved in sorted(folder.glob("*/checkpoint_*"))}.values():
-        if news := changed_tasks(checkpoint, tasks):
-            raise SettingError(
-                f"--resume: {checkpoint.parent} has other tasks now than it was trained on ({news}). Put the file back "
-                "as it was, or start the sweep anew."
-            )
+    for trial in sorted({saved.parent for saved in folder.glob("*/checkpoint_*")}):
+        for checkpoint in sorted(trial.glob("checkpoint_*"), reverse=True):
+            try:
+                news = changed_tasks(checkpoint, tasks)
+            except (ValueError, TypeError):  # half a copy: Tune had no room for more
+                continue
+            if news:
+                raise SettingError(
+                    f"--resume: {trial} has other tasks now than it was trained on ({news}). Put the file back as it "
+                    "was, or start the sweep anew."
+                )
+            break
 
 
 def going_on(point: Point, config: str, checkpoint: str | None) -> str:

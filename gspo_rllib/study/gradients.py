@@ -18,11 +18,11 @@ is measured is what training does.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -87,7 +87,7 @@ def run_gradients(
     folder: Path,
     missing: Sequence[tuple[int, Cell]],
     *,
-    ends: datetime.datetime | None = None,
+    ends: float | None = None,
     say: Say = print,
 ) -> int:
     """Measures, one seed and cell after the other, in this process; Ray is there.
@@ -96,7 +96,7 @@ def run_gradients(
         study: The study.
         folder: The study's.
         missing: What to measure.
-        ends: Nothing is begun after that; None for no end.
+        ends: When ``time.monotonic`` is past it nothing is begun; None for no end.
         say: Called with a line of text from time to time.
 
     Returns:
@@ -104,7 +104,7 @@ def run_gradients(
     """
     plan = GradientPlan.of(study)
     for seed, cell in missing:
-        if ends is not None and datetime.datetime.now() >= ends:
+        if ends is not None and time.monotonic() >= ends:
             say("the time is over; the same command goes on with the gradients")
             return 1
         trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))

@@ -13,12 +13,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gspo_rllib import checkpoints, load_groups
 from gspo_rllib.cli.main import main
+from gspo_rllib.cli.sweep import _fitted
+from gspo_rllib.errors import CheckpointError
 from gspo_rllib.view.sources import read_source
 
 
@@ -150,6 +153,17 @@ def test_a_sweep_whose_trials_a_search_chooses_is_not_continued(
     )
     assert main(["sweep", "--search", "optuna", "--resume", str(tmp_path)]) == 2
     assert "leave out --search optuna." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [EOFError("Ran out of input"), OSError(28, "No space left on device")])
+def test_a_disk_without_room_for_what_tune_writes_is_said_in_a_sentence(error: Exception, tmp_path: Path) -> None:
+    """Tune writes down in a file why a trial failed, and reads it at the end: an empty one, where there was no room."""
+
+    def fit() -> None:
+        raise error
+
+    with pytest.raises(CheckpointError, match=r"Make room; then go on: gspo-rllib sweep --resume .*/full$"):
+        _fitted(SimpleNamespace(fit=fit), tmp_path / "full")  # type: ignore[arg-type]
 
 
 def test_a_sweep_needs_a_config_or_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:

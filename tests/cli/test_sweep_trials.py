@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from gspo_rllib.algorithms import GSPOConfig
-from gspo_rllib.algorithms.policy_gradient.task_record import task_sets, write_tasks
+from gspo_rllib.algorithms.policy_gradient.task_record import FILE, task_sets, write_tasks
 from gspo_rllib.cli.sweep_points import Point
 from gspo_rllib.cli.sweep_resume import check_tasks, going_on_in
 from gspo_rllib.cli.sweep_trials import Judge, Points, row, scheduler, state
@@ -135,6 +135,9 @@ def test_a_sweep_is_not_continued_with_other_tasks(tmp_path: Path) -> None:
     for number in (0, 1):
         (tmp_path / "lr=1" / f"checkpoint_{number:06}").mkdir(parents=True)
         write_tasks(tmp_path / "lr=1" / f"checkpoint_{number:06}", task_sets(config))
+    check_tasks(tmp_path, run, points)
+    (tmp_path / "lr=1" / "checkpoint_000002").mkdir()
+    (tmp_path / "lr=1" / "checkpoint_000002" / FILE).write_text('{"train')  # Tune had no room for more
     check_tasks(tmp_path, run, points)
     rows.append({"question": "1?", "answer": 1})
     with pytest.raises(SettingError, match=r"lr=1 has other tasks now .* \(training: 4 tasks then, 5 now\)"):

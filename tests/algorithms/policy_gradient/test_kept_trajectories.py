@@ -149,14 +149,25 @@ def test_none_are_kept_where_none_are_asked_for(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_said_and_ends_nothing(
+def test_a_full_disk_is_said_once_and_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept_trajectories, "write_table", full)
     keeper = _Keeper(tmp_path, 2)
     keeper._offer(_groups("a"))
-    keeper._write_kept()
-    assert "Trajectories of iteration 1 are not kept: [Errno 28] No space left on device" in caplog.text
+    said = []
+    for has_room in (False, False, True, False):
+        with monkeypatch.context() as patch:
+            if not has_room:
+                patch.setattr(kept_trajectories, "write_table", full)
+            keeper._write_kept()
+        said.append(len(caplog.records))
+        keeper.iteration += 1
+    assert said == [1, 1, 1, 2]
+    assert caplog.messages[-1] == (
+        "Trajectories of iteration 4, and of those after it while this lasts, are not kept: "
+        "[Errno 28] No space left on device"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["iteration_000003.parquet"]
