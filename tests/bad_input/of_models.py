@@ -209,5 +209,6 @@ MODELS: list[Case] = [
     _path(
         "http://x/y", "model path 'http://x/y': it is an address. Give a local folder, or the name that the hub has, …"
     ),
-    *[_path(path, ELSEWHERE) for path in ("/proc/self", "x" * 300, "~nobody-of-that-name/x", " ", "run.yaml", "a\0b")],
+    *[_path(path, ELSEWHERE) for path in ("/proc/self", "x" * 300, "~nobody-of-that-name/x", " ", "a\0b")],
+    _path("run.yaml", "model path …: it is a file. Give a Hugging Face folder: …"),
 ]

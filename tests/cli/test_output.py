@@ -35,7 +35,7 @@ def code(text: str, **settings: Any) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_disk_without_room_is_said_once_and_in_the_exit_code(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
-        done = command("settings", stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+        done = command("list", stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
     assert (done.returncode, done.stderr) == (74, NO_ROOM)
 
 
@@ -45,6 +45,7 @@ def test_nothing_is_said_where_it_cannot_be() -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_character_that_the_locale_lacks_is_spelt_out() -> None:
     done = command("settings", stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")

@@ -54,7 +54,8 @@ def test_a_pattern_finds_names_then_effects() -> None:
     settings = list(DECLARED.values())
     assert {setting.name for setting in matching(settings, "clip_LOW")} == {"training.clip_low"}
     assert {setting.name for setting in matching(settings, "run.eval*s")} == {"run.evaluate_tasks"}
-    assert [setting.name for setting in matching(settings, "cache")] == ["generation.engine_dtype"]
+    found = [setting.name for setting in matching(settings, "cache")]
+    assert found == ["generation.engine_dtype", "generation.colocate"]
     with pytest.raises(SettingError, match=r"'training.temprature'. Did you mean 'temperature'?"):
         matching(settings, "training.temprature")
 

@@ -167,6 +167,7 @@ class Run(PolicyGradient, _NoRLlib):
             training_settings=None,
             settings=lambda _: settings if _ is None else SimpleNamespace(temperature=1.0),
             model_config={},
+            colocate=False,
             min_train_timesteps_per_iteration=0,
         )
         self.failed_updates = "/nowhere"
