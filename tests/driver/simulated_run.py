@@ -168,6 +168,8 @@ class Run(PolicyGradient, _NoRLlib):
             settings=lambda _: settings if _ is None else SimpleNamespace(temperature=1.0),
             model_config={},
             colocate=False,
+            num_env_runners=0,
+            evaluation_num_env_runners=0,
             min_train_timesteps_per_iteration=0,
         )
         self.failed_updates = "/nowhere"
