@@ -94,6 +94,8 @@ class Weights:
             # Owned by this process: what a learner puts there itself is gone with it.
             about, self._taken = _kept_weights(learner_group, dtype)
         self.version, self._conversation, self._are_lent = about
+        # Who has these very weights, by number and process; None where whoever has their version has them.
+        self._holders: set[tuple[int, int]] | None = None
 
     def _first_learner(self, function: Any) -> Any:
         first = None if self._learners.is_local else self._learners._worker_manager.healthy_actor_ids()[:1]
@@ -126,7 +128,8 @@ class Weights:
 
         Args:
             runners: Training or evaluation env runners.
-            force: Load them also where the version is the same: after a restore it may be another run's.
+            force: Load them also where the version is the same: after a restore it may be another run's. From now on
+                also into runners that are not healthy now, once they are reached.
 
         Returns:
             What the runners answered.
@@ -137,6 +140,8 @@ class Weights:
         """
         remote = runners.num_remote_env_runners() > 0
         self._check_not_changed()
+        if force and self._holders is None:
+            self._holders = set()
         load = RunnerCall(self.loading(here=not remote, force=force))
         receipts = returned(runners.foreach_env_runner(load, local_env_runner=not remote))
         wrong = sorted({str(receipt.version) for receipt in receipts if receipt.version != self.version})
@@ -165,16 +170,18 @@ class Weights:
         """
         named: Any = self._here if here else self._anywhere
         version, conversation = self.version, self._conversation
+        holders = None if self._holders is None else frozenset(self._holders)
 
         def load(runner: Any) -> Receipt:
-            held = runner.set_weights(named, version, force=force)
+            has_others = holders is not None and (runner.worker_index or 0, os.getpid()) not in holders
+            held = runner.set_weights(named, version, force=force or has_others)
             sample = runner.converse(conversation) if held == version else None
             return Receipt(held, sample, runner.worker_index or 0, os.getpid())
 
         return load
 
     def prove(self, receipt: Receipt) -> bool:
-        """Compares what an engine sampled after its first weights with the learner's policy.
+        """Notes who holds the weights, and compares what an engine sampled after its first with the learner's policy.
 
         Args:
             receipt: A runner's answer.
@@ -185,6 +192,8 @@ class Weights:
         Raises:
             WeightSyncError: The engine samples from another policy, or the learners have moved on since.
         """
+        if self._holders is not None:
+            self._holders.add((receipt.worker, receipt.process))
         sample = receipt.sample
         if sample is None:
             return False

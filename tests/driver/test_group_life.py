@@ -247,6 +247,15 @@ def test_a_runner_that_was_out_of_reach_when_weights_were_offered_samples_with_n
     life.train(learners="stay", script=b"")
 
 
+def test_a_runner_whose_answers_were_lost_while_a_checkpoint_was_restored_samples_with_no_other_one(world) -> None:
+    life = GroupLife()
+    life.begin(0, 1, 1, 1, (0, 0), "keep", newest_first=False, says_twice=False)
+    life.save(script=b"")
+    life.restore(anew=False, script=b"l")
+    life.restore(anew=False, script=b"")
+    life.train(learners="stay", script=b"")
+
+
 @pytest.mark.slow
 def test_no_fault_does_in_ten_thousand_schedules(world) -> None:
     begun = time.process_time()
