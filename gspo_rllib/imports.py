@@ -1,9 +1,12 @@
-"""Imports of frameworks: thousands of modules, whose objects stay, so that nobody need look for garbage among them."""
+"""Imports of frameworks: thousands of modules, whose objects stay, so that nobody need look for garbage among them; and
+some draw from the global random states.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import random
 from collections.abc import Iterator
 
 
@@ -21,3 +24,16 @@ def undisturbed() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextlib.contextmanager
+def draws_undone() -> Iterator[None]:
+    """Restores the global generators of Python and numpy after the block."""
+    import numpy as np
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

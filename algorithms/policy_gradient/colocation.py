@@ -38,7 +38,7 @@ def check(config: Any) -> None:
     Raises:
         SettingError: Says which, and what to set.
     """
-    if not config.colocate or config.in_evaluation:
+    if not config.colocate:
         return
     for section, name, most in (
         ("env_runners", "num_env_runners", 1),
@@ -66,7 +66,7 @@ def check(config: Any) -> None:
             "learner's weights and rounds them to its own precision. Leave sync_dtype out."
         )
     shares = config.num_gpus_per_learner, config.num_gpus_per_env_runner
-    if config.num_env_runners and config.num_learners and not 0 <= sum(shares) <= 1:
+    if config.num_env_runners and config.num_learners and sum(shares) > 1:
         raise SettingError(
             f"generation.colocate: learners.num_gpus_per_learner={shares[0]} and env_runners.num_gpus_per_env_runner="
             f"{shares[1]} are more than one GPU together. Give each a part of it, e.g. 0.5."

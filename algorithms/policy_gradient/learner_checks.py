@@ -20,7 +20,7 @@ def module_settings(config: Any) -> dict[str, Any]:
 
 
 def check(config: Any, model_config: Mapping[str, Any]) -> None:
-    """Refuses settings that learners cannot be sharded with, or layers compiled.
+    """Refuses settings that learners cannot share a model or a device with, or layers compiled.
 
     Args:
         config: The algorithm's config.
@@ -31,9 +31,9 @@ def check(config: Any, model_config: Mapping[str, Any]) -> None:
         ModelError: The model does not say which its layers are.
     """
     config.settings(LearnersSettings)
-    colocation.check(config)
     if config.in_evaluation:
         return
+    colocation.check(config)
     if config.torch_compile_learner:
         _check_compilation(config, model_config)
     if shards(config):

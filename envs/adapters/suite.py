@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import random
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
-import numpy as np
-
 from gspo_rllib.envs.tasks import NUM_TASKS, checked_integer, requested_task
 from gspo_rllib.envs.text_task import TextTaskEnv
 from gspo_rllib.errors import EnvError
+from gspo_rllib.imports import draws_undone
 
 MOST_TURNS = 10_000
 
@@ -35,16 +33,13 @@ def load_suite(module: str, extra: str) -> ModuleType:
         gspo_rllib.errors.EnvError: no_such_suite cannot be imported (No module named 'no_such_suite'). \
 Install it: pip install 'gspo-rllib[suite]'
     """
-    states = random.getstate(), np.random.get_state()
     try:
-        return importlib.import_module(module)
+        with draws_undone():
+            return importlib.import_module(module)
     except ImportError as error:
         raise EnvError(
             f"{module} cannot be imported ({error}). Install it: pip install 'gspo-rllib[{extra}]'"
         ) from error
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def encodable(text: str) -> str:

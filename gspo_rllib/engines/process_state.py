@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
+
+from gspo_rllib.imports import draws_undone
 
 
 @contextmanager
@@ -42,13 +42,8 @@ def random_states_kept() -> Iterator[None]:
 
     Starting a library is not alone in changing them: the import of vLLM 0.27 draws from Python's.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch_random_state_kept():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    with draws_undone(), torch_random_state_kept():
+        yield
 
 
 @contextmanager
