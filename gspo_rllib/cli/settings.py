@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gspo_rllib.cli.terminal import columns, wrapped
-from gspo_rllib.errors import SettingError, did_you_mean
-
-if TYPE_CHECKING:
-    from gspo_rllib.configs.declared import Declared
+from gspo_rllib.configs.declared import Declared, matching
+from gspo_rllib.configs.settings_table import settings_of
 
 WIDEST = 100
 """Longest line on a terminal, in characters: longer ones are hard to read."""
@@ -25,14 +23,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one paragraph per setting; one line where output is piped."""
-    from gspo_rllib.algorithms import ALGORITHMS
-    from gspo_rllib.configs.declared import declared_settings, matching, settings_within
-
-    if arguments.algorithm not in ALGORITHMS:
-        raise SettingError(
-            f"--algorithm {arguments.algorithm!r}: unknown. {did_you_mean(arguments.algorithm, ALGORITHMS)}"
-        )
-    found = declared_settings(ALGORITHMS[arguments.algorithm].get_default_config()) + settings_within()
+    found = settings_of(arguments.algorithm)
     width = columns()
     for setting in matching(found, arguments.pattern):
         print("\n".join(shown(setting, width=None if width is None else min(width, WIDEST))))
@@ -47,22 +38,16 @@ def shown(setting: Declared, *, width: int | None) -> list[str]:
         width: Longest line, in characters; None for one line with everything.
 
     Example:
-        >>> from gspo_rllib.configs.declared import Declared
-        >>> lr = Declared("training.lr", 1e-6, "float, >= 0", "AdamW's rate.", "", "verl")
+        >>> lr = Declared("training.lr", "1e-06", "float, >= 0", "AdamW's rate.", "", "verl")
         >>> print(*shown(lr, width=60), sep="\\n")
         training.lr = 1e-06
             AdamW's rate.
             Allowed: float, >= 0. Source: verl
     """
-    default = "" if setting.default is ... else f" = {_value(setting.default)}"
+    default = f" = {setting.default}" if setting.default else ""
     unit = f" ({setting.unit})" if setting.unit else ""
     facts = f"Allowed: {setting.allowed}{unit}. Source: {setting.source}"
     if width is None:
         return ["  ".join(part for part in (f"{setting.name}{default}", setting.effect, facts) if part)]
     effect = wrapped(setting.effect, indent=4, width=width) if setting.effect else []
     return [f"{setting.name}{default}", *effect, *wrapped(facts, indent=4, width=width)]
-
-
-def _value(value: Any) -> str:
-    """A default as it would be written; a class or function by its name."""
-    return str(value.__qualname__) if hasattr(value, "__qualname__") else repr(value)
