@@ -170,7 +170,6 @@ TESTED_IN = {
     "cli/remote_player.py": "cli/test_two_nodes.py",
     "cli/slurm_script.py": "cli/test_slurm.py",
     "cli/rows.py": "cli/test_evaluate.py",
-    "cli/terminal.py": "cli/test_listing.py",
     "columns.py": "test_packing.py",
     "configs/run_settings.py": "configs/test_runs.py",
     "connectors/episodes_to_tokens.py": "learners/test_language_learner.py",

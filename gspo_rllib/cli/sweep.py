@@ -21,6 +21,7 @@ from gspo_rllib.cli.cluster_address import add_address, address_of
 from gspo_rllib.cli.resume import name_of
 from gspo_rllib.cli.run_claim import claimed
 from gspo_rllib.cli.sweep_points import Point, check_search, points, split_axes
+from gspo_rllib.cli.terminal import tell
 from gspo_rllib.cli.train import (
     RUN_OPTIONS,
     add_config_arguments,
@@ -221,7 +222,7 @@ def _tune(
         folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
         held.enter_context(claimed(folder))
     write_run_record(folder, record)
-    print(f"{how_many} trials, {'continued in' if goes_on else 'results:'} {short(folder)}", flush=True)
+    tell(f"{how_many} {'trial' if how_many == 1 else 'trials'}, {'continued in' if goes_on else 'results:'} {short(folder)}")
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
     space = _space(arguments, base, trials, folder)
@@ -239,9 +240,11 @@ def _tune(
         return code
     for point, checkpoint in left:
         print(sweep_resume.going_on(point, arguments.config, None if checkpoint is None else short(checkpoint)))
-    print(f"interrupted: {len(left)} of {how_many} trials are not at their end; each goes on in a new folder with")
     all_of_them = "" if arguments.search else "; all of them, in this folder:"
-    print(f"its settings and `gspo-rllib train CONFIG --resume CHECKPOINT`, as above{all_of_them}")
+    tell(
+        f"interrupted: {len(left)} of {how_many} trials are not at their end; each goes on in a new folder with its "
+        f"settings and `gspo-rllib train CONFIG --resume CHECKPOINT`, as above{all_of_them}"
+    )
     if not arguments.search:
         print(f"gspo-rllib sweep --resume {shlex.quote(short(folder))}")
     return EXIT_INTERRUPTED

@@ -17,6 +17,7 @@ from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
 from gspo_rllib.cli.progress import clock
 from gspo_rllib.cli.recorder import flatten, read_results
 from gspo_rllib.cli.sweep_points import Point
+from gspo_rllib.cli.terminal import tell
 from gspo_rllib.cli.training_loop import stop_reason
 from gspo_rllib.errors import SettingError, own_error
 from gspo_rllib.trajectory_table import FOLDER
@@ -321,13 +322,13 @@ def report(
         how = "failed" if result.error else state(result.metrics or {}, run.settings)
         print(row(result.metrics or {}, run.settings, how, _label(result, made)))
         if result.error:
-            print(f"{'':>9} {reason(result.error)}; see {short(result.path)}/error.txt")
+            tell(f"{reason(result.error)}; see {short(result.path)}/error.txt")
     best = ranked[0]
     if math.isfinite(_score(best)):
-        print(f"best: {_label(best, made)}")
-        print(f"checkpoint: {short(best.checkpoint.path) if best.checkpoint else 'none'}")
+        tell(f"best: {_label(best, made)}")
+        tell(f"checkpoint: {short(best.checkpoint.path) if best.checkpoint else 'none'}")
     elif not results.errors:
-        print(f"no trial reported {metric!r} (--metric), so none is the best; result.json has what there is")
+        tell(f"no trial reported {metric!r} (--metric), so none is the best; result.json has what there is")
     return 1 if results.errors else 0
 
 

@@ -40,6 +40,13 @@ def wrapped(text: str, *, indent: int, width: int | None) -> list[str]:
     return [" " * indent + line for line in lines]
 
 
+def tell(text: str) -> None:
+    """Prints a line at once; on a terminal too narrow for it, as lines that end between words, indented but the first."""
+    width = columns()
+    first, *rest = [text] if width is None or len(text) <= width else wrapped(text, indent=2, width=width)
+    print(first.strip(), *rest, sep="\n", flush=True)
+
+
 def print_names(title: str, rows: Iterable[tuple[str, str]], *, width: int | None) -> None:
     """Prints names and, in a column beside them, what they are; below them where the terminal is too narrow.
 

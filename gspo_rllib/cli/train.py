@@ -21,6 +21,7 @@ from gspo_rllib.cli.recorder import RunRecorder, new_run_folder, write_run_recor
 from gspo_rllib.cli.resume import Resume, find_resume, is_run, name_of
 from gspo_rllib.cli.run_claim import claimed
 from gspo_rllib.cli.seed_model import load_with_model
+from gspo_rllib.cli.terminal import tell
 from gspo_rllib.cli.training_loop import TrainingLoop
 from gspo_rllib.errors import SettingError
 from gspo_rllib.places import check_folder, named_path
@@ -126,8 +127,8 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
     if resume is not None:
         resume.check_tasks(loaded.config)
     followed = trackers_of(loaded)
-    say = _silent if arguments.quiet else print
-    say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …", flush=True)
+    say = _silent if arguments.quiet else tell
+    say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …")
     # Not beside the imports above: whatever registers itself with Tune while Ray is starting starts another one.
     with ray_session(required_cpus(loaded.config), address=address, verbose=arguments.verbose):
         storage = resume.folder if resume is not None and resume.folder is not None else loaded.settings.storage
@@ -216,7 +217,7 @@ def _train(
     followed: list[Tracker],
     held: contextlib.ExitStack,
     *,
-    say: Callable[..., None],
+    say: Callable[[str], None],
 ) -> int:
     in_place = resume if resume is not None and resume.folder is not None else None
     folder = in_place.folder if in_place else None
@@ -239,7 +240,7 @@ def _train(
         recorder.followers.append(Followers(followed, folder, record["config"], start=start))
     if resume is not None:
         say(f"continuing {'this run' if in_place else 'in a new folder'} from {_described(resume)}")
-    say(f"results: {short(folder)}", flush=True)
+    say(f"results: {short(folder)}")
     with StopRequest() as request:
         loop = TrainingLoop(
             loaded,
@@ -247,7 +248,7 @@ def _train(
             recorder,
             interrupted=lambda: request.signal is not None,
             best=in_place.best if in_place else None,
-            shows=say is print,
+            shows=say is tell,
         )
         try:
             checkpoint, reason = loop.run()
@@ -255,10 +256,12 @@ def _train(
             recorder.close(failed=sys.exc_info()[0] is not None)
             loop.close()
             _draw(recorder, loaded.name)
-    print(f"stopped: {reason}\ncheckpoint: {short(checkpoint)}")
+    tell(f"stopped: {reason}")
+    tell(f"checkpoint: {short(checkpoint)}")
     if loop.best is not None:
-        print(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {short(loop.best_checkpoint)}")
-    print(f"curve: {short(folder / 'learning_curve.png')}; more of it: gspo-rllib view {short(folder)}")
+        tell(f"best: {loop.best} evaluated at iteration {loop.best.iteration}, {short(loop.best_checkpoint)}")
+    tell(f"curve: {short(folder / 'learning_curve.png')}")
+    tell(f"more of it: gspo-rllib view {short(folder)}")
     return request.exit_code
 
 
@@ -269,8 +272,8 @@ def _described(resume: Resume) -> str:
     return text
 
 
-def _silent(*_: object, **__: object) -> None:
-    """In place of ``print``, for ``--quiet``."""
+def _silent(_: str) -> None:
+    """In place of ``tell``, for ``--quiet``."""
 
 
 def _draw(recorder: RunRecorder, name: str) -> None:

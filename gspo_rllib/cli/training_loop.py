@@ -15,6 +15,7 @@ from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score, has_collapsed
 from gspo_rllib.cli.recorder import Result, RunRecorder, flatten
 from gspo_rllib.cli.resume import BEST
 from gspo_rllib.cli.run_checkpoints import RunCheckpoints
+from gspo_rllib.cli.terminal import tell
 from gspo_rllib.errors import (
     CheckpointError,
     EngineError,
@@ -196,7 +197,7 @@ class TrainingLoop:
             f"{self.best.iteration}"
         )
         if ends or self._limits.on_collapse is None:
-            print(f"{fallen}: the policy may be lost. run.on_collapse=restore would go back, with half the step.")
+            tell(f"{fallen}: the policy may be lost. run.on_collapse=restore would go back, with half the step.")
             return ends
         if self._limits.on_collapse == "stop":
             return f"{fallen} (run.on_collapse=stop); the best checkpoint is {self.best_checkpoint}"
@@ -212,7 +213,7 @@ class TrainingLoop:
         self._config.training(lr=halved(self._config.lr))
         if schedule := self._config.lr_schedule:
             self._config.training(lr_schedule={**schedule, **{k: v / 2 for k, v in schedule.items() if k == "min"}})
-        print(f"{fallen}: back to iteration {self.best.iteration}, with lr={self._config.lr}", flush=True)
+        tell(f"{fallen}: back to iteration {self.best.iteration}, with lr={self._config.lr}")
         self.close()
         self.algorithm = self._config.build_algo()
         self.algorithm.restore_from_path(str(self.best_checkpoint))
