@@ -222,7 +222,7 @@ def _tune(
         folder = new_run_folder(base.settings.storage, base.settings.name or f"sweep-{base.name}")
         held.enter_context(claimed(folder))
     write_run_record(folder, record)
-    tell(f"{how_many} {'trial' if how_many == 1 else 'trials'}, {'continued in' if goes_on else 'results:'} {short(folder)}")
+    tell(f"{how_many} trial{'s' * (how_many != 1)}, {'continued in' if goes_on else 'results:'} {short(folder)}")
     if not arguments.quiet:
         print(sweep_trials.HEADER, flush=True)
     space = _space(arguments, base, trials, folder)

@@ -41,7 +41,7 @@ def wrapped(text: str, *, indent: int, width: int | None) -> list[str]:
 
 
 def tell(text: str) -> None:
-    """Prints a line at once; on a terminal too narrow for it, as lines that end between words, indented but the first."""
+    """Prints a line at once; on a terminal too narrow for it, as several that end between words."""
     width = columns()
     first, *rest = [text] if width is None or len(text) <= width else wrapped(text, indent=2, width=width)
     print(first.strip(), *rest, sep="\n", flush=True)
