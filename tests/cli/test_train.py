@@ -72,7 +72,7 @@ def test_quiet_leaves_the_end(
 ) -> None:
     assert main(["train", config_file, "--quiet", "--iterations", "1", "--storage", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["stopped", "checkpoint", "curve"]
+    assert [line.partition(":")[0] for line in lines] == ["stopped", "checkpoint", "curve", "more of it"]
 
 
 def test_an_override_wins_over_the_checkpoint_that_is_resumed(
