@@ -65,8 +65,8 @@ class Learners(Protocol):
     def keep(self, function: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, ray.ObjectRef]:
         """What the first learner answers; its second part stays in the object store, owned by this process."""
 
-    def stream(self, function: Callable[[Any], Iterator[Any]]) -> tuple[Any, list[ray.ObjectRef]]:
-        """What the first learner yields, all of them called; all but the first part stays there likewise."""
+    def stream(self, function: Callable[[Any], Iterator[Any]]) -> list[list[ray.ObjectRef]]:
+        """What each learner yields; it stays there likewise."""
 
 
 class Weights:
@@ -267,7 +267,8 @@ def _kept_weights(
     """What remote learners have, in the object store; tensor by tensor where they share the model."""
     if not learners.shares_model:
         return learners.keep(partial(_take_weights, dtype=dtype))
-    (version, conversation, numbers), arrays = learners.stream(partial(gather_weights, dtype=dtype))
+    (about, *arrays), *_ = learners.stream(partial(gather_weights, dtype=dtype))
+    version, conversation, numbers = ray.get(about)
     return (version, conversation, False), SentWeights(numbers, arrays)
 
 

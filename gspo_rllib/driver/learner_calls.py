@@ -5,12 +5,11 @@ RLlib ends a process in which anything is raised, and the error with it: what wa
 
 from __future__ import annotations
 
-import collections
 import copy
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray.cloudpickle
@@ -29,6 +28,11 @@ class Raised:
 
     error: Exception
     text: str
+
+    @classmethod
+    def by(cls, error: Exception) -> Raised:
+        """What is told of an exception that was caught."""
+        return cls(_sendable(error), f"{described(error, 300)} ({raised_where(error)})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,13 @@ class GuardedCall:
                 return getattr(learner, self.function)(**kwargs)
             return self.function(learner, **kwargs)
         except Exception as error:  # noqa: BLE001, of any class: it is raised again where it can be answered for
-            raised = Raised(_sendable(error), f"{described(error, 300)} ({raised_where(error)})")
+            raised = Raised.by(error)
             return raised if self.num_values == 1 else (raised, *[None] * (self.num_values - 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Exhausted:
-    """A generator of a learner that only takes part in what another one yields.
+class GuardedStream:
+    """A generator of a learner that can be sent to it; how it ended is asked for afterwards.
 
     Attributes:
         function: Called with the learner.
@@ -64,9 +68,29 @@ class Exhausted:
 
     function: Callable[[Any], Iterator[Any]]
 
-    def __call__(self, learner: Any) -> None:
-        """Lets it run to its end, and keeps nothing."""
-        collections.deque(self.function(learner), maxlen=0)
+    def __call__(self, learner: Any) -> Iterator[Any]:
+        """What the function yields."""
+        learner.stream_ended_with = None
+        try:
+            yield from self.function(learner)
+        except Exception as error:  # noqa: BLE001, of any class: it is raised again where it can be answered for
+            learner.stream_ended_with = Raised.by(error)
+
+    @staticmethod
+    def ended_with(learner: Any) -> Raised | None:
+        """What the latest one of a learner raised."""
+        return cast("Raised | None", learner.stream_ended_with)
+
+
+def set_kept(learner: Any, *, small: list[ray.ObjectRef], arrays: list[ray.ObjectRef]) -> None:
+    """Sets in a learner what its ``kept_state`` gave; in lists, values stay in the object store until their turn.
+
+    Args:
+        learner: One that was built as the one that gave it.
+        small: The first value, alone.
+        arrays: All others.
+    """
+    learner.set_kept_state(*ray.get(small[0]), map(ray.get, arrays))
 
 
 def own_copy(tree: Any) -> Any:

@@ -5,8 +5,8 @@ that stands still for as long as that lasts. Here every call to the learners wat
 them are ended and built again, the state of the last commit is set, the updates since are repeated with the batches
 they were made with, and the call is made once more: who called sees neither the loss nor another number.
 
-A commit is a learner's state (weights, optimiser, counters) in Ray's object store, owned by this process, so that it
-outlives the learner.
+A commit is what each learner holds of the state (weights, optimiser, counters), array by array in Ray's object store,
+on this process's machine and owned by it, so that it outlives the learners and their machines.
 
 Learners that share one copy of the model (``learners(sharding=...)``) answer together or not at all: whoever asks the
 first of them has all of them asked, and gets the first one's answer.
@@ -26,9 +26,9 @@ from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 
 from gspo_rllib import checkpoints
 from gspo_rllib.checkpoints.components import restore_component
-from gspo_rllib.driver.learner_calls import Exhausted, GuardedCall, Raised, own_copy, raised_where
+from gspo_rllib.driver.learner_calls import GuardedCall, GuardedStream, Raised, own_copy, raised_where, set_kept
 from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch
-from gspo_rllib.driver.processes import end_process, stands_still_anywhere
+from gspo_rllib.driver.processes import end_process, is_here, stands_still_anywhere
 from gspo_rllib.driver.setup_state import KeepsWeightsOutOfTheDriver
 from gspo_rllib.driver.watched_manager import WatchedManager
 from gspo_rllib.errors import GSPOError, LearnersLostError, described, own_error
@@ -69,9 +69,8 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
         self._built_with = kwargs
         self.num_rebuilds = self.num_updates_repeated = 0
         self.last_checkpoint: Path | None = None
-        self._commit: ray.ObjectRef | Path | None = None
+        self._commit: list[list[ray.ObjectRef]] | Path | None = None
         self._since: list[list[dict[str, Any]]] = []
-        self._counters: list[dict[str, Any]] = []
         self._manager: WatchedManager | None = None
         self._lost: str | None = None
         self._is_healing = False
@@ -159,12 +158,7 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             self._commit = None
             self._since.clear()
             return
-        _, state = self.keep(lambda learner: (None, learner.get_state()))
-        # Fetched to where this process is, so that it outlives the learner's machine too.
-        ray.wait([state], fetch_local=True)
-        # Of several learners, all but their counters are the same.
-        several = self.foreach_learner(lambda learner: learner.metrics.get_state()) if len(self) > 1 else ()
-        self._commit, self._counters = state, [{"state": result.get()} for result in several]
+        self._commit = self.stream(lambda learner: learner.kept_state(), at_home=True)
         self._since.clear()
 
     def saved(self, checkpoint: Path) -> None:
@@ -179,7 +173,7 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             self._since.clear()
 
     def keep(self, function: Callable[[Any], tuple[_T, Any]]) -> tuple[_T, ray.ObjectRef]:
-        """Calls a function with the first remote learner; with all where they share the model.
+        """Calls a function with the first remote learner.
 
         Args:
             function: Returns a small value and a large one.
@@ -193,42 +187,52 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
 
         def ask() -> tuple[Any, ray.ObjectRef]:
             call = GuardedCall(function, num_values=2)
-            asked = self._workers if self.shares_model else self._workers[:1]
-            refs = [worker.apply.options(num_returns=2).remote(func=call) for worker in asked]
-            smalls = {small: number for number, (small, _) in enumerate(refs)}
-            return self._watch.wait(smalls, self._workers, together=self.shares_model)[0], refs[0][1]
+            small, large = self._workers[0].apply.options(num_returns=2).remote(func=call)
+            return self._watch.wait({small: 0}, self._workers)[0], large
 
         answer, ref = self._healed(ask)
         if isinstance(answer, Raised):
             raise answer.error
         return answer, ref
 
-    def stream(self, function: Callable[[Any], Iterator[Any]]) -> tuple[Any, list[ray.ObjectRef]]:
-        """Calls a generator with every remote learner, and keeps what the first one's yields.
+    def stream(self, function: Callable[[Any], Iterator[Any]], *, at_home: bool = False) -> list[list[ray.ObjectRef]]:
+        """Calls a generator with every remote learner.
 
         Args:
-            function: Yields a small value, then large ones, no two of which need be in memory at once.
+            function: Yields values, no two of which need be in memory at once.
+            at_home: Whether the values outlive the learners' machines too: they are brought to this one.
 
         Returns:
-            The small value, and the large ones in the object store; this process owns them.
+            What each yielded, in the object store; this process owns it.
 
         Raises:
             LearnersLostError: The learners were lost twice.
         """
 
-        def ask() -> tuple[Any, list[ray.ObjectRef]]:
-            first, *others = self._workers
-            values, call = first.stream.remote(function), GuardedCall(Exhausted(function))
-            waited = {other.apply.remote(func=call): number for number, other in enumerate(others, 1)}
-            answers = self._watch.wait({values.completed(): 0, **waited}, self._workers, together=True)
-            small, *large = values
+        def ask() -> Raised | list[list[ray.ObjectRef]]:
+            streams = [worker.stream.remote(GuardedStream(function)) for worker in self._workers]
+            # A learner does one thing after the other.
+            ends = {w.apply.remote(func=GuardedStream.ended_with): number for number, w in enumerate(self._workers)}
+            answers = self._watch.wait(ends, self._workers, together=True)
             raised = [answer for answer in answers.values() if isinstance(answer, Raised)]
-            return raised[0] if raised else ray.get(small), large
+            if raised:
+                return raised[0]
+            values = [list(of) for of in streams]
+            return [self._brought_home(*of) for of in zip(self._workers, values, strict=True)] if at_home else values
 
-        answer, refs = self._healed(ask)
+        answer = self._healed(ask)
         if isinstance(answer, Raised):
             raise answer.error
-        return answer, refs
+        return answer
+
+    def _brought_home(self, learner: Any, values: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """What a learner yielded, where this process is; one value at a time."""
+        if is_here(learner):
+            return values
+        try:
+            return [ray.put(ray.get(value)) for value in values]
+        except RayError as error:
+            raise LearnerLost(f"a learner's machine is gone ({type(error).__name__})") from error
 
     def ask(
         self, function: Any, kwargs: Mapping[str, Any] | list[dict[str, Any]] | None, numbers: list[int]
@@ -372,13 +376,12 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             folder = checkpoints.verify(self._commit) / "learner_group" / "learner"
             restore_component(self._manager, folder)
         else:
-            ref = self._commit
-            for result in self.foreach_learner(lambda learner: learner.set_state(own_copy(ray.get(ref)))):
+            # Where all hold the same, the first one's arrays are everybody's.
+            kept = self._commit or []
+            each = [{"small": of[:1], "arrays": of[1:] or kept[0][1:]} for of in kept]
+            for result in self.ask(set_kept, each, list(range(len(each)))):
                 if not result.ok:
                     raise LearnersLostError(f"what was kept cannot be restored ({described(result.get())})")
-            if self._counters:
-                numbers = list(range(len(self._counters)))
-                self.ask(lambda learner, state: learner.metrics.set_state(state), self._counters, numbers)
         for each in self._since:
             self.ask(_UPDATE, each, list(range(len(each))))
             self.num_updates_repeated += 1

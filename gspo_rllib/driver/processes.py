@@ -69,6 +69,15 @@ def actor_entry(actor: Any) -> dict[str, Any]:
     return entry
 
 
+def is_here(actor: Any) -> bool:
+    """Whether an actor's process is on this machine.
+
+    Args:
+        actor: The actor's handle.
+    """
+    return bool(actor_entry(actor).get("Address", {}).get("NodeID") == ray.get_runtime_context().get_node_id())
+
+
 def stands_still(pid: int) -> bool:
     """Whether a process of this machine, or the vLLM engine it waits for, is stopped, as by SIGSTOP."""
     try:

@@ -6,19 +6,21 @@ rank's; the others answer with nothing in its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch.distributed.tensor import DTensor
 
+from gspo_rllib.bfloat16_arrays import to_array, to_tensor
 from gspo_rllib.errors import SettingError
 from gspo_rllib.learners.sharding_settings import shards
-from gspo_rllib.modules.sharding import is_first, largest_over_ranks, share_of, together, whole
+from gspo_rllib.modules.sharding import is_first, largest_over_ranks, local, moment_of, share_of, together, whole
 from gspo_rllib.modules.shares import loaded_as_shares, mesh_of_all
 from gspo_rllib.packing import empty_row
 
@@ -27,6 +29,9 @@ class ShardableLearner(TorchLearner):
     """RLlib's ``TorchLearner``, whose module and optimisers may be shares."""
 
     _gives_shares: bool = False
+
+    _keeps_base: bool = False
+    """Whether the model below an adapter may be another one than a learner that is built again would load."""
 
     @property
     def is_sharded(self) -> bool:
@@ -57,6 +62,69 @@ class ShardableLearner(TorchLearner):
     def stream(self, function: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
         """What a generator yields; a method, because Ray streams what those do."""
         yield from function(self)
+
+    def kept_state(self) -> Iterator[Any]:
+        """This learner's own part of the state: what is small, then one array after the other.
+
+        Where all learners hold the same, the first has the arrays. They share the memory of what is trained.
+        """
+        moments = {
+            name: {
+                number: {key: None if _is_large(value) else value for key, value in of.items()}
+                for number, of in optimizer.state_dict()["state"].items()
+            }
+            for name, optimizer in self._named_optimizers.items()
+        }
+        rest = self.get_state(not_components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
+        yield self._keeps_base, moments, rest
+        if self.gives_state or self.is_sharded:
+            for tensor in self._own_tensors():
+                yield to_array(local(tensor))
+            for optimizer in self._named_optimizers.values():
+                for of in optimizer.state_dict()["state"].values():
+                    yield from (to_array(local(value)) for value in of.values() if _is_large(value))
+
+    def set_kept_state(
+        self, keeps_base: bool, moments: Mapping[str, Any], rest: dict[str, Any], arrays: Iterator[np.ndarray]
+    ) -> None:
+        """Sets what ``kept_state`` gave, of as many learners.
+
+        Args:
+            keeps_base: The first part of what is small.
+            moments: The second: the state of every optimiser, None in the place of an array.
+            rest: The third: what the learner's state has beside weights and optimisers.
+            arrays: What came after it; each is asked for when its turn comes, and may be read-only.
+        """
+        self._keeps_base = keeps_base
+        with torch.no_grad():
+            for tensor, array in zip(self._own_tensors(), arrays, strict=False):
+                local(tensor).copy_(to_tensor(array))
+        for name, of_optimizer in moments.items():
+            optimizer = self._named_optimizers[name]
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                number: {
+                    key: moment_of(to_tensor(next(arrays)), parameters[number]) if value is None else value
+                    for key, value in of.items()
+                }
+                for number, of in of_optimizer.items()
+            }
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.set_state(rest)
+
+    def _own_tensors(self) -> list[torch.Tensor]:
+        """Parameters and buffers, once each; of a policy with an adapter, without what its folder has."""
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        state = module.state_dict(keep_vars=True)
+        own = {id(value): value for value in state.values() if isinstance(value, torch.Tensor)}.values()
+        if getattr(module, "adapter", None) is None or self._keeps_base:
+            return list(own)
+        return [value for value in own if value.requires_grad or not isinstance(value, torch.nn.Parameter)]
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """RLlib's."""
+        self._keeps_base |= COMPONENT_RL_MODULE in state
+        super().set_state(state)
 
     def even_out(self, minibatches: Sequence[list[dict[str, Any]]]) -> None:
         """Gives each minibatch as many micro-batches as it has on the rank with the most; they are empty.
@@ -130,3 +198,8 @@ class ShardableLearner(TorchLearner):
             for number, of in saved["state"]["state"].items()
         }
         return {**saved, "state": {**saved["state"], "state": moments}}
+
+
+def _is_large(value: Any) -> bool:
+    """Whether a value of an optimiser's state is as large as a parameter may be, not a counter."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0

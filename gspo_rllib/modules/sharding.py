@@ -221,6 +221,21 @@ def share_of(tensor: Tensor, like: Tensor | None) -> Tensor:
     return cut(tensor.detach(), like.device_mesh, like.placements)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its share, or all of it; the same memory. No collective."""
+    held = tensor.detach()
+    return held.to_local() if isinstance(held, DTensor) else held
+
+
+def moment_of(held: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of what an optimiser held here for a parameter, on its device; a share, if the parameter is one."""
+    own = held.to(parameter.device, copy=True)
+    if not isinstance(parameter, DTensor) or own.shape != local(parameter).shape:
+        return own
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(own, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
+
+
 def shares_of(module: torch.nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A whole ``state_dict`` as ``module.load_state_dict`` takes it: cut as the module's own tensors are."""
     own = module.state_dict()

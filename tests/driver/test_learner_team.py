@@ -33,19 +33,20 @@ class LightTeam(LearnerTeam):
             """By value, so that its process needs no file of the tests."""
 
             def __init__(self) -> None:
-                from types import SimpleNamespace
-
                 self.weights, self.seen = np.zeros(3), 0
-                self.metrics = SimpleNamespace(get_state=dict, set_state=len)
 
             def apply(self, func: Callable[..., Any], **kwargs: Any) -> Any:
                 return func(self, **kwargs)
 
-            def get_state(self) -> dict[str, Any]:
-                return {"weights": self.weights, "seen": self.seen}
+            def stream(self, function: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+                yield from function(self)
 
-            def set_state(self, state: dict[str, Any]) -> None:
-                self.weights, self.seen = state["weights"], state["seen"]
+            def kept_state(self) -> Iterator[Any]:
+                yield (self.seen,)
+                yield self.weights
+
+            def set_kept_state(self, seen: int, arrays: Iterator[np.ndarray]) -> None:
+                self.weights, self.seen = next(arrays).copy(), seen
 
             def update(self, batch: float, fault: str | None = None, error: Exception | None = None) -> int:
                 import os
@@ -130,7 +131,7 @@ def test_learners_that_share_a_model_are_asked_together_and_one_that_raises_keep
         return int(learner.asked)
 
     assert [result.get() for result in team.foreach_learner(count, remote_actor_ids=[0])] == [1]
-    assert team.keep(lambda learner: (count(learner), None))[0] == 2
+    assert [ray.get(values) for values in team.stream(lambda learner: (count(learner) for _ in range(1)))] == [[2], [2]]
     assert [result.get() for result in team.foreach_learner(lambda learner: learner.asked)] == [2, 2]
     monkeypatch.setattr(learner_watch, "OTHERS_WAIT_S", 0.5)
 
