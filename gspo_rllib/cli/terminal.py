@@ -42,7 +42,7 @@ def wrapped(text: str, *, indent: int, width: int | None) -> list[str]:
 
 def tell(text: str) -> None:
     """Prints a line at once; on a terminal too narrow for it, as several that end between words."""
-    width = columns()
+    width = columns() if sys.stdout.isatty() else None
     first, *rest = [text] if width is None or len(text) <= width else wrapped(text, indent=2, width=width)
     print(first.strip(), *rest, sep="\n", flush=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from gspo_rllib.cli.terminal import tell
@@ -15,6 +17,9 @@ def test_a_long_line_ends_between_words_on_a_terminal_and_not_in_a_pipe(
     tell(text)
     assert capsys.readouterr().out == f"{text}\n"
     monkeypatch.setenv("COLUMNS", "80")
+    tell(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     tell(text)
     tell("checkpoint: " + "x" * 90)  # a path is never cut
     words = capsys.readouterr().out.splitlines()
