@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("algorithms", "configs", "envs")
-PACKED = {".py", ".yaml", ".typed", ".html", ".css", ".js"}
+PACKED = {".py", ".json", ".yaml", ".typed", ".html", ".css", ".js"}
 
 
 def _project() -> dict:
