@@ -367,6 +367,29 @@ def _die_while_saved(algo: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_of_an_adapter_the_model_below_is_not_kept_and_nothing_differs_after_a_loss(
+    sharding: str, tiny_dense: str, ray_local: None
+) -> None:
+    held = []
+    for is_disturbed in (True, False):
+        config = _config(tiny_dense, 2, learner_commit_every=2).learners(sharding=sharding)
+        algo = config.rl_module(model_config={"path": tiny_dense, "lora": {"rank": 4, "alpha": 8}}).build_algo()
+        try:
+            for iteration in range(4):
+                if is_disturbed and iteration == 3:
+                    os.kill(int(actor_entry(algo.learner_group._workers[1])["Pid"]), signal.SIGKILL)
+                algo.train()
+            assert algo.learner_group.num_rebuilds == is_disturbed
+            held.append(_held(algo))
+            kept = sum(ray.get(array).nbytes for of in algo.learner_group._commit for array in of[1:])
+            assert 0 < kept < sum(array.nbytes for name, array in held[-1].items() if "/rl_module/" in name) / 2
+        finally:
+            algo.stop()
+    assert _differing(*held) == []
+
+
+@pytest.mark.slow
 def test_without_commits_learners_are_rebuilt_from_the_last_checkpoint(
     tiny_dense: str, tmp_path: pathlib.Path, ray_local: None
 ) -> None:
