@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -47,8 +46,7 @@ def _row(setting: Declared) -> list[str]:
     default = "" if setting.default is ... else repr(setting.default)
     if hasattr(setting.default, "__qualname__"):
         default = setting.default.__qualname__
-    _, _, *rest = dataclasses.astuple(dataclasses.replace(setting, default=default))
-    return [default, *rest]
+    return [default, setting.allowed, setting.effect, setting.unit, setting.source]
 
 
 if __name__ == "__main__":

@@ -376,8 +376,9 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             folder = checkpoints.verify(self._commit) / "learner_group" / "learner"
             restore_component(self._manager, folder)
         else:
+            kept = self._commit
+            assert kept is not None  # else they are not rebuilt
             # Where all hold the same, the first one's arrays are everybody's.
-            kept = self._commit or []
             each = [{"small": of[:1], "arrays": of[1:] or kept[0][1:]} for of in kept]
             for result in self.ask(set_kept, each, list(range(len(each)))):
                 if not result.ok:

@@ -68,20 +68,21 @@ class ShardableLearner(TorchLearner):
 
         Where all learners hold the same, the first has the arrays. They share the memory of what is trained.
         """
+        held = {name: optimizer.state_dict()["state"] for name, optimizer in self._named_optimizers.items()}
         moments = {
             name: {
                 number: {key: None if _is_large(value) else value for key, value in of.items()}
-                for number, of in optimizer.state_dict()["state"].items()
+                for number, of in state.items()
             }
-            for name, optimizer in self._named_optimizers.items()
+            for name, state in held.items()
         }
         rest = self.get_state(not_components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
         yield self._keeps_base, moments, rest
         if self.gives_state or self.is_sharded:
             for tensor in self._own_tensors():
                 yield to_array(local(tensor))
-            for optimizer in self._named_optimizers.values():
-                for of in optimizer.state_dict()["state"].values():
+            for state in held.values():
+                for of in state.values():
                     yield from (to_array(local(value)) for value in of.values() if _is_large(value))
 
     def set_kept_state(
