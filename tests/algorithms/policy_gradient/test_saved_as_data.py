@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import resource
 import shutil
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_rllib_s_own_algorithm_opens_a_checkpoint_as_it_was_saved(saved: SimpleN
         algo = Algorithm.from_checkpoint(path)
         assert (type(algo), algo.iteration) == (GSPO, 1)
         algo.stop()
+
+
+def test_ray_s_checkpoint_is_read_where_it_lies(
+    saved: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Ray's ``to_directory`` would copy the model into the folder of temporary files, where nobody removes it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    algo = GSPO.from_checkpoint(Checkpoint(str(saved.path)))
+    algo.stop()
+    assert algo.iteration == 1 and not list(tmp_path.iterdir())
 
 
 def test_the_config_comes_back_as_it_was(saved: SimpleNamespace) -> None:
