@@ -46,6 +46,11 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _ALGORITHM,
+        "_evaluate_with_custom_eval_function",
+        "Overridden: a user's function is given the runners that evaluate here, and is told what it has to return.",
+    ),
+    PrivateName(
+        _ALGORITHM,
         "_evaluate_with_fixed_duration",
         "Overridden: which tasks are played must not depend on how many runners there are, nor on one that is lost.",
     ),

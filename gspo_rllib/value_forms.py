@@ -157,6 +157,16 @@ def functions(value: Any) -> str | None:
     return None if all(map(callable, parts)) else "a function or class, or a list of them"
 
 
+def function(value: Any) -> str | None:
+    """A function or class.
+
+    Example:
+        >>> function(print), function([print])
+        (None, 'a function or class')
+    """
+    return None if callable(value) else "a function or class"
+
+
 def overriding(value: Any) -> str | None:
     """Settings that replace others, or a whole config.
 

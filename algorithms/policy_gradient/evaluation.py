@@ -15,6 +15,7 @@ from gspo_rllib.driver.evaluation_scores import estimate_metrics
 from gspo_rllib.driver.failures import raise_engine_failures
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.protocol import GroupSource
+from gspo_rllib.errors import shown
 from gspo_rllib.weight_sync import Weights
 
 
@@ -30,12 +31,17 @@ class EvaluatesTasks(Algorithm):
         With ``evaluation_num_env_runners=0`` the training runners play it on the engines they have, and training groups
         that are in flight wait meanwhile.
 
+        What a ``custom_evaluation_function`` returns is part of the result; RLlib itself drops it.
+
         Raises:
             EngineError: An engine failed; RLlib itself would pass over it.
+            ValueError: A ``custom_evaluation_function`` returned something else than it has to.
         """
+        self._returned: dict[str, Any] = {}
         try:
             with self._source.paused() if self.eval_env_runner_group is None else contextlib.nullcontext():
-                return super().evaluate(*args, **kwargs)
+                measured = super().evaluate(*args, **kwargs)
+                return self._returned | measured
         finally:
             raise_engine_failures(self.eval_env_runner_group or self.env_runner_group)
 
@@ -50,6 +56,18 @@ class EvaluatesTasks(Algorithm):
 
     def _evaluate_on_local_env_runner(self, env_runner: Any) -> tuple[None, int, int, list[Any]]:
         return self._evaluate_with_fixed_duration()
+
+    def _evaluate_with_custom_eval_function(self) -> tuple[dict[str, Any], int, int]:
+        function = self.config.custom_evaluation_function
+        found = function(self, self.eval_env_runner_group or self.env_runner_group)
+        match found:
+            case (dict() as measured, int() as env_steps, int() as agent_steps):
+                self._returned = measured
+                return measured, env_steps, agent_steps
+        raise ValueError(
+            f"evaluation(custom_evaluation_function={shown(function)}) returned {shown(found)}. Return a tuple: a dict "
+            "of metrics, and how many environment steps and agent steps were played, two int."
+        )
 
     @cached_property
     def _evaluation_duration(self) -> int:

@@ -12,7 +12,7 @@ from gspo_rllib.algorithms.policy_gradient.rllib_setting import (
     switch,
     used,
 )
-from gspo_rllib.value_forms import LONGEST_WAIT_S, functions, named, overriding
+from gspo_rllib.value_forms import LONGEST_WAIT_S, function, functions, named, overriding
 
 OWN_TIMEOUTS = (
     "Trajectories are waited for; what may hang has a limit of its own: generation.step_timeout_s for an environment, "
@@ -79,7 +79,10 @@ _EVALUATION: dict[str, RLlibSetting] = {
         whole=True,
     ),
     "custom_evaluation_function": forwarded(
-        "evaluation", "Called in place of the evaluation, as RLlib documents.", form=functions
+        "evaluation",
+        "Called in place of the evaluation with the algorithm and the group of env runners that would play it; returns "
+        "a dict of metrics and the numbers of environment and agent steps.",
+        form=function,
     ),
     "evaluation_unhealthy_workers_timeout_s": used(
         "evaluation", "Longest wait for lost evaluation runners.", at_least=0, at_most=LONGEST_WAIT_S

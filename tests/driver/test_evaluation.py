@@ -134,6 +134,23 @@ def test_an_evaluation_in_steps_has_at_least_so_many(tiny_dense, ray_local):
         algo.stop()
 
 
+def test_a_user_s_own_evaluation_is_given_runners_and_told_what_to_return(tiny_dense, ray_local):
+    counted = itertools.count()
+
+    def scored(algorithm, env_runners):
+        (episodes,) = env_runners.foreach_env_runner(lambda runner: runner.sample(num_episodes=4, explore=False))
+        measured = {"num_episodes": len(episodes)}
+        return (measured, sum(map(len, episodes)), 4) if next(counted) else measured
+
+    algo = _config(tiny_dense).evaluation(custom_evaluation_function=scored).build_algo()
+    try:
+        with pytest.raises(ValueError, match=r"returned \{'num_episodes': 4\}\. Return a tuple: a dict of metrics"):
+            algo.evaluate()
+        assert algo.evaluate()["num_episodes"] == 4
+    finally:
+        algo.stop()
+
+
 def test_evaluation_with_an_engine_of_its_own_keeps_up_with_the_weights(tiny_dense, ray_local):
     algo = _algorithm(tiny_dense, max_model_len=128)
     try:
