@@ -1,10 +1,11 @@
-"""Files and folders that people name: as paths, and tried before the work whose result goes there."""
+"""Files and folders that people name: as paths, tried before the work whose result goes there, and written whole."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from gspo_rllib.errors import SettingError, shown
@@ -18,6 +19,26 @@ def named_path(text: str | os.PathLike[str]) -> Path:
         PosixPath('~nobody-of-that-name/x')
     """
     return Path(os.path.expanduser(text))
+
+
+@contextlib.contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Inside ``with``, a place to write what becomes the file at its end; what fails leaves the file as it was.
+
+    Args:
+        file: In a folder that is there; it need not be there itself.
+
+    Yields:
+        Another name in that folder.
+    """
+    partial = file.with_name(f".writing_{file.name}")
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def check_folder(path: str | os.PathLike[str], option: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gspo_rllib.errors import RecordError, shown
+from gspo_rllib.places import written_whole
 from gspo_rllib.types import GROUP, TRUNCATED_BY, succeeded, turns
 
 if TYPE_CHECKING:
@@ -131,12 +132,8 @@ def write_table(file: Path, rows: Sequence[Row]) -> None:
     from pyarrow import parquet
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".writing_{file.name}")
-    try:
+    with written_whole(file) as partial:
         parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema()), partial, compression="zstd")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_table(file: Path) -> list[Row]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gspo_rllib.cli.progress import LEARNER, PHASES
-from gspo_rllib.places import named_path
+from gspo_rllib.places import named_path, written_whole
 from gspo_rllib.run_results import flatten as flatten
 from gspo_rllib.run_results import read_results as read_results
 
@@ -117,14 +117,8 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> int:
 
 def _put(file: Path, content: str) -> None:
     """Writes a file whole, or leaves it as it was."""
-    partial = file.with_name(f".writing_{file.name}")
-    try:
+    with written_whole(file) as partial:
         partial.write_text(content, encoding="utf-8")
-        partial.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
 
 
 class RunRecorder:

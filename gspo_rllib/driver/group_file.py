@@ -31,6 +31,7 @@ from gspo_rllib.driver.recorded import check_recorded, has_logp
 from gspo_rllib.env_runners.engine_spec import load_message_renderer
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import RecordError, repeated, shown
+from gspo_rllib.places import written_whole
 from gspo_rllib.types import (
     GROUP,
     REWARD_PARTS,
@@ -125,10 +126,8 @@ def save_groups(path: str | os.PathLike[str], groups: Iterable[TrajectoryGroup],
     if append:
         _append(path, "".join(lines).encode("ascii"))
         return
-    partial_file = path.with_name(f".writing_{path.name}")
-    with partial_file.open("w", encoding="ascii") as file:
+    with written_whole(path) as new, new.open("w", encoding="ascii") as file:
         file.writelines(lines)
-    partial_file.replace(path)
 
 
 def _append(path: Path, content: bytes) -> None:
@@ -153,13 +152,11 @@ def drop_groups(path: str | os.PathLike[str], dropped: Callable[[str], bool]) ->
     path = Path(path).expanduser()
     if not path.is_file():
         return
-    partial_file = path.with_name(f".writing_{path.name}")
-    with path.open("rb") as file, partial_file.open("wb") as kept:
+    with written_whole(path) as new, path.open("rb") as file, new.open("wb") as kept:
         for line in file:
             name = _name(line)
             if name is not None and not dropped(name):
                 kept.write(line)
-    partial_file.replace(path)
 
 
 def _name(line: bytes) -> str | None:

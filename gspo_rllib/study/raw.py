@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.places import written_whole
 from gspo_rllib.study.design import Trial
 
 Row = dict[str, Any]
@@ -100,11 +100,10 @@ def write_rows(path: Path, rows: Sequence[Row], digest: str, **more: Any) -> Non
         more: What else the file says, for the reader.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(
-        json.dumps({**more, "digest": digest, "rows": list(rows)}, indent=1, default=str) + "\n", "utf-8"
-    )
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(
+            json.dumps({**more, "digest": digest, "rows": list(rows)}, indent=1, default=str) + "\n", "utf-8"
+        )
 
 
 def read_rows(path: Path, digest: str, parsed: Callable[[list[Row]], _Parsed]) -> _Parsed | None:

@@ -8,7 +8,6 @@ time. One that ran out of time before its target keeps its state where it was as
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.places import written_whole
 
 REPORT_NAME = "warmstart.json"
 STATE_NAME = "warmstart_state.pt"
@@ -50,7 +50,8 @@ class Unfinished:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Writes what it takes to go on: tensors, numbers and strings, in dicts and lists."""
-        _replaced(self.folder / STATE_NAME, {"settings": self._settings, **state})
+        with written_whole(self.folder / STATE_NAME) as new:
+            torch.save({"settings": self._settings, **state}, new)
 
     def publish(self, report: Mapping[str, Any], *, reached: bool) -> None:
         """Writes the report and puts the folder where it was asked for.
@@ -95,12 +96,6 @@ class Unfinished:
                 "Give the same ones to go on with it, remove that folder to start anew, or choose another `out`."
             )
         return state
-
-
-def _replaced(path: Path, content: Mapping[str, Any]) -> None:
-    new = path.with_name(path.name + ".new")
-    torch.save(dict(content), new)
-    os.replace(new, path)
 
 
 def _check_replaceable(folder: Path) -> None:

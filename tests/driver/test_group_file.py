@@ -427,18 +427,19 @@ SPOILT: list[tuple[Callable[[dict[str, Any]], None], str]] = [
 """What spoils the last line of a file, and what the refusal says after it."""
 
 
-def test_what_has_no_room_is_not_added_by_half(tmp_path: Path) -> None:
+@pytest.mark.parametrize("append", [True, False])
+def test_what_has_no_room_is_not_written_by_half(append: bool, tmp_path: Path) -> None:
     path, groups = tmp_path / "groups.jsonl", list(load_groups([_row()]))
     save_groups(path, groups, append=True)
     whole = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + (20 if append else -20), hard))
     try:
         with pytest.raises(OSError, match="too large"):
-            save_groups(path, groups, append=True)
+            save_groups(path, groups, append=append)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
     save_groups(path, groups, append=True)
     assert path.read_bytes() == whole * 2
 

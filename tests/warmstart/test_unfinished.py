@@ -22,7 +22,7 @@ def test_what_was_saved_is_gone_on_with_and_nothing_else(tmp_path) -> None:
     first = begun(out)
     assert first.state is None
     first.save_state({"progress": {"steps": 3}, "student": {"weights": {"w": torch.ones(2)}}})
-    (first.folder / "warmstart_state.pt.new").write_bytes(b"killed while it was written")
+    (first.folder / ".writing_warmstart_state.pt").write_bytes(b"killed while it was written")
     again = begun(out)
     assert again.state is not None
     assert again.state["progress"] == {"steps": 3}
