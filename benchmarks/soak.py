@@ -12,9 +12,9 @@ none of them, the next kind is taken.
 The first quarter of a run is warm-up. Of the rest, the memory that the driver alone holds is fitted by a line, whose
 slope is given with its interval of 95 %: hours are needed before it says anything about 1 MB/h. Of what is counted
 (descriptors and threads of the driver, files of checkpoints, shared memory) the medians of the first and the last third
-are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Groups
-that were lost or trained twice, or were too old, are counted as in ``faults.py``. The command ends with 1 where
-something did not hold.
+are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of
+runs shorter than twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained
+twice, or were too old, are counted as in ``faults.py``. The command ends with 1 where something did not hold.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2", "sync-0-vllm", "free-2-vllm
 
 WARM_UP = 0.25
 SHORTEST_S = 120.0
-"""Of a shorter run nothing is said about growth and speed."""
+"""Of a shorter run nothing is said about what grows by the piece."""
+
+SETTLED_S = 1200.0
+"""Nor, of a shorter run than this, about memory and speed: a process that comes back costs as much as many iterations."""
 
 MOST_MB_PER_HOUR, LEAST_SPEED = 1.0, 0.95
 
@@ -283,6 +286,8 @@ def broken(row: dict[str, Any]) -> list[str]:
     if row["seconds"] < SHORTEST_S:
         return found
     found += [f"{name} grew by {value}" for name, value in row["grown"].items() if value > 1]
+    if row["seconds"] < SETTLED_S:
+        return found
     low = row["mb_per_hour"][0]
     found += [f"memory grew by at least {low} MB/h"] if low > MOST_MB_PER_HOUR else []
     speed = row["speed_last_to_first"]
