@@ -177,7 +177,7 @@ EXACT: tuple[Row, ...] = (
     ("<think>Paris", "Paris", False),
     ("Paris</think>", "Paris", False),
     ("−5", "-5", True),
-    ("it’s “so”", "it's \"so\"", True),
+    ("it’s “so”", 'it\'s "so"', True),
     ("Paris", "Paris\u200b", True),
     ("`**`", "**", True),  # what could be markup, and stands alone
     ("*", "**", False),

@@ -162,7 +162,9 @@ def judge(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -
             return judge_named(reply, answer)
     try:
         earned = verifier(reply, answer, row)
-        is_score = isinstance(earned, (bool, int, float, np.bool_, np.integer, np.floating)) and 0.0 <= float(earned) <= 1.0
+        is_score = (
+            isinstance(earned, (bool, int, float, np.bool_, np.integer, np.floating)) and 0.0 <= float(earned) <= 1.0
+        )
     except KeyboardInterrupt:
         raise
     # A verifier is foreign code: whatever it raises is one error that names it.

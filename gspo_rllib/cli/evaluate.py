@@ -85,6 +85,8 @@ def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str
     shown = {"episodes": f"{len(episodes)}"}
     if reported:
         shown["success"] = mean_and_error([float(success) for success in reported], "{:.3f}")
+        if len(reported) < len(episodes):
+            shown["success"] += f" of the {len(reported)} that said whether they succeeded"
     shown["return"] = mean_and_error([float(e.get_return()) for e in episodes], "{:.3f}")
     shown["turns"] = mean_and_error([float(len(e)) for e in episodes], "{:.2f}")
     shown["tokens"] = f"{mean_and_error([float(t) for t in tokens], '{:.1f}')} sampled, {sum(tokens) / seconds:.0f}/s"

@@ -15,6 +15,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.saved_config import NAME
 from gspo_rllib.checkpoints.codec import read_tree, write_tree
 from gspo_rllib.cli.main import main
+from gspo_rllib.cli.rows import write_rows
 
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 
@@ -145,3 +146,10 @@ def test_every_task_of_an_environment_that_counts_none_is_refused(
 ) -> None:
     assert main(["evaluate", tiny_dense, "--env", CALCULATOR, "--engine", "transformers", "--all"]) == 2
     assert "does not count its tasks (it has no num_tasks())" in capsys.readouterr().err
+
+
+def test_rows_hold_what_utf_8_has_not_as_its_escape(tmp_path: Path) -> None:
+    for name in ("rows.parquet", "rows.jsonl"):
+        write_rows([{"question": "\ud800 hi", "samples": [{"reply": "a\udc00"}]}], tmp_path / name)
+    (row,) = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert row == {"question": "\\ud800 hi", "samples": [{"reply": "a\\udc00"}]}
