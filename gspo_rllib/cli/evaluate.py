@@ -49,9 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         episodes = runner.sample(num_episodes=wanted)
         seconds = time.perf_counter() - started
+        errors = runner.last_errors()
     tasks = tasks_of(group_episodes(episodes))
     shown = {"tasks": str(len(tasks))} if arguments.samples > 1 else {}
     shown |= summary(episodes, seconds)
+    if (lacking := math.ceil(wanted / arguments.samples) - len(tasks)) > 0:
+        shown["not played"] = f"{lacking} of {lacking + len(tasks)} tasks, and the scores are of the others: {errors}"
     if arguments.all or arguments.samples > 1:
         shown |= {name: str(estimate) for name, estimate in estimates(tasks, seed=arguments.seed).items()}
     if file is not None:

@@ -104,6 +104,18 @@ def test_every_row_is_played_as_often_as_asked_and_written_out(
     assert "pass@2" in shown
 
 
+def test_a_row_that_cannot_be_played_is_told_and_no_other_is_played_in_its_place(
+    tiny_dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"{n} + 0?" + " long" * 2000 * (n == 3), "answer": str(n)} for n in range(5)]
+    dataset = tmp_path / "long.jsonl"
+    dataset.write_text("\n".join(map(json.dumps, rows)))
+    file = tmp_path / "rows.jsonl"
+    assert _evaluate(tiny_dense, dataset, "--all", "--json", str(file)) == 0
+    assert [json.loads(line)["task_id"] for line in file.read_text().splitlines()] == ["0", "1", "2", "4"]
+    assert "not played   1 of 5 tasks, and the scores are of the others: [" in capsys.readouterr().out
+
+
 def test_a_greedy_score_is_the_same_to_the_bit_and_parquet_says_the_same(
     tiny_dense: str, dataset: Path, tmp_path: Path
 ) -> None:
