@@ -130,14 +130,7 @@ class RolloutStats:
         self._log_rllib_counters(logger)
         for episode in self.episodes:
             _log_episode(episode, logger)
-        silent = sum(succeeded(episode) is None for episode in self.episodes)
-        if 0 < silent < len(self.episodes) and log_once("gspo_rllib_silent_about_success"):
-            _log.warning(
-                "%d of %d trajectories ended without info['success'], and success_mean is of the others. Say it, true "
-                "or false, at the end of every episode, or of none.",
-                silent,
-                len(self.episodes),
-            )
+        self._say_what_misleads()
         for group in self.groups:
             said = [success for success in map(succeeded, group.episodes) if success is not None]
             if said:
@@ -182,6 +175,24 @@ class RolloutStats:
             logger.log_value((names.NUM_TRUNCATED, cause), truncated[cause], reduce="sum")
         for kind in get_args(FailureKind):
             logger.log_value((names.NUM_TRAJECTORY_FAILURES, kind), self.failures[kind], reduce="sum")
+
+    def _say_what_misleads(self) -> None:
+        """Once per process: what the means do not show."""
+        if self.num_replaced and log_once("gspo_rllib_replaced_group"):
+            _log.warning(
+                "%d groups were given another task, as theirs could not be played: %s. The metrics "
+                "num_trajectory_failures and num_groups_replaced go on counting.",
+                self.num_replaced,
+                "; ".join(self.errors[:3]),
+            )
+        silent = sum(succeeded(episode) is None for episode in self.episodes)
+        if 0 < silent < len(self.episodes) and log_once("gspo_rllib_silent_about_success"):
+            _log.warning(
+                "%d of %d trajectories ended without info['success'], and success_mean is of the others. Say it, true "
+                "or false, at the end of every episode, or of none.",
+                silent,
+                len(self.episodes),
+            )
 
     def _log_rllib_counters(self, logger: MetricsLogger) -> None:
         steps, episodes = self.num_turns, len(self.episodes)

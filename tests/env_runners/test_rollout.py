@@ -472,6 +472,14 @@ def test_an_environment_that_says_success_only_when_it_succeeds_is_told_of(caplo
     assert summary(episodes, 1.0)["success"] == "1.000 of the 1 that said whether they succeeded"
 
 
+def test_a_task_that_was_passed_over_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    reset_log_once("gspo_rllib_replaced_group")
+    for _ in range(2):
+        RolloutStats(num_replaced=2, errors=["the verifier raised"]).log(MetricsLogger(root=False))
+    (said,) = caplog.messages
+    assert said.startswith("2 groups were given another task, as theirs could not be played: the verifier raised. ")
+
+
 def test_a_metric_that_is_no_finite_number_is_passed_over() -> None:
     episode = make_episode("0", 0, [(3, 2)], 1.0)
     episode.infos[-1]["metrics"] = {"size": 10**400, "share": float("nan"), "steps": 3}
