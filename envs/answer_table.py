@@ -177,6 +177,13 @@ EXACT: tuple[Row, ...] = (
     ("<think>Paris", "Paris", False),
     ("Paris</think>", "Paris", False),
     ("−5", "-5", True),
+    ("it’s “so”", 'it\'s "so"', True),
+    ("Paris", "Paris\u200b", True),
+    ("`**`", "**", True),  # what could be markup, and stands alone
+    ("*", "**", False),
+    (".", "*", False),
+    ("$", "$", True),
+    ("$$", "$", False),
     ("$x^2$", "x^2", True),
     ("12345679", "12345678", False),
     ("", "", False),  # nothing is no answer

@@ -114,8 +114,9 @@ class CheckedPlay:
         if isinstance(reward, bool) or not isinstance(reward, (int, float, np.number)) or not math.isfinite(reward):
             self._fail(f"step returns the reward {reward!r}", "return a finite float")
         for flag, value in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(value, (bool, np.bool_)):
-                self._fail(f"step returns {flag}={value!r}", "return True or False")
+            # What is not False itself is taken for a truncation by Gymnasium's own checker.
+            if not isinstance(value, bool if flag == "truncated" else (bool, np.bool_)):
+                self._fail(f"step returns {flag}={value!r}", f"return True or False, e.g. bool({flag})")
         self._check_info(info, "step")
         self._check_step_info(info, bool(truncated))
         return observation, float(reward), bool(terminated), bool(truncated), info
@@ -139,7 +140,7 @@ class CheckedPlay:
         if not isinstance(info, dict):
             self._fail(f"{call} returns the info {short(info)}", "return a dict")
         try:
-            json.dumps(info)
+            json.dumps(info, default=plain_number)
         except (TypeError, ValueError) as error:
             self._fail(
                 f"the info of {call} is not plain data: {error}", "keep str, numbers, bool, None, lists and dicts"
@@ -147,8 +148,8 @@ class CheckedPlay:
 
     def _check_step_info(self, info: dict[str, Any], truncated: bool) -> None:
         allowed: dict[str, Callable[[Any], bool]] = {
-            "valid_action": lambda value: isinstance(value, bool),
-            "success": lambda value: isinstance(value, bool),
+            "valid_action": _is_flag,
+            "success": _is_flag,
             "obs_role": lambda value: value in ("user", "tool"),
             "truncated_by": lambda value: truncated and value in TRUNCATION_REASONS,
             "reward_parts": _is_numbers,
@@ -159,8 +160,8 @@ class CheckedPlay:
             "success": "True or False",
             "obs_role": "'user' or 'tool'",
             "truncated_by": f"one of {', '.join(TRUNCATION_REASONS)}, and only when truncated",
-            "reward_parts": "{name: float}",
-            "metrics": "{name: float}",
+            "reward_parts": "{name: finite float}",
+            "metrics": "{name: finite float}",
         }
         for key, is_allowed in allowed.items():
             if key in info and not is_allowed(info[key]):
@@ -169,8 +170,24 @@ class CheckedPlay:
 
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(number, (int, float)) for key, number in value.items()
+        isinstance(key, str) and isinstance(number, (int, float, np.number, np.bool_)) and abs(number) < math.inf
+        for key, number in value.items()
     )
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or (isinstance(value, (bool, int, float, np.bool_, np.number)) and value in (0, 1))
+
+
+def plain_number(value: Any) -> Any:
+    """For ``json.dumps(default=…)``: numbers of numpy's are plain data, as a run takes them.
+
+    Raises:
+        TypeError: It is anything else.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"it holds {short(value)}, a {type(value).__name__}")
 
 
 def short(value: Any) -> str:

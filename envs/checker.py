@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from gspo_rllib.envs.checked_play import EXPERT_REMEDY, CheckedPlay, Env, broken, short
+from gspo_rllib.envs.checked_play import EXPERT_REMEDY, CheckedPlay, Env, broken, plain_number, short
 from gspo_rllib.envs.checked_subject import Subject, wrappers
 from gspo_rllib.errors import described
 from gspo_rllib.types import ChatSpec
@@ -208,7 +208,7 @@ class _Checker:
 
     def _check_variety(self) -> bool:
         env = self._subject.take()
-        tasks = {json.dumps(env.play(self._actions(env, seed), seed=seed)) for seed in range(20)}
+        tasks = {json.dumps(env.play(self._actions(env, seed), seed=seed), default=plain_number) for seed in range(20)}
         if len(tasks) < 2:
             self.fail("20 seeds gave one and the same task", "draw the task from self.np_random in reset")
         return True
@@ -238,11 +238,18 @@ class _Checker:
         count = env.attribute("num_tasks")
         if count is None:
             return False
+        if not callable(count):
+            self.fail(f"num_tasks is {short(count)}", "make it a method that returns how many tasks there are")
         number = count()
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             self.fail(f"num_tasks() is {number!r}", "return how many tasks there are, an int >= 1")
         for task_id in ("0", str(number - 1)):
-            _, info = env.reset(seed=0, options={"task_id": task_id})
+            observation, info = env.reset(seed=0, options={"task_id": task_id})
+            if env.reset(seed=1, options={"task_id": task_id})[0] != observation:
+                self.fail(
+                    f"reset(options={{'task_id': {task_id!r}}}) begins otherwise with another seed",
+                    "let options['task_id'] decide the task, whatever the seed, or leave num_tasks out",
+                )
             if info.get("task_id", task_id) != task_id:
                 self.fail(
                     f"reset(options={{'task_id': {task_id!r}}}) plays the task {info['task_id']!r}",

@@ -48,9 +48,9 @@ class DatasetEnv(TextTaskEnv):
         rows: The rows themselves, each a mapping.
         split: Which split to read where the dataset has several.
         limit: Only the first so many rows, or all if there are fewer; None for all.
-        question: Column of the question: text, a number, or a list of messages, whose system message takes the place
-            of ``system_prompt``, and whose last one must not be the assistant's. Several messages of user and assistant
-            are shown as one text, each behind its role.
+        question: Column of the question: text, a number, or a list of messages (in CSV, as JSON), whose system message
+            takes the place of ``system_prompt``, and whose last one must not be the assistant's. Several messages
+            of user and assistant are shown as one text, each behind its role.
         answer: Column of the gold answer; an expert replies with what it states. A verifier of your own is given a list
             or a mapping as JSON.
         verifier: Scores a reply.

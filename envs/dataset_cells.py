@@ -20,6 +20,9 @@ from gspo_rllib.envs.verifiers import VERIFIERS, Verifier, exact, numeric
 from gspo_rllib.errors import shown
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(?:["'](?:role|content)["'])\s*:""")
+"""How messages begin where a file that knows texts only, as CSV does, holds them."""
+_EXACT_DIGITS = 15  # any number of so many digits is itself again after it was a float
 _PLAIN_NUMBER = re.compile("-?[0-9]{1,100}(?:[.][0-9]{1,100})?")
 """What is a number whoever reads it: almost all gold answers are, and reading one exactly takes twice as long as the
 rest of the look at its row."""
@@ -57,6 +60,8 @@ def question_of(value: Any) -> Asked:
         return _conversation(list(value))
     if isinstance(value, (bool, np.bool_)):
         raise ValueError(f"holds {value!r}, which is no question")
+    if isinstance(value, str) and _MESSAGES.match(value):
+        return _conversation(_written_messages(value))
     return Asked(_text(value, "write it as a text, or as a list of messages with 'role' and 'content'"))
 
 
@@ -102,9 +107,13 @@ def _stated(value: Any) -> tuple[str, Stated]:
 
 
 def _gold_exact(value: Any) -> str:
-    if isinstance(value, (float, np.floating)) and value == value and float(value).is_integer():
-        # A table with a gap holds whole numbers as 2.0, and the reply 2 would be wrong.
-        raise ValueError(f"holds the float {float(value)!r}, whose text no reply may match; verifier='numeric' does")
+    if isinstance(value, (float, np.floating)) and math.isfinite(value):
+        # A table with a gap holds whole numbers as 2.0, and one of 32-bit floats 0.1 as 0.10000000149011612.
+        text = str(value)
+        if float(value).is_integer() or len(text.partition("e")[0].strip("-0.").replace(".", "")) > _EXACT_DIGITS:
+            raise ValueError(f"holds the float {text}, whose text no reply may match; verifier='numeric' does")
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        raise ValueError(f"holds the time {value}, where a reply may give the day alone; write it as a text")
     return _gold_stated(value)
 
 
@@ -174,6 +183,15 @@ def _conversation(messages: list[Any]) -> Asked:
     if len(turns) == 1:
         return Asked(turns[0][1], system or None)
     return Asked("\n\n".join(f"{role}: {text}" for role, text in turns), system or None)
+
+
+def _written_messages(text: str) -> list[Any]:
+    try:
+        return list(json.loads(text))
+    except ValueError as error:
+        raise ValueError(
+            f"holds {shown(text, 60)}, which are messages, but not in JSON ({error}); write them with json.dumps"
+        ) from error
 
 
 def _content(content: Any, number: int) -> str:

@@ -123,7 +123,8 @@ def _load_checked_rows(
 
 
 def _changed(path: str) -> int:
-    return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+    place = os.path.expanduser(path)
+    return os.stat(place).st_mtime_ns if os.path.exists(place) else 0
 
 
 def check_rows(rows: Sequence[Any], source: str, question: str, answer: str, read_gold: Callable[[Any], str]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gspo_rllib.envs.answers import Stated, stated_answer
 from gspo_rllib.envs.answers import final_answer as final_answer
 from gspo_rllib.envs.judge import judge_formulas
@@ -22,7 +24,12 @@ from gspo_rllib.errors import EnvError, SettingError, described, did_you_mean, s
 
 Verifier = Callable[[str, str, Mapping[str, Any]], float | bool]
 
-_MINUSES = dict.fromkeys(map(ord, MINUSES), "-")
+_TYPOGRAPHY: dict[int, str | None] = (
+    dict.fromkeys(map(ord, MINUSES), "-")
+    | dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'")
+    | dict.fromkeys(map(ord, "\u201c\u201d"), '"')
+    | dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))  # take no room, so nobody sees them
+)
 _WRAPPERS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\text{", "}"))
 _FORMULA_CHARS = 2000  # of a reply that marks no answer, this much of its end is read as a formula
 
@@ -155,7 +162,9 @@ def judge(verifier: Verifier, reply: str, answer: str, row: Mapping[str, Any]) -
             return judge_named(reply, answer)
     try:
         earned = verifier(reply, answer, row)
-        is_score = isinstance(earned, (bool, int, float)) and 0.0 <= earned <= 1.0
+        is_score = (
+            isinstance(earned, (bool, int, float, np.bool_, np.integer, np.floating)) and 0.0 <= float(earned) <= 1.0
+        )
     except KeyboardInterrupt:
         raise
     # A verifier is foreign code: whatever it raises is one error that names it.
@@ -207,16 +216,15 @@ def answer_key(verifier: Verifier, reply: str) -> str | None:
 
 def _plain(text: str) -> str:
     """What two texts have in common that differ by case, white space, typography and the markup around them."""
-    text = unicodedata.normalize("NFC", text).translate(_MINUSES)
+    text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
     for _ in range(4):  # markup within markup, as far as people go
-        text = text.strip().strip("*`").strip().removesuffix(".")
+        for sign in ("`", "*", "."):  # where nothing else is stated, they are the answer
+            text = text.strip()
+            text = (text.removesuffix(sign) if sign == "." else text.strip(sign)) or text
         for opening, closing in _WRAPPERS:
-            if (
-                text.startswith(opening)
-                and text.endswith(closing)
-                and closing not in text[len(opening) : -len(closing)]
-            ):
-                text = text[len(opening) : -len(closing)]
+            within = text[len(opening) : -len(closing)]
+            if text.startswith(opening) and text.endswith(closing) and within.strip() and closing not in within:
+                text = within
     return " ".join(text.casefold().split())
 
 

@@ -119,7 +119,7 @@ def _verdict(name: str, row: Row) -> str:
     return "passed" if not done.returncode else f"FAILED: {(PLACE / f'{name}.log').relative_to(ROOT)}"
 
 
-_SOURCES = ("gspo_rllib", "algorithms", "envs", "configs", "examples", "tests")
+_SOURCES = ("gspo_rllib", "algorithms", "envs", "configs", "studies", "examples", "tests")
 
 
 def _silently(*command: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("gspo_rllib", "algorithms", "envs", "configs", "examples", "benchmarks", "requirements")
+SOURCES = ("gspo_rllib", "algorithms", "envs", "configs", "studies", "examples", "benchmarks", "requirements")
 
 
 def _python_files() -> Iterator[Path]:
@@ -28,7 +28,7 @@ def test_imports_flow_down() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["algorithms", "configs", "envs"])
+@pytest.mark.parametrize("name", ["algorithms", "configs", "envs", "studies"])
 def test_a_folder_cannot_be_imported_under_its_bare_name(name: str) -> None:
     code = f"import {name}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LINKED = ("algorithms", "configs", "envs")
+LINKED = ("algorithms", "configs", "envs", "studies")
 PACKED = {".py", ".json", ".yaml", ".typed", ".html", ".css", ".js"}
 
 
@@ -82,9 +82,10 @@ def test_the_wheel_holds_every_file_and_imports_from_elsewhere(tmp_path: Path, l
     install = [*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     code = (
-        "import gspo_rllib, gspo_rllib.envs, gspo_rllib.configs, gymnasium\n"
+        "import gspo_rllib, gspo_rllib.envs, gspo_rllib.configs, gspo_rllib.studies, gymnasium\n"
         "gymnasium.make('gspo_rllib.envs:gspo_rllib/Calculator-v0').reset(seed=0)\n"
-        "print(gspo_rllib.__file__, gspo_rllib.envs.__file__, *gspo_rllib.configs.shipped_configs().values())"
+        "print(gspo_rllib.__file__, gspo_rllib.envs.__file__, *gspo_rllib.configs.shipped_configs().values(), "
+        "*gspo_rllib.studies.shipped_studies().values())"
     )
     for place in _python(code, tmp_path, PYTHONPATH=str(site)).split():
         assert Path(place).is_relative_to(site)

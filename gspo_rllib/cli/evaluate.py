@@ -49,9 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         episodes = runner.sample(num_episodes=wanted)
         seconds = time.perf_counter() - started
+        errors = runner.last_errors()
     tasks = tasks_of(group_episodes(episodes))
     shown = {"tasks": str(len(tasks))} if arguments.samples > 1 else {}
     shown |= summary(episodes, seconds)
+    if (lacking := math.ceil(wanted / arguments.samples) - len(tasks)) > 0:
+        shown["not played"] = f"{lacking} of {lacking + len(tasks)} tasks, and the scores are of the others: {errors}"
     if arguments.all or arguments.samples > 1:
         shown |= {name: str(estimate) for name, estimate in estimates(tasks, seed=arguments.seed).items()}
     if file is not None:
@@ -85,6 +88,8 @@ def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str
     shown = {"episodes": f"{len(episodes)}"}
     if reported:
         shown["success"] = mean_and_error([float(success) for success in reported], "{:.3f}")
+        if len(reported) < len(episodes):
+            shown["success"] += f" of the {len(reported)} that said whether they succeeded"
     shown["return"] = mean_and_error([float(e.get_return()) for e in episodes], "{:.3f}")
     shown["turns"] = mean_and_error([float(len(e)) for e in episodes], "{:.2f}")
     shown["tokens"] = f"{mean_and_error([float(t) for t in tokens], '{:.1f}')} sampled, {sum(tokens) / seconds:.0f}/s"

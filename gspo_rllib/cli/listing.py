@@ -1,4 +1,4 @@
-"""``gspo-rllib list``: the algorithms, environments, engines and shipped configs that can be named."""
+"""``gspo-rllib list``: the algorithms, environments, engines, shipped configs and studies that can be named."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     import gspo_rllib.envs  # noqa: F401 - registers the environments
     from gspo_rllib.configs import shipped_configs
     from gspo_rllib.engines.registry import available_engines
+    from gspo_rllib.studies import shipped_studies
 
     ours = sorted(env_id for env_id in gym.registry if env_id.startswith("gspo_rllib/"))
     blocks = {
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         "environments (--env, environment.env)": [(f"gspo_rllib.envs:{env_id}", _task(env_id)) for env_id in ours],
         "engines (generation.engine)": [(name, _default_for(name)) for name in available_engines()],
         "configs (gspo-rllib train NAME)": [(name, _first_comment(path)) for name, path in shipped_configs().items()],
+        "studies (gspo-rllib study NAME)": [(name, _first_comment(path)) for name, path in shipped_studies().items()],
     }
     for title, rows in blocks.items():
         print_names(title, rows, width=columns())

@@ -1,13 +1,15 @@
-"""``gspo-rllib show`` and ``gspo-rllib cp``: a shipped config to read, or to start one of your own from."""
+"""``gspo-rllib show`` and ``gspo-rllib cp``: a shipped config or study to read, or to start one of your own from."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from gspo_rllib.errors import SettingError, shown
 from gspo_rllib.places import named_path
+from gspo_rllib.studies import shipped_studies
 
 
 def add_parser(commands: Any) -> None:
@@ -25,9 +27,7 @@ def add_parser(commands: Any) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     """Prints the file."""
-    from gspo_rllib.configs.runs import find_config
-
-    file = find_config(arguments.name)
+    file = _file(arguments.name)
     try:
         print(file.read_text(encoding="utf-8"), end="")
     except (OSError, UnicodeDecodeError) as error:
@@ -41,9 +41,7 @@ def copy(arguments: argparse.Namespace) -> int:
     Raises:
         SettingError: There is such a file already, or no folder to put it into.
     """
-    from gspo_rllib.configs.runs import find_config
-
-    source, target = find_config(arguments.name), named_path(arguments.file)
+    source, target = _file(arguments.name), named_path(arguments.file)
     if os.path.isdir(target):
         target /= source.name
     try:
@@ -53,5 +51,14 @@ def copy(arguments: argparse.Namespace) -> int:
         raise SettingError(f"cp: {str(target)!r} exists, and is not overwritten; name a new file.") from None
     except OSError as error:
         raise SettingError(f"cp: {shown(str(target))} cannot be written: {error.strerror}.") from error
-    print(f"{target}: change it, then `gspo-rllib validate {target}` and `gspo-rllib train {target}`")
+    is_study = source in shipped_studies().values()
+    commands = ["study"] if is_study else ["validate", "train"]
+    print(f"{target}: change it, then {' and '.join(f'`gspo-rllib {command} {target}`' for command in commands)}")
     return 0
+
+
+def _file(name: str) -> Path:
+    from gspo_rllib.configs.runs import find_config
+
+    studies = shipped_studies()
+    return studies[name] if name in studies and not os.path.isfile(name) else find_config(name)

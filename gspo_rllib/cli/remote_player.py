@@ -41,6 +41,13 @@ class RemotePlayer:
         episodes: list[SingleAgentEpisode] = ray.get(self._actor.sample.remote(num_episodes))
         return episodes
 
+    def last_errors(self) -> list[str]:
+        """See ``LanguageEnvRunner.last_errors``."""
+        import ray
+
+        errors: list[str] = ray.get(self._actor.last_errors.remote())
+        return errors
+
 
 class _Player:
     """The actor's side: opens the env runner as a command would in its own process."""
@@ -55,6 +62,9 @@ class _Player:
     def sample(self, num_episodes: int) -> list[SingleAgentEpisode]:
         episodes: list[SingleAgentEpisode] = self._runner.sample(num_episodes=num_episodes)
         return episodes
+
+    def last_errors(self) -> list[str]:
+        return self._runner.last_errors()
 
     def close(self) -> None:
         self._open.close()

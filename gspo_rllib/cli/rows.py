@@ -57,4 +57,13 @@ def write_rows(rows: Sequence[Mapping[str, Any]], file: Path | None) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), file)
+        parquet.write_table(pyarrow.Table.from_pylist([_as_utf8(dict(row)) for row in rows]), file)
+
+
+def _as_utf8(value: Any) -> Any:
+    """The same with half a surrogate pair, which UTF-8 has not, as its escape."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _as_utf8(item) for key, item in value.items()}
+    return [_as_utf8(item) for item in value] if isinstance(value, list) else value

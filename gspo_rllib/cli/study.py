@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("study", help="compare objectives over tasks and seeds", description=__doc__)
-    parser.add_argument("study", metavar="STUDY", help="YAML file, e.g. studies/quick.yaml")
+    parser.add_argument("study", metavar="STUDY", help="YAML file, or a shipped study's name, e.g. quick")
     parser.add_argument("--out", metavar="DIR", help="its folder, gone on with; default results/study-NAME")
     parser.add_argument("--page", metavar="FILE", help="where its page goes; default FOLDER/README.md")
     parser.add_argument("--trials-at-once", type=int, metavar="N", help="default: as many as fit")

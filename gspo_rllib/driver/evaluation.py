@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from gspo_rllib.env_runners.group_names import evaluation_group
 from gspo_rllib.env_runners.sample_report import SampleReport
 from gspo_rllib.types import TrajectoryGroup
 from gspo_rllib.weight_sync import Weights
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -47,12 +50,24 @@ def evaluate(
         return report
 
     source = Lockstep(runners, draw=lambda count: [next(names) for _ in range(count)], weights=weights, play=play)
+
+    def take(count: int) -> tuple[list[TrajectoryGroup], list[Any]]:
+        groups, metrics = source.take(count)
+        if len(groups) < count:
+            logger.warning(
+                "evaluation: %d of %d tasks could not be played, and the scores are of the others: %s",
+                count - len(groups),
+                count,
+                "; ".join(source.last_errors[:3]),
+            )
+        return groups, metrics
+
     if unit == "episodes":
-        return source.take(math.ceil(duration / config.group_size))
+        return take(math.ceil(duration / config.group_size))
     groups: list[TrajectoryGroup] = []
     metrics: list[Any] = []
     while sum(len(episode) for group in groups for episode in group.episodes) < duration:
-        played, measured = source.take(math.ceil(config.num_envs_per_env_runner / config.group_size))
+        played, measured = take(math.ceil(config.num_envs_per_env_runner / config.group_size))
         groups += played
         metrics += measured
     return groups, metrics

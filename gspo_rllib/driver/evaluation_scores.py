@@ -5,6 +5,7 @@ Samples of one task are not independent of each other, so intervals resample tas
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def tasks_of(groups: Sequence[TrajectoryGroup]) -> list[Task]:
     """The tasks that groups were played on, in the same order."""
     return [
         Task(
-            group.episodes[0].get_infos(0).get("task_id"),
+            _text(group.episodes[0].get_infos(0).get("task_id")),
             str(group.episodes[0].get_observations(0)),
             [_sample(episode) for episode in group.episodes],
         )
@@ -158,12 +159,17 @@ def _estimate(of_tasks: np.ndarray, places: np.ndarray) -> Estimate:
     return Estimate(float(of_tasks.mean()), float(low), float(high))
 
 
+def _text(value: Any) -> str | None:
+    """A word of ``info`` that is to be a text; environments say numbers and lists, too."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
 def _sample(episode: SingleAgentEpisode) -> Sample:
     return Sample(
         reply=str(episode.get_actions(-1)),
         episode_return=float(episode.get_return()),
         success=succeeded(episode),
-        answer=episode.get_infos(-1).get(STATED_ANSWER),
+        answer=_text(episode.get_infos(-1).get(STATED_ANSWER)),
         num_turns=len(episode),
         num_tokens=sum(len(turn.action_token_ids) for turn in turns(episode)),
         truncated_by=episode.custom_data.get(TRUNCATED_BY),

@@ -35,6 +35,9 @@ class Lockstep:
         draw: Number of groups -> names of that many groups to sample next.
         weights: What every runner holds already; None where ``start`` comes first.
         play: Called with a runner, names of groups, and the version of the weights to play them with.
+
+    Attributes:
+        last_errors: What went wrong while the groups of the last ``take`` were played.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Lockstep:
         self._draw = draw
         self._play = play
         self._open: list[str] = []
+        self.last_errors: list[str] = []
         self._weights: Weights
         if weights is not None:
             self._weights = weights
@@ -96,6 +100,7 @@ class Lockstep:
                 self._runners.await_one(errors)
                 self.readmit()
         self._open = self._open[count:]
+        self.last_errors = errors
         if not groups:
             raise NoProgressError(no_progress_message(len(group_ids), self._runners, errors))
         return [groups[group_id] for group_id in group_ids if group_id in groups], metrics

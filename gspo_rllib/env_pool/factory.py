@@ -74,7 +74,7 @@ def env_maker(
         env: A Gymnasium id, best in its ``"module:id"`` form, which imports the module that registers it, so that it
             works in every process; or a name registered with ``ray.tune.register_env``; or a class.
         env_config: Keyword arguments of the environment. A Tune-registered creator gets it whole, as RLlib does it;
-            so does a class whose first parameter is called ``config``.
+            so does a class whose first parameter is called ``config`` or ``env_config``.
         worker_index: RLlib's index of the env runner; such a creator reads it as ``config.worker_index``.
 
     Raises:
@@ -92,7 +92,7 @@ def env_maker(
             )
         return lambda: gym.make(env, disable_env_checker=True, **kwargs)
     if callable(env):
-        if _first_parameter(env) == "config":
+        if _first_parameter(env) in ("config", "env_config"):  # what RLlib's own examples call it
             return lambda: env(_context(kwargs, worker_index))
         return lambda: env(**kwargs)
     raise EnvError(
@@ -152,7 +152,9 @@ def _look(
         check_reset(str(env), instance)
         if not tries:
             return spec
-        return dataclasses.replace(spec, first_observations=tuple(first_observations(str(env), instance)))
+        return dataclasses.replace(
+            spec, first_observations=tuple(first_observations(str(env), instance, counts=spec.num_tasks is not None))
+        )
     except GSPOError:
         raise
     # So is what answers for its attributes.
@@ -228,7 +230,13 @@ def counted_tasks(name: str, instance: gym.Env) -> int | None:
     """
     if not instance.has_wrapper_attr("num_tasks"):
         return None
-    count = instance.get_wrapper_attr("num_tasks")()
+    count = instance.get_wrapper_attr("num_tasks")
+    if not callable(count):
+        raise EnvError(
+            f"environment {name!r}: num_tasks is {shown(count)}; it must be a method that returns how many tasks there "
+            "are."
+        )
+    count = count()
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise EnvError(
             f"environment {name!r}: num_tasks() returned {shown(count)}; it must return how many tasks there are, an "

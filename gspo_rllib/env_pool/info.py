@@ -40,7 +40,7 @@ def plain_info(info: object, call: str) -> dict[str, Any]:
     """
     if not isinstance(info, dict):
         raise ContractError(f"{call}() returned the info {shown_with_type(info)}; it must be a dict.")
-    if (role := info.get("obs_role", "user")) not in OBSERVATION_ROLES:
+    if not isinstance(role := info.get("obs_role", "user"), str) or role not in OBSERVATION_ROLES:
         raise ContractError(f"info['obs_role'] is {shown_with_type(role)}; allowed: {', '.join(OBSERVATION_ROLES)}.")
     try:
         plain: dict[str, Any] = _plain(info)

@@ -16,6 +16,7 @@ from gspo_rllib.errors import described
 from gspo_rllib.types import ChatSpec
 
 _MAX_MESSAGE = 500
+_MAX_REWARD = 1e30  # advantages are float32, and so are their sums
 
 
 class EnvSession:
@@ -118,7 +119,9 @@ def _text(value: object, call: str) -> str:
 def _finite(value: Any) -> float:
     if not is_finite(value):
         raise ContractError(f"step() returned the reward {shown_with_type(value)}; it must be a finite number.")
-    return float(value)
+    if abs(reward := float(value)) > _MAX_REWARD:
+        raise ContractError(f"step() returned the reward {reward}; it must be between -1e30 and 1e30.")
+    return reward
 
 
 def _flag(value: object, name: str) -> bool:

@@ -18,7 +18,7 @@ import gymnasium as gym
 
 from gspo_rllib.env_pool.calls import EnvCall
 from gspo_rllib.env_pool.session import EnvSession
-from gspo_rllib.errors import EnvError, described
+from gspo_rllib.errors import EnvError, described, shown
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def check_reset(name: str, instance: gym.Env) -> None:
         )
 
 
-def first_observations(name: str, instance: gym.Env, *, seeds: int = 3) -> list[str]:
+def first_observations(name: str, instance: gym.Env, *, seeds: int = 3, counts: bool = False) -> list[str]:
     """What an environment says first, after a turn was tried that nobody expects.
 
     What it raises is left to the run, which tries again: it may be a matter of luck. What it returns is not.
@@ -147,9 +147,10 @@ def first_observations(name: str, instance: gym.Env, *, seeds: int = 3) -> list[
         name: What messages call it.
         instance: The environment, which is in use afterwards.
         seeds: How many tasks are begun.
+        counts: Whether it counts its tasks, so that the first is begun with two seeds.
 
     Raises:
-        EnvError: ``reset`` or ``step`` returns what no environment may return.
+        EnvError: ``reset`` or ``step`` returns what no environment may return, or a task is not fixed by its number.
     """
     session, said = _Kept(0, lambda: instance), []
     session.env = instance
@@ -161,4 +162,12 @@ def first_observations(name: str, instance: gym.Env, *, seeds: int = 3) -> list[
         # A wrapper of Gymnasium's raises where it takes apart a step of four.
         if (failure := answer.failure) is not None and (failure.kind == "invalid" or _UNPACKED in failure.message):
             raise EnvError(f"environment {name!r}: {failure.message} {_REMEDY}")
+    if counts:
+        one, other = (session.answer(EnvCall(ticket=1, seed=seed, task_id="0")) for seed in (0, 1))
+        if one.failure is None and other.failure is None and one.observation != other.observation:
+            raise EnvError(
+                f"environment {name!r} has num_tasks(), but reset(options={{'task_id': '0'}}) says "
+                f"{shown(one.observation)} with one seed and {shown(other.observation)} with another. Let "
+                "options['task_id'] decide the task, whatever the seed; or leave num_tasks out."
+            )
     return said

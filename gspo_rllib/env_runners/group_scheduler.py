@@ -2,8 +2,9 @@
 
 A group is K trajectories of one task and is used whole or not at all. A failed trajectory is retried with the same
 task; when its retries are spent, the whole group is discarded and replaced by another task, because dropping only the
-failed member would bias the baseline of the others. With ``ragged_groups`` the failed member is dropped all the same,
-as long as two remain to be compared: cheaper where trajectories are long, and harmless where failures are accidents.
+failed member would bias the baseline of the others (an evaluation of counted tasks does without it). With
+``ragged_groups`` the failed member is dropped all the same, as long as two remain to be compared: cheaper where
+trajectories are long, and harmless where failures are accidents.
 
 Everything random is a function of names, never of a process's random state: a task seed of (run seed, role, group,
 replacement), as is the task where the environment counts its tasks (see ``task_order``), and a sampling seed of (run
@@ -36,7 +37,8 @@ MAX_LOST_PROCESSES = 3
 ends every time is found out by the fourth."""
 
 HOPELESS_GROUPS = 3
-"""Groups given up before any trajectory finished, after which the remaining ones are not even tried."""
+"""Groups given up with all their replacements, before any trajectory finished, after which the remaining ones are not
+even tried; of groups that are not replaced, as many as tasks would have been tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ class GroupScheduler(Generic[Trajectory]):
         run_seed: Root of every seed.
         role: Keeps training and evaluation tasks apart.
         trajectory_retries: How often one trajectory is tried again with the same task, >= 0.
-        max_replacements: How many new tasks a group may be given, >= 0.
+        max_replacements: How many new tasks a group may be given, >= 0; none in an evaluation of tasks that are
+            counted, whose score is that of these tasks.
         ragged_groups: Give up a member whose retries are spent alone, and complete its group with the members that
             finished, at least 2 of them; False discards the whole group for a new task.
         tasks: Which of the environment's countable tasks each group plays; None leaves the choice to the seed.
@@ -140,7 +143,7 @@ class GroupScheduler(Generic[Trajectory]):
         self._run_seed = run_seed
         self._role = role
         self._retries = trajectory_retries
-        self._max_replacements = max_replacements
+        self._max_replacements = 0 if role == "evaluation" and tasks is not None else max_replacements
         self._ragged_groups = ragged_groups
         self._tasks = tasks
         self._groups: dict[str, _Group[Trajectory]] = {}
@@ -215,7 +218,8 @@ class GroupScheduler(Generic[Trajectory]):
             self._pending.extendleft(reversed(self._members(group)))
             return cancelled
         self._give_up(group)
-        if not self._any_finished and self._num_given_up >= HOPELESS_GROUPS:
+        tried = self._num_given_up * (1 + self._max_replacements)
+        if not self._any_finished and tried >= HOPELESS_GROUPS * (1 + MAX_REPLACEMENTS):
             for other in list(self._groups.values()):
                 cancelled += self._discard(other)
                 self._give_up(other)

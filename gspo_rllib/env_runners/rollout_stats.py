@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import get_args
@@ -26,11 +27,15 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_SAMPLED_LIFETIME,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.util import log_once
 
 from gspo_rllib import metrics as names
 from gspo_rllib.env_pool.calls import EnvFailure, FailureKind
+from gspo_rllib.env_pool.info import is_finite
 from gspo_rllib.env_runners.group_scheduler import Settled
 from gspo_rllib.types import TRUNCATED_BY, TrajectoryGroup, TruncatedBy, succeeded, turns
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -125,6 +130,7 @@ class RolloutStats:
         self._log_rllib_counters(logger)
         for episode in self.episodes:
             _log_episode(episode, logger)
+        self._say_what_misleads()
         for group in self.groups:
             said = [success for success in map(succeeded, group.episodes) if success is not None]
             if said:
@@ -170,6 +176,24 @@ class RolloutStats:
         for kind in get_args(FailureKind):
             logger.log_value((names.NUM_TRAJECTORY_FAILURES, kind), self.failures[kind], reduce="sum")
 
+    def _say_what_misleads(self) -> None:
+        """Once per process: what the means do not show."""
+        if self.num_replaced and log_once("gspo_rllib_replaced_group"):
+            _log.warning(
+                "%d groups were given another task, as theirs could not be played: %s. The metrics "
+                "num_trajectory_failures and num_groups_replaced go on counting.",
+                self.num_replaced,
+                "; ".join(self.errors[:3]),
+            )
+        silent = sum(succeeded(episode) is None for episode in self.episodes)
+        if 0 < silent < len(self.episodes) and log_once("gspo_rllib_silent_about_success"):
+            _log.warning(
+                "%d of %d trajectories ended without info['success'], and success_mean is of the others. Say it, true "
+                "or false, at the end of every episode, or of none.",
+                silent,
+                len(self.episodes),
+            )
+
     def _log_rllib_counters(self, logger: MetricsLogger) -> None:
         steps, episodes = self.num_turns, len(self.episodes)
         for key in (
@@ -214,5 +238,5 @@ def _env_metrics(episode: SingleAgentEpisode) -> dict[str, float]:
     for info in episode.get_infos():
         given = info.get("metrics")
         if isinstance(given, dict):
-            reported |= {str(name): float(value) for name, value in given.items() if isinstance(value, (int, float))}
+            reported |= {str(name): float(value) for name, value in given.items() if is_finite(value)}
     return reported

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.configs.runs import load_run
 from gspo_rllib.configs.strict_yaml import parse_yaml
 from gspo_rllib.errors import SettingError, did_you_mean, shown
+from gspo_rllib.studies import shipped_studies
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run
@@ -213,17 +214,24 @@ def read_study(path: str | Path) -> Study:
     """Reads a study.
 
     Args:
-        path: A YAML file with the sections ``study``, ``objectives`` and ``cells``, and maybe ``starts`` (models made
-            by imitation), ``tuning`` and ``gradients``; ``docs/studies.md`` says what each holds.
+        path: The name of one that comes with the package, or a YAML file with the sections ``study``, ``objectives``
+            and ``cells``, and maybe ``starts`` (models made by imitation), ``tuning`` and ``gradients``;
+            ``docs/studies.md`` says what each holds.
 
     Raises:
         SettingError: It cannot be read, or says something that no study can do.
     """
+    shipped = shipped_studies()
     path = Path(path)
+    if str(path) in shipped and not path.is_file():
+        path = shipped[str(path)]
     try:
         document = parse_yaml(path.read_bytes(), source=path.name)
     except OSError as error:
-        raise SettingError(f"study {shown(str(path))}: it cannot be read ({error.strerror}).") from error
+        raise SettingError(
+            f"study {shown(str(path))}: it cannot be read ({error.strerror}), and it is none of those that come with "
+            f"the package: {', '.join(shipped)}."
+        ) from error
     return _Reader(path.name, document).study(path.stem)
 
 

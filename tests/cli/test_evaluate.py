@@ -15,6 +15,7 @@ from gspo_rllib import checkpoints
 from gspo_rllib.algorithms.policy_gradient.saved_config import NAME
 from gspo_rllib.checkpoints.codec import read_tree, write_tree
 from gspo_rllib.cli.main import main
+from gspo_rllib.cli.rows import write_rows
 
 CALCULATOR = "gspo_rllib.envs:gspo_rllib/Calculator-v0"
 
@@ -103,6 +104,18 @@ def test_every_row_is_played_as_often_as_asked_and_written_out(
     assert "pass@2" in shown
 
 
+def test_a_row_that_cannot_be_played_is_told_and_no_other_is_played_in_its_place(
+    tiny_dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"{n} + 0?" + " long" * 2000 * (n == 3), "answer": str(n)} for n in range(5)]
+    dataset = tmp_path / "long.jsonl"
+    dataset.write_text("\n".join(map(json.dumps, rows)))
+    file = tmp_path / "rows.jsonl"
+    assert _evaluate(tiny_dense, dataset, "--all", "--json", str(file)) == 0
+    assert [json.loads(line)["task_id"] for line in file.read_text().splitlines()] == ["0", "1", "2", "4"]
+    assert "not played   1 of 5 tasks, and the scores are of the others: [" in capsys.readouterr().out
+
+
 def test_a_greedy_score_is_the_same_to_the_bit_and_parquet_says_the_same(
     tiny_dense: str, dataset: Path, tmp_path: Path
 ) -> None:
@@ -145,3 +158,10 @@ def test_every_task_of_an_environment_that_counts_none_is_refused(
 ) -> None:
     assert main(["evaluate", tiny_dense, "--env", CALCULATOR, "--engine", "transformers", "--all"]) == 2
     assert "does not count its tasks (it has no num_tasks())" in capsys.readouterr().err
+
+
+def test_rows_hold_what_utf_8_has_not_as_its_escape(tmp_path: Path) -> None:
+    for name in ("rows.parquet", "rows.jsonl"):
+        write_rows([{"question": "\ud800 hi", "samples": [{"reply": "a\udc00"}]}], tmp_path / name)
+    (row,) = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert row == {"question": "\\ud800 hi", "samples": [{"reply": "a\\udc00"}]}

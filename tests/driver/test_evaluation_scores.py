@@ -7,7 +7,9 @@ import random
 
 import pytest
 
-from gspo_rllib.driver.evaluation_scores import Sample, Task, estimates, pass_at_k
+from gspo_rllib.driver.evaluation_scores import Sample, Task, estimates, pass_at_k, tasks_of
+from gspo_rllib.types import TrajectoryGroup
+from tests.episodes import make_episode
 
 
 def _task(outcomes: list[bool], answers: list[str | None] | None = None) -> Task:
@@ -54,3 +56,13 @@ def test_the_same_seed_gives_the_same_interval_and_silence_about_success_gives_n
     assert estimates(tasks, seed=3) == estimates(tasks, seed=3)
     assert list(estimates(tasks)) == ["accuracy"]
     assert estimates([Task(None, "?", [Sample("", 1.0, None, None, 1, 1, None)])]) == {}
+
+
+def test_answers_and_names_of_tasks_are_texts_whatever_an_environment_says() -> None:
+    episodes = [make_episode("0", index, [(3, 2)], 1.0) for index in range(3)]
+    for episode, answer in zip(episodes, (5, [1, 2], "5"), strict=True):
+        episode.infos[0]["task_id"] = 7
+        episode.infos[-1].update(success=True, stated_answer=answer)
+    (task,) = tasks_of([TrajectoryGroup("0", episodes)])
+    assert (task.task_id, [sample.answer for sample in task.samples]) == ("7", ["5", "[1, 2]", "5"])
+    assert estimates([task])["maj@3"].value == 1.0

@@ -44,6 +44,12 @@ def test_a_class_gets_keyword_arguments_or_the_whole_config_if_it_asks_for_it() 
 
     assert env_maker(Configured, {"turns": 7}, worker_index=3)().unwrapped.turns == 10
 
+    class AsRLlibCallsIt(faulty_envs.EchoEnv):
+        def __init__(self, env_config: dict[str, Any]) -> None:
+            super().__init__(turns=env_config["turns"])
+
+    assert env_maker(AsRLlibCallsIt, {"turns": 7})().unwrapped.turns == 7
+
 
 def test_a_name_registered_with_tune_is_made_by_its_creator() -> None:
     from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
@@ -79,6 +85,27 @@ def test_an_environment_that_does_not_say_so_is_expected_to_block() -> None:
 def test_what_is_no_language_environment_is_refused_with_the_remedy(env: Any, env_config: dict, words: str) -> None:
     with pytest.raises(EnvError, match=words):
         check_language_env_spec(env, env_config)
+
+
+class Counting(faulty_envs.EchoEnv):
+    """Says that it counts its tasks, and lets the seed choose."""
+
+    def num_tasks(self) -> int:
+        return 3
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"say {self.np_random.integers(1000)}", {}
+
+
+def test_an_environment_that_counts_tasks_must_play_the_one_it_is_asked_for() -> None:
+    with pytest.raises(EnvError, match=r"has num_tasks\(\), but reset.* with one seed and 'say .*' with another"):
+        check_language_env_spec(Counting, tries=True)
+
+
+def test_a_number_of_tasks_that_is_no_method_is_said() -> None:
+    with pytest.raises(EnvError, match="num_tasks is 3; it must be a method"):
+        check_language_env_spec(type("Counted", (faulty_envs.EchoEnv,), {"num_tasks": 3}))
 
 
 def test_a_chat_attribute_of_another_type_is_refused() -> None:

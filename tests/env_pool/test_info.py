@@ -79,6 +79,7 @@ def test_numbers_of_numpy_become_pythons_and_what_is_foreign_is_left_out_alone()
         ("reward_parts", {"form": np.zeros(2)}, "(dict); it must be a dict of names and finite numbers"),
         ("reward_parts", {"form": "1"}, "(dict); it must be a dict of names and finite numbers"),
         ("reward_parts", [1.0], "[1.0] (list); it must be a dict of names and finite numbers"),
+        ("obs_role", np.array(["user", "tool"]), "(ndarray); allowed: user, tool."),
     ],
 )
 def test_a_word_that_a_run_reads_is_refused_where_it_is_something_else(word: str, value: Any, complaint: str) -> None:
@@ -86,6 +87,19 @@ def test_a_word_that_a_run_reads_is_refused_where_it_is_something_else(word: str
         plain_info({word: value}, "step")
     assert str(refused.value).startswith(f"info[{word!r}] is ")
     assert complaint in str(refused.value)
+
+
+def test_a_reward_beyond_what_can_be_learned_from_is_refused() -> None:
+    class Rich(CountingUp):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            return "on", float(action), False, False, {}
+
+    session = EnvSession(0, Rich)
+    session.answer(EnvCall(0, seed=0))
+    assert session.answer(EnvCall(1, action="-1e30")).reward == -1e30
+    failure = session.answer(EnvCall(2, action="1e31")).failure
+    assert failure is not None
+    assert failure.message == "step() returned the reward 1e+31; it must be between -1e30 and 1e30."
 
 
 def test_an_info_that_holds_itself_is_refused_in_words() -> None:

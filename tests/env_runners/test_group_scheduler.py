@@ -15,6 +15,7 @@ from gspo_rllib.env_runners.group_scheduler import (
     Assignment,
     GroupScheduler,
 )
+from gspo_rllib.env_runners.task_order import TaskOrder
 from gspo_rllib.errors import SettingError
 
 
@@ -144,6 +145,20 @@ def test_when_nothing_ever_finishes_the_remaining_groups_are_not_tried() -> None
     assert failures == HOPELESS_GROUPS * (MAX_REPLACEMENTS + 1)
     assert len(groups.take_settled().given_up) == 50
     assert groups.is_settled
+
+
+def test_no_other_task_takes_the_place_of_one_that_is_evaluated() -> None:
+    order = TaskOrder(20, run_seed=0, shuffled=False)
+    names = [f"evaluation/{n}" for n in range(20)]
+    groups = scheduler(names, group_size=1, role="evaluation", trajectory_retries=0, tasks=order)
+    while (assignment := groups.next_assignment()) is not None:
+        if assignment.task_id in ("0", "1", "2", "7"):  # the first three, too, say nothing about all
+            groups.fail(assignment)
+        else:
+            groups.finish(assignment, assignment)
+    settled = groups.take_settled()
+    assert [a.task_id for _, (a,) in settled.complete] == [str(n) for n in range(20) if n not in (0, 1, 2, 7)]
+    assert (settled.given_up, settled.num_replaced) == ([names[n] for n in (0, 1, 2, 7)], 0)
 
 
 def test_a_ragged_group_goes_on_without_its_lost_member_and_keeps_the_indices() -> None:

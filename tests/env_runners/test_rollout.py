@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.util.debug import reset_log_once
 
+from gspo_rllib.cli.evaluate import summary
 from gspo_rllib.engines.protocol import EngineSpec, Generation
 from gspo_rllib.engines.transformers import TransformersEngine
 from gspo_rllib.env_pool.calls import EnvAnswer
@@ -21,11 +23,13 @@ from gspo_rllib.env_runners.chat import ChatRenderer
 from gspo_rllib.env_runners.first_observations import FirstObservations
 from gspo_rllib.env_runners.group_scheduler import Assignment
 from gspo_rllib.env_runners.rollout import Rollout
+from gspo_rllib.env_runners.rollout_stats import RolloutStats
 from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import WeightSyncError
 from gspo_rllib.model_folder import load_tokenizer
-from gspo_rllib.types import GROUP, TRUNCATED_BY, ChatSpec, group_episodes, turns
+from gspo_rllib.types import GROUP, TRUNCATED_BY, ChatSpec, TrajectoryGroup, group_episodes, turns
 from tests.env_runners.recording_engine import MAX_MODEL_LEN, RecordingEngine
+from tests.episodes import make_episode
 from tests.toy_envs import faulty_envs
 
 
@@ -457,3 +461,28 @@ def test_an_engine_without_weights_is_refused(tiny_dense: str, renderer: ChatRen
     with pytest.raises(WeightSyncError, match="no weights"):
         Rollout(engine, pool, lambda chat: renderer, GenerationSettings(), run_seed=0)
     engine.close()
+
+
+def test_an_environment_that_says_success_only_when_it_succeeds_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    reset_log_once("gspo_rllib_silent_about_success")
+    episodes = [make_episode("0", index, [(3, 2)], 1.0) for index in range(3)]
+    episodes[0].infos[-1]["success"] = True
+    RolloutStats(groups=[TrajectoryGroup("0", episodes)]).log(MetricsLogger(root=False))
+    assert "2 of 3 trajectories ended without info['success'], and success_mean is of the others" in caplog.text
+    assert summary(episodes, 1.0)["success"] == "1.000 of the 1 that said whether they succeeded"
+
+
+def test_a_task_that_was_passed_over_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    reset_log_once("gspo_rllib_replaced_group")
+    for _ in range(2):
+        RolloutStats(num_replaced=2, errors=["the verifier raised"]).log(MetricsLogger(root=False))
+    (said,) = caplog.messages
+    assert said.startswith("2 groups were given another task, as theirs could not be played: the verifier raised. ")
+
+
+def test_a_metric_that_is_no_finite_number_is_passed_over() -> None:
+    episode = make_episode("0", 0, [(3, 2)], 1.0)
+    episode.infos[-1]["metrics"] = {"size": 10**400, "share": float("nan"), "steps": 3}
+    logger = MetricsLogger(root=False)
+    RolloutStats(groups=[TrajectoryGroup("0", [episode])]).log(logger)
+    assert {name: float(value) for name, value in logger.peek("env_metrics").items()} == {"steps": 3.0}

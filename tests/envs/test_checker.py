@@ -13,6 +13,8 @@ from tests.toy_envs.contract_breakers import (
     BadExpert,
     Chatty,
     ClosesOnce,
+    CountsAndDrawsByTheSeed,
+    CountsInAnAttribute,
     CountsToNothing,
     Crashes,
     DeafToTaskId,
@@ -24,8 +26,11 @@ from tests.toy_envs.contract_breakers import (
     InfiniteReward,
     NamesTasksOtherwise,
     NeitherPickledNorReplayed,
+    NoPart,
     NoSpace,
     NumberObservation,
+    NumpyNumbers,
+    NumpyTruncates,
     OddRole,
     OneTask,
     OneTaskPerSeed,
@@ -49,6 +54,10 @@ BROKEN = [
     (DeafToTaskId, ["task_id", "whatever the seed"]),
     (CountsToNothing, ["num_tasks() is 0", "an int >= 1"]),
     (NamesTasksOtherwise, ["reset(options={'task_id': '0'}) plays the task '00'", "name the tasks '0', '1'"]),
+    (CountsInAnAttribute, ["num_tasks is 3", "make it a method"]),
+    (CountsAndDrawsByTheSeed, ["'task_id': '0'", "begins otherwise with another seed"]),
+    (NumpyTruncates, ["truncated=np.False_", "bool(truncated)"]),
+    (NoPart, ["{'form': nan}", "{name: finite float}"]),
     (WholeHistory, ["repeat the one before them", "only what is new"]),
     (GlobalRandom, ["global random state", "self.np_random"]),
     (BadExpert, ["its expert does not solve task seed=0"]),
@@ -71,6 +80,10 @@ def test_an_environment_that_keeps_them_passes_and_is_told_what_it_does_not_offe
     report = check_language_env(GoodEnv)
     assert len(report.passed) == 11
     assert report.notes == ["no expert(): a policy cannot be warm-started by imitation"]
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons() -> None:
+    assert len(check_language_env(NumpyNumbers).passed) == 11
 
 
 def test_what_is_not_offered_is_noted() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import gzip
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,15 +98,17 @@ def test_a_limit_leaves_the_first_rows(tmp_path, limit) -> None:
     assert asked == {f"{n}?" for n in range(min(limit, 5))}
 
 
-def test_a_file_is_read_once_until_it_changes(tmp_path) -> None:
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]))
     assert load_rows(str(path)) is load_rows(str(path))
     path.write_text(json.dumps(ROWS[1]))
-    import os
-
     os.utime(path, ns=(1, 1))
     assert load_rows(str(path)) == [ROWS[1]]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_rows("~/rows.jsonl") == [ROWS[1]]
+    path.write_text(json.dumps(ROWS[2]))
+    assert load_rows("~/rows.jsonl") == [ROWS[2]]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +275,10 @@ BAD_ROWS = [
         {"question": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}], "answer": "1"},
         r"column 'question': ends with a message of the assistant, which would tell the answer",
     ),
+    (
+        {"question": "[{'role': 'user', 'content': '?'}]", "answer": "1"},
+        r"column 'question': holds .* which are messages, but not in JSON \(.*\); write them with json.dumps",
+    ),
 ]
 
 
@@ -344,6 +354,28 @@ def test_messages_are_asked_as_messages() -> None:
     assert env.step("42")[1] == 1.0
     assert env.reset(options={"task_id": "1"})[0] == "1?"
     assert env.chat.system_prompt == "Be kind."
+
+
+def test_messages_in_a_text_are_messages(tmp_path) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 7?"}]
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["question", "answer"], [json.dumps(asked), "42"]])
+    env = DatasetEnv(tmp_path / "rows.csv")
+    assert (env.reset(seed=0)[0], env.chat.system_prompt) == ("6 * 7?", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (float(np.float32(0.1)), "the float 0.10000000149011612, whose text no reply may match"),
+        (1 / 3, "the float 0.3333333333333333, whose"),
+        (datetime.datetime(2024, 1, 2), "the time 2024-01-02 00:00:00, where a reply may give the day alone"),
+    ],
+)
+def test_a_gold_answer_whose_text_nobody_writes_is_refused_where_texts_are_compared(answer, said) -> None:
+    with pytest.raises(EnvError, match=said):
+        DatasetEnv(rows=[{"question": "?", "answer": answer}])
+    DatasetEnv(rows=[{"question": "?", "answer": 100.25}, {"question": "!", "answer": datetime.date(2024, 1, 2)}])
 
 
 def test_a_conversation_is_shown_with_its_roles() -> None:

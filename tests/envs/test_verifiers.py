@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +102,13 @@ def test_a_hostile_reply_costs_little_and_earns_nothing(piece) -> None:
 
 def test_a_function_judges_the_whole_reply() -> None:
     assert score(lambda reply, answer, row: len(reply) == 300_001, "x" * 300_001, "1", {}) == 1.0
+
+
+def test_a_function_may_return_numbers_of_numpy() -> None:
+    for earned in (np.True_, np.float32(1), np.int64(1)):
+        assert score(lambda reply, answer, row, earned=earned: earned, "", "1", {}) == 1.0
+    with pytest.raises(EnvError, match="must return a number from 0 to 1"):
+        score(lambda reply, answer, row: np.float32("nan"), "", "1", {})
 
 
 class Speechless(BaseException):

@@ -117,8 +117,13 @@ def test_a_setting_that_is_none_is_refused_by_the_cell_and_objective_it_stands_i
 
 
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path) -> None:
-    with pytest.raises(SettingError, match="cannot be read"):
+    with pytest.raises(SettingError, match=r"cannot be read .* that come with the package: baselines, quick"):
         read_study(tmp_path / "none.yaml")
+
+
+def test_a_study_that_comes_with_the_package_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_study("quick").name == "quick"
 
 
 def test_names_become_folders() -> None:

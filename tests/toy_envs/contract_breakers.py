@@ -7,6 +7,7 @@ import random
 from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 
 from gspo_rllib.envs import UnicodeText
 
@@ -111,6 +112,41 @@ class DeafToTaskId(GoodEnv):
 class CountsToNothing(GoodEnv):
     def num_tasks(self) -> int:
         return 0
+
+
+class CountsInAnAttribute(GoodEnv):
+    num_tasks = 3
+
+
+class CountsAndDrawsByTheSeed(GoodEnv):
+    def num_tasks(self) -> int:
+        return 3
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        return super().reset(seed=seed)[0], {}
+
+
+class NumpyTruncates(GoodEnv):
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, np.bool_(terminated), np.bool_(truncated), info
+
+
+class NumpyNumbers(GoodEnv):
+    """Keeps the contract, in numbers of numpy's."""
+
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        parts = {"right": np.float32(reward), "count": np.int64(1)}
+        over = {"success": np.bool_(info["success"])} if "success" in info else {}
+        info |= {"valid_action": 1, "reward_parts": parts, "metrics": parts} | over
+        return observation, np.float64(reward), np.bool_(terminated), truncated, info
+
+
+class NoPart(GoodEnv):
+    def step(self, action: str) -> Any:
+        *rest, info = super().step(action)
+        return *rest, info | {"reward_parts": {"form": float("nan")}}
 
 
 class NamesTasksOtherwise(GoodEnv):
