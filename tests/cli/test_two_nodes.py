@@ -2,99 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shlex
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
 from gspo_rllib import checkpoints
+from tests.raylets import Cluster
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
 TOKEN = "a-token-of-the-two-node-tests-0123456789"
 
 
-class Cluster:
-    """Nodes of one cluster on this machine, each as ``ray start`` starts it.
-
-    Attributes:
-        address: Where its head listens.
-    """
-
-    def __init__(self) -> None:
-        with socket.socket() as once:
-            once.bind(("127.0.0.1", 0))
-            port = once.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
-        self._nodes: list[subprocess.Popen[bytes]] = []
-        self.add("--head", "--port", str(port), "--include-dashboard", "false")
-
-    @property
-    def _here(self) -> tuple[str, str]:
-        return "--address", self.address
-
-    def add(self, *options: str, before: str = "") -> subprocess.Popen[bytes]:
-        """Starts a node with two CPUs; a shell command may come before, in a file system of its own."""
-        command = [*RAY, "start", "--num-cpus", "2", "--block", *(options or self._here)]
-        if before:
-            command = ["unshare", "--mount", "--map-root-user", "bash", "-c", f"{before} && exec {shlex.join(command)}"]
-        # A machine that is busy may take longer than Ray gives a node to start; it ends then, and is started again.
-        for _ in range(3):
-            node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            assert node.stdout is not None
-            if any(b"Ray runtime started" in line for line in node.stdout):
-                self._nodes.append(node)
-                return node
-            node.wait()
-        raise AssertionError("Ray did not start")
-
-    def lose(self, node: subprocess.Popen[bytes]) -> None:
-        """Kills every process of a node, as when its power fails."""
-        processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        node.wait()
-        self._nodes.remove(node)
-
-    def close(self) -> None:
-        for node in reversed(list(self._nodes)):
-            self.lose(node)
-
-
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes with two CPUs each."""
+def make_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cluster]]:
+    """Makes the head of a cluster with so many CPUs; nodes are added by the test."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     # A worker finds this checkout as a command that was started in it does.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    started = Cluster()
-    try:
-        started.add()
-        yield started
-    finally:
-        started.close()
+    made: list[Cluster] = []
+
+    def make(head_cpus: int) -> Cluster:
+        made.append(Cluster(head_cpus))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture
+def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
+    """Two nodes with two CPUs each."""
+    started = make_cluster(2)
+    started.add()
+    return started
 
 
 @pytest.fixture
 def config(config_file: str, tmp_path: Path) -> Path:
-    """Four runners, so that both nodes have two."""
+    """Four runners, so that both nodes have two, and a task that any policy learns from."""
     sections = yaml.safe_load(Path(config_file).read_text())
+    sections["environment"] = {"env": "tests.toy_envs.coin_env:toy/Coin-v0"}
     sections["env_runners"] = {"num_env_runners": 4, "num_envs_per_env_runner": 4}
     sections["training"]["groups_per_iteration"] = 8
     path = tmp_path / "tiny.yaml"
@@ -121,9 +82,15 @@ def _done(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
 def _results(storage: Path) -> list[dict[str, Any]]:
-    (file,) = storage.glob("*/result.json")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in storage.glob("*/result.json") for line in file.read_text().splitlines()]
 
 
 def _weights(storage: Path) -> dict[str, np.ndarray]:
@@ -166,3 +133,27 @@ def test_a_node_that_lacks_the_model_ends_the_command(cluster: Cluster, config: 
     assert f"model {model} cannot be read there (the folder is empty)" in said
     assert f"storage {storage} is another folder there" in said
     assert not [*storage.iterdir()]
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_learners_of_a_lost_node_are_rebuilt_on_another_and_nothing_differs(
+    sharding: str, make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+) -> None:
+    """One learner, alone on its node; two that share the model, each on a node of its own, one of which is lost."""
+    number = 2 if sharding == "fsdp2" else 1
+    learners = (f"learners.num_learners={number}", f"learners.sharding={sharding}", "training.learner_commit_every=3")
+    train = ("train", str(config), "--iterations", "8", "env_runners.num_env_runners=0", *learners, "--storage")
+    cluster = make_cluster(0)
+    nodes = [cluster.add(cpus=1) for _ in range(number)]
+    disturbed = _command(*train, str(tmp_path / "lost"), "--address", cluster.address)
+    _wait(lambda: len(_results(tmp_path / "lost")) >= 4, disturbed)
+    cluster.lose(nodes[-1])
+    cluster.add(cpus=1)
+    said = _done(disturbed)
+    print(said)
+    (last, *_) = reversed(_results(tmp_path / "lost"))
+    assert last["recovery"]["num_learner_rebuilds"] == 1
+    _done(_command(*train, str(tmp_path / "whole")))
+    whole, lost = _weights(tmp_path / "whole"), _weights(tmp_path / "lost")
+    assert whole.keys() == lost.keys()
+    assert [name for name in whole if not np.array_equal(whole[name], lost[name])] == []
