@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,6 @@ from gspo_rllib import checkpoints
 from tests.raylets import Cluster
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "a-token-of-the-two-node-tests-0123456789"
-
-
-@pytest.fixture
-def make_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cluster]]:
-    """Makes the head of a cluster with so many CPUs; nodes are added by the test."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    # A worker finds this checkout as a command that was started in it does.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    made: list[Cluster] = []
-
-    def make(head_cpus: int) -> Cluster:
-        made.append(Cluster(head_cpus))
-        return made[-1]
-
-    yield make
-    for cluster in made:
-        cluster.close()
 
 
 @pytest.fixture
