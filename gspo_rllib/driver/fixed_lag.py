@@ -257,8 +257,7 @@ class FixedLag:
         return batch
 
     def _send(self, batch: _Batch, group_ids: Sequence[str]) -> None:
-        assert batch.weights is not None, "what needs no weights is here"
-        workers, load = self._runners.healthy(), batch.weights.loading(here=False)
+        workers, load = self._runners.healthy(), self._weights_of(batch).loading(here=False)
         for place, worker in enumerate(workers):
             if asked := list(group_ids[place :: len(workers)]):
                 ref = self._runners.send(worker, RunnerCall(_playing(load, batch.version, asked)))
@@ -268,8 +267,7 @@ class FixedLag:
         """Returns once nothing of a batch is missing; asks again for what was lost, as often as that takes."""
         while missing := batch.missing:
             if self._runners.is_local:
-                assert batch.weights is not None, "what needs no weights is here"
-                batch.weights.push(self._runners)
+                self._weights_of(batch).push(self._runners)
                 runner: Any = self._runners.local_env_runner
                 self._settle(batch, LOCAL, missing, runner.sample_groups(missing, weights_version=batch.version))
                 continue
@@ -278,7 +276,6 @@ class FixedLag:
                 self._runners.await_one(self._errors)
                 # Proves engines that are new, which older weights than the learners' cannot.
                 self.readmit()
-                self._have_weights(batch)
                 self._send(batch, unasked)
                 continue
             for ref in self._runners.first_ready({ref: worker for ref, (worker, _) in batch.pending.items()}):
@@ -291,8 +288,8 @@ class FixedLag:
                 if receipt.version == batch.version and report is not None:
                     self._settle(batch, worker, asked, report)
 
-    def _have_weights(self, batch: _Batch) -> None:
-        """Gives a batch the present weights where its own are gone with the machine that they lay on."""
+    def _weights_of(self, batch: _Batch) -> Weights:
+        """Those that sample a batch: the present ones where its own are gone with the machine that they lay on."""
         assert batch.weights is not None, "what needs no weights is here"
         if not batch.weights.restore():
             batch.version, batch.weights = self._weights.version, self._weights
@@ -301,6 +298,7 @@ class FixedLag:
                 "present ones do. No group is lost, but its numbers are not those of the undisturbed run.",
                 len(batch.missing),
             )
+        return batch.weights
 
     def _settle(self, batch: _Batch, worker: int, asked: list[str], report: SampleReport) -> None:
         self._errors += [message for message in report.errors if message not in self._errors]
