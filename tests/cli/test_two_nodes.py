@@ -114,25 +114,58 @@ def test_a_node_that_lacks_the_model_ends_the_command(cluster: Cluster, config: 
     assert not [*storage.iterdir()]
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize(
+    ("num_learners", "num_env_runners"), [(1, 0), (2, 0), (1, 2)], ids=["alone", "sharded", "with all env runners"]
+)
 def test_learners_of_a_lost_node_are_rebuilt_on_another_and_nothing_differs(
-    sharding: str, make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+    num_learners: int, num_env_runners: int, make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
 ) -> None:
-    """One learner, alone on its node; two that share the model, each on a node of its own, one of which is lost."""
-    number = 2 if sharding == "fsdp2" else 1
-    learners = (f"learners.num_learners={number}", f"learners.sharding={sharding}", "training.learner_commit_every=3")
-    train = ("train", str(config), "--iterations", "8", "env_runners.num_env_runners=0", *learners, "--storage")
+    """One that has its node for itself; two that share the model, each on a node of its own, one of which is lost.
+
+    And one whose env runners are lost with it, while they sample: the weights they need lie on that node alone.
+    """
+    settings = {
+        "training.learner_commit_every": 3,
+        "learners.num_learners": num_learners,
+        "learners.sharding": "fsdp2" if num_learners > 1 else "none",
+        "env_runners.num_env_runners": num_env_runners,
+        "generation.max_tokens_per_turn": 32 if num_env_runners else 4,
+    }
+    asked = [f"{name}={value}" for name, value in settings.items()]
+    train = ("train", str(config), "--iterations", "8", *asked, "--storage")
     cluster = make_cluster(0)
-    nodes = [cluster.add(cpus=1) for _ in range(number)]
+    nodes = [cluster.add(cpus=1 + num_env_runners) for _ in range(num_learners)]
     disturbed = _command(*train, str(tmp_path / "lost"), "--address", cluster.address)
     _wait(lambda: len(_results(tmp_path / "lost")) >= 4, disturbed)
     cluster.lose(nodes[-1])
-    cluster.add(cpus=1)
+    cluster.add(cpus=1 + num_env_runners)
     said = _done(disturbed)
-    print(said)
-    (last, *_) = reversed(_results(tmp_path / "lost"))
-    assert last["recovery"]["num_learner_rebuilds"] == 1
+    assert "the learners were rebuilt in " in said
+    assert _results(tmp_path / "lost")[-1]["recovery"]["num_learner_rebuilds"] == 1
+    cluster.close()
     _done(_command(*train, str(tmp_path / "whole")))
     whole, lost = _weights(tmp_path / "whole"), _weights(tmp_path / "lost")
     assert whole.keys() == lost.keys()
     assert [name for name in whole if not np.array_equal(whole[name], lost[name])] == []
+
+
+def test_learners_that_find_no_room_end_the_run_in_a_sentence_and_it_goes_on_from_its_checkpoint(
+    make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+) -> None:
+    limits = ("--iterations", "30", "--checkpoint-every", "1", "fault_tolerance.env_runner_restore_timeout_s=3")
+    here = ("env_runners.num_env_runners=0", "learners.num_learners=1", "--storage", str(tmp_path))
+    cluster = make_cluster(0)
+    node = cluster.add(cpus=1)
+    run = _command("train", str(config), *limits, *here, "--address", cluster.address)
+    _wait(lambda: len(_results(tmp_path)) >= 3, run)
+    cluster.lose(node)
+    said = _done(run, 2)
+    assert "waiting for room for 1 learners, 1 CPU each, 0 s of 3 s" in said
+    (sentence,) = [line for line in said.splitlines() if line.startswith("gspo-rllib: ")]
+    assert "no node has room for the learners. They could not be rebuilt after: learner 0 died" in sentence
+    trained = len(_results(tmp_path))
+    (folder,) = [path for path in tmp_path.iterdir() if (path / "result.json").exists()]
+    assert f"The last checkpoint is {folder}/checkpoints/iteration_{trained:06d}" in sentence
+    resumed = ("learners.num_learners=0", "--iterations", str(trained + 1))
+    _done(_command("train", "--resume", str(folder), *resumed))
+    assert [result["training_iteration"] for result in _results(tmp_path)] == [*range(1, trained + 2)]
