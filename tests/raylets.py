@@ -21,6 +21,7 @@ class Cluster:
 
     Attributes:
         address: Where its head listens.
+        nodes: The process of each, the head's first.
     """
 
     def __init__(self, head_cpus: int = 2) -> None:
@@ -28,7 +29,7 @@ class Cluster:
             once.bind(("127.0.0.1", 0))
             port = once.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        self._nodes: list[subprocess.Popen[bytes]] = []
+        self.nodes: list[subprocess.Popen[bytes]] = []
         self.add("--head", "--port", str(port), "--include-dashboard", "false", cpus=head_cpus)
 
     @property
@@ -45,7 +46,7 @@ class Cluster:
             node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             assert node.stdout is not None
             if any(b"Ray runtime started" in line for line in node.stdout):
-                self._nodes.append(node)
+                self.nodes.append(node)
                 return node
             node.wait()
         raise AssertionError("Ray did not start")
@@ -57,8 +58,8 @@ class Cluster:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         node.wait()
-        self._nodes.remove(node)
+        self.nodes.remove(node)
 
     def close(self) -> None:
-        for node in reversed(list(self._nodes)):
+        for node in reversed(list(self.nodes)):
             self.lose(node)

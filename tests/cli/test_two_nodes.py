@@ -79,7 +79,7 @@ def _weights(storage: Path) -> dict[str, np.ndarray]:
 
 
 def test_two_nodes_train_and_evaluate_what_one_does(cluster: Cluster, config: Path, tmp_path: Path) -> None:
-    """The same tasks, the same samples: returns are equal, and weights to what sharing out a batch rounds."""
+    """The same tasks, the same samples: returns are equal, and weights to the bit."""
     train = ("train", str(config), "--iterations", "3", "--storage")
     _done(_command(*train, str(tmp_path / "two"), "--address", cluster.address, "--min-nodes", "2"))
     _done(_command(*train, str(tmp_path / "one"), "env_runners.num_env_runners=1"))
@@ -89,11 +89,13 @@ def test_two_nodes_train_and_evaluate_what_one_does(cluster: Cluster, config: Pa
     assert [r["cluster"]["num_nodes"] for r in two] == [2, 2, 2]
     assert [r["cluster"]["num_healthy_env_runners"] for r in two] == [4, 4, 4]
     before, after = _weights(tmp_path / "one"), _weights(tmp_path / "two")
-    assert max(np.abs(before[name] - after[name]).max() for name in before) < 1e-6
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == []
 
     (checkpoint,) = (tmp_path / "one").glob("*/checkpoints/*")
     played = [
-        _done(_command("evaluate", str(checkpoint), "--episodes", "16", "--json", *address))
+        _done(
+            _command("evaluate", str(checkpoint), "--episodes", "16", "--json", "--trust", "tests.toy_envs", *address)
+        )
         for address in ((), ("--address", cluster.address))
     ]
     rows = [[line for line in text.splitlines() if line.startswith("{")] for text in played]
@@ -112,6 +114,23 @@ def test_a_node_that_lacks_the_model_ends_the_command(cluster: Cluster, config: 
     assert f"model {model} cannot be read there (the folder is empty)" in said
     assert f"storage {storage} is another folder there" in said
     assert not [*storage.iterdir()]
+
+
+def test_a_node_of_env_runners_that_is_lost_changes_nothing(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """Two of four are lost with it, in the middle of the run; the others play what those were to play."""
+    train = ("train", str(config), "--iterations", "8", "generation.max_tokens_per_turn=32", "--storage")
+    lost = cluster.nodes[-1]
+    disturbed = _command(*train, str(tmp_path / "lost"), "--address", cluster.address, "--min-nodes", "2")
+    _wait(lambda: len(_results(tmp_path / "lost")) >= 3, disturbed)
+    cluster.lose(lost)
+    said = _done(disturbed)
+    assert "Traceback" not in said
+    healthy = [result["cluster"]["num_healthy_env_runners"] for result in _results(tmp_path / "lost")]
+    assert healthy[:3] == [4, 4, 4] and healthy[-1] == 2
+    cluster.close()
+    _done(_command(*train, str(tmp_path / "whole"), "env_runners.num_env_runners=1"))
+    whole, found = _weights(tmp_path / "whole"), _weights(tmp_path / "lost")
+    assert [name for name in whole if not np.array_equal(whole[name], found[name])] == []
 
 
 @pytest.mark.parametrize(
@@ -169,3 +188,14 @@ def test_learners_that_find_no_room_end_the_run_in_a_sentence_and_it_goes_on_fro
     resumed = ("learners.num_learners=0", "--iterations", str(trained + 1))
     _done(_command("train", "--resume", str(folder), *resumed))
     assert [result["training_iteration"] for result in _results(tmp_path)] == [*range(1, trained + 2)]
+
+
+def test_a_command_with_another_jobs_token_does_not_get_in(
+    make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+) -> None:
+    address = make_cluster(1).address
+    run = _command(
+        "train", str(config), "--storage", str(tmp_path / "none"), "--address", address, RAY_AUTH_TOKEN="z" * 40
+    )
+    assert f"--address '{address}': the cluster asks for another token than this process has" in _done(run, 2)
+    assert not (tmp_path / "none").exists()
