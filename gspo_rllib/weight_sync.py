@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 
@@ -86,14 +87,14 @@ class Weights:
     """
 
     def __init__(self, learner_group: Learners, *, dtype: str | None = None) -> None:
-        self._learners = learner_group
+        self._learners, self._dtype = learner_group, dtype
         self._taken: Any
         if learner_group.is_local:
             about, self._taken = self._first_learner(partial(_take_weights, dtype=dtype))
         else:
             # Owned by this process: what a learner puts there itself is gone with it.
             about, self._taken = _kept_weights(learner_group, dtype)
-        self.version, self._conversation, self._are_lent = about
+        self.version, self._conversation, self._are_lent, self._machine = about
         # Who has these very weights, by number and process; None where whoever has their version has them.
         self._holders: set[tuple[int, int]] | None = None
 
@@ -107,15 +108,45 @@ class Weights:
     @property
     def _here(self) -> NamedWeights:
         """The arrays, for a runner in this process; tensors on its device where a learner in this process has one."""
-        named: NamedWeights = fetched(self._taken)
+        named: NamedWeights
+        try:
+            named = fetched(self._taken)
+        except RayError:
+            self._be_there()
+            named = fetched(self._taken)
         return named
 
     @property
     def _anywhere(self) -> ray.ObjectRef | SentWeights | LentWeights:
         """The arrays in the object store: put there once, mapped by every runner."""
+        self._be_there()
         if not isinstance(self._taken, ray.ObjectRef | SentWeights | LentWeights):
             self._taken = ray.put(on_host(self._taken))
         return self._taken
+
+    def restore(self) -> bool:
+        """Has learners that are built again give these weights once more, where the machine they lay on is gone.
+
+        Returns:
+            Whether they are there; not where the learners have other ones by now.
+
+        Raises:
+            LearnersLostError: The learners cannot be built again.
+        """
+        if self._machine is None or any(node["Alive"] and node["NodeID"] == self._machine for node in ray.nodes()):
+            return True
+        (version, _, _, machine), taken = _kept_weights(self._learners, self._dtype)
+        if version != self.version:
+            return False
+        self._taken, self._machine = taken, machine
+        return True
+
+    def _be_there(self) -> None:
+        if not self.restore():
+            raise WeightSyncError(
+                f"weights version {self.version} lay on a machine that is lost, and the learners have later ones. "
+                "Restart the run from its last checkpoint."
+            )
 
     def on_host(self) -> dict[str, np.ndarray]:
         """The weights as arrays under Hugging Face names, possibly read-only; see ``bfloat16_arrays``."""
@@ -261,19 +292,21 @@ def _mark_proven(runner: Any) -> None:
     runner.mark_proven()
 
 
-def _kept_weights(
-    learners: Learners, dtype: str | None
-) -> tuple[tuple[int, Conversation, bool], ray.ObjectRef | SentWeights]:
+_About = tuple[int, Conversation, bool, str | None]
+"""The version, what engines that get the weights are asked, whether they are lent, and the machine they lie on."""
+
+
+def _kept_weights(learners: Learners, dtype: str | None) -> tuple[_About, ray.ObjectRef | SentWeights]:
     """What remote learners have, in the object store; tensor by tensor where they share the model."""
     if not learners.shares_model:
         return learners.keep(partial(_take_weights, dtype=dtype))
     (about, *arrays), *_ = learners.stream(partial(gather_weights, dtype=dtype))
-    version, conversation, numbers = ray.get(about)
-    return (version, conversation, False), SentWeights(numbers, arrays)
+    version, conversation, machine, numbers = ray.get(about)
+    return (version, conversation, False, machine), SentWeights(numbers, arrays)
 
 
 def gather_weights(learner: Learner, dtype: str | None = None) -> Iterator[Any]:
-    """The version, what engines are asked and which name has which tensor; then the tensors, in the first learner."""
+    """What there is to know and which name has which tensor; then the tensors, in the first learner."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     swaps = _swaps_adapters(learner)
     tensors = module.adapter.state() if swaps else inference_tensors(module)
@@ -283,7 +316,7 @@ def gather_weights(learner: Learner, dtype: str | None = None) -> Iterator[Any]:
     numbers = {name: number_of[id(tensor)] for name, tensor in tensors.items()}
     if swaps:
         numbers[ADAPTER_CONFIG] = len(distinct)
-    yield learner._weights_seq_no, _conversation(learner), numbers
+    yield learner._weights_seq_no, _conversation(learner), _machine(learner), numbers
     for name, tensor in distinct.values():
         gathered = whole(tensor)
         if gathered is not None:
@@ -308,18 +341,23 @@ def _conversation(learner: Learner) -> Conversation:
     )
 
 
-def _take_weights(
-    learner: Learner, dtype: str | None = None
-) -> tuple[tuple[int, Conversation, bool], NamedWeights | LentWeights]:
-    """The version, what engines that get the weights are asked, whether they are lent; and the weights."""
+def _machine(learner: Learner) -> str | None:
+    """Ray's name of the machine that a learner's answers lie on; None of one in the driver's process."""
+    is_actor = learner.config.num_learners and ray.is_initialized()
+    return str(ray.get_runtime_context().get_node_id()) if is_actor else None
+
+
+def _take_weights(learner: Learner, dtype: str | None = None) -> tuple[_About, NamedWeights | LentWeights]:
+    """What there is to know, and the weights."""
+    version, conversation, machine = learner._weights_seq_no, _conversation(learner), _machine(learner)
     module, config = learner.module[DEFAULT_MODULE_ID].unwrapped(), learner.config
     if getattr(config, "colocate", False) and dtype is None:
         tensors = inference_tensors(module)
         if config.num_learners == config.num_env_runners == 0:
-            return (learner._weights_seq_no, _conversation(learner), True), tensors
+            return (version, conversation, True, machine), tensors
         if all(tensor.is_cuda for tensor in tensors.values()):
-            return (learner._weights_seq_no, _conversation(learner), True), LentWeights.of(tensors, module)
-    about, wire = (learner._weights_seq_no, _conversation(learner), False), Wire.of(module, config, dtype)
+            return (version, conversation, True, machine), LentWeights.of(tensors, module)
+    about, wire = (version, conversation, False, machine), Wire.of(module, config, dtype)
     if _swaps_adapters(learner):
         return about, adapter_state(module)
     if learner.config.num_learners == 0 and learner.config.num_env_runners == 0:

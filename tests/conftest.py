@@ -8,7 +8,7 @@ import gc
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,26 @@ def ray_local() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def make_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Any]]:
+    """Makes a cluster of raylets, whose head has so many CPUs; a test adds the other nodes, and loses some."""
+    from tests.raylets import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-the-clusters-of-tests-0123456789")
+    # A worker finds this checkout as a command that was started in it does.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    made: list[Cluster] = []
+
+    def make(head_cpus: int) -> Cluster:
+        made.append(Cluster(head_cpus))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
 
 
 def _build(tmp_path_factory: pytest.TempPathFactory, name: str, changes: dict[str, Any]) -> str:

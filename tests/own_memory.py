@@ -14,12 +14,20 @@ WIDE: dict[str, Any] = {
 
 
 class OwnMemory:
-    """Memory of this process alone, without the pages of files; looked at every few milliseconds."""
+    """Memory of this process alone, without pages of files or of the object store; looked at every few milliseconds.
+
+    Attributes:
+        of: Most of it in each stage, in MB.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, float] = {}
 
     def __enter__(self) -> OwnMemory:
-        self._start = self._top = _own_megabytes()
+        self._start = _own_megabytes()
         self._ended = False
-        self._thread = threading.Thread(target=self._look)
+        self.enter("start")
+        self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
         return self
 
@@ -27,14 +35,23 @@ class OwnMemory:
         self._ended = True
         self._thread.join()
 
+    def enter(self, stage: str) -> None:
+        """From now on it is another stage."""
+        self._stage = stage
+        self._note()
+
+    def _note(self) -> None:
+        self.of[self._stage] = max(self.of.get(self._stage, 0.0), _own_megabytes())
+
     def _look(self) -> None:
         while not self._ended:
-            self._top = max(self._top, _own_megabytes())
+            self._note()
             time.sleep(0.002)
 
     @property
     def grown(self) -> float:
-        return self._top - self._start
+        """By how much, at most, since the start."""
+        return max(self.of.values()) - self._start
 
 
 def _own_megabytes() -> float:

@@ -98,6 +98,41 @@ def test_a_learner_in_an_actor_sends_its_weights_and_version(tiny_dense: str, ra
     np.testing.assert_array_equal(sent["lm_head.weight"], expected["lm_head.weight"].numpy())
 
 
+class OnANode:
+    """Learners of which only the node counts that their weights lie on, and their version."""
+
+    is_local = shares_model = False
+
+    def __init__(self, node: str) -> None:
+        self.node, self.version, self.asked = node, 3, 0
+
+    def keep(self, function: Any) -> Any:
+        self.asked += 1
+        return (self.version, None, False, self.node), ray.put({"weights": np.full(2, self.asked)})
+
+
+def test_weights_that_lay_on_a_lost_node_are_given_again_by_learners_that_are_where_they_were(ray_local: None) -> None:
+    here = ray.get_runtime_context().get_node_id()
+    learners, runners = OnANode(here), Runners(remote=1)
+    weights: Any = Weights(learners)  # type: ignore[arg-type]
+    weights.push(runners)
+    assert learners.asked == 1
+    learners.node = "lost"
+    weights = Weights(learners)  # type: ignore[arg-type]
+    learners.node = here
+    for _ in range(2):
+        weights.push(runners)
+        assert ray.get(runners.sent)["weights"].tolist() == [3, 3]
+    learners.node = "lost"
+    weights = Weights(learners)  # type: ignore[arg-type]
+    learners.version += 1
+    assert not weights.restore()
+    with pytest.raises(
+        WeightSyncError, match=r"^weights version 3 lay on a machine that is lost, and the learners have"
+    ):
+        weights.push(runners)
+
+
 def test_a_value_head_beside_the_model_is_left_out_of_the_engines_weights() -> None:
     array = np.zeros(1)
     state = {"model.lm_head.weight": array, "model.model.norm.weight": array, "value_head.bias": array}

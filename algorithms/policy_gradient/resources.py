@@ -14,6 +14,7 @@ from ray._private.state import state
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from gspo_rllib.driver.learner_room import learner_cpus
 from gspo_rllib.errors import SettingError
 from gspo_rllib.leftovers import watched_while_it_lives
 
@@ -57,7 +58,7 @@ def requests(config: AlgorithmConfig, *, main_process: bool) -> list[Request]:
         config: The algorithm's config.
         main_process: Whether its own process is a request too, as under Ray Tune.
     """
-    learner = _needed(_learner_cpus(config), config.num_gpus_per_learner, config.custom_resources_per_learner)
+    learner = _needed(learner_cpus(config), config.num_gpus_per_learner, config.custom_resources_per_learner)
     found = [_env_runners(config, config.num_env_runners, "num_env_runners", "env runner")]
     evaluation = config.get_evaluation_config_object()
     if evaluation is not None:
@@ -74,13 +75,7 @@ def requests(config: AlgorithmConfig, *, main_process: bool) -> list[Request]:
 def main_process_cpus(config: AlgorithmConfig) -> float:
     """CPUs of an algorithm's own process; those of the learner where that is in it."""
     cpus: float = config.num_cpus_for_main_process
-    return cpus if config.num_learners else max(cpus, _learner_cpus(config))
-
-
-def _learner_cpus(config: AlgorithmConfig) -> float:
-    if config.num_cpus_per_learner != "auto":
-        return float(config.num_cpus_per_learner)
-    return 0 if config.num_gpus_per_learner else 1
+    return cpus if config.num_learners else max(cpus, learner_cpus(config))
 
 
 def shortage(asked: Sequence[Request], nodes: Sequence[Resources], *, strategy: str = "PACK") -> str | None:

@@ -257,19 +257,17 @@ class FixedLag:
         return batch
 
     def _send(self, batch: _Batch, group_ids: Sequence[str]) -> None:
-        workers = self._runners.healthy()
+        workers, load = self._runners.healthy(), self._weights_of(batch).loading(here=False)
         for place, worker in enumerate(workers):
             if asked := list(group_ids[place :: len(workers)]):
-                assert batch.weights is not None, "what needs no weights is here"
-                ref = self._runners.send(worker, RunnerCall(_playing(batch.weights, asked)))
+                ref = self._runners.send(worker, RunnerCall(_playing(load, batch.version, asked)))
                 batch.pending[ref] = (worker, asked)
 
     def _complete(self, batch: _Batch) -> None:
         """Returns once nothing of a batch is missing; asks again for what was lost, as often as that takes."""
         while missing := batch.missing:
             if self._runners.is_local:
-                assert batch.weights is not None, "what needs no weights is here"
-                batch.weights.push(self._runners)
+                self._weights_of(batch).push(self._runners)
                 runner: Any = self._runners.local_env_runner
                 self._settle(batch, LOCAL, missing, runner.sample_groups(missing, weights_version=batch.version))
                 continue
@@ -290,15 +288,28 @@ class FixedLag:
                 if receipt.version == batch.version and report is not None:
                     self._settle(batch, worker, asked, report)
 
+    def _weights_of(self, batch: _Batch) -> Weights:
+        """Those that sample a batch: the present ones where its own are gone with the machine that they lay on."""
+        assert batch.weights is not None, "what needs no weights is here"
+        if not batch.weights.restore():
+            batch.version, batch.weights = self._weights.version, self._weights
+            logger.warning(
+                "the machine of the learners is lost, and with it older weights that were to sample %d groups: the "
+                "present ones do. No group is lost, but its numbers are not those of the undisturbed run.",
+                len(batch.missing),
+            )
+        return batch.weights
+
     def _settle(self, batch: _Batch, worker: int, asked: list[str], report: SampleReport) -> None:
         self._errors += [message for message in report.errors if message not in self._errors]
         if report.weights_version == batch.version:
             batch.settle(worker, asked, report)
 
 
-def _playing(weights: Weights, group_ids: list[str]) -> Callable[[Any], tuple[Receipt, SampleReport | None]]:
+def _playing(
+    load: Callable[[Any], Receipt], version: int, group_ids: list[str]
+) -> Callable[[Any], tuple[Receipt, SampleReport | None]]:
     """What an env runner is to do: load the weights and play, unless nobody has seen its engine sample yet."""
-    load, version = weights.loading(here=False), weights.version
 
     def play(runner: Any) -> tuple[Receipt, SampleReport | None]:
         receipt = load(runner)

@@ -27,6 +27,7 @@ from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 from gspo_rllib import checkpoints
 from gspo_rllib.checkpoints.components import restore_component
 from gspo_rllib.driver.learner_calls import GuardedCall, GuardedStream, Raised, own_copy, raised_where, set_kept
+from gspo_rllib.driver.learner_room import await_room
 from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch
 from gspo_rllib.driver.processes import end_process, is_here, stands_still_anywhere
 from gspo_rllib.driver.setup_state import KeepsWeightsOutOfTheDriver
@@ -95,9 +96,8 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             raise
         except Exception as error:
             self._lost = f"the learner raised {described(error, 300)} ({raised_where(error)})"
-            raise LearnersLostError(
-                self._words("It is in this process and may have made half of the update.")
-            ) from error
+            said = self._words("It is in this process and may have made half of the update.")
+            raise LearnersLostError(said) from error
 
     def set_state(self, state: dict[str, Any]) -> None:
         """RLlib's, which does not look whether it went well.
@@ -347,28 +347,28 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             raise LearnersLostError(self._words("Nothing was kept that they could be rebuilt from."))
         started, cause = time.monotonic(), self._lost
         logger.warning("%s; the learners are rebuilt.", cause)
-        self._is_healing = True
+        self._is_healing = has_room = True
         try:
             for attempt in range(_ATTEMPTS):
                 try:
                     self._end()
+                    has_room = await_room(self.config, self._built_with.get("placement_group"))
+                    if not has_room:
+                        raise LearnerLost("no node has room for the learners")
                     self._build()
                     if not bare:
                         self._restore()
                     break
                 except (LearnerLost, GSPOError, RayError) as error:
                     self._lost = str(error)
-                    if attempt == _ATTEMPTS - 1:
+                    if attempt == _ATTEMPTS - 1 or not has_room:
                         raise LearnersLostError(self._words(f"They could not be rebuilt after: {cause}.")) from error
         finally:
             self._is_healing = False
         self._lost = None
         self.num_rebuilds += 1
-        logger.warning(
-            "the learners were rebuilt in %.0f s, and repeated %d updates.",
-            time.monotonic() - started,
-            0 if bare else len(self._since),
-        )
+        took, repeated = time.monotonic() - started, 0 if bare else len(self._since)
+        logger.warning("the learners were rebuilt in %.0f s, and repeated %d updates.", took, repeated)
 
     def _restore(self) -> None:
         """Sets the commit's state and repeats the updates since."""

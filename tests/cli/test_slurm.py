@@ -102,6 +102,20 @@ def test_the_first_of_many_nodes_is_the_head(shims: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "node1\n")
 
 
+def test_jobs_that_share_a_node_have_other_ports_and_tokens() -> None:
+    lines = _script().splitlines()
+    first, last = (next(i for i, line in enumerate(lines) if line.startswith(w)) for w in ("RAY_AUTH_TOKEN=", "port="))
+    making = "\n".join([*lines[first : last + 1], 'echo "$port $RAY_AUTH_TOKEN"'])
+    found = [
+        subprocess.run(
+            ["bash", "-c", making], env={"SLURM_JOB_ID": job, **again}, capture_output=True, text=True
+        ).stdout
+        for job, again in (("4242", {}), ("4243", {}), ("4243", {"SLURM_RESTART_COUNT": "1"}))
+    ]
+    ports, tokens = zip(*(line.split() for line in found), strict=True)
+    assert len(set(ports)) == len(set(tokens)) == 3 and all(len(token) == 64 for token in tokens)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -2,99 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shlex
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
 from gspo_rllib import checkpoints
+from tests.raylets import Cluster
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
-TOKEN = "a-token-of-the-two-node-tests-0123456789"
-
-
-class Cluster:
-    """Nodes of one cluster on this machine, each as ``ray start`` starts it.
-
-    Attributes:
-        address: Where its head listens.
-    """
-
-    def __init__(self) -> None:
-        with socket.socket() as once:
-            once.bind(("127.0.0.1", 0))
-            port = once.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
-        self._nodes: list[subprocess.Popen[bytes]] = []
-        self.add("--head", "--port", str(port), "--include-dashboard", "false")
-
-    @property
-    def _here(self) -> tuple[str, str]:
-        return "--address", self.address
-
-    def add(self, *options: str, before: str = "") -> subprocess.Popen[bytes]:
-        """Starts a node with two CPUs; a shell command may come before, in a file system of its own."""
-        command = [*RAY, "start", "--num-cpus", "2", "--block", *(options or self._here)]
-        if before:
-            command = ["unshare", "--mount", "--map-root-user", "bash", "-c", f"{before} && exec {shlex.join(command)}"]
-        # A machine that is busy may take longer than Ray gives a node to start; it ends then, and is started again.
-        for _ in range(3):
-            node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            assert node.stdout is not None
-            if any(b"Ray runtime started" in line for line in node.stdout):
-                self._nodes.append(node)
-                return node
-            node.wait()
-        raise AssertionError("Ray did not start")
-
-    def lose(self, node: subprocess.Popen[bytes]) -> None:
-        """Kills every process of a node, as when its power fails."""
-        processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        node.wait()
-        self._nodes.remove(node)
-
-    def close(self) -> None:
-        for node in reversed(list(self._nodes)):
-            self.lose(node)
-
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
     """Two nodes with two CPUs each."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    # A worker finds this checkout as a command that was started in it does.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    started = Cluster()
-    try:
-        started.add()
-        yield started
-    finally:
-        started.close()
+    started = make_cluster(2)
+    started.add()
+    return started
 
 
 @pytest.fixture
 def config(config_file: str, tmp_path: Path) -> Path:
-    """Four runners, so that both nodes have two."""
+    """Four runners, so that both nodes have two, and a task that any policy learns from."""
     sections = yaml.safe_load(Path(config_file).read_text())
+    sections["environment"] = {"env": "tests.toy_envs.coin_env:toy/Coin-v0"}
     sections["env_runners"] = {"num_env_runners": 4, "num_envs_per_env_runner": 4}
     sections["training"]["groups_per_iteration"] = 8
     path = tmp_path / "tiny.yaml"
@@ -121,9 +61,15 @@ def _done(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
 def _results(storage: Path) -> list[dict[str, Any]]:
-    (file,) = storage.glob("*/result.json")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in storage.glob("*/result.json") for line in file.read_text().splitlines()]
 
 
 def _weights(storage: Path) -> dict[str, np.ndarray]:
@@ -133,7 +79,7 @@ def _weights(storage: Path) -> dict[str, np.ndarray]:
 
 
 def test_two_nodes_train_and_evaluate_what_one_does(cluster: Cluster, config: Path, tmp_path: Path) -> None:
-    """The same tasks, the same samples: returns are equal, and weights to what sharing out a batch rounds."""
+    """The same tasks, the same samples: returns are equal, and weights to the bit."""
     train = ("train", str(config), "--iterations", "3", "--storage")
     _done(_command(*train, str(tmp_path / "two"), "--address", cluster.address, "--min-nodes", "2"))
     _done(_command(*train, str(tmp_path / "one"), "env_runners.num_env_runners=1"))
@@ -143,11 +89,13 @@ def test_two_nodes_train_and_evaluate_what_one_does(cluster: Cluster, config: Pa
     assert [r["cluster"]["num_nodes"] for r in two] == [2, 2, 2]
     assert [r["cluster"]["num_healthy_env_runners"] for r in two] == [4, 4, 4]
     before, after = _weights(tmp_path / "one"), _weights(tmp_path / "two")
-    assert max(np.abs(before[name] - after[name]).max() for name in before) < 1e-6
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == []
 
     (checkpoint,) = (tmp_path / "one").glob("*/checkpoints/*")
     played = [
-        _done(_command("evaluate", str(checkpoint), "--episodes", "16", "--json", *address))
+        _done(
+            _command("evaluate", str(checkpoint), "--episodes", "16", "--json", "--trust", "tests.toy_envs", *address)
+        )
         for address in ((), ("--address", cluster.address))
     ]
     rows = [[line for line in text.splitlines() if line.startswith("{")] for text in played]
@@ -166,3 +114,88 @@ def test_a_node_that_lacks_the_model_ends_the_command(cluster: Cluster, config: 
     assert f"model {model} cannot be read there (the folder is empty)" in said
     assert f"storage {storage} is another folder there" in said
     assert not [*storage.iterdir()]
+
+
+def test_a_node_of_env_runners_that_is_lost_changes_nothing(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """Two of four are lost with it, in the middle of the run; the others play what those were to play."""
+    train = ("train", str(config), "--iterations", "8", "generation.max_tokens_per_turn=32", "--storage")
+    lost = cluster.nodes[-1]
+    disturbed = _command(*train, str(tmp_path / "lost"), "--address", cluster.address, "--min-nodes", "2")
+    _wait(lambda: len(_results(tmp_path / "lost")) >= 3, disturbed)
+    cluster.lose(lost)
+    said = _done(disturbed)
+    assert "Traceback" not in said
+    healthy = [result["cluster"]["num_healthy_env_runners"] for result in _results(tmp_path / "lost")]
+    assert healthy[:3] == [4, 4, 4] and healthy[-1] == 2
+    cluster.close()
+    _done(_command(*train, str(tmp_path / "whole"), "env_runners.num_env_runners=1"))
+    whole, found = _weights(tmp_path / "whole"), _weights(tmp_path / "lost")
+    assert [name for name in whole if not np.array_equal(whole[name], found[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("num_learners", "num_env_runners"), [(1, 0), (2, 0), (1, 2)], ids=["alone", "sharded", "with all env runners"]
+)
+def test_learners_of_a_lost_node_are_rebuilt_on_another_and_nothing_differs(
+    num_learners: int, num_env_runners: int, make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+) -> None:
+    """One that has its node for itself; two that share the model, each on a node of its own, one of which is lost.
+
+    And one whose env runners are lost with it, while they sample: the weights they need lie on that node alone.
+    """
+    settings = {
+        "training.learner_commit_every": 3,
+        "learners.num_learners": num_learners,
+        "learners.sharding": "fsdp2" if num_learners > 1 else "none",
+        "env_runners.num_env_runners": num_env_runners,
+        "generation.max_tokens_per_turn": 32 if num_env_runners else 4,
+    }
+    asked = [f"{name}={value}" for name, value in settings.items()]
+    train = ("train", str(config), "--iterations", "8", *asked, "--storage")
+    cluster = make_cluster(0)
+    nodes = [cluster.add(cpus=1 + num_env_runners) for _ in range(num_learners)]
+    disturbed = _command(*train, str(tmp_path / "lost"), "--address", cluster.address)
+    _wait(lambda: len(_results(tmp_path / "lost")) >= 4, disturbed)
+    cluster.lose(nodes[-1])
+    cluster.add(cpus=1 + num_env_runners)
+    said = _done(disturbed)
+    assert "the learners were rebuilt in " in said
+    assert _results(tmp_path / "lost")[-1]["recovery"]["num_learner_rebuilds"] == 1
+    cluster.close()
+    _done(_command(*train, str(tmp_path / "whole")))
+    whole, lost = _weights(tmp_path / "whole"), _weights(tmp_path / "lost")
+    assert whole.keys() == lost.keys()
+    assert [name for name in whole if not np.array_equal(whole[name], lost[name])] == []
+
+
+def test_learners_that_find_no_room_end_the_run_in_a_sentence_and_it_goes_on_from_its_checkpoint(
+    make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+) -> None:
+    limits = ("--iterations", "30", "--checkpoint-every", "1", "fault_tolerance.env_runner_restore_timeout_s=3")
+    here = ("env_runners.num_env_runners=0", "learners.num_learners=1", "--storage", str(tmp_path))
+    cluster = make_cluster(0)
+    node = cluster.add(cpus=1)
+    run = _command("train", str(config), *limits, *here, "--address", cluster.address)
+    _wait(lambda: len(_results(tmp_path)) >= 3, run)
+    cluster.lose(node)
+    said = _done(run, 2)
+    assert "waiting for room for 1 learners, 1 CPU each, 0 s of 3 s" in said
+    (sentence,) = [line for line in said.splitlines() if line.startswith("gspo-rllib: ")]
+    assert "no node has room for the learners. They could not be rebuilt after: learner 0 died" in sentence
+    trained = len(_results(tmp_path))
+    (folder,) = [path for path in tmp_path.iterdir() if (path / "result.json").exists()]
+    assert f"The last checkpoint is {folder}/checkpoints/iteration_{trained:06d}" in sentence
+    resumed = ("learners.num_learners=0", "--iterations", str(trained + 1))
+    _done(_command("train", "--resume", str(folder), *resumed))
+    assert [result["training_iteration"] for result in _results(tmp_path)] == [*range(1, trained + 2)]
+
+
+def test_a_command_with_another_jobs_token_does_not_get_in(
+    make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path
+) -> None:
+    address = make_cluster(1).address
+    run = _command(
+        "train", str(config), "--storage", str(tmp_path / "none"), "--address", address, RAY_AUTH_TOKEN="z" * 40
+    )
+    assert f"--address '{address}': the cluster asks for another token than this process has" in _done(run, 2)
+    assert not (tmp_path / "none").exists()

@@ -69,7 +69,7 @@ class Learners(LearnerTeam):
         self._learn()
 
     def keep(self, function: Any) -> tuple[Any, Any]:
-        return (self.version, SimpleNamespace(learner_dtype=None), False), Ref(self.policy, done=True)
+        return (self.version, SimpleNamespace(learner_dtype=None), False, None), Ref(self.policy, done=True)
 
     def foreach_learner(self, func: Any, **kwargs: Any) -> Any:
         learner = SimpleNamespace(_weights_seq_no=self.version, score=lambda *_: self.policies[self.version])

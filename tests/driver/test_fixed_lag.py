@@ -62,10 +62,14 @@ class Here:
 
 
 class Version:
-    """Stands for weights of which only the version counts."""
+    """Stands for weights of which only the version counts, and whether they are gone with their machine."""
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.is_gone = False
+
+    def restore(self) -> bool:
+        return not self.is_gone
 
     def push(self, runners: Any, *, force: bool = False) -> None:
         runners.local_env_runner.version = self.version
@@ -116,6 +120,19 @@ def test_an_iteration_that_trains_nothing_moves_the_batches_on_and_not_the_versi
         assert (_version_of(groups), [group.group_id for group in groups]) == (version, _ids(batch))
         if batch in (1, 2):  # an update follows
             source.advance(Version(batch))  # type: ignore[arg-type]
+
+
+def test_a_batch_whose_weights_are_gone_with_their_machine_is_sampled_by_the_present_ones(caplog: Any) -> None:
+    source, _ = _source(2)
+    versions: Any = [Version(number) for number in range(3)]
+    source.start(versions[0])
+    for batch, version in enumerate([0, 0, 2, 1, 2]):
+        versions[0].is_gone = batch == 2  # of the batches 0 to 2, which it was to sample
+        groups, _ = source.take(G)
+        assert (_version_of(groups), [group.group_id for group in groups]) == (version, _ids(batch))
+        source.advance(versions[min(batch + 1, 2)])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"older weights that were to sample {G} groups" in caplog.text
 
 
 @pytest.mark.parametrize("lag", [1, 2])

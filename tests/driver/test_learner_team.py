@@ -82,8 +82,9 @@ def make_team(ray_local: None) -> Iterator[Callable[..., LightTeam]]:
 
     def make(count: int = 2, *, every: int | None = 3, sharding: str = "none") -> LightTeam:
         config = SimpleNamespace(
-            num_learners=count, learner_commit_every=every, env_runner_health_probe_timeout_s=1.0, sharding=sharding
-        )
+            num_learners=count, learner_commit_every=every, env_runner_health_probe_timeout_s=1.0, sharding=sharding,
+            num_cpus_per_learner=0, num_gpus_per_learner=0, custom_resources_per_learner=None,
+        )  # fmt: skip
         made.append(LightTeam(config=config))
         return made[-1]
 

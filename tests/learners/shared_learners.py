@@ -92,7 +92,7 @@ def sent(learner: Any) -> dict[str, np.ndarray]:
     """What engines are sent, by name; nothing of a learner that only takes part."""
     if not learner.is_sharded:
         return inference_state(module_of(learner), copy=True)
-    (_, _, numbers), *arrays = gather_weights(learner)
+    (*_, numbers), *arrays = gather_weights(learner)
     return {name: arrays[number] for name, number in numbers.items()} if arrays else {}
 
 

@@ -41,3 +41,6 @@ class CoinEnv(gym.Env):
             False,
             {"success": even > 0.5},
         )
+
+
+gym.register(id="toy/Coin-v0", entry_point=CoinEnv)
