@@ -60,7 +60,7 @@ SHORTEST_S = 120.0
 """Of a shorter run nothing is said about what grows by the piece."""
 
 SETTLED_S = 1200.0
-"""Nor, of a shorter run than this, about memory and speed: a process that comes back costs as much as many iterations."""
+"""Nor, of a run shorter than this, about memory and speed: a process that comes back costs many iterations."""
 
 MOST_MB_PER_HOUR, LEAST_SPEED = 1.0, 0.95
 

@@ -159,7 +159,6 @@ TESTED_IN = {
     "driver/learner_calls.py": "driver/test_learner_team.py",
     "driver/learner_watch.py": "driver/test_learner_team.py",
     "driver/saved_groups.py": "driver/test_fixed_lag.py",
-    "driver/processes.py": "driver/test_fleet.py",
     "driver/setup_state.py": "algorithms/policy_gradient/test_sharded_run.py",
     "driver/watched_manager.py": "driver/test_learner_team.py",
     "learners/trained_tokens.py": "algorithms/policy_gradient/test_kept_trajectories.py",

@@ -74,6 +74,7 @@ class _Watch(threading.Thread):
         self._class_name = class_name
         self._patience_s = patience_s
         self._since: dict[int, float] = {}
+        self._ended: set[int] = set()
         self.done = threading.Event()
         self.verdict: str | None = None
 
@@ -103,8 +104,9 @@ class _Watch(threading.Thread):
         pid, now = int(entry["Pid"] or 0), time.monotonic()
         if not (here and pid and stands_still(pid)):
             self._since.pop(pid, None)
-        elif now - self._since.setdefault(pid, now) >= self._patience_s:
-            del self._since[pid]
+        elif now - self._since.setdefault(pid, now) >= self._patience_s and pid not in self._ended:
+            # Once: it may take a while to end, and who is ended again then is the one in its place.
+            self._ended.add(pid)
             self._end(actor, for_good=False)
 
     @staticmethod

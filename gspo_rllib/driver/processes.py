@@ -32,6 +32,7 @@ class Standstill:
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
         self._looked: dict[int, float] = {}
+        self._told: dict[int, int] = {}
 
     def find(self, actors: Mapping[int, Any], patience_s: float) -> dict[int, str]:
         """Looks at each of the processes, but not more often than ``LOOK_S``.
@@ -41,7 +42,8 @@ class Standstill:
             patience_s: How long a process may stand still.
 
         Returns:
-            Those that have stood still for as long, in words, by number; they are told once.
+            Those that have stood still for as long, in words, by number; a process is told once, since it may take a
+            while to end, and what is ended again then is the one in its place.
         """
         now, found = time.monotonic(), {}
         for number in [number for number in actors if now >= self._looked.get(number, 0.0)]:
@@ -49,12 +51,15 @@ class Standstill:
             node, pid = entry.get("Address", {}).get("NodeID"), int(entry.get("Pid") or 0)
             is_here = node == ray.get_runtime_context().get_node_id()
             self._looked[number] = now + (LOOK_S if is_here else LOOK_ELSEWHERE_S)
+            if pid == self._told.get(number):
+                continue
             if not pid or not (stands_still(pid) if is_here else _stands_still_at(node, pid)):
                 self._since.pop(number, None)
                 continue
             stopped = now - self._since.setdefault(number, now)
             if stopped >= patience_s:
                 del self._since[number]
+                self._told[number] = pid
                 found[number] = f"(process {pid}) stood still for {stopped:.0f} s"
         return found
 

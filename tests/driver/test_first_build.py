@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from gspo_rllib.driver.first_build import MOST_ENDS, first_build
+from gspo_rllib.driver.first_build import MOST_ENDS, _Watch, first_build
+from gspo_rllib.driver.processes import stands_still
 from gspo_rllib.errors import RunnersLostError
 
 BORN = "runner.<locals>.Born"
@@ -69,6 +71,23 @@ def test_one_that_had_bad_luck_is_waited_for_and_one_that_is_stopped_is_replaced
     assert [int(path.name.split("_")[1]) for path in sorted(tmp_path.iterdir())][-1] == pid
     assert len(list(tmp_path.iterdir())) == 3
     ray.kill(actor)
+
+
+def test_a_process_that_takes_a_while_to_end_is_ended_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts, and who is ended for it a second time is the process in its place."""
+    ended: list[str] = []
+    monkeypatch.setattr(_Watch, "_end", staticmethod(lambda actor, *, for_good: ended.append(actor)))
+    watch, process = _Watch(BORN, patience_s=0.0), subprocess.Popen(["sleep", "60"])
+    try:
+        process.send_signal(signal.SIGSTOP)
+        while not stands_still(process.pid):
+            time.sleep(0.01)
+        for _ in range(3):
+            watch._look("1", {"State": "PENDING_CREATION", "NumRestarts": 1, "Pid": process.pid}, here=True)
+    finally:
+        process.kill()
+        process.wait()
+    assert ended == ["1"]
 
 
 def test_it_ends_the_block_also_where_nobody_raises(ray_local: None, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""Processes of actors that stand still."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import ray
+
+from gspo_rllib.driver.processes import Standstill, actor_entry
+
+
+def test_a_process_that_stands_still_is_told_once_however_long_it_takes_to_end(ray_local: None) -> None:
+    """Who is ended for it a second time is the process in its place."""
+
+    class Idle:
+        """By value, in a process that imports neither torch nor RLlib."""
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = ray.remote(num_cpus=0)(Idle).remote()
+    pid, standstill = ray.get(actor.pid.remote()), Standstill()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        found = []
+        for _ in range(3):
+            standstill._looked.clear()  # it looks every half second
+            found.append(list(standstill.find({7: actor}, patience_s=0.0)))
+        assert actor_entry(actor)["Pid"] == pid and found == [[7], [], []]
+    finally:
+        os.kill(pid, signal.SIGKILL)
