@@ -19,12 +19,16 @@ from gspo_rllib.types import TRUNCATED_BY, group_episodes, succeeded, turns
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+_TASKS = 256
+
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command."""
     parser = commands.add_parser("evaluate", help="success and return of a policy", description=__doc__)
     policy_source.add_arguments(parser)
-    parser.add_argument("--episodes", type=int, metavar="N", help="tasks to play; default 256")
+    parser.add_argument(
+        "--episodes", type=int, metavar="N", help=f"tasks to play; default {_TASKS}, or all if there are fewer"
+    )
     parser.add_argument("--all", action="store_true", help="every task of an environment that counts them, each once")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="trajectories per task; default 1")
     add_json(parser, "task")
@@ -43,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = policy_source.policy_config(arguments)
     from gspo_rllib.driver.evaluation_scores import estimates, tasks_of
 
-    wanted = None if arguments.all else (arguments.episodes or 256) * arguments.samples
-    with opened_player(config, address=address, episodes=wanted, group_size=arguments.samples) as runner:
-        wanted = wanted or _all_tasks(runner.num_tasks, config.env) * arguments.samples
+    expected = None if arguments.all else (arguments.episodes or _TASKS) * arguments.samples
+    with opened_player(config, address=address, episodes=expected, group_size=arguments.samples) as runner:
+        wanted = _num_tasks(arguments, runner.num_tasks, config.env) * arguments.samples
         started = time.perf_counter()
         episodes = runner.sample(num_episodes=wanted)
         seconds = time.perf_counter() - started
@@ -66,13 +70,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _all_tasks(num_tasks: int | None, env: Any) -> int:
+def _num_tasks(arguments: argparse.Namespace, num_tasks: int | None, env: Any) -> int:
+    """How many tasks to play, of as many as the environment counts, if it does."""
     if num_tasks is None:
+        if arguments.all:
+            raise SettingError(
+                f"--all: the environment {env} does not count its tasks (it has no num_tasks()), so there is no "
+                "'every' one. Use --episodes N."
+            )
+        return arguments.episodes or _TASKS
+    if (arguments.episodes or 0) > num_tasks:
+        # A task that counts twice would make the score look surer than it is.
         raise SettingError(
-            f"--all: the environment {env} does not count its tasks (it has no num_tasks()), so there is no 'every' "
-            "one. Use --episodes N."
+            f"--episodes {arguments.episodes}: there are {num_tasks} tasks. Use --all, with --samples K to play each "
+            "several times."
         )
-    return num_tasks
+    return num_tasks if arguments.all else arguments.episodes or min(_TASKS, num_tasks)
 
 
 def summary(episodes: list[SingleAgentEpisode], seconds: float) -> dict[str, str]:

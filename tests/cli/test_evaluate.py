@@ -104,6 +104,13 @@ def test_every_row_is_played_as_often_as_asked_and_written_out(
     assert "pass@2" in shown
 
 
+def test_no_row_counts_twice(tiny_dense: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _evaluate(tiny_dense, dataset) == 0
+    assert "episodes     11\n" in capsys.readouterr().out
+    assert _evaluate(tiny_dense, dataset, "--episodes", "12") == 2
+    assert "--episodes 12: there are 11 tasks. Use --all, with --samples K" in capsys.readouterr().err
+
+
 def test_a_row_that_cannot_be_played_is_told_and_no_other_is_played_in_its_place(
     tiny_dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
