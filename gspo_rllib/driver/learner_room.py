@@ -39,7 +39,7 @@ def await_room(config: Any, placed: Any = None) -> bool:
     each = {name: float(amount) for name, amount in asked.items() if amount}
     if placed is not None or not each:
         return True
-    limit, started, said = config.env_runner_restore_timeout_s, time.monotonic(), 0.0
+    limit, started, said = config.env_runner_restore_timeout_s, time.monotonic(), _SAY_S
     group = placement_group([each] * config.num_learners)
     try:
         while not group.wait(LOOK_S):

@@ -13,19 +13,22 @@ from gspo_rllib.driver.learner_room import await_room, learner_cpus
 
 def _config(count: int, **changes: Any) -> Any:
     asked = {"num_cpus_per_learner": "auto", "num_gpus_per_learner": 0, "custom_resources_per_learner": None}
-    return SimpleNamespace(num_learners=count, env_runner_restore_timeout_s=1.0, **(asked | changes))
+    return SimpleNamespace(num_learners=count, env_runner_restore_timeout_s=30.0, **(asked | changes))
 
 
 def test_room_that_is_there_is_left_to_the_learners_and_room_that_is_not_is_waited_for(
     ray_local: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_room, "LOOK_S", 0.3)
     for _ in range(3):  # four CPUs: what was kept of the first would be missing for the second
         assert await_room(_config(3))
     assert not caplog.records
-    assert not await_room(_config(1, num_cpus_per_learner=0.5, custom_resources_per_learner={"none has it": 1}))
+    monkeypatch.setattr(learner_room, "LOOK_S", 0.2)
+    monkeypatch.setattr(learner_room, "_SAY_S", 0.6)
+    none = _config(1, num_cpus_per_learner=0.5, custom_resources_per_learner={"none has it": 1})
+    none.env_runner_restore_timeout_s = 1.0
+    assert not await_room(none)
     (record,) = caplog.records
-    assert record.message.startswith("waiting for room for 1 learners, 0.5 CPU and 1 none has it each, 0 s of 1 s")
+    assert record.message.startswith("waiting for room for 1 learners, 0.5 CPU and 1 none has it each, 1 s of 1 s")
 
 
 def test_learners_that_ask_for_nothing_or_have_their_place_are_not_waited_for() -> None:
