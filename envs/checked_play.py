@@ -169,10 +169,15 @@ class CheckedPlay:
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(number, (int, float, np.number, np.bool_)) and abs(number) < math.inf
-        for key, number in value.items()
-    )
+    return isinstance(value, dict) and all(isinstance(key, str) and _is_finite(value[key]) for key in value)
+
+
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite, which has no answer for an integer beyond all floats.
+    if not isinstance(value, (int, float, np.number, np.bool_)):
+        return False
+    size: Any = abs(value)
+    return bool(size < math.inf)
 
 
 def _is_flag(value: Any) -> bool:
