@@ -80,6 +80,18 @@ class Resume:
                 f"{shlex.quote(os.path.relpath(self.checkpoint))}"
             )
 
+    def check_policy(self, config: PolicyGradientConfig) -> None:
+        """Refuses to continue with another adapter than was saved, before learners are built that find out.
+
+        Raises:
+            ModelError: The config's is another one.
+        """
+        from gspo_rllib.modules.lora_settings import check_saved_policy
+
+        if not checkpoints.is_pickled(self.checkpoint):
+            folder = self.checkpoint / checkpoints.POLICY
+            check_saved_policy(folder, config.model_config.get("lora"), source=f"checkpoint {self.checkpoint}")
+
     def record(self) -> dict[str, Any]:
         """What ``run.json`` says of it."""
         return {"checkpoint": str(self.checkpoint), "iteration": self.iteration}

@@ -126,6 +126,7 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
     loaded.config.validate()
     if resume is not None:
         resume.check_tasks(loaded.config)
+        resume.check_policy(loaded.config)
     followed = trackers_of(loaded)
     say = _silent if arguments.quiet else tell
     say(f"starting Ray, learners, env runners and their engines: {_engine(loaded)} …")

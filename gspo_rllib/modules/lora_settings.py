@@ -127,6 +127,40 @@ def check_lora(lora: Any, *, path: str, trust_remote_code: bool) -> LoraSettings
     return settings
 
 
+def check_saved_policy(folder: pathlib.Path, lora: Mapping[str, Any] | None, *, source: str) -> None:
+    """Refuses a saved policy that one with these settings cannot take up, as far as that is seen without a model.
+
+    Args:
+        folder: A folder that ``CausalLMModule.save_to_path`` wrote.
+        lora: The settings of the policy's adapter, checked; None where it has none.
+        source: What to call the folder in errors.
+
+    Raises:
+        ModelError: One of the two has an adapter and the other has none, or they differ in rank or scale.
+    """
+    saved = (folder / ADAPTER_WEIGHTS).is_file()
+    if lora is not None and not saved:
+        raise ModelError(
+            f"{source} holds a whole model, and this policy has an adapter. Train from that folder as "
+            "rl_module.model_config['path'], or set rl_module.model_config['lora'] to None."
+        )
+    if lora is None and saved:
+        raise ModelError(
+            f"{source} holds an adapter, and this policy has none. Set rl_module.model_config['lora'] as it was, "
+            "or write the checkpoint's whole model with `gspo-rllib export --merge` and train from that folder."
+        )
+    if lora is None or lora.get("adapter") is not None:
+        return
+    settings, said = LoraSettings(**lora), adapter_config(folder)
+    here, there = (settings.rank, settings.alpha), (said.get("r"), said.get("lora_alpha"))
+    if here != there:
+        raise ModelError(
+            f"{source} holds an adapter of rank {there[0]} and alpha {there[1]}, and this policy's has {here[0]} and "
+            f"{here[1]:g}. Set {LoraSettings.SECTION} as it was, or begin a new run from it: "
+            f"{LoraSettings.SECTION} = {{'adapter': FOLDER}}."
+        )
+
+
 def adapter_config(folder: str | pathlib.Path) -> dict[str, Any]:
     """The configuration of a saved adapter that can be trained on.
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from gspo_rllib.errors import ModelError
-from gspo_rllib.model_files import ADAPTER_WEIGHTS
 from gspo_rllib.model_folder import quiet_transformers
 from gspo_rllib.modules.critic import CRITIC_FILE
+from gspo_rllib.modules.lora_settings import check_saved_policy
 from gspo_rllib.modules.sharding import mesh_of
 from gspo_rllib.modules.shares import check_arrived, cut_on_arrival, loaded_as_shares
 
@@ -39,17 +39,7 @@ def read_policy(module: Any, folder: pathlib.Path, *, source: str) -> None:
 
 
 def _read_language_model(module: Any, folder: pathlib.Path, *, source: str) -> None:
-    saved = (folder / ADAPTER_WEIGHTS).is_file()
-    if module.adapter is not None and not saved:
-        raise ModelError(
-            f"{source} holds a whole model, and this policy has an adapter. Train from that folder as "
-            "rl_module.model_config['path'], or set rl_module.model_config['lora'] to None."
-        )
-    if module.adapter is None and saved:
-        raise ModelError(
-            f"{source} holds an adapter, and this policy has none. Set rl_module.model_config['lora'] as it was, "
-            "or write the checkpoint's whole model with `gspo-rllib export --merge` and train from that folder."
-        )
+    check_saved_policy(folder, module.settings["lora"], source=source)
     if module.adapter is not None:
         module.adapter.load(folder)
         return

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from gspo_rllib import checkpoints
 from gspo_rllib.algorithms import GSPO, GSPOConfig
 from gspo_rllib.cli.main import main
+from gspo_rllib.cli.resume import Resume
 from gspo_rllib.errors import CheckpointError, ModelError
 from gspo_rllib.modules.own_attention import own_attention
 from tests.modules.adapted_policies import IDS, LORA
@@ -139,8 +140,13 @@ def test_weights_of_another_adapter_are_refused_when_they_are_restored(
     whole = _config(tiny_dense, None).build_algo()
     try:
         checkpoint = algorithm.save_to_path(tmp_path / "rank_4")
-        with pytest.raises(ModelError, match="Use the same rank, alpha and targets"):
+        with pytest.raises(ModelError, match="an adapter of rank 4 and alpha 32, and this policy's has 8 and 32"):
             other.restore_from_path(checkpoint)
+        # The command asks before anything is built.
+        for built, message in ((other, "an adapter of rank 4 and alpha 32"), (whole, "and this policy has none")):
+            with pytest.raises(ModelError, match=message):
+                Resume(Path(checkpoint)).check_policy(built.config)
+        Resume(Path(checkpoint)).check_policy(algorithm.config)
         with pytest.raises(ModelError, match="holds an adapter, and this policy has none"):
             whole.restore_from_path(checkpoint)
         with pytest.raises(ModelError, match="holds a whole model, and this policy has an adapter"):
