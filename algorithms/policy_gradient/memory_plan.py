@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -138,10 +139,14 @@ def remedies(config: Any, sizes: ModelSizes, memory: LearnerMemory, room: float,
 
 def fitting_ranks(config: Any, sizes: ModelSizes, room: float) -> int | None:
     """The fewest learners that could share the model, with checkpointing; None where no number helps."""
-    for ranks in range(2, 4097):
-        if learner_memory(config, sizes, checkpointing=True, sharded=True, learners=ranks).total <= room:
-            return ranks
-    return None
+
+    def fits(ranks: int) -> bool:
+        return learner_memory(config, sizes, checkpointing=True, sharded=True, learners=ranks).total <= room
+
+    # The more share it, the less each holds.
+    numbers = range(2, 4097)
+    found = bisect.bisect_left(numbers, True, key=fits)
+    return numbers[found] if found < len(numbers) else None
 
 
 def best_activations(config: Any, sizes: ModelSizes) -> float:
