@@ -34,7 +34,7 @@ def ray_session(num_cpus: float, *, address: str | None = None, verbose: bool = 
         verbose: Whether the actors' output is shown.
 
     Raises:
-        SettingError: Ray cannot connect to the cluster.
+        SettingError: Ray cannot connect to the cluster, or cannot be started.
     """
     import ray
 
@@ -48,19 +48,34 @@ def ray_session(num_cpus: float, *, address: str | None = None, verbose: bool = 
                     if address is not None:
                         _connect(address, log_to_driver=verbose, logging_level=level)
                     else:
-                        ray.init(
-                            address="local",
-                            num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
-                            include_dashboard=False,
-                            log_to_driver=verbose,
-                            logging_level=level,
-                        )
+                        _start(num_cpus, log_to_driver=verbose, logging_level=level)
             if watch is not None:
                 watch.note_folder()
             yield
         finally:
             if started:
                 ray.shutdown()
+
+
+def _start(num_cpus: float, *, log_to_driver: bool, logging_level: int) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
+            include_dashboard=False,
+            log_to_driver=log_to_driver,
+            logging_level=logging_level,
+        )
+    # Ray raises what its parts raise: OSError, RuntimeError, TimeoutError, and Exception itself.
+    except Exception as error:
+        first = " ".join(str(error).split())[:400]
+        raise SettingError(
+            f"Ray cannot be started on this machine: {first.rstrip('.')}. It needs a folder to write into (RAY_TMPDIR, "
+            "or /tmp) and some seconds of the processor: make room or try again, or start it yourself with `ray start "
+            "--head` and give its address as --address."
+        ) from error
 
 
 def _connect(address: str, *, log_to_driver: bool, logging_level: int) -> None:

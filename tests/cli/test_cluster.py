@@ -12,6 +12,7 @@ import ray
 from gspo_rllib.cli import cluster
 from gspo_rllib.cli.cluster import ray_session
 from gspo_rllib.cli.main import main
+from gspo_rllib.errors import SettingError
 
 
 class FakeRay:
@@ -63,9 +64,9 @@ def test_a_config_that_is_refused_starts_no_ray(fake: FakeRay, config_file: str)
     assert fake.offered == []
 
 
-def test_a_ray_that_cannot_start_raises(fake: FakeRay) -> None:
+def test_a_ray_that_cannot_start_is_said_in_a_sentence(fake: FakeRay) -> None:
     fake.fails_with = OSError("no room")
-    with pytest.raises(OSError, match="no room"), ray_session(1):
+    with pytest.raises(SettingError, match="cannot be started on this machine: no room"), ray_session(1):
         raise AssertionError("not reached")
 
 
