@@ -62,7 +62,7 @@ BUGS = [
     Bug("a batch is put back behind the others", fixed_lag.FixedLag, "put_back", "appendleft", "append"),
     Bug("two batches are swapped", fixed_lag.FixedLag, "_fill", "self._batches.append(", "self._batches.appendleft("),
     Bug("the lag is one batch too long", fixed_lag.FixedLag, "_fill", "<= self._lag", "<= self._lag + 1"),
-    Bug("a lost part of a batch is sampled by newer weights", fixed_lag.FixedLag, "_send", "_playing(batch.weights, asked)", "_playing(self._weights, asked)"),
+    Bug("a lost part of a batch is sampled by newer weights", fixed_lag.FixedLag, "_send", "self._weights_of(batch).loading", "self._weights.loading"),
     Bug("batches of older weights are saved by name", fixed_lag.FixedLag, "get_state", "!= self._weights.version and waits", "!= self._weights.version and False"),
     Bug("a batch is in the order of its answers", fixed_lag._Batch, "complete", "self.groups[group_id] for group_id in self.group_ids if group_id in self.groups", "*self.groups.values()"),
     Bug("a report of other weights is accepted", lockstep.Lockstep, "take", "report.weights_version == self._weights.version", "True"),
