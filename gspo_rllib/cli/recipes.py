@@ -9,7 +9,7 @@ from typing import Any
 
 from gspo_rllib.errors import SettingError, shown
 from gspo_rllib.places import named_path
-from gspo_rllib.studies import shipped_studies
+from gspo_rllib.studies import shipped_studies, shipped_study
 
 
 def add_parser(commands: Any) -> None:
@@ -60,5 +60,4 @@ def copy(arguments: argparse.Namespace) -> int:
 def _file(name: str) -> Path:
     from gspo_rllib.configs.runs import find_config
 
-    studies = shipped_studies()
-    return studies[name] if name in studies and not os.path.isfile(name) else find_config(name)
+    return shipped_study(name) or find_config(name)

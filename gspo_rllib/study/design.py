@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gspo_rllib.configs.runs import load_run
 from gspo_rllib.configs.strict_yaml import parse_yaml
 from gspo_rllib.errors import SettingError, did_you_mean, shown
-from gspo_rllib.studies import shipped_studies
+from gspo_rllib.studies import shipped_studies, shipped_study
 
 if TYPE_CHECKING:
     from gspo_rllib.configs import Run
@@ -221,16 +221,13 @@ def read_study(path: str | Path) -> Study:
     Raises:
         SettingError: It cannot be read, or says something that no study can do.
     """
-    shipped = shipped_studies()
-    path = Path(path)
-    if str(path) in shipped and not path.is_file():
-        path = shipped[str(path)]
+    path = shipped_study(str(path)) or Path(path)
     try:
         document = parse_yaml(path.read_bytes(), source=path.name)
     except OSError as error:
         raise SettingError(
             f"study {shown(str(path))}: it cannot be read ({error.strerror}), and it is none of those that come with "
-            f"the package: {', '.join(shipped)}."
+            f"the package: {', '.join(shipped_studies())}."
         ) from error
     return _Reader(path.name, document).study(path.stem)
 
