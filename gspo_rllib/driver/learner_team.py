@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 MOST_REPEATED = 100
 """Most updates that are kept for a run whose only commits are its checkpoints."""
 
+_BROUGHT_AT_ONCE = 32
+"""Values from another machine: to get one and put it again, in turns, took 500 ms each, in parts of 16 it took 14 to 44."""
+
 _UPDATE = "update"  # the method, as RLlib calls it by name
 _ATTEMPTS = 3  # at building the learners again before a run ends
 
@@ -226,11 +229,12 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
         return answer
 
     def _brought_home(self, learner: Any, values: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """What a learner yielded, where this process is; one value at a time."""
+        """What a learner yielded, where this process is, some values at a time."""
         if is_here(learner):
             return values
         try:
-            return [ray.put(ray.get(value)) for value in values]
+            parts = [values[start : start + _BROUGHT_AT_ONCE] for start in range(0, len(values), _BROUGHT_AT_ONCE)]
+            return [ray.put(value) for part in parts for value in ray.get(part)]
         except RayError as error:
             raise LearnerLost(f"a learner's machine is gone ({type(error).__name__})") from error
 
