@@ -76,7 +76,7 @@ $(SEED_MODEL)/config.json: | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
 
 $(RECALL_MODEL)/config.json: | $(STAMP)
-	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Recall-v0 $(RECALL_MODEL) --env-config turns=60 keys=1 values=8 --careless
+	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Recall-v0 $(RECALL_MODEL) --env-config turns=60 keys=1 values=8 --careless --target 0.25
 
 bench: $(STAMP)  ## This project against its own limits; writes benchmarks/latest.json
 	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
