@@ -51,6 +51,13 @@ class Cluster:
             node.wait()
         raise AssertionError("Ray did not start")
 
+    def stop(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Stops every process of a node, as when its machine stands still; whoever does it lets them go on."""
+        processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        return processes
+
     def lose(self, node: subprocess.Popen[bytes]) -> None:
         """Kills every process of a node, as when its power fails."""
         processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ from gspo_rllib import checkpoints
 from tests.raylets import Cluster
 
 pytestmark = pytest.mark.slow
+
+START_S = 60
+"""What a busy machine takes to start a command and connect it; a quiet one takes ten seconds."""
 
 
 @pytest.fixture
@@ -114,6 +118,26 @@ def test_a_node_that_lacks_the_model_ends_the_command(cluster: Cluster, config: 
     assert f"model {model} cannot be read there (the folder is empty)" in said
     assert f"storage {storage} is another folder there" in said
     assert not [*storage.iterdir()]
+
+
+def test_a_node_that_stands_still_ends_the_command_within_a_minute(
+    make_cluster: Callable[..., Cluster], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes are stopped. Ray, which gives such a node up after half a minute, is kept from that here."""
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "1000")
+    cluster = make_cluster(4)
+    stopped = cluster.stop(cluster.add())
+    started = time.monotonic()
+    run = ("train", str(config), "--iterations", "1", "--storage", str(tmp_path / "none"))
+    said = _done(_command(*run, "--address", cluster.address), 2)
+    took = time.monotonic() - started
+    for process in stopped:
+        process.resume()
+    print(f"ended after {took:.0f} s")
+    (sentence,) = [line for line in said.splitlines() if line.startswith("gspo-rllib: ")]
+    assert re.search(r"node [\d.]+, id \w{8}: it did not answer within", sentence), sentence
+    assert not (tmp_path / "none").exists()
+    assert took < 60 + START_S
 
 
 def test_a_node_of_env_runners_that_is_lost_changes_nothing(cluster: Cluster, config: Path, tmp_path: Path) -> None:
