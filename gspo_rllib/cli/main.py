@@ -157,7 +157,7 @@ def _run(argv: Sequence[str] | None) -> int:
         os.environ.setdefault(name, "0")
     arguments = parse_arguments(argv)
     if not getattr(arguments, "verbose", False):
-        # What Ray's daemons report of themselves (a node is gone, a worker died) is in Ray's logs, and we say what it means.
+        # What Ray's daemons report (a node is gone, a worker died) is in Ray's logs, and we say what it means.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     _import_from_here()
     try:

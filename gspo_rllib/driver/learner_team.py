@@ -41,7 +41,7 @@ MOST_REPEATED = 100
 """Most updates that are kept for a run whose only commits are its checkpoints."""
 
 _BROUGHT_AT_ONCE = 32
-"""Values from another machine: to get one and put it again, in turns, took 500 ms each, in parts of 16 it took 14 to 44."""
+"""Values from another machine. To get one and put it again, in turns, took 500 ms each; in parts of 16, 14 to 44 ms."""
 
 _UPDATE = "update"  # the method, as RLlib calls it by name
 _ATTEMPTS = 3  # at building the learners again before a run ends
