@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 
+from gspo_rllib.env_maker import env_maker
 from gspo_rllib.envs.checked_play import CheckedPlay, Env, broken, short
 from gspo_rllib.errors import EnvError, GSPOError, SettingError, described
 
@@ -62,10 +63,7 @@ class Subject:
         if self.is_instance:
             return CheckedPlay(self.name, self._env)
         try:
-            if isinstance(self._env, str):
-                env = gymnasium.make(self._env, disable_env_checker=True, **self._settings)
-            else:
-                env = self._env(**self._settings)
+            env: Any = env_maker(self._env, self._settings)()
         except (GSPOError, KeyboardInterrupt):
             raise
         # A constructor is foreign code; whatever it raises is reported as one error.

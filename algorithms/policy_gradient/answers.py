@@ -14,11 +14,21 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from gspo_rllib.driver.fleet import Fleet
 from gspo_rllib.driver.protocol import GroupSource
 from gspo_rllib.env_runners.replies import Asking
-from gspo_rllib.errors import EngineError, SettingError, shown
+from gspo_rllib.errors import ArgumentError, EngineError, SettingError, did_you_mean, shown
+from gspo_rllib.knobs import plain
 from gspo_rllib.runner_calls import RunnerCall, returned
+from gspo_rllib.value_forms import is_finite
 from gspo_rllib.weight_sync import Weights
 
 _T = TypeVar("_T")
+
+_HABITS = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "max_completion_tokens"), "Use max_tokens."),
+    "do_sample": "Use temperature: 0 takes the likeliest token.",
+    **dict.fromkeys(("n", "num_return_sequences"), "Give the conversation several times: generate([messages] * 4)."),
+    **dict.fromkeys(("top_p", "top_k", "min_p"), "Replies are sampled as in training: use temperature."),
+}
+"""What other libraries' users ask ``generate`` for, and what does the same."""
 
 Conversation = str | Sequence[Mapping[str, Any]]
 """Messages, as chat templates take them; a text stands for one user message."""
@@ -66,6 +76,7 @@ class AnswersQuestions:
         seed: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> Any:
         """The current policy's reply, from the engine of an env runner: of the first one that lives.
 
@@ -79,6 +90,7 @@ class AnswersQuestions:
             seed: Fixes the samples; None draws new ones with every call.
             tools: Functions the policy is told of, as OpenAI's API has them.
             template_kwargs: Further arguments of the chat template.
+            unknown: Refused.
 
         Returns:
             The reply as text, without its end; a list of them for a list of conversations.
@@ -87,6 +99,9 @@ class AnswersQuestions:
             SettingError: The conversation cannot be written, or leaves no room for a reply.
             EngineError: No env runner lives, or its engine failed.
         """
+        for name in unknown:
+            remedy = _HABITS.get(name) or did_you_mean(name, ("max_tokens", "temperature", "seed", "tools"))
+            raise ArgumentError(f"generate: {name} is unknown. {remedy}")
         single = isinstance(messages, str) or (_is_list(messages) and all(isinstance(m, Mapping) for m in messages))
         if not _is_list(messages) and not isinstance(messages, str):
             raise SettingError(
@@ -121,6 +136,8 @@ class AnswersQuestions:
         """
         if not isinstance(observation, str):
             raise SettingError(f"compute_single_action: observation is {shown(observation)}; it must be a text.")
+        if not isinstance(explore, bool | None):
+            raise SettingError(f"compute_single_action: explore is {shown(explore)}; allowed: True, False, None.")
         explores = self.config.explore if explore is None else explore
         asking = self._asking(None, None if explores else 0.0, seed)
         action: str = self._ask(lambda runner: runner.act_on(observation, asking))
@@ -154,10 +171,14 @@ class AnswersQuestions:
         return module_copy
 
     def _asking(self, max_tokens: int | None, temperature: float | None, seed: int | None) -> Asking:
-        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
-            raise SettingError(f"generate: max_tokens is {shown(max_tokens)}; allowed: int >= 1, or None.")
-        if temperature is not None and (not isinstance(temperature, (int, float)) or not temperature >= 0.0):
-            raise SettingError(f"generate: temperature is {shown(temperature)}; allowed: float >= 0, or None.")
+        max_tokens, temperature, seed = map(plain, (max_tokens, temperature, seed))
+        for name, value, fits, allowed in (
+            ("max_tokens", max_tokens, lambda v: isinstance(v, int) and v >= 1, "int >= 1"),
+            ("temperature", temperature, lambda v: is_finite(v) and v >= 0, "float >= 0"),
+            ("seed", seed, lambda v: isinstance(v, int), "int"),
+        ):
+            if value is not None and (isinstance(value, bool) or not fits(value)):
+                raise SettingError(f"generate: {name} is {shown(value)}; allowed: {allowed}, or None.")
         return Asking(
             max_tokens=self.config.max_tokens_per_turn if max_tokens is None else max_tokens,
             temperature=self.config.temperature if temperature is None else float(temperature),

@@ -23,6 +23,7 @@ from gspo_rllib.algorithms.policy_gradient import adapter_checks, learner_checks
 from gspo_rllib.algorithms.policy_gradient.derived import Derived
 from gspo_rllib.algorithms.policy_gradient.engine_checks import check_engine_fits
 from gspo_rllib.algorithms.policy_gradient.guarded_config import GuardedConfig, translated
+from gspo_rllib.algorithms.policy_gradient.idle_settings import unread_settings
 from gspo_rllib.algorithms.policy_gradient.reporting_settings import ReportingSettings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import (
@@ -218,6 +219,8 @@ class PolicyGradientConfig(Derived, _FlatSettings):
         validation.check_agent(agent, generation, env=self.env, curriculum=self.curriculum)
         validation.check_played(self)
         if not self.in_evaluation:
+            for problem in unread_settings(generation, agent):
+                raise SettingError(problem)
             self._check_evaluation()
         check_engine_fits(self, generation, model_config)
         if not self.in_evaluation:

@@ -247,7 +247,11 @@ def _objective_cautions(s: TrainingSettings) -> Iterator[str]:
             f"surrogate={s.surrogate!r} takes {steps} steps per iteration without any clip: nothing bounds how far "
             "the policy moves from the one that sampled. Use num_minibatches=1, or surrogate='clip'."
         )
-    if surrogate.clips_gradient and not CLIP_SCALINGS[s.clip_scaling].measures:
+    if CLIP_SCALINGS[s.clip_scaling].measures:
+        yield from _unused_range(s, f"clip_scaling={s.clip_scaling!r}")
+    elif not surrogate.has_range:
+        yield from _unused_range(s, f"surrogate={s.surrogate!r}")
+    elif surrogate.clips_gradient:
         yield from _range_cautions(s)
     if (
         ROLLOUT_CORRECTIONS[s.rollout_correction] is not None
@@ -260,6 +264,12 @@ def _objective_cautions(s: TrainingSettings) -> Iterator[str]:
         )
     if ZERO_VARIANCE_GROUPS[s.zero_variance_groups].leaves_out:
         yield from _zero_variance_cautions(s)
+
+
+def _unused_range(s: TrainingSettings, by: str) -> Iterator[str]:
+    defaults = type(s)()
+    if changed := [name for name in ("clip_low", "clip_high") if getattr(s, name) != getattr(defaults, name)]:
+        yield f"{' and '.join(changed)}: {by} has no use for a clip range."
 
 
 def _range_cautions(s: TrainingSettings) -> Iterator[str]:

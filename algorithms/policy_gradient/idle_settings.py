@@ -1,14 +1,16 @@
-"""Training settings that another one has no use for: set all the same, they would be accepted and ignored."""
+"""Settings that another one has no use for: set all the same, they would be accepted and ignored."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient.choices import CLIP_SCALINGS, ROLLOUT_CORRECTIONS
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS, AdvantageTraits
 from gspo_rllib.driver.selection import REPLACES_REWARDS, ZERO_VARIANCE_GROUPS
+from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.knobs import default_of
 from gspo_rllib.ops import SURROGATES
 
@@ -56,6 +58,7 @@ USES = (
     Use(("clip_reference_length",), "clip_scaling", "'length'", lambda s: CLIP_SCALINGS[s.clip_scaling].by_length),
     Use(("clip_target_fraction",), "clip_scaling", "'target'", lambda s: CLIP_SCALINGS[s.clip_scaling].towards_target),
     Use(("clip_deviations",), "clip_scaling", "'deviations'", lambda s: CLIP_SCALINGS[s.clip_scaling].measures),
+    Use(("curriculum_success",), "curriculum", "a list of stages", lambda s: bool(s.curriculum)),
     Use(("recorded_behavior",), "recorded_groups", "a file", lambda s: s.recorded_groups is not None),
     Use(("dual_clip",), "surrogate", "'dual_clip'", lambda s: SURROGATES[s.surrogate].has_ceiling),
     Use(
@@ -94,6 +97,34 @@ USES = (
     ),
 )
 """What some choices alone use. Parameters of a penalty whose coefficient is 0 are no mistake: a sweep may go there."""
+
+
+def unread_settings(generation: GenerationSettings, agent: AgentSettings) -> Iterator[str]:
+    """One message for each setting of sampling or of an agent that was changed and that nothing reads.
+
+    Args:
+        generation: The settings of sampling.
+        agent: The agent's settings.
+    """
+    readers: tuple[tuple[GenerationSettings | AgentSettings, bool, str, tuple[str, ...]], ...] = (
+        (generation, generation.edits_history, "context_overflow='sliding_window' or 'summarize'", ("segment_share",)),
+        (generation, generation.asks_for_summaries, "context_overflow='summarize'", ("max_summary_tokens",)),
+        (
+            agent,
+            agent.plays,
+            "an agent",
+            ("history", "trajectory_timeout_s", "idle_timeout_s", "call_timeout_s"),
+        ),
+    )
+    for settings, is_read, reader, names in readers:
+        defaults = {field.name: default_of(field) for field in dataclasses.fields(settings)}
+        for name in names:
+            value = getattr(settings, name)
+            if not is_read and value != defaults[name]:
+                yield (
+                    f"{settings.SECTION}.{name} is {value!r}, which has no effect without {reader}. Set that, or leave "
+                    f"{name} out."
+                )
 
 
 def idle_settings(settings: TrainingSettings) -> Iterator[str]:

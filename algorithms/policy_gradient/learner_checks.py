@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
 from gspo_rllib.algorithms.policy_gradient import colocation
 from gspo_rllib.errors import ModelError, SettingError, did_you_mean
 from gspo_rllib.learners.sharding_settings import LearnersSettings, shards
@@ -38,6 +40,23 @@ def check(config: Any, model_config: Mapping[str, Any]) -> None:
         _check_compilation(config, model_config)
     if shards(config):
         _check_sharding(config, model_config)
+    _check_used(config)
+
+
+def _check_used(config: Any) -> None:
+    """Refuses what only a compiler, or several learners, would read."""
+    defaults = AlgorithmConfig()
+    needs = {
+        "torch_compile_learner_dynamo_backend": ("torch_compile_learner=True", bool(config.torch_compile_learner)),
+        "torch_compile_learner_dynamo_mode": ("torch_compile_learner=True", bool(config.torch_compile_learner)),
+        "torch_ddp_kwargs": ("learners(num_learners=2) or more", config.num_learners > 1),
+    }
+    for name, (needed, is_there) in needs.items():
+        value = getattr(config, name)
+        if not is_there and value != getattr(defaults, name):
+            raise SettingError(
+                f"framework.{name} is {value!r}, which has no effect without {needed}. Set that, or leave {name} out."
+            )
 
 
 def _check_sharding(config: Any, model_config: Mapping[str, Any]) -> None:

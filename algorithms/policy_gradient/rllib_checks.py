@@ -146,6 +146,13 @@ def check_evaluation_keys(overrides: Mapping[str, Any], config: Any, *, trains: 
         raise SettingError(
             f"evaluation.evaluation_config[{key!r}] is {shown(value)}, which has no effect on an evaluation. {remedy}"
         )
+    temperature = overrides.get("temperature", 0.0)
+    greedy = overrides.get("explore", config.explore) is False
+    if greedy and not is_one_of(temperature, (0.0, config.temperature)):
+        raise SettingError(
+            f"evaluation.evaluation_config['temperature'] is {shown(temperature)}, which has no effect with "
+            "explore=False: that takes the likeliest token. Leave one of the two out."
+        )
 
 
 def did_you_mean_or_own(got: str, allowed: Collection[str]) -> str:

@@ -31,6 +31,7 @@ from gspo_rllib.cli import (
 )
 from gspo_rllib.cli.interrupts import Terminated, ends_on_signals
 from gspo_rllib.cli.output import EXIT_OUTPUT_LOST, sturdy_output
+from gspo_rllib.cli.terminal import tell, warnings_told
 from gspo_rllib.errors import own_error
 
 COMMANDS = (
@@ -161,7 +162,7 @@ def _run(argv: Sequence[str] | None) -> int:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     _import_from_here()
     try:
-        with ends_on_signals():
+        with ends_on_signals(), warnings_told():
             return int(arguments.run(arguments))
     except Terminated as error:
         print(f"gspo-rllib: ended by {error.signal.name}, with nothing to save", file=sys.stderr)
@@ -174,7 +175,7 @@ def _run(argv: Sequence[str] | None) -> int:
         ours = own_error(error)
         if ours is None:
             raise
-        print(f"gspo-rllib: {' '.join(str(ours).split())}", file=sys.stderr)
+        tell(f"gspo-rllib: {' '.join(str(ours).split())}", to=sys.stderr)
         return EXIT_BAD_INPUT
 
 

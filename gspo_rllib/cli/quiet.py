@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,3 +33,22 @@ def hush_libraries() -> None:
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Inside ``with``, what is said of every config, or of one whenever it is validated, is said once."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_first = text not in said
+        said.add(text)
+        return is_first
+
+    logger = logging.getLogger("gspo_rllib")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)

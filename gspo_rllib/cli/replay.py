@@ -70,16 +70,23 @@ def find(folder: Path, name: str, *, iteration: int | None) -> Row:
         SettingError: The name is none.
         RecordError: There is no such trajectory, or more than one.
     """
-    from gspo_rllib.view.sources import is_run, rows_of_run
+    from gspo_rllib.view.sources import is_run, recorded_of_run, rows_of_run
 
     group, slash, index = name.rpartition("/")
     if not slash or not group or not (index.isascii() and index.isdigit()):
         raise SettingError(f"GROUP/INDEX is {name!r}; it must be a group and a number, e.g. 17/3.")
     if not is_run(folder):
         raise RecordError(f"{str(folder)!r} is no run's folder: it has no result.json.")
+
+    def named(rows: list[Row]) -> list[Row]:
+        same = [row for row in rows if row["group_id"] == group and row["index"] == int(index)]
+        return [row for row in same if iteration is None or row["iteration"] == iteration]
+
     rows = rows_of_run(folder)
-    same = [row for row in rows if row["group_id"] == group and row["index"] == int(index)]
-    same = [row for row in same if iteration is None or row["iteration"] == iteration]
+    same = named(rows)
+    if not same:
+        recorded = recorded_of_run(folder)  # all that it sampled, of which it keeps a few
+        rows, same = [*rows, *recorded], named(recorded)
     if not same:
         kept = list(dict.fromkeys(row["group_id"] for row in rows))
         names = ", ".join(kept[:12]) + (", …" if len(kept) > 12 else "")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gspo_rllib.cli.cluster_address import add_address, address_of
+from gspo_rllib.cli.quiet import each_warning_once
 from gspo_rllib.cli.resume import name_of
 from gspo_rllib.cli.run_claim import claimed
 from gspo_rllib.cli.sweep_points import Point, check_search, points, split_axes
@@ -110,6 +111,7 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
         arguments.usage_error("the following arguments are required: CONFIG")
     _check(arguments)
     address = address_of(arguments)
+    held.enter_context(each_warning_once())  # Tune asks each trial's config again what it needs
     # A search chooses among all combinations.
     base, trials = points(arguments, overrides_of(arguments), samples=None if arguments.search else arguments.samples)
     _check_base(arguments, base, trials)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import importlib
 import itertools
-import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +160,7 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
     Raises:
         GSPOError: A trial would be refused, or a setting cannot be varied.
     """
-    from gspo_rllib.cli.quiet import hush
+    from gspo_rllib.cli.quiet import each_warning_once, hush
     from gspo_rllib.configs import load_run
 
     fixed, axes = split_axes(overrides)
@@ -187,29 +185,10 @@ def points(arguments: argparse.Namespace, overrides: list[str], *, samples: int 
         values = {name: getattr(run.config, name) for name in sorted(attributes)}
         if all(point.values != values for point in made):  # 1 and 1.0 are one trial
             made.append(Point(label, values, given[label], picked[label]))
-    with _each_warning_once():
+    with each_warning_once():
         for run in runs.values():
             run.config.validate()
     return base, made
-
-
-@contextlib.contextmanager
-def _each_warning_once() -> Iterator[None]:
-    """What is said of every trial is said once."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        is_first = text not in said
-        said.add(text)
-        return is_first
-
-    logger = logging.getLogger("gspo_rllib")
-    logger.addFilter(is_new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_new)
 
 
 def label_of(chosen: Mapping[str, str]) -> str:

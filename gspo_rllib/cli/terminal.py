@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 NARROWEST = 20
 """Characters that a line of text has at least, however narrow the terminal is."""
@@ -40,11 +43,42 @@ def wrapped(text: str, *, indent: int, width: int | None) -> list[str]:
     return [" " * indent + line for line in lines]
 
 
-def tell(text: str) -> None:
-    """Prints a line at once; on a terminal too narrow for it, as several that end between words."""
-    width = columns() if sys.stdout.isatty() else None
+def tell(text: str, *, to: TextIO | None = None) -> None:
+    """Prints a line at once; on a terminal too narrow for it, as several that end between words.
+
+    Args:
+        text: The line.
+        to: Where to; None for the standard output.
+    """
+    file = sys.stdout if to is None else to
+    width = shutil.get_terminal_size().columns if file.isatty() else None
     first, *rest = [text] if width is None or len(text) <= width else wrapped(text, indent=2, width=width)
-    print(first.strip(), *rest, sep="\n", flush=True)
+    print(first.strip(), *rest, sep="\n", file=file, flush=True)
+
+
+class TellsWarnings(logging.Handler):
+    """Prints what is logged to the standard error, as ``tell`` does; Python's own prints one line, however long."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by ``logging``."""
+        try:
+            tell(record.getMessage(), to=sys.stderr)
+        except Exception:  # noqa: BLE001, as of every handler: nothing ends because it could not be logged
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def warnings_told() -> Iterator[None]:
+    """Inside ``with``, this package's warnings are printed as ``tell`` does, unless somebody else prints them."""
+    logger, handler = logging.getLogger("gspo_rllib"), TellsWarnings(logging.WARNING)
+    if logger.hasHandlers():
+        yield
+        return
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def print_names(title: str, rows: Iterable[tuple[str, str]], *, width: int | None) -> None:

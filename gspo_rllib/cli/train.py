@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
     from gspo_rllib.cli.cluster import ray_session, required_cpus
     from gspo_rllib.cli.preflight import preflight, wait_for_nodes
-    from gspo_rllib.cli.quiet import hush
+    from gspo_rllib.cli.quiet import each_warning_once, hush
 
     if arguments.min_nodes < 1:
         raise SettingError(f"--min-nodes: expected a whole number >= 1, got {arguments.min_nodes}.")
@@ -123,6 +123,8 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
         held.enter_context(claimed(folder, otherwise=otherwise))
     loaded, resume = _what_to_train(arguments)
     hush(loaded.config, verbose=arguments.verbose)
+    starting = held.enter_context(contextlib.ExitStack())
+    starting.enter_context(each_warning_once())
     loaded.config.validate()
     if resume is not None:
         resume.check_tasks(loaded.config)
@@ -136,6 +138,7 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> int:
         wait_for_nodes(arguments.min_nodes)
         preflight(loaded.config, storage=storage, always=address is not None)
         algorithm = loaded.config.build_algo()
+        starting.close()
         try:
             if resume is not None:
                 algorithm.restore_from_path(str(resume.checkpoint), trust_pickle=arguments.trust_pickle)

@@ -12,7 +12,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from gspo_rllib.env_pool.factory import counted_tasks, env_maker
+from gspo_rllib.env_maker import env_maker
+from gspo_rllib.env_pool.factory import counted_tasks
 from gspo_rllib.env_pool.trial import MAKE_S, close_in_time, in_own_thread
 from gspo_rllib.errors import EnvError, described, shown
 

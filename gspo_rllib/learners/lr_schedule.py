@@ -77,9 +77,9 @@ class LRSchedule:
                 raise SettingError(f"{_SETTING}[{key!r}] is unknown. {did_you_mean(str(key), _KEYS)}")
         unit, decay = given.get("unit", "updates"), given.get("decay", "constant")
         if unit != "updates":
-            note = f": {_UNITS[unit]}" if unit in _UNITS else ""
+            note = f": {_UNITS[unit]}" if isinstance(unit, str) and unit in _UNITS else ""
             raise SettingError(f"{_SETTING}['unit'] is {shown(unit)}; allowed: 'updates'{note}.")
-        if decay not in DECAYS:
+        if not isinstance(decay, str) or decay not in DECAYS:
             raise SettingError(f"{_SETTING}['decay'] is {shown(decay)}; allowed: {', '.join(map(repr, DECAYS))}.")
         warmup = _whole(given, "warmup", 0)
         if DECAYS[decay] is None:

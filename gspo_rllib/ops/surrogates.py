@@ -211,6 +211,11 @@ class SurrogateTraits:
     bounds_policy: bool = True
     token_range: str = "GRPO uses 0.2 and 0.28"
 
+    @property
+    def has_range(self) -> bool:
+        """Whether ``clip_low`` and ``clip_high`` change anything."""
+        return self.binding is not _nowhere or self.hold is not None
+
 
 SURROGATES: dict[str, SurrogateTraits] = {
     "clip": SurrogateTraits(_clip_objective, _where_the_clip_is_flat, clips_gradient=True),

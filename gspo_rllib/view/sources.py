@@ -72,8 +72,15 @@ def rows_of_run(run: Path) -> list[Row]:
         RecordError: A file cannot be read.
     """
     rows = [row for file in files_of(run) for row in read_table(file)]
-    if rows:
-        return rows
+    return rows or recorded_of_run(run)
+
+
+def recorded_of_run(run: Path) -> list[Row]:
+    """The trajectories that a run recorded to train on; none of them says in which iteration.
+
+    Raises:
+        RecordError: A file cannot be read.
+    """
     return [row for file in sorted(run.glob("groups*.jsonl")) for row in read_recorded(file)]
 
 

@@ -139,6 +139,18 @@ CALLS: list[Case] = [
         "was given as text",
     ),
     built(
+        "evaluation_config greedy and at a temperature",
+        lambda c: c.evaluation(evaluation_config={"explore": False, "temperature": 0.5}),
+        "evaluation.evaluation_config['temperature'] is 0.5, which has no effect with explore=False: that takes the "
+        "likeliest token. Leave one of the two out.",
+    ),
+    built(
+        "max_summary_tokens",
+        lambda c: c.generation(max_summary_tokens=9),
+        "generation.max_summary_tokens is 9, which has no effect without context_overflow='summarize'. Set that, or "
+        "leave max_summary_tokens out.",
+    ),
+    built(
         "evaluation_config count",
         lambda c: c.evaluation(evaluation_config={"group_size": -1}),
         "evaluation.evaluation_config: training.group_size is -1; allowed: int, >= 1, <= 65536",

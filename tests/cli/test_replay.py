@@ -42,6 +42,15 @@ def test_every_id_of_both_iterations_agrees(
     ]
 
 
+def test_what_was_recorded_and_not_kept_is_played_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = _row(run, 1)
+    kept = [other for other in read_table(file_of(run / FOLDER, 1)) if other["group_id"] != row["group_id"]]
+    write_table(file_of(run / FOLDER, 1), kept)
+    assert kept and main(["replay", str(run), _name(row)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{_name(row)}, weights version 0 of the model that the run began with\nevery id agrees: ")
+
+
 def test_an_id_that_was_changed_is_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_table(file_of(run / FOLDER, 2))
     turn = rows[-1]["turns"][-1]

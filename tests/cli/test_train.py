@@ -46,9 +46,14 @@ def test_the_saved_config_starts_the_same_run_again(trained: SimpleNamespace, co
 
 
 def test_training_resumes_from_a_checkpoint(
-    trained: SimpleNamespace, config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: SimpleNamespace,
+    config_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    arguments = ["train", config_file, "--resume", str(trained.checkpoint), "--iterations", "3"]
+    arguments = ["train", config_file, "training.num_minibatches=1"]
+    arguments += ["--resume", str(trained.checkpoint), "--iterations", "3"]
     assert main([*arguments, "--storage", str(tmp_path)]) == 0
     (folder,) = tmp_path.iterdir()
     results = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
@@ -57,6 +62,7 @@ def test_training_resumes_from_a_checkpoint(
     assert "engines: transformers, because generation.engine names it" in said.splitlines()[0]
     assert "continuing in a new folder from iteration 2, " in said and trained.checkpoint.name in said
     assert json.loads((folder / "run.json").read_text())["resumed_from"]["iteration"] == 2
+    assert caplog.text.count("takes one step per iteration") == 1, "a caution is given once, however often it is found"
 
 
 def test_a_run_says_what_it_was_started_with(trained: SimpleNamespace) -> None:

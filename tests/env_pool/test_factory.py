@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from gspo_rllib.env_pool.factory import check_language_env_spec, env_maker
+from gspo_rllib.env_pool.factory import check_language_env_spec
 from gspo_rllib.errors import EnvError
 from tests.toy_envs import faulty_envs
 from tests.toy_envs.faulty_envs import RAISED, RaisingEnv
@@ -33,32 +33,6 @@ def test_a_gymnasium_id_gets_its_arguments_and_keeps_its_wrappers() -> None:
     assert env.step("a")[3] is True, "the registered time limit truncates"
     assert (spec.blocking, spec.chat) == (False, None)
     assert (spec.observation_space, spec.action_space) == (faulty_envs.TEXT, faulty_envs.TEXT)
-
-
-def test_a_class_gets_keyword_arguments_or_the_whole_config_if_it_asks_for_it() -> None:
-    assert check_language_env_spec(faulty_envs.ThreadedEchoEnv, {"turns": 7}).make().unwrapped.turns == 7
-
-    class Configured(faulty_envs.EchoEnv):
-        def __init__(self, config: dict[str, Any]) -> None:
-            super().__init__(turns=config["turns"] + config.worker_index)  # type: ignore[attr-defined]
-
-    assert env_maker(Configured, {"turns": 7}, worker_index=3)().unwrapped.turns == 10
-
-    class AsRLlibCallsIt(faulty_envs.EchoEnv):
-        def __init__(self, env_config: dict[str, Any]) -> None:
-            super().__init__(turns=env_config["turns"])
-
-    assert env_maker(AsRLlibCallsIt, {"turns": 7})().unwrapped.turns == 7
-
-
-def test_a_name_registered_with_tune_is_made_by_its_creator() -> None:
-    from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
-
-    register_env("my_echo", lambda config: faulty_envs.ChattyEnv(turns=config["turns"]))
-    spec = check_language_env_spec("my_echo", {"turns": 9})
-    assert spec.make().unwrapped.turns == 9
-    assert spec.chat == faulty_envs.ChattyEnv.chat
-    _global_registry.unregister(ENV_CREATOR, "my_echo")
 
 
 def test_an_environment_that_does_not_say_so_is_expected_to_block() -> None:

@@ -89,6 +89,8 @@ def test_a_critic_moves_in_proportion(tiny_dense):
     ("training", "message"),
     [
         ({"lr_schedule": {"decay": "cosin", "total": 9}}, r"'cosin'; allowed: 'constant', 'linear', 'cosine'"),
+        ({"lr_schedule": {"decay": ["cosine"], "total": 9}}, r"\['cosine'\]; allowed: 'constant', 'linear', 'cosine'"),
+        ({"lr_schedule": {"unit": ["updates"], "warmup": 3}}, r"\['updates'\]; allowed: 'updates'\."),
         ({"lr_schedule": {"decay": "cosine"}}, r"\['total'\] is missing"),
         ({"lr_schedule": {"warm_up": 3}}, r"\['warm_up'\] is unknown. Did you mean 'warmup'\?"),
         ({"lr_schedule": {"unit": "steps", "warmup": 3}}, r"'steps'; allowed: 'updates': an update makes num_mini"),

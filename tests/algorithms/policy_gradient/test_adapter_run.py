@@ -145,8 +145,8 @@ def test_weights_of_another_adapter_are_refused_when_they_are_restored(
         # The command asks before anything is built.
         for built, message in ((other, "an adapter of rank 4 and alpha 32"), (whole, "and this policy has none")):
             with pytest.raises(ModelError, match=message):
-                Resume(Path(checkpoint)).check_policy(built.config)
-        Resume(Path(checkpoint)).check_policy(algorithm.config)
+                Resume(checkpoint=Path(checkpoint)).check_policy(built.config)
+        Resume(checkpoint=Path(checkpoint)).check_policy(algorithm.config)
         with pytest.raises(ModelError, match="holds an adapter, and this policy has none"):
             whole.restore_from_path(checkpoint)
         with pytest.raises(ModelError, match="holds a whole model, and this policy has an adapter"):

@@ -77,6 +77,20 @@ def test_the_policy_as_it_is_answers_before_and_after_an_update(tiny_dense, ray_
             algo.generate("word " * 600)
         with pytest.raises(SettingError, match="max_tokens is 0; allowed: int >= 1, or None"):
             algo.generate("Hi", max_tokens=0)
+        for name, value, allowed in (
+            ("max_tokens", True, "int >= 1"),
+            ("temperature", float("inf"), "float >= 0"),
+            ("temperature", True, "float >= 0"),
+            ("seed", "x", "int"),
+            ("seed", 1.5, "int"),
+        ):
+            with pytest.raises(SettingError, match=f"{name} is .*; allowed: {allowed}, or None"):
+                algo.generate("Hi", **{name: value})
+        for name, remedy in (("max_new_tokens", "Use max_tokens"), ("do_sample", "0 takes the"), ("tmperature", "Did")):
+            with pytest.raises(TypeError, match=f"generate: {name} is unknown. .*{remedy}"):
+                algo.generate("Hi", **{name: 1})
+        with pytest.raises(SettingError, match="explore is 'no'; allowed: True, False, None"):
+            algo.compute_single_action("Hi", explore="no")
         with pytest.raises(SettingError, match=r"observation is array.*; it must be a text"):
             algo.compute_single_action(torch.zeros(2).numpy())
         with pytest.raises(SettingError, match="there is one module, 'default_policy'"):

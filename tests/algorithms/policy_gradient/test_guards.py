@@ -172,7 +172,7 @@ REFUSED = (
     Guard(
         "a measured range of a surrogate that has none",
         {"clip_scaling": "deviations", "surrogate": "cispo"},
-        {"clip_scaling": "deviations", "clip_low": 0.2, "clip_high": 0.28},
+        {"clip_scaling": "deviations"},
         ("clip_scaling='deviations'", "surrogate='cispo'", "use 'none'"),
     ),
     Guard(
@@ -238,6 +238,18 @@ CAUTIONED = (
         {"surrogate": "policy_gradient", "num_minibatches": 2, "num_epochs": 3},
         {"surrogate": "policy_gradient", "num_minibatches": 1},
         ("surrogate='policy_gradient'", "6 steps", "num_minibatches=1", "surrogate='clip'"),
+    ),
+    Guard(
+        "a range that nothing is clipped by",
+        {"surrogate": "sapo", "clip_high": 0.1},
+        {"surrogate": "sapo"},
+        ("clip_high: surrogate='sapo' has no use for",),
+    ),
+    Guard(
+        "a range beside one that is measured",
+        {"clip_scaling": "deviations", "clip_low": 0.03, "clip_high": 0.04},
+        {"clip_scaling": "deviations"},
+        ("clip_low and clip_high: clip_scaling='deviations' has no use for",),
     ),
     Guard(
         "GRPO's range on a sequence ratio",

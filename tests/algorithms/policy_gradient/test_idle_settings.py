@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
+from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms import ALGORITHMS
-from gspo_rllib.algorithms.policy_gradient.idle_settings import USES, idle_settings
+from gspo_rllib.algorithms.policy_gradient.idle_settings import USES, idle_settings, unread_settings
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
+from gspo_rllib.env_runners.settings import GenerationSettings
 
 USED_WITH = {
     "gamma": {"advantage_estimator": "turn_returns"},
@@ -27,6 +29,7 @@ USED_WITH = {
     "max_resampled_groups": {"zero_variance_groups": "resample"},
     "truncated_return": {"truncated_trajectories": "fail"},
     "overlong_buffer": {"overlong_tokens": 100},
+    "curriculum_success": {"curriculum": [{"rooms": 6}]},
     "recorded_behavior": {"recorded_groups": "a file"},
     "rollout_correction_level": {"rollout_correction": "mask"},
     "rollout_correction_low": {"rollout_correction": "mask"},
@@ -50,7 +53,7 @@ def test_a_changed_setting_is_refused_exactly_where_it_does_nothing(name):
     (problem,) = idle_settings(TrainingSettings(**changed))
     (by,) = USED_WITH[name]
     assert problem.startswith(f"{name} is ") and f"no effect with {by}=" in problem
-    assert str(USED_WITH[name][by]) in problem or by == "overlong_tokens"
+    assert str(USED_WITH[name][by]) in problem or by in ("overlong_tokens", "curriculum")
     assert not list(idle_settings(TrainingSettings(**changed, **USED_WITH[name])))
 
 
@@ -61,3 +64,26 @@ def test_the_defaults_of_no_algorithm_are_refused(algorithm):
 
 def test_parameters_of_a_penalty_that_is_off_are_no_mistake():
     assert not list(idle_settings(dataclasses.replace(TrainingSettings(), kl_estimator="k2", kl_placement="reward")))
+
+
+@pytest.mark.parametrize(
+    ("generation", "agent", "reader"),
+    [
+        ({"segment_share": 0.4}, {}, {"context_overflow": "sliding_window"}),
+        ({"max_summary_tokens": 9}, {}, {"context_overflow": "summarize"}),
+        ({"max_summary_tokens": 9, "context_overflow": "sliding_window"}, {}, {"context_overflow": "summarize"}),
+        ({}, {"history": "as_sent"}, {"play": "my:agent"}),
+        ({}, {"trajectory_timeout_s": 9.0}, {"play": "my:agent"}),
+        ({}, {"idle_timeout_s": 9.0}, {"play": "my:agent"}),
+        ({}, {"call_timeout_s": 9.0}, {"play": "my:agent"}),
+    ],
+)
+def test_what_no_sampling_and_no_agent_reads_is_refused(generation, agent, reader):
+    (problem,) = unread_settings(GenerationSettings(**generation), AgentSettings(**agent))
+    (name,) = (generation | agent).keys() - {"context_overflow"}
+    assert f".{name} is {(generation | agent)[name]!r}, which has no effect without " in problem
+    if "play" in reader:
+        agent = agent | reader
+    else:
+        generation = generation | reader
+    assert not list(unread_settings(GenerationSettings(**generation), AgentSettings(**agent)))

@@ -138,3 +138,17 @@ def test_what_cannot_be_compiled_is_refused(
     config = config.rl_module(model_config={"path": tiny_dense, **model})
     with pytest.raises(SettingError, match=message):
         config.framework(**{**COMPILED, **framework}).validate()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"torch_compile_learner_dynamo_backend": "eager"}, "no effect without torch_compile_learner=True"),
+        ({"torch_compile_learner_dynamo_mode": "max-autotune"}, "no effect without torch_compile_learner=True"),
+        ({"torch_ddp_kwargs": {"bucket_cap_mb": 1}}, r"no effect without learners\(num_learners=2\) or more"),
+    ],
+)
+def test_what_no_learner_would_read_is_refused(tiny_dense: str, setting: dict[str, Any], message: str) -> None:
+    config = _config(tiny_dense, num_learners=1, sharding="none").framework(**setting)
+    with pytest.raises(SettingError, match=message):
+        config.validate()
