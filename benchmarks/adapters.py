@@ -6,8 +6,8 @@
 *Ways* are updates of a random mixture of experts (8 experts, 2 per token), each in a process of its own: all weights,
 an adapter of rank 16 on the attention, one on the experts too, and that with activations computed again. Memory is the
 peak over the loaded model in the second update, gradients and optimiser included; goal: experts with activations
-computed again at most 0.6 of all weights. *Head* is forward and backward of a dense model with an adapter, its head
-frozen or not, alternately in this process, CPU seconds; goal: at most 0.85.
+computed again at most 0.6 of all weights. *Head* is forward and backward of a dense model of 2 and of 6 layers with an
+adapter, its head frozen or not, alternately in this process, CPU seconds; goal: at most 0.85.
 """
 
 from __future__ import annotations
@@ -147,14 +147,16 @@ def compare_ways(folder: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 def compare_heads(folder: pathlib.Path, args: argparse.Namespace) -> None:
-    """Prints the head's ratio."""
-    dense = build_model(
-        folder, hidden_size=256, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=32,
-        intermediate_size=768,
-    )  # fmt: skip
-    _widen(dense, args.vocabulary)
-    shares = frozen_head(str(dense), args.tokens, args.repetitions)
-    print(f"head frozen ÷ with its gradient: {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
+    """Prints the head's ratio, for a model that is little else and for a deeper one."""
+    for layers in (2, 6):
+        dense = build_model(
+            folder / str(layers), hidden_size=256, num_layers=layers, num_heads=8, num_kv_heads=4, head_dim=32,
+            intermediate_size=768,
+        )  # fmt: skip
+        _widen(dense, args.vocabulary)
+        shares = frozen_head(str(dense), args.tokens, args.repetitions)
+        spread = f"{min(shares):.2f} to {max(shares):.2f}"
+        print(f"{layers} layers, head frozen ÷ with its gradient: {statistics.median(shares):.2f} ({spread})", flush=True)
 
 
 def _widen(folder: pathlib.Path, vocabulary: int) -> None:
