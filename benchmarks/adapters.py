@@ -156,7 +156,9 @@ def compare_heads(folder: pathlib.Path, args: argparse.Namespace) -> None:
         _widen(dense, args.vocabulary)
         shares = frozen_head(str(dense), args.tokens, args.repetitions)
         spread = f"{min(shares):.2f} to {max(shares):.2f}"
-        print(f"{layers} layers, head frozen ÷ with its gradient: {statistics.median(shares):.2f} ({spread})", flush=True)
+        print(
+            f"{layers} layers, head frozen ÷ with its gradient: {statistics.median(shares):.2f} ({spread})", flush=True
+        )
 
 
 def _widen(folder: pathlib.Path, vocabulary: int) -> None:

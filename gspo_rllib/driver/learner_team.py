@@ -28,8 +28,8 @@ from gspo_rllib import checkpoints
 from gspo_rllib.checkpoints.components import restore_component
 from gspo_rllib.driver.learner_calls import GuardedCall, GuardedStream, Raised, own_copy, raised_where, set_kept
 from gspo_rllib.driver.learner_room import await_room
-from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch
-from gspo_rllib.driver.processes import end_process, is_here, stands_still_anywhere
+from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch, brought_home
+from gspo_rllib.driver.processes import end_process, stands_still_anywhere
 from gspo_rllib.driver.setup_state import KeepsWeightsOutOfTheDriver
 from gspo_rllib.driver.watched_manager import WatchedManager
 from gspo_rllib.errors import GSPOError, LearnersLostError, described, own_error
@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 MOST_REPEATED = 100
 """Most updates that are kept for a run whose only commits are its checkpoints."""
-
-_BROUGHT_AT_ONCE = 32
-"""Values from another machine. To get one and put it again, in turns, took 500 ms each; in parts of 16, 14 to 44 ms."""
 
 _UPDATE = "update"  # the method, as RLlib calls it by name
 _ATTEMPTS = 3  # at building the learners again before a run ends
@@ -221,22 +218,12 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             if raised:
                 return raised[0]
             values = [list(of) for of in streams]
-            return [self._brought_home(*of) for of in zip(self._workers, values, strict=True)] if at_home else values
+            return [brought_home(*of) for of in zip(self._workers, values, strict=True)] if at_home else values
 
         answer = self._healed(ask)
         if isinstance(answer, Raised):
             raise answer.error
         return answer
-
-    def _brought_home(self, learner: Any, values: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """What a learner yielded, where this process is, some values at a time."""
-        if is_here(learner):
-            return values
-        try:
-            parts = [values[start : start + _BROUGHT_AT_ONCE] for start in range(0, len(values), _BROUGHT_AT_ONCE)]
-            return [ray.put(value) for part in parts for value in ray.get(part)]
-        except RayError as error:
-            raise LearnerLost(f"a learner's machine is gone ({type(error).__name__})") from error
 
     def ask(
         self, function: Any, kwargs: Mapping[str, Any] | list[dict[str, Any]] | None, numbers: list[int]

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from gspo_rllib.driver.learner_calls import Raised
-from gspo_rllib.driver.processes import LOOK_S, Standstill
+from gspo_rllib.driver.processes import LOOK_S, Standstill, is_here
 from gspo_rllib.errors import GSPOError
 
 LEAST_DEADLINE_S = 60.0
@@ -23,6 +23,9 @@ DEADLINE_IN_MEDIANS = 10.0
 
 OTHERS_WAIT_S = 30.0
 """Seconds that learners that work together may go on after one of them has raised."""
+
+_BROUGHT_AT_ONCE = 32
+"""Values from another machine. To get one and put it again, in turns, took 500 ms each; in parts of 16, 14 to 44 ms."""
 
 _VERDICT_S = 1.0  # how long others may take to say what they saw, after a learner was lost
 
@@ -115,3 +118,22 @@ def _take(
                 raise answer.error
             lost.append((True, f"learner {number} raised {answer.text}"))
     return lost
+
+
+def brought_home(learner: Any, values: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """What a learner yielded, on this process's machine and owned by it.
+
+    Args:
+        learner: The learner's actor.
+        values: In the object store, wherever the learner is.
+
+    Raises:
+        LearnerLost: Its machine is gone.
+    """
+    if is_here(learner):
+        return values
+    try:
+        starts = range(0, len(values), _BROUGHT_AT_ONCE)
+        return [ray.put(value) for at in starts for value in ray.get(values[at : at + _BROUGHT_AT_ONCE])]
+    except RayError as error:
+        raise LearnerLost(f"a learner's machine is gone ({type(error).__name__})") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
+import psutil
 import ray
 
 from gspo_rllib.driver.processes import Standstill, actor_entry
@@ -23,6 +25,8 @@ def test_a_process_that_stands_still_is_told_once_however_long_it_takes_to_end(r
     pid, standstill = ray.get(actor.pid.remote()), Standstill()
     os.kill(pid, signal.SIGSTOP)
     try:
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:  # a busy machine takes a while to stop it
+            time.sleep(0.01)
         found = []
         for _ in range(3):
             standstill._looked.clear()  # it looks every half second

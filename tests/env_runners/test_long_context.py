@@ -138,7 +138,7 @@ def test_the_learner_scores_every_segment_as_the_engine_did_and_takes_one_ratio_
         .rl_module(model_config={"path": tiny_dense})
         .generation(
             engine="transformers", max_tokens_per_turn=6, max_model_len=256, context_overflow=overflow,
-            segment_share=0.8, max_summary_tokens=16,
+            segment_share=0.8, **({"max_summary_tokens": 16} if overflow == "summarize" else {}),
         )
         .training(group_size=2, groups_per_iteration=2, num_minibatches=2, lr=1e-3)
         .debugging(seed=0)
