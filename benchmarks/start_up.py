@@ -57,6 +57,8 @@ def start(model: str, num_env_runners: int, profile: bool) -> dict[str, Any]:
 
         profiler = cProfile.Profile()
         profiler.enable()
+    # A cluster that was killed leaves its address behind, and Ray would wait for it.
+    os.environ["RAY_ADDRESS"] = "local"
     config = (
         GSPOConfig()
         .environment("gspo_rllib.envs:gspo_rllib/Arithmetic-v0")

@@ -7,6 +7,8 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
 
@@ -70,3 +72,8 @@ class Cluster:
     def close(self) -> None:
         for node in reversed(list(self.nodes)):
             self.lose(node)
+        # As `ray stop` does: as long as it names a cluster, every `ray.init()` on this machine waits for that one.
+        noted = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+        with contextlib.suppress(OSError):
+            if noted.read_text().rpartition(":")[2] == self.address.rpartition(":")[2]:
+                noted.unlink()
