@@ -16,6 +16,7 @@ from gspo_rllib.algorithms.policy_gradient.choices import (
     ROLLOUT_CORRECTIONS,
     SCHEDULES,
 )
+from gspo_rllib.algorithms.policy_gradient.idle_settings import changed
 from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS
 from gspo_rllib.driver.selection import COMPARES_RETURNS, REPLACES_REWARDS, ZERO_VARIANCE_GROUPS
@@ -267,9 +268,8 @@ def _objective_cautions(s: TrainingSettings) -> Iterator[str]:
 
 
 def _unused_range(s: TrainingSettings, by: str) -> Iterator[str]:
-    defaults = type(s)()
-    if changed := [name for name in ("clip_low", "clip_high") if getattr(s, name) != getattr(defaults, name)]:
-        yield f"{' and '.join(changed)}: {by} has no use for a clip range."
+    if names := [name for name, _ in changed(s, ("clip_low", "clip_high"))]:
+        yield f"{' and '.join(names)}: {by} has no use for a clip range."
 
 
 def _range_cautions(s: TrainingSettings) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from gspo_rllib.agents.settings import AgentSettings
 from gspo_rllib.algorithms.policy_gradient.choices import CLIP_SCALINGS, ROLLOUT_CORRECTIONS
@@ -11,7 +12,7 @@ from gspo_rllib.algorithms.policy_gradient.settings import TrainingSettings
 from gspo_rllib.connectors import ADVANTAGE_ESTIMATORS, AdvantageTraits
 from gspo_rllib.driver.selection import REPLACES_REWARDS, ZERO_VARIANCE_GROUPS
 from gspo_rllib.env_runners.settings import GenerationSettings
-from gspo_rllib.knobs import default_of
+from gspo_rllib.knobs import Settings, default_of
 from gspo_rllib.ops import SURROGATES
 
 
@@ -117,14 +118,28 @@ def unread_settings(generation: GenerationSettings, agent: AgentSettings) -> Ite
         ),
     )
     for settings, is_read, reader, names in readers:
-        defaults = {field.name: default_of(field) for field in dataclasses.fields(settings)}
-        for name in names:
-            value = getattr(settings, name)
-            if not is_read and value != defaults[name]:
-                yield (
-                    f"{settings.SECTION}.{name} is {value!r}, which has no effect without {reader}. Set that, or leave "
-                    f"{name} out."
-                )
+        for name, value in () if is_read else changed(settings, names):
+            yield (
+                f"{settings.SECTION}.{name} is {value!r}, which has no effect without {reader}. Set that, or leave "
+                f"{name} out."
+            )
+
+
+def changed(settings: Settings, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Those of some settings that are not at their defaults, with their values.
+
+    Args:
+        settings: A section's settings.
+        names: Which of them.
+
+    Example:
+        >>> list(changed(TrainingSettings(clip_low=0.5), ["clip_low", "clip_high"]))
+        [('clip_low', 0.5)]
+    """
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(settings)}
+    for name in names:
+        if (value := getattr(settings, name)) != defaults[name]:
+            yield name, value
 
 
 def idle_settings(settings: TrainingSettings) -> Iterator[str]:
@@ -133,14 +148,9 @@ def idle_settings(settings: TrainingSettings) -> Iterator[str]:
     Args:
         settings: The training settings.
     """
-    defaults = {field.name: default_of(field) for field in dataclasses.fields(settings)}
     for use in USES:
-        if use.holds(settings):
-            continue
-        for name in use.of:
-            value = getattr(settings, name)
-            if value != defaults[name]:
-                yield (
-                    f"{name} is {value!r}, which has no effect with {use.by}={getattr(settings, use.by)!r}; only "
-                    f"{use.values} has a use for it. Change {use.by}, or leave {name} out."
-                )
+        for name, value in () if use.holds(settings) else changed(settings, use.of):
+            yield (
+                f"{name} is {value!r}, which has no effect with {use.by}={getattr(settings, use.by)!r}; only "
+                f"{use.values} has a use for it. Change {use.by}, or leave {name} out."
+            )
