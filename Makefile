@@ -11,6 +11,7 @@ CONFIG ?= configs/calculator.yaml
 SOAK   ?= 8h
 SEED_MODEL := models/seed
 RECALL_MODEL := models/recall_long
+ARITHMETIC_MODEL := models/arithmetic
 # Two processes: while one waits for Ray's actors, the other computes. Which tests go together is said in tests/conftest.py.
 # Of three processes one waits for something at any time.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --durations 10
@@ -78,19 +79,23 @@ $(SEED_MODEL)/config.json: | $(STAMP)
 $(RECALL_MODEL)/config.json: | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Recall-v0 $(RECALL_MODEL) --env-config turns=60 keys=1 values=8 --careless --target 0.25
 
+$(ARITHMETIC_MODEL)/config.json: | $(STAMP)
+	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Arithmetic-v0 $(ARITHMETIC_MODEL) --careless
+
 bench: $(STAMP)  ## This project against its own limits; writes benchmarks/latest.json
 	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
-	$(BIN)/python benchmarks/rollout.py --record
+	$(BIN)/python benchmarks/rollout.py --goals --record
 	$(BIN)/python benchmarks/loop.py --folder models/benchmarks --record
 	$(BIN)/python benchmarks/async_loop.py --record
-	$(BIN)/python benchmarks/weight_sync.py
+	$(BIN)/python benchmarks/weight_sync.py --models dense --remote 2
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/growth.py
 
-bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json $(RECALL_MODEL)/config.json  ## Side by side with TRL and AgileRL, each in an environment of its own; writes benchmarks/latest.json
+bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json $(RECALL_MODEL)/config.json $(ARITHMETIC_MODEL)/config.json  ## Side by side with TRL and AgileRL, each in an environment of its own; writes benchmarks/latest.json
 	$(PEERS)/bin/python benchmarks/peers_learner.py --record
 	$(PEERS)/bin/python benchmarks/peers_loop.py --record
 	$(PEERS)/bin/python benchmarks/peers_multi_turn.py --record --picture docs/results/peers_multi_turn.png
+	$(PEERS)/bin/python benchmarks/peers_learning.py --record
 
 soak: $(STAMP)  ## A fault every minute for SOAK=8h (10m, …): does anything grow, or slow down? Writes docs/results/soak.json
 	$(BIN)/python benchmarks/soak.py --time $(SOAK) --json docs/results/soak.json

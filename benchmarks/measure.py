@@ -28,6 +28,10 @@ KEYS: Mapping[str, tuple[float, str]] = {
         0.85,
         "learner ÷ bare forward and backward with the head on sampled tokens, tokens/s, 32k vocabulary",
     ),
+    "learning_over_trl": (
+        0.97,
+        "our mean return ÷ TRL's over the same tasks and as many iterations, Arithmetic, one turn",
+    ),
     "learner_over_trl": (5.0, "learner ÷ TRL's loss path, tokens/s, 32k vocabulary"),
     "learner_memory_over_trl": (0.25, "learner's peak memory ÷ TRL's, over the model's own"),
     "rollout_over_vllm": (0.9, "env runner ÷ raw vLLM, tokens/s, concurrency 32, 10 turns"),

@@ -1,6 +1,7 @@
-"""The jobs of peers_multi_turn.py: what every side is given, alike.
+"""The jobs of peers_multi_turn.py and peers_learning.py: what every side is given, alike.
 
-Imported in the environment of every side, so it needs nothing but Gymnasium, and ``gspo_rllib.envs`` to make one.
+Imported in the environment of every side, so it needs nothing but Gymnasium, the seeds, and ``gspo_rllib.envs`` to make
+one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+
+from gspo_rllib.seeds import derive_seed
 
 GROUP_SIZE = 8
 MINIBATCHES = 4
@@ -56,6 +59,9 @@ class Job:
 
 
 JOBS = {
+    "one_turn": Job(
+        "Arithmetic-v0", {}, most_turns=1, tokens_per_turn=16, context=256, groups=16, lr=1e-4, clip=(0.03, 0.04)
+    ),
     # As configs/calculator.yaml has it.
     "many_turns": Job(
         "Calculator-v0", {"operations": 6}, most_turns=14, tokens_per_turn=16, context=512, groups=16, lr=1e-4,
@@ -66,6 +72,11 @@ JOBS = {
         lr=1e-4, clip=(3e-3, 4e-3),
     ),
 }  # fmt: skip
+
+
+def task_seed(seed: int, number: int) -> int:
+    """What our own run with a seed resets its environments with in the group of this number."""
+    return derive_seed(seed, "train", str(number), 0, bits=31)
 
 
 class Played:

@@ -37,8 +37,8 @@ What is unlike: to our advantage, the peers play in step, turn by turn, because 
 compared. TRL trains on trajectories without an advantage as well (*trained tokens* counts those of ours and AgileRL's
 that took part; ours from the share of trajectories). To the peers' advantage: neither writes a checkpoint, a log or a
 curve, and neither restarts what fails; our iterations are those of ``Algorithm.train()`` with Ray around them.
-Minibatches are whole groups here and mixed in TRL. Seeds draw the same kind of tasks, not the same ones. The first
-start of a fresh environment also compiles its modules.
+Minibatches are whole groups here and mixed in TRL. TRL is given our tasks in our order, AgileRL draws others of their
+kind. The first start of a fresh environment also compiles its modules.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ Steps = dict[str, list[dict[str, float]]]
 """Side to what each of its iterations cost and achieved."""
 
 
-def compare(job: str, model: str, seed: int, sides: list[str], iterations: int) -> Steps:
-    """Has every side do its iterations, in turn."""
+def compare(job: str, model: str, seed: int, sides: list[str], iterations: int, *, target: float = TARGET) -> Steps:
+    """Has every side do its iterations, in turn, until it reaches the target."""
     steps: Steps = {name: [] for name in sides}
     children: dict[str, Child] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def compare(job: str, model: str, seed: int, sides: list[str], iterations: int) 
             while children:
                 for name in [*children]:
                     taken = steps[name]
-                    learnt = max(step["success"] for step in taken) >= TARGET and len(taken) >= FEWEST
+                    learnt = max(step["success"] for step in taken) >= target and len(taken) >= FEWEST
                     if learnt or len(taken) >= iterations:
                         children.pop(name).stop()
                     else:
@@ -271,7 +271,7 @@ def longer_context(model: str, context: int, folder: str) -> str:
 def main() -> None:
     """Runs the jobs, prints their tables, and draws and records what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", nargs="+", choices=[*peers_job.JOBS], default=[*peers_job.JOBS])
+    parser.add_argument("--jobs", nargs="+", choices=[*MODELS], default=[*MODELS])
     parser.add_argument("--sides", nargs="+", choices=[*SIDES], default=[*SIDES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="long_turns takes the first of them")
     parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 1 of long_turns")

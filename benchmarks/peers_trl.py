@@ -1,4 +1,4 @@
-"""TRL's side of peers_multi_turn.py: ``GRPOTrainer.train()`` with a ``rollout_func`` that plays an environment.
+"""TRL's side of the comparisons by iteration: ``GRPOTrainer.train()`` whose ``rollout_func`` plays an environment.
 
 Also what TRL's vLLM needs on a CPU, for every comparison with it.
 """
@@ -152,7 +152,7 @@ def run(job_name: str, model: str, seed: int, engine: str) -> None:
     def reward(completions: Any, env_return: list[float], **_: Any) -> list[float]:
         return env_return
 
-    tasks = range(100_000 * seed, 100_000 * seed + job.groups * peers_job.LONGEST_RUN)
+    tasks = [peers_job.task_seed(seed, number) for number in range(job.groups * peers_job.LONGEST_RUN)]
     per_step = job.trajectories // peers_job.MINIBATCHES
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(
@@ -163,7 +163,7 @@ def run(job_name: str, model: str, seed: int, engine: str) -> None:
             temperature=peers_job.TEMPERATURE, top_k=0, top_p=1.0, importance_sampling_level="sequence",
             loss_type="grpo", epsilon=job.clip[0], epsilon_high=job.clip[1], beta=0.0, learning_rate=job.lr,
             lr_scheduler_type="constant", weight_decay=peers_job.WEIGHT_DECAY, max_grad_norm=peers_job.GRAD_CLIP,
-            max_steps=peers_job.MINIBATCHES * peers_job.LONGEST_RUN, **settings,
+            max_steps=peers_job.MINIBATCHES * peers_job.LONGEST_RUN, shuffle_dataset=False, **settings,
         )  # fmt: skip
         GRPOTrainer(
             model,

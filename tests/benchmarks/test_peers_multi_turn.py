@@ -11,6 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gspo_rllib.env_runners.chat import ChatRenderer
+from gspo_rllib.env_runners.group_names import training_group
+from gspo_rllib.env_runners.group_scheduler import GroupScheduler
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CHILD = """
@@ -86,7 +88,16 @@ class Expert:
         return [ids for _ in prompt_ids], None
 
 
-@pytest.mark.parametrize("job_name", ["many_turns", "long_turns"])
+def test_peers_are_given_the_tasks_of_our_own_runs(scripts: None) -> None:
+    import peers_job
+
+    groups = [training_group(number) for number in (0, 7)]
+    scheduler: GroupScheduler[Any] = GroupScheduler(groups, group_size=1, run_seed=3, role="train")
+    drawn = [assignment.task_seed for assignment in iter(scheduler.next_assignment, None)]
+    assert drawn == [peers_job.task_seed(3, 0), peers_job.task_seed(3, 7)]
+
+
+@pytest.mark.parametrize("job_name", ["one_turn", "many_turns", "long_turns"])
 def test_trl_is_shown_the_tokens_that_our_own_runner_shows(job_name: str, scripts: None, tiny_dense: str) -> None:
     import peers_job
     from peers_trl import Rollout

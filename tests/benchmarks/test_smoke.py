@@ -72,6 +72,7 @@ NO_PROGRAMS = {
 IN_AN_ENVIRONMENT_OF_THEIR_OWN = {
     "peers_agilerl.py",
     "peers_learner.py",
+    "peers_learning.py",
     "peers_loop.py",
     "peers_multi_turn.py",
     "peers_ours.py",
