@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 
 from gspo_rllib.agents import server
 from gspo_rllib.agents.rendering import MessageRenderer
 from tests.agents.made_up_policy import user
 from tests.agents.serving import Served, served
+
+if TYPE_CHECKING:
+    import anthropic  # two seconds, which only those pay who run these tests
 
 ADD: Any = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}
 CALLS = '<tool_call>{"name": "add", "arguments": {"b": 1, "a": 2}}</tool_call>' * 2
@@ -26,6 +28,8 @@ def one(rich_renderer: MessageRenderer) -> Iterator[Served]:
 
 @pytest.fixture
 def client(one: Served) -> anthropic.Anthropic:
+    import anthropic
+
     return anthropic.Anthropic(base_url=one.endpoint.url().removesuffix("/v1"), api_key=one.key)
 
 
@@ -72,6 +76,8 @@ def test_words_and_calls_of_one_reply_come_back_as_one(one: Served, client: anth
 def test_the_runner_of_its_client_sends_whole_conversations_when_nothing_is_stored(
     one: Served, client: anthropic.Anthropic
 ) -> None:
+    import anthropic
+
     @anthropic.beta_tool
     def add(a: int, b: int) -> str:
         """Adds."""
@@ -122,23 +128,25 @@ def test_a_stop_sequence_is_named_and_kept_in_the_ids(one: Served, client: anthr
 @pytest.mark.parametrize(
     ("break_off", "kind", "status", "code", "words"),
     [
-        (lambda one: one.session.seal(), anthropic.APIStatusError, 410, "session_ended", "this session has ended"),
-        (lambda one: one.endpoint.end(one.key), anthropic.APIStatusError, 410, "session_ended", "this session has"),
+        (lambda one: one.session.seal(), "APIStatusError", 410, "session_ended", "this session has ended"),
+        (lambda one: one.endpoint.end(one.key), "APIStatusError", 410, "session_ended", "this session has"),
         (
-            lambda one: setattr(one.session, "_max_model_len", 3), anthropic.BadRequestError, 400,
+            lambda one: setattr(one.session, "_max_model_len", 3), "BadRequestError", 400,
             "context_length_exceeded", "prompt is too long: This model's maximum context length is 3 tokens.",
         ),
         (
-            lambda one: setattr(one.session, "_max_calls", 0), anthropic.BadRequestError, 400, "max_turns_exceeded",
+            lambda one: setattr(one.session, "_max_calls", 0), "BadRequestError", 400, "max_turns_exceeded",
             "this trajectory has had 0 of at most 0 replies",
         ),
     ],
 )  # fmt: skip
 def test_a_refusal_is_an_error_of_anthropics_client(
-    one: Served, client: anthropic.Anthropic, break_off: Any, kind: Any, status: int, code: str, words: str
+    one: Served, client: anthropic.Anthropic, break_off: Any, kind: str, status: int, code: str, words: str
 ) -> None:
+    import anthropic
+
     break_off(one)
-    with pytest.raises(kind) as refused:
+    with pytest.raises(getattr(anthropic, kind)) as refused:
         client.messages.create(model="m", messages=[user("a")], max_tokens=9)
     assert refused.value.status_code == status
     body: Any = refused.value.body
@@ -148,6 +156,8 @@ def test_a_refusal_is_an_error_of_anthropics_client(
 
 
 def test_a_wrong_key_and_a_wrong_address_are_named(one: Served, client: anthropic.Anthropic) -> None:
+    import anthropic
+
     wrong = client.with_options(api_key="guess")
     with pytest.raises(anthropic.AuthenticationError, match="this key opens no session"):
         wrong.messages.create(model="m", messages=[user("a")], max_tokens=9)
@@ -159,6 +169,8 @@ def test_a_wrong_key_and_a_wrong_address_are_named(one: Served, client: anthropi
 def test_what_goes_wrong_late_ends_the_stream_with_an_error(
     one: Served, client: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import anthropic
+
     monkeypatch.setattr(server, "COMMENT_S", 0.05)
     one.hold.clear()
 

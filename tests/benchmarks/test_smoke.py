@@ -33,6 +33,7 @@ SMALLEST = {
     "learner.py": "--vocabularies 1024 --repetitions 1 --folder {folder}",
     "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "
     "--model {model} --seeds 0 --target 0",
+    "lookup.py": "calculator {model} --groups 1",
     "loop.py": "--repetitions 1 --groups 4 --group-size 2 --turns 2 --vocabulary 1024 --folder {folder}",
     "long_contexts.py": "--lengths 512 1024 --vocabulary 1024 --ways 0.05",
     "precision.py": "--size small --vocabulary 1024 --engines transformers --trajectories 2 --turns 1 --tokens 2 "
