@@ -68,7 +68,7 @@ def print_table(runs: list[Steps]) -> None:
             cells.append(f"{tokens:,.0f}, {statistics.median(returns):.2f} ({min(returns):.2f}–{max(returns):.2f})")
         print(f"| {number + 1} | {' | '.join(cells)} |")
     found = difference(runs)
-    verdict = "NOT within noise" if found.excludes_zero else "within noise"
+    verdict = "NOT within noise" if found.excludes_zero else "within noise" if len(runs) > 1 else "one seed tells nothing"
     print(
         f"\nmean return, ours - TRL's: {found.value:+.3f} (95 % from {found.low:+.3f} to {found.high:+.3f}, "
         f"{len(runs)} seeds): {verdict}\nmeasured on {machine.sentence()}"
@@ -78,8 +78,8 @@ def print_table(runs: list[Steps]) -> None:
 def main() -> None:
     """Runs both sides, prints the table, and records what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--iterations", type=int, default=15)
     parser.add_argument("--model", default=str(ROOT / "models" / "arithmetic"), help="start policy")
     parser.add_argument("--kept", type=pathlib.Path, help="report on what --json wrote earlier, run nothing")
     parser.add_argument("--json", type=pathlib.Path, help="also write every iteration here")
