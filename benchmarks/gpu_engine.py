@@ -21,7 +21,7 @@ import json
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -220,7 +220,7 @@ def graphs(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         decode(step)
         expected = token.clone()
         row: dict[str, Any] = {"dtype": args.dtype, "slots": slots}
-        ways = {"launched": step}
+        ways: dict[str, Callable[[], Any]] = {"launched": step}
         if args.device == "cuda":
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

@@ -189,9 +189,8 @@ def limited(module: Any, gigabytes: float) -> Iterator[None]:
 def measure(learner: Any, size: str, data: str | int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row of the table for each way."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    groups = gpu.played(
-        data, 1 if args.lengths else args.groups, prompt=args.prompt, completion=args.completion, vocabulary=args.vocabulary
-    )  # fmt: skip
+    sizes = {"prompt": args.prompt, "completion": args.completion, "vocabulary": args.vocabulary}
+    groups = gpu.played(data, 1 if args.lengths else args.groups, **sizes)
     trajectories = [token_trajectory(e, advantage=1.0) for group in groups for e in group.episodes]
     segments = [len(segment) for t in trajectories for segment in t.segments]
     sampled = sum(t.num_loss_tokens for t in trajectories)
@@ -273,7 +272,8 @@ def main() -> None:
             gpu.free()
     for row in rows if args.lengths else ():
         first = next(r for r in rows if (r["size"], r["way"]) == (row["size"], row["way"]))
-        print(f"{row['size']} {row['way']} {row['data']}: {row['tokens_per_s'] / first['tokens_per_s']:.2f} of the first")
+        ratio = row["tokens_per_s"] / first["tokens_per_s"]
+        print(f"{row['size']} {row['way']} {row['data']}: {ratio:.2f} of {first['data']}")
 
 
 if __name__ == "__main__":
