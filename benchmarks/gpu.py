@@ -76,12 +76,18 @@ def random_qwen3(folder: pathlib.Path, size: str, *, vocabulary: int, device: st
     return str(path)
 
 
-def played(data: str, num_groups: int, *, prompt: int, completion: int, vocabulary: int) -> list[Any]:
-    """Groups of random tokens as the learner trains on them; old log-probs are 0 and to be computed by the learner.
+def played(data: str | int, num_groups: int, **sizes: int) -> list[Any]:
+    """What was ``drawn``, as the groups that the learner trains on."""
+    return groups_of(drawn(data, num_groups, **sizes))
+
+
+def drawn(data: str | int, num_groups: int, *, prompt: int, completion: int, vocabulary: int) -> list[Conversation]:
+    """Groups of random tokens, one after the other; old log-probs are 0 and to be computed by the learner.
 
     Args:
         data: ``"single_turn"``: one prompt, completions log-normal around their median; ``"multi_turn"``: 3 to 50 turns
-            of about 95 tokens shown and 60 sampled.
+            of about 95 tokens shown and 60 sampled; a number: trajectories of so many tokens, whose first eighth is the
+            group's prompt, and then turns of 40 tokens sampled and 40 shown.
         num_groups: Groups of 8.
         prompt: Tokens of the prompt (single turn).
         completion: Median of the sampled tokens (single turn).
@@ -93,6 +99,8 @@ def played(data: str, num_groups: int, *, prompt: int, completion: int, vocabula
         if data == "single_turn":
             sampled = np.exp(rng.normal(np.log(completion), 0.5, GROUP_SIZE)).clip(16, 4 * completion).astype(int)
             shapes = [[(prompt, int(n))] for n in sampled]
+        elif isinstance(data, int):
+            shapes = [[(data // 8, 40), *[(40, 40)] * ((7 * data // 8 - 40) // 80)]] * GROUP_SIZE
         else:
             turns = (50, 4, 20, 6, 12, 3, 8, 5)
             shapes = [[(int(rng.integers(60, 131)), int(rng.integers(30, 91))) for _ in range(n)] for n in turns]
@@ -105,7 +113,7 @@ def played(data: str, num_groups: int, *, prompt: int, completion: int, vocabula
             ids[0] = (first, ids[0][1])
             num_sampled = sum(n for _, n in shape)
             found.append(Conversation(ids, np.zeros(num_sampled, np.float32), reward=float(member % 3 == 0)))
-    return groups_of(found)
+    return found
 
 
 def model_flops(config: Any, segment_lengths: Iterable[int], num_sampled: int) -> float:

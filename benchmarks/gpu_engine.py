@@ -9,6 +9,8 @@ and the root mean square of a trajectory's mean difference, which is what a rati
 requests of one prompt length at once, all with as many tokens; steps per second say what a forward pass costs. With
 vLLM the same requests also go to its own loop, once with the very sampling options the engine gives it (*raw*) and once
 without seeds and log-probs (*plain*). *Sync*: the learner's weights to host memory, and from there into the engine.
+*Graphs* (``--graphs``): what transformers' own model takes for a decode step with a static cache, launched as it comes
+and replayed as a CUDA graph: a bound for an engine that would replay its steps.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -29,6 +31,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from transformers import AutoModelForCausalLM, StaticCache
 
 from gspo_rllib import columns
 from gspo_rllib.engines.protocol import Engine, EngineSpec, GenerationRequest
@@ -191,6 +194,46 @@ def raw_vllm(engine: Any, prompts: list[list[int]], num_tokens: int, changes: di
         left -= sum(output.finished for output in engine._engine.step())
 
 
+@torch.no_grad()
+def graphs(path: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per number of requests: a decode step launched kernel by kernel, and replayed as one CUDA graph."""
+    rows = []
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype).to(args.device).eval()
+    for slots in args.slots:
+        ids = torch.tensor(prompts_of(slots, args.prompt, args.vocabulary), device=args.device)
+        cache = StaticCache(config=model.config, max_cache_len=args.prompt + args.tokens)
+        token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        first, places = token.clone(), torch.arange(args.prompt + args.tokens, device=args.device)
+
+        def step(token: Any = token, cache: Any = cache, places: Any = places) -> None:
+            place = cache.layers[0].cumulative_length
+            seen = {"attention_mask": (places <= place).expand(len(token), 1, 1, -1), "position_ids": place.view(1, 1)}
+            token.copy_(model(token, past_key_values=cache, **seen).logits.argmax(-1))
+
+        def decode(step: Any, token: Any = token, first: Any = first, cache: Any = cache) -> None:
+            token.copy_(first)
+            for layer in cache.layers:
+                layer.cumulative_length.fill_(args.prompt)
+            for _ in range(args.tokens):
+                step()
+
+        decode(step)
+        expected = token.clone()
+        row: dict[str, Any] = {"dtype": args.dtype, "slots": slots}
+        ways: dict[str, Callable[[], Any]] = {"launched": step}
+        if args.device == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            ways["replayed"] = graph.replay
+        for way, function in ways.items():
+            took = gpu.median(gpu.seconds(partial(decode, function), args.repetitions))
+            row |= {f"{way}_ms_per_step": 1e3 * took / args.tokens, f"{way}_alike": bool(torch.equal(token, expected))}
+        rows.append(row)
+        print("graphs", row, flush=True)
+    return rows
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -207,6 +250,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--folder", type=pathlib.Path, help="where random models are kept; a temporary one without it")
     parser.add_argument("--profile", action="store_true", help="also print the kernels of decoding")
+    parser.add_argument("--graphs", action="store_true", help="also bound what replaying decode steps would give")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
     args = parser.parse_args()
     print(gpu.where(args.device))
@@ -218,6 +262,9 @@ def main() -> None:
             if args.json:  # a long run that is cut off has been worth something
                 args.json.write_text(json.dumps(found, indent=1) + "\n")
             found[size]["speed"] = speed(path, args)
+            if args.graphs:
+                gpu.free()
+                found[size]["graphs"] = graphs(path, args)
             if args.json:
                 args.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -2,8 +2,10 @@
 
     .venv/bin/python benchmarks/learner.py
     .venv/bin/python benchmarks/learner.py --vocabularies 32768 152064 --data single_turn multi_turn
+    .venv/bin/python benchmarks/learner.py --precision bfloat16
 
-Both sides run in this process, alternately, on the same trajectories with the same float32 model and one thread:
+Both sides run in this process, alternately, on the same trajectories with the same float32 model and one thread, under
+bfloat16 autocast where that is asked for:
 
 - *learner*: ``LanguageLearner.update`` as training calls it (episodes to tokens, advantages, packing, forward, GSPO
   loss, backward, statistics), one minibatch, the optimiser's step left out;
@@ -40,6 +42,7 @@ from gspo_rllib.connectors import token_trajectory
 from gspo_rllib.envs import UnicodeText
 from gspo_rllib.learners.training_data import GroupTrainingData
 from gspo_rllib.packing import pack, plan_rows
+from gspo_rllib.precision import PRECISIONS
 
 SPACES = {DEFAULT_MODULE_ID: (UnicodeText(100), UnicodeText(100))}
 BUDGET = 16384
@@ -73,6 +76,7 @@ def sides(model: str, data: str, *, precision: str = "float32") -> tuple[dict[st
 
     trajectories = [token_trajectory(e, advantage=1.0) for group in groups for e in group.episodes]
     packed, single = packed_rows(trajectories), [pack([trajectory]) for trajectory in trajectories]
+    autocast = None if precision == "float32" else precision
     numbers = {
         "trajectories": len(trajectories),
         "tokens": sum(t.num_tokens for t in trajectories),
@@ -81,10 +85,10 @@ def sides(model: str, data: str, *, precision: str = "float32") -> tuple[dict[st
     return (
         {
             "learner": update,
-            "bare_packed": lambda: bare(module, packed, head=True),
-            "bare_single": lambda: bare(module, single, head=True),
-            "layers_packed": lambda: bare(module, packed, head=False),
-            "layers_single": lambda: bare(module, single, head=False),
+            "bare_packed": lambda: bare(module, packed, head=True, autocast_dtype=autocast),
+            "bare_single": lambda: bare(module, single, head=True, autocast_dtype=autocast),
+            "layers_packed": lambda: bare(module, packed, head=False, autocast_dtype=autocast),
+            "layers_single": lambda: bare(module, single, head=False, autocast_dtype=autocast),
         },
         numbers,
     )
@@ -102,9 +106,11 @@ def _peak(function: Callable[[], Any]) -> float:
     return peak_over_mb(function)
 
 
-def measure(folder: pathlib.Path, size: str, vocabulary: int, data: str, repetitions: int) -> dict[str, Any]:
+def measure(
+    folder: pathlib.Path, size: str, vocabulary: int, data: str, repetitions: int, precision: str
+) -> dict[str, Any]:
     """One row of the table."""
-    functions, numbers = sides(random_model(folder, size=size, vocabulary=vocabulary), data)
+    functions, numbers = sides(random_model(folder, size=size, vocabulary=vocabulary), data, precision=precision)
     # The first, slower runs say which of two ways is the faster.
     first = {name: timed(function).cpu_s for name, function in functions.items()}
     best = {kind: min((f"{kind}_packed", f"{kind}_single"), key=first.__getitem__) for kind in ("bare", "layers")}
@@ -114,6 +120,7 @@ def measure(folder: pathlib.Path, size: str, vocabulary: int, data: str, repetit
         "size": size,
         "vocabulary": vocabulary,
         "data": data,
+        "precision": precision,
         **numbers,
         "repetitions": repetitions,
         **{f"{name}_cpu_s": median(runs) for name, runs in timings.items()},
@@ -130,6 +137,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=["small", "larger"])
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32768])
     parser.add_argument("--data", nargs="+", default=["single_turn"], choices=["single_turn", "multi_turn"])
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--folder", type=pathlib.Path, help="where random models are kept; a temporary one without it")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
@@ -139,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or pathlib.Path(temporary)
         cells = [(s, v, d) for s in args.sizes for v in args.vocabularies for d in args.data]
-        rows = [measure(folder, *cell, args.repetitions) for cell in cells]
+        rows = [measure(folder, *cell, args.repetitions, args.precision) for cell in cells]
     _print(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))

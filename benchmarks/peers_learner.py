@@ -2,6 +2,7 @@
 
     .venv-peers/bin/python benchmarks/peers_learner.py            # vocabulary 32k, single turn, small model
     .venv-peers/bin/python benchmarks/peers_learner.py --all      # 152k, long multi-turn, the larger model too: hours
+    python benchmarks/peers_learner.py --gpu 0.6b                 # Qwen3's shape on a GPU, bfloat16 autocast
 
 Both sides start from the same weights in this process and take turns; each step is forward, loss, backward, gradient
 norm and AdamW over all trajectories. float32, one thread, no activation checkpointing on either side.
@@ -27,6 +28,11 @@ disadvantage against a GPU). Entropies are computed by both and used by neither.
 
 Memory: each side in a process of its own takes one step on a group of short ones, so that gradients, optimiser state
 and code are there, and then one on all; the peak of the resident size during it, less the resident size before it.
+
+On a GPU both hold float32 weights and multiply in bfloat16, by their own setting for it, and old log-probs are the
+learner's own on either side, which costs neither a pass. 32 trajectories with a prompt of 256 and a median of 1,000
+sampled tokens. Attention is each side's own: TRL's is transformers' SDPA, since padding is masked. Seconds are of the
+clock; memory is the peak of the device's in a step, less what is held before it; gradients agree as far as bfloat16.
 """
 
 from __future__ import annotations
@@ -77,14 +83,18 @@ RECORDED = {"size": "small", "vocabulary": 32_000, "data": "single_turn"}
 class Ours:
     """Our learner on some trajectories."""
 
-    def __init__(self, model: str, played: list[workload.Conversation]) -> None:
+    def __init__(self, model: str, played: list[workload.Conversation], *, on_a_gpu: bool = False) -> None:
         config = (
             GSPOConfig()
             .environment(workload.PromptEnv, env_config={"num_digits": 1})
-            .rl_module(model_config={"path": model})
+            .rl_module(model_config={"path": model, "precision": "bfloat16" if on_a_gpu else "float32"})
             .generation(engine="transformers")
-            .learners(num_learners=0)
-            .training(group_size=workload.GROUP_SIZE, num_minibatches=1)
+            .learners(num_learners=0, num_gpus_per_learner=int(on_a_gpu))
+            .training(
+                group_size=workload.GROUP_SIZE,
+                num_minibatches=1,
+                old_log_probs="learner" if on_a_gpu else "auto",
+            )
             .debugging(seed=0)
         )
         self._learner = config.build_learner(spaces=SPACES)
@@ -99,21 +109,23 @@ class Ours:
         result = self._learner.update(training_data=self._data, num_epochs=1)
         return float(result[DEFAULT_MODULE_ID]["loss"].peek())
 
-    def gradient(self) -> torch.Tensor:
-        """Gradient of the last step, all parameters in one vector."""
-        return _gradient(self._learner.module[DEFAULT_MODULE_ID].unwrapped().policy_parameters())
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All that are trained."""
+        return list(self._learner.module[DEFAULT_MODULE_ID].unwrapped().policy_parameters())
 
 
 class TRL:
     """TRL's trainer on the same trajectories, ``per_pass`` of them at a time."""
 
-    def __init__(self, model: str, played: list[workload.Conversation], per_pass: int) -> None:
+    def __init__(
+        self, model: str, played: list[workload.Conversation], per_pass: int, *, on_a_gpu: bool = False
+    ) -> None:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
         self._folder = tempfile.TemporaryDirectory()
         args = GRPOConfig(
-            self._folder.name, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+            self._folder.name, use_cpu=not on_a_gpu, bf16=on_a_gpu, gradient_checkpointing=False, report_to="none",
             per_device_train_batch_size=workload.GROUP_SIZE, num_generations=workload.GROUP_SIZE,
             importance_sampling_level="sequence", loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, beta=0.0,
             learning_rate=1e-6, weight_decay=0.01, max_grad_norm=1.0,
@@ -127,7 +139,9 @@ class TRL:
         )
         self._trainer.create_optimizer()
         self._trainer.model.train()
-        self._per_pass = per_pass
+        self._per_pass, self._on_a_gpu = per_pass, on_a_gpu
+        if on_a_gpu:  # as ``train`` does it: what wraps the forward pass in autocast
+            self._trainer.accelerator.prepare_model(self._trainer.model)
         self.give(played)
 
     def give(self, played: list[workload.Conversation]) -> None:
@@ -138,6 +152,10 @@ class TRL:
             _padded(played[i : i + self._per_pass], advantages[i : i + self._per_pass])
             for i in range(0, len(played), self._per_pass)
         ]
+        if self._on_a_gpu:
+            self._batches = [{name: part.cuda() for name, part in batch.items()} for batch in self._batches]
+            for batch in self._batches:
+                del batch["old_per_token_logps"]
         self._trainer.current_gradient_accumulation_steps = len(self._batches)
 
     def step(self) -> float:
@@ -153,13 +171,14 @@ class TRL:
         trainer.optimizer.step()
         return total
 
-    def gradient(self) -> torch.Tensor:
-        """Gradient of the last step, all parameters in one vector."""
-        return _gradient(self._trainer.model.parameters())
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All that are trained."""
+        return list(self._trainer.model.parameters())
 
 
-def _gradient(parameters: Any) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in parameters])
+def _gradient(runner: Ours | TRL) -> torch.Tensor:
+    """Gradient of the last step, all parameters in one vector."""
+    return torch.cat([p.grad.flatten() for p in runner.parameters() if p.grad is not None])
 
 
 def _padded(played: list[workload.Conversation], advantages: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -186,10 +205,12 @@ def _padded(played: list[workload.Conversation], advantages: torch.Tensor) -> di
     }
 
 
-def side(name: str, model: str, played: list[workload.Conversation]) -> Ours | TRL:
+def side(name: str, model: str, played: list[workload.Conversation], *, on_a_gpu: bool = False) -> Ours | TRL:
     """One side of the comparison."""
     per_pass = SIDES[name]
-    return Ours(model, played) if per_pass is None else TRL(model, played, per_pass)
+    if per_pass is None:
+        return Ours(model, played, on_a_gpu=on_a_gpu)
+    return TRL(model, played, per_pass, on_a_gpu=on_a_gpu)
 
 
 def peak_memory_mb(name: str, model: str, data: str) -> float:
@@ -213,14 +234,14 @@ def compare(model: str, data: str, repetitions: int) -> list[dict[str, Any]]:
     played = workload.conversations(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), data)
     sides = {name: side(name, model, played) for name in MEASURED[data]}
     losses = {name: runner.step() for name, runner in sides.items()}
-    gradient = sides[OURS].gradient()
+    gradient = _gradient(sides[OURS])
     rows: list[dict[str, Any]] = [
         {
             "side": name,
             "tokens": sum(len(c.token_ids) for c in played),
             "sampled": sum(int(c.sampled.sum()) for c in played),
             "loss": losses[name],
-            "gradient_error": float((runner.gradient() - gradient).norm() / gradient.norm()),
+            "gradient_error": float((_gradient(runner) - gradient).norm() / gradient.norm()),
         }
         for name, runner in sides.items()
     ]
@@ -239,6 +260,35 @@ def compare(model: str, data: str, repetitions: int) -> list[dict[str, Any]]:
     return rows
 
 
+def compare_on_a_gpu(size: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per side: seconds of the clock and GB of the device in a step of a model of Qwen3's shape."""
+    import gpu
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = gpu.random_qwen3(pathlib.Path(folder), size, vocabulary=gpu.VOCABULARY, device="cuda")
+        played = gpu.drawn("single_turn", 4, prompt=256, completion=1000, vocabulary=gpu.VOCABULARY)
+        sides = {name: side(name, model, played, on_a_gpu=True) for name in SIDES}
+    tokens, gradients, memory = sum(len(c.token_ids) for c in played), {}, {}
+    for name, runner in sides.items():
+        runner.step()
+        gradients[name] = _gradient(runner)
+        for parameter in runner.parameters():
+            parameter.grad = None
+        memory[name] = gpu.peak_gb(runner.step)[1]
+    errors = {n: float((g - gradients[OURS]).norm() / gradients[OURS].norm()) for n, g in gradients.items()}
+    gradients.clear()
+    timings = gpu.alternate({name: runner.step for name, runner in sides.items()}, args.repetitions)
+    ours = timings[OURS]
+    return [
+        {
+            **gpu.where("cuda"), "size": size, "side": name, "tokens": tokens, "s": gpu.median(taken),
+            "tokens_per_s": tokens / gpu.median(taken), "over_gb": memory[name], "gradient_error": errors[name],
+            "times_ours": [theirs / one for theirs, one in zip(taken, ours, strict=True)],
+        }
+        for name, taken in timings.items()
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Prints one row per cell and side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -249,11 +299,19 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows here")
     parser.add_argument("--record", action="store_true", help="merge the ratios at 32k, single turn, into latest.json")
+    parser.add_argument("--gpu", metavar="SIZE", help="a step on a GPU, of Qwen3's shape of this size (gpu.py)")
     parser.add_argument("--models", default="models/benchmarks", help="where the random models are kept")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(_measure_memory(args.child, args.models, args.data[0]))
+        return
+    if args.gpu:
+        rows = compare_on_a_gpu(args.gpu, args)
+        for row in rows:
+            print(json.dumps(row))
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n")
         return
     if args.all:
         args.vocabulary, args.data, args.size = [32_000, 152_000], [*workload.DATA], [*workload.SIZES]

@@ -12,6 +12,7 @@ from gspo_rllib.env_runners.settings import GenerationSettings
 from gspo_rllib.errors import SettingError
 from gspo_rllib.model_folder import load_model_config, model_path
 from gspo_rllib.modules.lora_settings import VLLM_RANKS, largest_rank
+from gspo_rllib.precision import engine_dtype
 
 logger = logging.getLogger("gspo_rllib")
 
@@ -94,11 +95,18 @@ def _check_swap(config: Any, generation: GenerationSettings, model_config: Mappi
             f"generation.adapter_sync is 'swap', and the adapter's rank is {rank}; vLLM serves {VLLM_RANKS[-1]} at "
             f"most. Choose a smaller rank. {merged}"
         )
+    on_cpu, dtype = _samples_on_cpu(config, generation), engine_dtype(generation, model_config)
+    if not on_cpu and dtype == "float32":
+        raise SettingError(
+            "generation.adapter_sync is 'swap', and on a GPU vLLM serves adapters in bfloat16 only; the engine's "
+            "precision is float32. Set rl_module.model_config['precision'] to 'bfloat16', or generation.engine_dtype "
+            f"alone. {merged}"
+        )
     settings = load_model_config(
         model_path(model_config), trust_remote_code=model_config["trust_remote_code"]
     ).get_text_config()
     if any(getattr(settings, name, None) for name in _EXPERTS):
-        if _samples_on_cpu(config, generation):
+        if on_cpu:
             raise SettingError(
                 "generation.adapter_sync is 'swap', but on a CPU vLLM cannot serve a mixture of experts with adapters, "
                 f"not even with one on attention alone. {merged}"

@@ -31,6 +31,7 @@ for _name, _value in _ENVIRONMENT.items():
 
 import numpy as np
 import torch
+from tokenizers.decoders import DecodeStream
 
 from gspo_rllib.engines import checks
 from gspo_rllib.engines.device_room import weight_bytes
@@ -170,6 +171,8 @@ class VLLMEngine:
             params=parameters,
             lora_request=self._adapter(),
         )
+        if request.stop:
+            _decode_the_reply_alone(engine)
         self._unfinished.add(request.request_id)
 
     def step(self) -> list[Generation]:
@@ -349,6 +352,17 @@ class VLLMEngine:
 
     def _note(self, unchanged: list[list[str]]) -> None:
         self.unchanged_tensors = names_in_order(name for worker in unchanged for name in worker)
+
+
+def _decode_the_reply_alone(engine: LLMEngine) -> None:
+    """Has the newest request's stop strings looked for in its reply alone.
+
+    vLLM begins to decode at the prompt. Where that ends within a character, all of it counts as the first token's text,
+    and a stop string in it ended the turn there.
+    """
+    newest = next(reversed(engine.output_processor.request_states.values()))
+    if hasattr(newest.detokenizer, "stream"):  # not where the tokenizer is one of Python's, which begins at the reply
+        newest.detokenizer.stream = DecodeStream(skip_special_tokens=True)
 
 
 def _num_sampled(engine: LLMEngine) -> dict[str, int]:

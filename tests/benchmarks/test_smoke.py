@@ -23,10 +23,11 @@ SMALLEST = {
     "envs.py": "--ids Bisection --seeds 1",
     "families.py": "--only llama --engine learner --cache {folder}/results.jsonl",
     "faults.py": "--kills 2 --stops 0 --runners 2 --groups 4 --measured 1",
-    "gpu_engine.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --prompt 8 --tokens 4 --slots 2",
+    "gpu_engine.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --prompt 8 --tokens 4 --slots 2 "
+    "--graphs",
     "gpu_head.py": "--device cpu --widths 32 --tokens 64 --vocabulary 320 --repetitions 1",
     "gpu_learner.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 1 --prompt 8 --completion 8 "
-    "--repetitions 1 --ways learner step segments shared checkpointed",
+    "--repetitions 1 --ways learner step segments shared checkpointed limited",
     "gpu_loop.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 2 --turns 2 "
     "--tokens-per-turn 4 --row-tokens 2048 --repetitions 1",
     "growth.py": "--repetitions 1 --only vocabulary",

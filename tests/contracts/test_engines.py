@@ -255,6 +255,17 @@ def test_a_stop_string_ends_the_turn_after_the_token_that_completes_it(case: Cas
     assert generations[-1].token_ids == free[0].token_ids, "a request beside them knows nothing of their strings"
 
 
+def test_a_stop_string_in_a_prompt_that_ends_within_a_character_ends_nothing(case: Case) -> None:
+    tokenizer = load_tokenizer(case.reference.name_or_path)
+    prompt = [*tokenizer.encode("abc"), *tokenizer.encode("€")[:1]]  # the first of its three bytes
+
+    free = run(case.engine, [request(prompt)])[0]
+    asked = run(case.engine, [request(prompt, stop=("abc",))])[0]
+
+    assert "abc" not in tokenizer.decode(free.token_ids)
+    assert asked.token_ids == free.token_ids
+
+
 def test_a_context_may_fill_the_model_exactly(case: Case) -> None:
     asked = request(case.prompt(MAX_MODEL_LEN - 1), max_tokens=1)
 

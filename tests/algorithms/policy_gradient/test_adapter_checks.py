@@ -42,11 +42,19 @@ def test_swapping_takes_vllm_and_on_a_cpu_no_mixture_of_experts(tiny_dense: str,
     with pytest.raises(SettingError, match=r"on a CPU vLLM cannot serve a mixture of experts .*adapter_sync='merged'"):
         config(tiny_moe, {}, engine="vllm", adapter_sync="swap").validate()
     experts = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
-    on_gpus = config(tiny_moe, experts, engine="vllm", adapter_sync="swap")
+    on_gpus = config(tiny_moe, experts, engine="vllm", adapter_sync="swap", engine_dtype="bfloat16")
     on_gpus.env_runners(num_env_runners=1, num_gpus_per_env_runner=1)
     with pytest.raises(SettingError, match=r"the adapter updates fused experts .*adapter_sync='merged'"):
         on_gpus.validate()
     config(tiny_dense, {}, engine="vllm", adapter_sync="swap").validate()
+
+
+def test_swapping_on_a_gpu_takes_bfloat16(tiny_dense: str) -> None:
+    on_gpus = config(tiny_dense, {}, engine="vllm", adapter_sync="swap")
+    on_gpus.env_runners(num_env_runners=1, num_gpus_per_env_runner=1)
+    with pytest.raises(SettingError, match=r"serves adapters in bfloat16 only; .* float32\. .*'precision'.*'merged'"):
+        on_gpus.validate()
+    on_gpus.generation(engine_dtype="bfloat16").validate()
 
 
 def test_the_base_is_a_free_reference(tiny_dense: str, tiny_tied: str, tmp_path: Path) -> None:
