@@ -36,7 +36,8 @@ file_setattr:469:469 statmount:457:457 listmount:458:458
 statx:332:291 faccessat:269:48 creat:85:- mknod:133:- mknodat:259:33 symlinkat:266:36
 # what root may in a container, and doors to the kernel that Python does not need
 mount:165:40 umount2:166:39 pivot_root:155:41 chroot:161:51 fsopen:430:430 fsconfig:431:431 fsmount:432:432
-fspick:433:433 open_tree:428:428 open_tree_attr:467:467 move_mount:429:429 mount_setattr:442:442 swapon:167:224 swapoff:168:225
+fspick:433:433 open_tree:428:428 open_tree_attr:467:467 move_mount:429:429 mount_setattr:442:442
+swapon:167:224 swapoff:168:225
 sethostname:170:161 setdomainname:171:162 settimeofday:164:170 clock_settime:227:112 adjtimex:159:171
 clock_adjtime:305:266 bpf:321:280 perf_event_open:298:241 io_uring_setup:425:425 io_uring_enter:426:426
 io_uring_register:427:427 io_setup:206:0 userfaultfd:323:282 keyctl:250:219 add_key:248:217 request_key:249:218
