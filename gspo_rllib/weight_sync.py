@@ -26,7 +26,7 @@ from gspo_rllib.policy_state import adapter_config, adapter_state, inference_sta
 from gspo_rllib.precision import learner_dtype, sync_dtype
 from gspo_rllib.runner_calls import RunnerCall, returned
 from gspo_rllib.sent_dtypes import Wire, each_once
-from gspo_rllib.sent_weights import SentWeights, fetched
+from gspo_rllib.sent_weights import SentWeights, fetched, sent
 
 
 class EnvRunners(Protocol):
@@ -121,7 +121,7 @@ class Weights:
         """The arrays in the object store: put there once, mapped by every runner."""
         self._be_there()
         if not isinstance(self._taken, ray.ObjectRef | SentWeights | LentWeights):
-            self._taken = ray.put(on_host(self._taken))
+            self._taken = sent(on_host(self._taken))
         return self._taken
 
     def restore(self) -> bool:
@@ -365,7 +365,7 @@ def _take_weights(learner: Learner, dtype: str | None = None) -> tuple[_About, N
         return about, _copied(module, wire)
     # The object store makes a copy of its own; for a learner in an actor, out of its answer.
     uncopied = inference_state(module, copy=False, wire=wire)
-    return about, ray.put(uncopied) if learner.config.num_learners == 0 else uncopied
+    return about, sent(uncopied) if learner.config.num_learners == 0 else uncopied
 
 
 def _copied(module: Any, wire: Wire) -> NamedWeights:

@@ -55,8 +55,7 @@ def open_sandbox(backend: str = "auto", limits: SandboxLimits | None = None) -> 
     """Opens a session.
 
     Args:
-        backend: ``"monty"`` (a Python subset, fastest), ``"bwrap"`` or ``"sandlock"`` (full CPython; with the latter a
-            program can ask whether a file exists and how large it is, whose contents it cannot read), or ``"auto"``:
+        backend: ``"monty"`` (a Python subset, fastest), ``"bwrap"`` or ``"sandlock"`` (full CPython), or ``"auto"``:
             the first of them that this machine has.
         limits: What each run may use; the defaults if None.
 

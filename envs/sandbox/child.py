@@ -136,6 +136,7 @@ def confine(memory_mib: int, program: bytes) -> None:
 def main() -> None:
     """Serves requests until standard input ends."""
     memory_mib, seconds, output_chars = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    os.closerange(3, 64)  # what it was started through
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     for descriptor in range(3):
         os.close(descriptor)

@@ -1,18 +1,21 @@
 """CPython confined by Landlock and seccomp through the ``sandlock`` package: no root, no namespaces needed.
 
 The process reads the interpreter's own library and nothing else, writes nowhere, has no network, and cannot start
-another process or signal one. It can ask for a file's size, and whether it exists: Python's own import asks for them,
-Landlock does not govern it, and a filter of system calls cannot look at a path.
+another process or signal one. Landlock does not govern who asks for a file's size, or whether it exists. Sandlock
+answers that itself for a process with a root folder of its own, so it gets one, in which there is what it may read.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from gspo_rllib.envs.sandbox.cpython import CPythonSandbox, Process, interpreter, readable_paths
+from gspo_rllib.envs.sandbox.cpython import CPythonSandbox, Process, executable, interpreter, readable_paths
 from gspo_rllib.envs.sandbox.protocol import SandboxLimits
 from gspo_rllib.envs.sandbox.system_calls import is_supported
 from gspo_rllib.errors import EnvError
@@ -33,21 +36,41 @@ def unavailable() -> str | None:
     return None if have >= need else f"sandlock needs Landlock ABI {need} (Linux 6.12), this kernel has {have}"
 
 
+@functools.cache
+def _view() -> dict[str, Any]:
+    """What a process sees of the file system, as sandlock's settings: the folder of the dynamic linker is its root.
+
+    Sandlock starts nothing but what lies in the root itself. The folders that it shows there are seen from then on, so
+    the linker is what starts the interpreter.
+
+    Raises:
+        EnvError: This process has no dynamic linker.
+    """
+    mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
+    linker = next((path for path in mapped if os.path.basename(path).startswith("ld-")), None)
+    if linker is None:
+        raise EnvError(
+            f"sandlock needs a dynamically linked interpreter, {executable()} is none. Choose backend='monty'."
+        )
+    folders = [*filter(os.path.isdir, readable_paths()), os.path.dirname(executable())]
+    return {
+        "chroot": os.path.dirname(linker),
+        "fs_mount_ro": {folder: os.path.realpath(folder) for folder in folders},
+        "fs_readable": [f"/{os.path.basename(linker)}", executable(), *folders],
+    }
+
+
 def _launch(limits: SandboxLimits) -> Process:
     import sandlock
     from sandlock.sandbox import StdioMode
 
+    seen = _view()
     policy = sandlock.Sandbox(
-        fs_readable=readable_paths(),
-        max_processes=1,
-        no_coredump=True,
-        clean_env=True,
-        env={"PYTHONHASHSEED": "0"},
-        cwd="/",
+        **seen, max_processes=1, no_coredump=True, clean_env=True, env={"PYTHONHASHSEED": "0"}, cwd="/"
     )
     try:
         process: Process = policy.popen(
-            interpreter(limits),
+            [seen["fs_readable"][0], *interpreter(limits)],
             stdin=StdioMode.PIPED,
             stdout=StdioMode.PIPED,
             stderr=StdioMode.NULL,

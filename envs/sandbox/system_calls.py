@@ -30,9 +30,14 @@ utime:132:- utimes:235:- utimensat:280:88 futimesat:261:- setxattr:188:5 lsetxat
 removexattr:197:14 lremovexattr:198:15 fremovexattr:199:16 flock:73:32 sync:162:81 syncfs:306:267 inotify_init:253:-
 inotify_init1:294:26 inotify_add_watch:254:27 fanotify_init:300:262 fanotify_mark:301:263 statfs:137:43 fstatfs:138:44
 ustat:136:- name_to_handle_at:303:264 open_by_handle_at:304:265 quotactl:179:60 quotactl_fd:443:443
+setxattrat:463:463 getxattrat:464:464 listxattrat:465:465 removexattrat:466:466 file_getattr:468:468
+file_setattr:469:469 statmount:457:457 listmount:458:458
+# ways to ask for a file that sandlock leaves to the kernel, and Python can do without
+statx:332:291 faccessat:269:48 creat:85:- mknod:133:- mknodat:259:33 symlinkat:266:36
 # what root may in a container, and doors to the kernel that Python does not need
 mount:165:40 umount2:166:39 pivot_root:155:41 chroot:161:51 fsopen:430:430 fsconfig:431:431 fsmount:432:432
-fspick:433:433 open_tree:428:428 move_mount:429:429 mount_setattr:442:442 swapon:167:224 swapoff:168:225
+fspick:433:433 open_tree:428:428 open_tree_attr:467:467 move_mount:429:429 mount_setattr:442:442
+swapon:167:224 swapoff:168:225
 sethostname:170:161 setdomainname:171:162 settimeofday:164:170 clock_settime:227:112 adjtimex:159:171
 clock_adjtime:305:266 bpf:321:280 perf_event_open:298:241 io_uring_setup:425:425 io_uring_enter:426:426
 io_uring_register:427:427 io_setup:206:0 userfaultfd:323:282 keyctl:250:219 add_key:248:217 request_key:249:218

@@ -24,6 +24,7 @@ from gspo_rllib.errors import (
     LearnersLostError,
     ModelError,
     NoProgressError,
+    WeightSyncError,
 )
 from gspo_rllib.trajectory_table import FOLDER
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 HEADER_EVERY = 25
 
-ENDING = (NoProgressError, EngineError, ModelError, EnvError, LearnersLostError)
+ENDING = (NoProgressError, EngineError, ModelError, EnvError, LearnersLostError, WeightSyncError)
 """What ends a run while it samples, or before an update was made: what was trained so far is saved first."""
 
 MAX_RESTORES = 4

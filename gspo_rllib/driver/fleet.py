@@ -9,6 +9,7 @@ What a lost runner was asked is played again by name; see ``lockstep`` and ``str
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import time
@@ -49,6 +50,8 @@ class Fleet:
         self._runners = runners
         self._pings: dict[ray.ObjectRef, int] = {}
         self._standstill = Standstill()
+        # Of runners that were lost where nobody else keeps a note of it.
+        self._causes: collections.deque[str] = collections.deque(maxlen=3)
 
     @classmethod
     def of(cls, runners: EnvRunnerGroup) -> Fleet:
@@ -132,7 +135,10 @@ class Fleet:
         while pending:
             for ref in self.first_ready(pending):
                 value, lost = self.answer(pending.pop(ref), ref)
-                answers += [] if lost else [value]
+                if lost:
+                    self._causes.append(lost)
+                else:
+                    answers.append(value)
         return answers
 
     def revive(self) -> list[int]:
@@ -159,7 +165,7 @@ class Fleet:
         """Returns once a runner is not lost; says every few seconds who is waited for.
 
         Args:
-            causes: Why they were lost, as far as is known.
+            causes: Why they were lost, as far as the caller knows.
 
         Raises:
             RunnersLostError: None came back in ``env_runner_restore_timeout_s``, or none can.
@@ -173,11 +179,11 @@ class Fleet:
             total = self.num_remote_env_runners()
             limit = config.env_runner_restore_timeout_s
             if not config.restart_failed_env_runners or self._all_gone() or waited > limit:
+                known = "; ".join([*self._causes, *causes][-3:]) or "none was reported"
                 raise RunnersLostError(
                     f"0 of {total} remote env runners are healthy, and none came back in {waited:.0f} s. Last errors: "
-                    f"{'; '.join(list(causes)[-3:]) or 'none was reported'}. What was drawn and not played is kept: "
-                    "save a checkpoint and resume from it, or call train() again. See the env runners' logs; "
-                    "env_runner_restore_timeout_s says how long to wait."
+                    f"{known}. What was drawn and not played is kept: save a checkpoint and resume from it, or call "
+                    "train() again. See the env runners' logs; env_runner_restore_timeout_s says how long to wait."
                 )
             if waited >= said:
                 said += _SAY_S
@@ -215,6 +221,7 @@ class Fleet:
         patience_s = self._runners._remote_config.env_runner_health_probe_timeout_s
         for worker, what in self._standstill.find({w: actors[w] for w in set(workers)}, patience_s).items():
             logger.warning("env runner %d %s, is replaced.", worker, what)
+            self._causes.append(f"env runner {worker} {what}")
             self._worker_manager.set_actor_state(worker, healthy=False)
             # Ray kills a process that does not end by itself after a few seconds.
             ray.kill(actors[worker], no_restart=False)

@@ -136,6 +136,8 @@ PROGRAMS: dict[str, str] = {
     "hold a file without reading it": "import os\nf=os.open(@SECRET,os.O_PATH)\n" + TELL,
     "whether a file may be read": "import os\nif os.access(@SECRET,os.R_OK): " + TELL,
     "the size of a file by statx": "import ctypes\nl=ctypes.CDLL(None, use_errno=True)\nb=ctypes.create_string_buffer(256)\nif l.statx(-100,@SECRET.encode(),0,0x7ff,b)==0: " + TELL,
+    "whether a file exists, by whatever call": "import ctypes\nl=ctypes.CDLL(None, use_errno=True)\nb=ctypes.create_string_buffer(bytes([0,0,0o10])+bytes(5000))\nA=-100\nP=None\ncalls=[(4,P,b),(6,P,b),(262,A,P,b,0),(262,A,P,b,256),(332,A,P,0,4095,b),(332,A,P,4096,4095,b),(21,P,0),(269,A,P,0),(439,A,P,0,0),(89,P,b,99),(267,A,P,b,99),(2,P,0,0),(257,A,P,0,0),(2,P,2097152,0),(257,A,P,2097152,0),(437,A,P,b,24),(85,P,384),(191,P,b'user.x',b,9),(192,P,b'user.x',b,9),(194,P,b,9),(195,P,b,9),(80,P),(76,P,0),(87,P),(263,A,P,0),(84,P),(83,P,0),(258,A,P,0),(86,P,b'/tmp/z'),(265,A,P,A,b'/tmp/z',0),(82,P,b'/tmp/z'),(264,A,P,A,b'/tmp/z'),(316,A,P,A,b'/tmp/z',0),(88,b'x',P),(266,b'x',A,P),(133,P,4480,0),(259,A,P,4480,0),(59,P,0,0),(322,A,P,0,0,0),(137,P,b),(303,A,P,b,b,0),(280,A,P,0,0),(235,P,0),(132,P,0),(90,P,384),(268,A,P,384),(92,P,0,0),(464,A,P,0,b'user.x',b,16),(465,A,P,0,b,16),(468,A,P,b,24,0),(428,A,P,0),(467,A,P,0,b,32),(254,0,P,2),(161,P),(163,P),(179,0,P,0,b),(167,P,0),(155,P,P),(166,P,0)]\ndef answers(path): return [(min(l.syscall(*(path if x is P else x for x in c)),1),ctypes.get_errno()) for c in calls]\nif answers(@SECRET.encode())!=answers(@SECRET.encode()+b'x'): " + TELL,
+    "the size of a file, past its C library": "import ctypes,struct\nl=ctypes.CDLL(None, use_errno=True)\nb=ctypes.create_string_buffer(144)\nif l.syscall(262,-100,@SECRET.encode(),b,4096)==0: " + TELL,
     "use descriptors it was not given": "import os\nn=0\nfor f in range(5,1024):\n    try: os.fstat(f); n+=1\n    except OSError: pass\nif n: " + TELL,
     "open the terminal": "import os\nos.open('/dev/tty',os.O_RDWR)\n" + TELL,
     "type into the terminal": "import fcntl\nfor f in range(10):\n    try: fcntl.ioctl(f,0x5412,b'x'); " + TELL + "\n    except OSError: pass",
@@ -207,15 +209,5 @@ FOR_THE_NEXT_RUN: dict[str, str] = {
 }  # fmt: skip
 """What one run leaves behind for the next; a sandbox without such things refuses them."""
 
-SHOWN_BY = {
-    "sandlock": {
-        "the size of a file",
-        "whether a file exists",
-        "when a file was changed",
-        "where a link leads",
-        "hold a file without reading it",
-        "whether a file may be read",
-        "the size of a file by statx",
-    }
-}
-"""Where a program can ask about a file that it cannot read: Landlock says nothing about that, see docs/environments.md."""
+SHOWN_BY = {"sandlock": {"the size of a file, past its C library"}}
+"""Where a program can ask about a file that it cannot read: see docs/environments.md."""

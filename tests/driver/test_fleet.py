@@ -207,6 +207,17 @@ def test_a_run_without_any_runner_left_ends_and_keeps_what_it_had_drawn(
     assert sampler.stop() == ["2", "3", "4"]
 
 
+def test_a_runner_lost_while_weights_are_handed_out_is_named_when_none_comes_back(
+    make_runners: Callable[..., Runners],
+) -> None:
+    runners = make_runners(1, max_restarts=0)
+    signal_all(runners, signal.SIGKILL)
+    of_one = Fleet.of(runners)  # type: ignore[arg-type]
+    assert of_one.foreach_env_runner(lambda runner: 1, local_env_runner=False) == []
+    with pytest.raises(RunnersLostError, match="Last errors: env runner 1 died: "):
+        of_one.await_one()
+
+
 @pytest.mark.slow
 def test_runners_that_do_not_stop_by_themselves_are_ended(
     make_runners: Callable[..., Runners], monkeypatch: pytest.MonkeyPatch

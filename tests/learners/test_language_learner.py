@@ -46,6 +46,13 @@ def _assert_same(got, expected, tolerance=1e-5):
         )
 
 
+def _distance(got, expected):
+    """How far a whole gradient is from another, as a share of that one's norm."""
+    apart = sum(float((got[name].double() - gradient).square().sum()) for name, gradient in expected.items())
+    whole = sum(float(gradient.double().square().sum()) for gradient in expected.values())
+    return float((apart / whole) ** 0.5)
+
+
 @pytest.fixture(scope="module")
 def reference(tiny_dense):
     return _gradient(learner_config(tiny_dense, old_log_probs="learner"))
@@ -104,6 +111,7 @@ def test_two_ranks_give_the_gradient_of_one(tiny_dense, reference, ray_local):
         assert len(gradients) == 2
         for gradient in gradients:
             _assert_same(gradient, reference)
+            assert _distance(gradient, reference) <= 1e-6
         # One group: a rank has nothing to train on, and must neither hang nor change the result.
         one = GroupTrainingData.from_groups(even_groups(1), num_minibatches=1, seed=0)
         reports = group.update(training_data=one, num_epochs=1)
