@@ -86,10 +86,10 @@ bench: $(STAMP)  ## This project against its own limits; writes benchmarks/lates
 	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
 	$(BIN)/python benchmarks/rollout.py --goals --record
 	$(BIN)/python benchmarks/loop.py --folder models/benchmarks --record
-	$(BIN)/python benchmarks/async_loop.py --record
+	$(BIN)/python benchmarks/async_loop.py --repetitions 4 --record
 	$(BIN)/python benchmarks/weight_sync.py --models dense --remote 2
-	$(BIN)/python benchmarks/start_up.py
-	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/start_up.py --repetitions 1
+	$(BIN)/python benchmarks/growth.py --repetitions 3
 
 bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json $(RECALL_MODEL)/config.json $(ARITHMETIC_MODEL)/config.json  ## Side by side with TRL and AgileRL, each in an environment of its own; writes benchmarks/latest.json
 	$(PEERS)/bin/python benchmarks/peers_learner.py --record
