@@ -28,12 +28,12 @@ HEADER = (
 
 LEGEND = """Scores are the success (the return, where a task reports no success) of {tasks} fixed tasks, played after
 every one of {iterations} iterations, or of as many as a cell says; a run's last third is the mean of as many of its
-scores, {third} of {iterations}. Medians over seeds, with the 95 % bootstrap interval in brackets. *difference*: from the
-first objective, mean over the seeds that both have, of the last third and, *on the way*, of the mean of the iterations
-before it (who learns sooner has more); *p*: two-sided, from all exchanges of signs (with n pairs never below 2/2ⁿ). *to
-0.9*: median first iteration at 0.9 or above, and how many seeds got there. *collapsed*: runs whose last third is below
-half their best score. *clipped*: share of what was trained on that the range held (tokens or trajectories, whatever has
-a ratio of its own). *CPU s*: of an iteration, evaluation left out."""
+scores, {third} of {iterations}. Medians over seeds, with the 95 % bootstrap interval in brackets. *difference*: from
+the first objective, mean over the seeds that both have, of the last third and, *on the way*, of the mean of the
+iterations before it (who learns sooner has more); *p*: two-sided, from all exchanges of signs (with n pairs never below
+2/2ⁿ). *to 0.9*: median first iteration at 0.9 or above, and how many seeds got there. *collapsed*: runs whose last
+third is below half their best score. *clipped*: share of what was trained on that the range held (tokens or
+trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation left out."""
 
 
 BESIDE = {
