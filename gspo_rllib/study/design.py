@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -25,7 +26,7 @@ TUNING = "tuning"
 """The cell that tuning's trials are kept under."""
 
 _SECTIONS = ("study", "objectives", "cells", "starts", "tuning", "gradients")
-_CELL_WORDS = ("config", "start", "objectives")
+_CELL_WORDS = ("config", "start", "objectives", "iterations")
 
 Settings = dict[str, Any]
 """Dotted settings, e.g. ``{"training.lr": 1e-4}``, as overrides of a run's config."""
@@ -54,6 +55,7 @@ class Cell:
         start: What trials begin with; None for the config's own model.
         settings: What differs from the config.
         objectives: Names of those that are compared in it; the first one is what the others are compared with.
+        iterations: Training iterations of its trials; None for the study's.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Cell:
     start: Start | None
     settings: Settings
     objectives: tuple[str, ...]
+    iterations: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Study:
         title: What its page is called.
         about: A paragraph that its page begins with.
         findings: What its author reads in the figures, as Markdown that the page has before them; "" for nothing.
-        iterations: Training iterations of each trial.
+        iterations: Training iterations of a trial whose cell does not say.
         seeds: Seeds of the trials.
         evaluate_tasks: Fixed tasks that each iteration is judged by.
         objectives: Name to settings.
@@ -183,13 +186,14 @@ class Study:
         return {**self.objectives[name], **(tuned[name] if objective.endswith(TUNED) else {})}
 
     def _trial(self, cell: Cell, objective: str, settings: Settings, seed: int) -> Trial:
+        iterations = cell.iterations or self.iterations
         own = {
             "debugging.seed": seed,
-            "run.iterations": self.iterations,
+            "run.iterations": iterations,
             "reporting.keep_trajectories": 0,
             "run.minutes": None,
             "run.success": None,
-            "run.evaluate_every": self.iterations + 1,  # by the trial itself, after every iteration
+            "run.evaluate_every": iterations + 1,  # by the trial itself, after every iteration
             "run.evaluate_tasks": self.evaluate_tasks,
         }
         return Trial(cell.name, objective, seed, cell.config, cell.start, {**cell.settings, **settings, **own})
@@ -333,7 +337,9 @@ class _Reader:
                     f"{place}.objectives", f"no objective {objective!r}. {did_you_mean(str(objective), allowed)}"
                 )
         chosen = None if start is None else starts[start]
-        return Cell(name, source, chosen, self._dotted(settings, place), tuple(compared))
+        own = words.get("iterations")
+        iterations = None if own is None else self._count(own, f"{place}.iterations")
+        return Cell(name, source, chosen, self._dotted(settings, place), tuple(compared), iterations)
 
     def _tuning_cell(self, tuning: Mapping[str, Any], cells: Sequence[Cell]) -> Cell | None:
         if not tuning:
@@ -343,7 +349,7 @@ class _Reader:
         if wanted not in named:
             raise self._error("tuning.cell", f"no cell {wanted!r}. {did_you_mean(str(wanted), named)}")
         cell = named[wanted]
-        return Cell(TUNING, cell.config, cell.start, cell.settings, cell.objectives)
+        return dataclasses.replace(cell, name=TUNING)
 
     def _section(self, name: str, allowed: Sequence[str] | None) -> dict[str, Any]:
         return self._mapping(self._document.get(name) or {}, name, allowed)

@@ -27,13 +27,21 @@ HEADER = (
 )
 
 LEGEND = """Scores are the success (the return, where a task reports no success) of {tasks} fixed tasks, played after
-every one of {iterations} iterations; a run's last third is the mean of its last {third}. Medians over seeds, with the
-95 % bootstrap interval in brackets. *difference*: from the first objective, mean over the seeds that both have, of the
-last third and, *on the way*, of the mean of the iterations before it (who learns sooner has more); *p*: two-sided, from
-all exchanges of signs (with n pairs never below 2/2ⁿ). *to 0.9*: median first iteration at 0.9 or above, and how many
-seeds got there. *collapsed*: runs whose last third is below half their best score. *clipped*: share of what was trained
-on that the range held (tokens or trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation
-left out."""
+every one of {iterations} iterations, or of as many as a cell says; a run's last third is the mean of as many of its
+scores, {third} of {iterations}. Medians over seeds, with the 95 % bootstrap interval in brackets. *difference*: from
+the first objective, mean over the seeds that both have, of the last third and, *on the way*, of the mean of the
+iterations before it (who learns sooner has more); *p*: two-sided, from all exchanges of signs (with n pairs never below
+2/2ⁿ). *to 0.9*: median first iteration at 0.9 or above, and how many seeds got there. *collapsed*: runs whose last
+third is below half their best score. *clipped*: share of what was trained on that the range held (tokens or
+trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation left out."""
+
+
+BESIDE = {
+    "staleness": "weights versions between sampling and update",
+    "router_drift": "share of the sampled tokens that other experts compute after an update than before it",
+    "router_gap": "share of them that other experts compute in the engine than in the learner",
+}
+"""What a line below a cell's table says, where it is more than 0 in some run."""
 
 
 def render(
@@ -60,6 +68,7 @@ def render(
         parts.append(f"## {cell.name}")
         parts.append(_settings_line(cell))
         parts.append(_table(cell, of_cell) if of_cell else "Not run.")
+        parts += _beside(cell, of_cell)
     parts.append("## Objectives")
     parts.append("\n".join(f"- **{name}**: {_listed(settings)}" for name, settings in study.objectives.items()))
     if tuned:
@@ -159,6 +168,17 @@ def _table(cell: Cell, results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _beside(cell: Cell, results: Sequence[Result]) -> list[str]:
+    """A line for each of ``BESIDE`` that was measured: the median over seeds of the mean over iterations."""
+    lines = []
+    for key, meaning in BESIDE.items():
+        by_objective = {name: [run for run in results if run.objective == name] for name in cell.objectives}
+        if any(run.mean(key) for run in results):
+            said = ", ".join(f"{name} {_middle(runs, key, '.3f')}" for name, runs in by_objective.items() if runs)
+            lines.append(f"{meaning[0].upper()}{meaning[1:]}: {said}.")
+    return lines
+
+
 def _differences(
     results: Sequence[Result], cell: Cell, objective: str, part: Callable[[Sequence[float]], float]
 ) -> list[float]:
@@ -191,7 +211,8 @@ def _middle(runs: Sequence[Result], key: str, form: str) -> str:
 
 def _settings_line(cell: Cell) -> str:
     start = "" if cell.start is None else f", from the start model `{cell.start.name}`"
-    return f"`{cell.config}`{start}; {_listed(cell.settings)}."
+    length = "" if cell.iterations is None else f"{cell.iterations} iterations, "
+    return f"`{cell.config}`{start}; {length}{_listed(cell.settings)}."
 
 
 def _listed(settings: Settings) -> str:

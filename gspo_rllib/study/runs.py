@@ -80,9 +80,10 @@ def run_missing(
 
     by_name = {trial.name: trial for trial in trials}
     configs = {trial.name: trial.run(models[trial.name]).config for trial in trials}
+    iterations = {trial.name: trial.settings["run.iterations"] for trial in trials}
     keeper = _keeper(folder, by_name, record, say, of=len(trials))
     trainable: Any = tune.with_resources(
-        tune.with_parameters(_train, configs=configs, iterations=study.iterations),
+        tune.with_parameters(_train, configs=configs, iterations=iterations),
         resources=lambda space: _resources(configs[space["trial"]]),
     )
     tune.Tuner(
@@ -100,12 +101,14 @@ def run_missing(
     return int(keeper.num_failed)
 
 
-def _train(space: Mapping[str, Any], *, configs: Mapping[str, PolicyGradientConfig], iterations: int) -> None:
+def _train(
+    space: Mapping[str, Any], *, configs: Mapping[str, PolicyGradientConfig], iterations: Mapping[str, int]
+) -> None:
     from ray import tune
 
     from gspo_rllib.study.trial import play
 
-    play(configs[space["trial"]], iterations, tune.report)
+    play(configs[space["trial"]], iterations[space["trial"]], tune.report)
 
 
 def _resources(config: PolicyGradientConfig) -> Any:

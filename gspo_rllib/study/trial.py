@@ -27,6 +27,9 @@ MEASURED = {
     "entropy": f"{_LEARNER}entropy",
     "abs_log_ratio": f"{_LEARNER}abs_log_ratio_mean",
     "trained": f"{_LEARNER}num_minibatches",
+    "staleness": f"{_LEARNER}staleness",
+    "router_drift": f"{_LEARNER}router_drift",
+    "router_gap": f"{_LEARNER}router_gap",
 }
 """Number of a row to its place in a flat result; left out where a result has none."""
 

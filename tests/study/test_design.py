@@ -66,6 +66,14 @@ def test_every_cell_objective_and_seed_is_a_trial_with_settings_of_its_own(tmp_p
     assert len({trial.digest for trial in trials}) == len(trials)
 
 
+def test_a_cell_may_be_longer_and_begin_with_its_configs_own_model(tmp_path) -> None:
+    document = changed("cells/mixture/iterations", 7)
+    document["cells"]["mixture"]["start"] = None
+    trials = {trial.cell: trial for trial in read(tmp_path, document).trials({})}
+    assert {name: trial.settings["run.iterations"] for name, trial in trials.items()} == {"base": 3, "mixture": 7}
+    assert trials["mixture"].settings["run.evaluate_every"] == 8 and trials["mixture"].start is None
+
+
 def test_tuning_tries_what_is_compared_and_nothing_else(tmp_path) -> None:
     trials = read(tmp_path, GOOD).tuning_trials()
     assert [(t.objective, t.seed, t.settings["training.lr"]) for t in trials] == [
@@ -81,6 +89,7 @@ def test_tuning_tries_what_is_compared_and_nothing_else(tmp_path) -> None:
         ("cells", {}, "cells: there is none"),
         ("objectives", {}, "objectives: there is none"),
         ("cells/base", {"lr": 1}, "cells.base.lr: expected a setting as section.key"),
+        ("cells/base", {"iterations": 0}, "cells.base.iterations: expected a whole number >= 1, got 0"),
         ("cells/base", {"start": "mo"}, "no start 'mo'. Did you mean 'moe'"),
         ("cells/base", {"objectives": ["GSPOO"]}, "no objective 'GSPOO'. Did you mean 'GSPO'"),
         ("cells/base", {"objectives": []}, "expected a list of names"),

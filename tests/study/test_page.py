@@ -56,6 +56,16 @@ def test_a_difference_is_named_where_its_interval_leaves_zero_out(tmp_path) -> N
     assert page.index("\n\n- B is slower.\n- See\n\nScores are") < page.index("far: B ends")
 
 
+def test_what_was_measured_beside_stands_below_the_table(tmp_path) -> None:
+    late = [
+        Result("far", name, 0, [{"score": 0.4}, *({"score": 0.5, "staleness": s, "router_drift": 0.0} for s in ages)])
+        for name, ages in {"A": (0.0, 1.0), "B": (2.0, 4.0)}.items()
+    ]
+    page = render(a_study(tmp_path), late, {}, command="make it")
+    assert "\n\nWeights versions between sampling and update: A 0.500, B 3.000.\n\n" in page
+    assert "experts" not in page, "nothing drifted"
+
+
 def test_where_nothing_differs_the_page_says_so(tmp_path) -> None:
     same = [Result("far", "B", run.seed, run.rows) for run in A_FAR[1:]] + runs("far", "B", [0.4, 0.9, 0.95, 0.91])
     page = render(a_study(tmp_path), A_FAR + same, {}, command="x")
