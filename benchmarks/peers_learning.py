@@ -68,7 +68,8 @@ def print_table(runs: list[Steps]) -> None:
             cells.append(f"{tokens:,.0f}, {statistics.median(returns):.2f} ({min(returns):.2f}–{max(returns):.2f})")
         print(f"| {number + 1} | {' | '.join(cells)} |")
     found = difference(runs)
-    verdict = "NOT within noise" if found.excludes_zero else "within noise" if len(runs) > 1 else "one seed tells nothing"
+    verdict = "NOT within noise" if found.excludes_zero else "within noise"
+    verdict = verdict if len(runs) > 1 else "one seed tells nothing"
     print(
         f"\nmean return, ours - TRL's: {found.value:+.3f} (95 % from {found.low:+.3f} to {found.high:+.3f}, "
         f"{len(runs)} seeds): {verdict}\nmeasured on {machine.sentence()}"
