@@ -26,9 +26,13 @@ def _trained(
     num_learners: int = 0,
     again: int = 0,
     chatter: int = 0,
-    lr: float = 1e-3,
+    smoothly: bool = False,
 ) -> dict[str, Any]:
-    """Weights, optimiser's numbers and the learner's metrics after ``ITERATIONS``, of long contexts after two."""
+    """Weights, optimiser's numbers and the learner's metrics after ``ITERATIONS``, of long contexts after two.
+
+    Smoothly: steps are in proportion to the gradient, where AdamW's are otherwise as large for the smallest.
+    """
+    step = {"lr": 0.1, "adam_epsilon": 1.0} if smoothly else {"lr": 1e-3}
     config = (
         GSPOConfig()
         .environment(CoinEnv, env_config={"turns": 3, "chatter": chatter} if chatter else {})
@@ -36,7 +40,7 @@ def _trained(
         .generation(engine="transformers", temperature=0.7, max_tokens_per_turn=6)
         .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=slots)
         .learners(num_learners=num_learners)
-        .training(group_size=4, groups_per_iteration=4, num_minibatches=2, lr=lr)
+        .training(group_size=4, groups_per_iteration=4, num_minibatches=2, **step)
         .debugging(seed=1)
     )
     algo = config.build_algo()
@@ -81,14 +85,13 @@ def test_two_learners_are_equal_to_themselves(tiny_dense, ray_local):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "within"), [({}, 1e-5), ({"lr": 1e-4}, 1e-6)])
-def test_two_learners_are_one_within_a_hundredth_of_a_step(rate, within, tiny_dense, ray_local):
+@pytest.mark.parametrize(("step", "within"), [({}, 1e-5), ({"smoothly": True}, 1e-6)])
+def test_two_learners_are_one_within_rounding(step, within, tiny_dense, ray_local):
     """Halves of a gradient are summed apart; AdamW makes whole steps of entries that are rounding themselves."""
-    two, one = _trained(tiny_dense, 0, 8, num_learners=2, again=0, **rate), _trained(tiny_dense, 0, 8, **rate)
-    differences = [np.abs(one[name] - two[name]).max() for name in one if name.startswith("model.")]
-    assert differences
-    print(f"{rate}: {max(differences):.1e} apart")
-    assert max(differences) <= within
+    two, one = _trained(tiny_dense, 0, 8, num_learners=2, again=0, **step), _trained(tiny_dense, 0, 8, **step)
+    apart = np.concatenate([np.abs(one[name] - two[name]).ravel() for name in one if name.startswith("model.")])
+    print(f"{step}: {apart.max():.1e} apart, {(apart > 1e-6).sum()} of {apart.size} numbers by more than 1e-6")
+    assert apart.max() <= within
 
 
 @pytest.mark.slow
