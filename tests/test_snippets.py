@@ -186,7 +186,7 @@ def test_the_study_on_the_page_is_read(seed_here: Path) -> None:
     (written,) = _blocks(ROOT / "docs" / "studies.md", "yaml")
     Path("study.yaml").write_text(written)
     study = read_study("study.yaml")
-    assert (study.title, len(study.cells)) == ("Two objectives", 3)
+    assert (study.title, len(study.cells)) == ("Two objectives", 4)
 
 
 def _tiny(**training: Any) -> GSPOConfig:
