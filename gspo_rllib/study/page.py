@@ -61,6 +61,7 @@ def render(
     parts += [text for text in (study.about, study.findings) if text]
     parts.append(LEGEND.format(tasks=study.evaluate_tasks, iterations=study.iterations, third=third))
     parts.append(_summary(study, results))
+    parts += _cost(results)
     if extra:
         parts.append(extra)
     for cell in study.cells:
@@ -140,6 +141,12 @@ def _summary(study: Study, results: Sequence[Result]) -> str:
     if not lines:
         return "**In no cell does an objective differ from the first one by more than its interval.**"
     return "Where the interval of the difference leaves 0 out:\n\n" + "\n".join(lines)
+
+
+def _cost(results: Sequence[Result]) -> list[str]:
+    """What the runs' training took, where they say; nothing of none."""
+    hours = sum(run.rows[-1].get("total_cpu_s", 0.0) for run in results) / 3600
+    return [f"Training took {hours:.1f} hours of a processor core in {len(results)} runs."] if hours else []
 
 
 def _table(cell: Cell, results: Sequence[Result]) -> str:

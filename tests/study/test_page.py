@@ -66,6 +66,13 @@ def test_what_was_measured_beside_stands_below_the_table(tmp_path) -> None:
     assert "experts" not in page, "nothing drifted"
 
 
+def test_what_the_runs_cost_is_said(tmp_path) -> None:
+    costly = [Result("far", "A", seed, [{"score": 0.4}, {"score": 0.5, "total_cpu_s": 1800.0}]) for seed in range(3)]
+    assert "Training took 1.5 hours of a processor core in 3 runs." in render(
+        a_study(tmp_path), costly, {}, command="c"
+    )
+
+
 def test_where_nothing_differs_the_page_says_so(tmp_path) -> None:
     same = [Result("far", "B", run.seed, run.rows) for run in A_FAR[1:]] + runs("far", "B", [0.4, 0.9, 0.95, 0.91])
     page = render(a_study(tmp_path), A_FAR + same, {}, command="x")
