@@ -68,8 +68,10 @@ def print_table(runs: list[Steps]) -> None:
             cells.append(f"{tokens:,.0f}, {statistics.median(returns):.2f} ({min(returns):.2f}–{max(returns):.2f})")
         print(f"| {number + 1} | {' | '.join(cells)} |")
     found = difference(runs)
-    verdict = "NOT within noise" if found.excludes_zero else "within noise"
-    verdict = verdict if len(runs) > 1 else "one seed tells nothing"
+    if len(runs) == 1:
+        verdict = "one seed tells nothing"
+    else:
+        verdict = "NOT within noise" if found.excludes_zero else "within noise"
     print(
         f"\nmean return, ours - TRL's: {found.value:+.3f} (95 % from {found.low:+.3f} to {found.high:+.3f}, "
         f"{len(runs)} seeds): {verdict}\nmeasured on {machine.sentence()}"
@@ -86,24 +88,27 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="also write every iteration here")
     parser.add_argument("--record", action="store_true", help="merge the ratio of returns into latest.json")
     args = parser.parse_args()
-    runs: list[Steps] = json.loads(args.kept.read_text())["runs"] if args.kept else []
-    with tempfile.TemporaryDirectory() as folder:
-        model = peers_multi_turn.longer_context(args.model, peers_job.JOBS[JOB].context, folder)
-        for seed in [] if args.kept else args.seeds:
-            runs.append(peers_multi_turn.compare(JOB, model, seed, list(SIDES), args.iterations, target=NEVER))
+    if args.kept:
+        runs: list[Steps] = json.loads(args.kept.read_text())["runs"]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model = peers_multi_turn.longer_context(args.model, peers_job.JOBS[JOB].context, folder)
+            runs = [
+                peers_multi_turn.compare(JOB, model, seed, list(SIDES), args.iterations, target=NEVER)
+                for seed in args.seeds
+            ]
     print_table(runs)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine.facts(), "runs": runs}, indent=1))
     if args.record:
         ours, theirs = SIDES
+        found = difference(runs)
         measure.record(
             "learning_over_trl",
             [mean_return(run[ours]) / mean_return(run[theirs]) for run in runs],
             command=".venv-peers/bin/python benchmarks/peers_learning.py --record",
             seeds=len(runs),
-            difference=[
-                round(value, 4) for value in (difference(runs).value, difference(runs).low, difference(runs).high)
-            ],
+            difference=[round(value, 4) for value in (found.value, found.low, found.high)],
         )
 
 

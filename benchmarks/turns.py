@@ -7,8 +7,8 @@ Every row plays as many turns in all, at the same concurrency, with replies of a
 the env runner's settings are the same. The rows of an engine run alternately in one process, each from an empty cache,
 in CPU seconds of it. Parts are timed from within, each without the parts it calls; what is left is the env runner's
 own. *hits* is the share of all turns' prompt tokens that the prefix cache served (goal: 0.97 at 400 turns). The two
-lengths of reply give what a turn and what a token cost: (time of a turn with more tokens - with fewer) /
-(tokens more), and the rest. ``--window`` plays the longest trajectories once more in contexts of so many tokens, on the
+lengths of reply give what a turn and what a token cost: (time of a turn with more tokens - with fewer) / (tokens more),
+and the rest. ``--window`` plays the longest trajectories once more in contexts of so many tokens, on the
 transformers engine: if they are then as fast as short ones, the length of the context binds, not the number of turns.
 """
 

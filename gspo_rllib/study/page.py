@@ -35,7 +35,6 @@ iterations before it (who learns sooner has more); *p*: two-sided, from all exch
 third is below half their best score. *clipped*: share of what was trained on that the range held (tokens or
 trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation left out."""
 
-
 BESIDE = {
     "staleness": "weights versions between sampling and update",
     "router_drift": "share of the sampled tokens that other experts compute after an update than before it",
@@ -178,8 +177,8 @@ def _table(cell: Cell, results: Sequence[Result]) -> str:
 def _beside(cell: Cell, results: Sequence[Result]) -> list[str]:
     """A line for each of ``BESIDE`` that was measured: the median over seeds of the mean over iterations."""
     lines = []
+    by_objective = {name: [run for run in results if run.objective == name] for name in cell.objectives}
     for key, meaning in BESIDE.items():
-        by_objective = {name: [run for run in results if run.objective == name] for name in cell.objectives}
         if any(run.mean(key) for run in results):
             said = ", ".join(f"{name} {_middle(runs, key, '.3f')}" for name, runs in by_objective.items() if runs)
             lines.append(f"{meaning[0].upper()}{meaning[1:]}: {said}.")
