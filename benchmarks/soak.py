@@ -25,6 +25,7 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import pathlib
@@ -222,7 +223,8 @@ def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Names
         ledger, faults = Ledger(algorithm), Faults(algorithm, args.every, seconds, args.seed)
         algorithm.train()
         algorithm.save_to_path(saves / "last")
-        begun, samples, iterations, next_save = time.monotonic(), [], 0, 0.0
+        samples: list[Sample] = []
+        begun, iterations, next_save = time.monotonic(), 0, 0.0
         faults.start()
         while (now := time.monotonic() - begun) < seconds:
             algorithm.train()
@@ -259,7 +261,7 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
     first, last = warm[:third], warm[-third:]
     hours, memory = np.array([s.at for s in warm]) / 3600, np.array([s.memory for s in warm])
     slope, half = slope_with_interval(hours, memory)
-    speeds = [(part[-1].groups - part[0].groups) / max(1e-9, part[-1].cpu - part[0].cpu) for part in (first, last)]
+    speeds = [(part[-1].groups - part[0].groups) / max(1e-9, processor_time_of(part)) for part in (first, last)]
     grown = {
         name: statistics.median(getattr(s, name) for s in last) - statistics.median(getattr(s, name) for s in first)
         for name in ("descriptors", "threads", "files", "shared")
@@ -270,6 +272,16 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
         "grown": {name: round(value, 2) for name, value in grown.items()},
         "speed_last_to_first": round(speeds[1] / speeds[0], 3) if speeds[0] else None,
     }
+
+
+def processor_time_of(samples: list[Sample]) -> float:
+    """Seconds between the first and the last, but for times between two in which a lost process took its own along.
+
+    Example:
+        >>> processor_time_of([Sample(0, 0, cpu, 0, 0, 0, 0, 0) for cpu in (10.0, 12.0, 5.0, 6.0)])
+        3.0
+    """
+    return sum(max(0.0, later.cpu - earlier.cpu) for earlier, later in itertools.pairwise(samples))
 
 
 def slope_with_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
