@@ -24,6 +24,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
+# A warm start short of its target leaves a model that is gone on with, and that nothing else may begin with.
+.DELETE_ON_ERROR:
 .PHONY: help install lint test test-all test-versions train docs bench bench-peers soak clean
 
 help:  ## This list
@@ -85,16 +87,16 @@ $(ARITHMETIC_MODEL)/config.json: | $(STAMP)
 bench: $(STAMP)  ## This project against its own limits; writes benchmarks/latest.json
 	$(BIN)/python benchmarks/learner.py --folder models/benchmarks --record
 	$(BIN)/python benchmarks/rollout.py --goals --record
-	$(BIN)/python benchmarks/loop.py --folder models/benchmarks --record
-	$(BIN)/python benchmarks/async_loop.py --repetitions 4 --record
+	$(BIN)/python benchmarks/loop.py --folder models/benchmarks --repetitions 4 --record
+	$(BIN)/python benchmarks/async_loop.py --repetitions 3 --record
 	$(BIN)/python benchmarks/weight_sync.py --models dense --remote 2
 	$(BIN)/python benchmarks/start_up.py --repetitions 1
-	$(BIN)/python benchmarks/growth.py --repetitions 3
+	$(BIN)/python benchmarks/growth.py --repetitions 2
 
 bench-peers: $(PEERS)/.installed $(AGILERL)/.installed $(SEED_MODEL)/config.json $(RECALL_MODEL)/config.json $(ARITHMETIC_MODEL)/config.json  ## Side by side with TRL and AgileRL, each in an environment of its own; writes benchmarks/latest.json
 	$(PEERS)/bin/python benchmarks/peers_learner.py --record
 	$(PEERS)/bin/python benchmarks/peers_loop.py --record
-	$(PEERS)/bin/python benchmarks/peers_multi_turn.py --record --picture docs/results/peers_multi_turn.png
+	$(PEERS)/bin/python benchmarks/peers_multi_turn.py --record --pictures docs/results
 	$(PEERS)/bin/python benchmarks/peers_learning.py --record
 
 soak: $(STAMP)  ## A fault every minute for SOAK=8h (10m, …): does anything grow, or slow down? Writes docs/results/soak.json

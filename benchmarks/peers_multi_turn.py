@@ -8,7 +8,8 @@ million parameters that ``make train`` starts from. *long_turns*: Recall, 140 tu
 groups of 8, from a policy warm-started on 60 turns. One environment, wrapped for each side (``peers_job.Played``), one
 start model, one chat frame, temperature 1, 4 optimiser steps per iteration, float32, one compute thread per process.
 Each side is a process in an environment of its own, with pinned versions; they take turns, iteration by iteration, so
-that one works while the others wait. A side stops at its first iteration with 90 % success, but not before the fifth.
+that one works while the others wait. A side stops at its first iteration with 90 % success, but not before the fifth;
+of *long_turns*, where a peer's takes minutes, also with the iteration in which it has used 300 CPU seconds.
 
 CPU seconds are of the process and all its children (Ray's among ours), what other programs on the machine disturb
 least; wall clock is worth something only where nothing else runs. The first of several iterations warms up and
@@ -74,9 +75,15 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 MODELS = {"many_turns": "models/seed", "long_turns": "models/recall_long"}
-ITERATIONS = {"many_turns": 14, "long_turns": 1}
-"""Most iterations of a side; where a peer's takes minutes, what the first one warms up does not show."""
+ITERATIONS = {"many_turns": 14, "long_turns": 20}
+"""Most iterations of a side."""
+MOST_CPU_S = {"many_turns": float("inf"), "long_turns": 300.0}
+"""A side that has used as many begins no other iteration; where one takes minutes, its warming up does not show."""
 FEWEST, TARGET = 5, 0.9
+TITLES = {
+    "many_turns": "Calculator, 6 operations, 16 groups of 8",
+    "long_turns": "Recall, 140 turns, 2,200 tokens of context, 4 groups of 8",
+}
 COMMAND = ".venv-peers/bin/python benchmarks/peers_multi_turn.py"
 
 Steps = dict[str, list[dict[str, float]]]
@@ -84,7 +91,7 @@ Steps = dict[str, list[dict[str, float]]]
 
 
 def compare(job: str, model: str, seed: int, sides: list[str], iterations: int, *, target: float = TARGET) -> Steps:
-    """Has every side do its iterations, in turn, until it reaches the target."""
+    """Has every side do its iterations, in turn, until it reaches the target or has had its share of time."""
     steps: Steps = {name: [] for name in sides}
     children: dict[str, Child] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +108,8 @@ def compare(job: str, model: str, seed: int, sides: list[str], iterations: int, 
                 for name in [*children]:
                     taken = steps[name]
                     learnt = max(step["success"] for step in taken) >= target and len(taken) >= FEWEST
-                    if learnt or len(taken) >= iterations:
+                    spent = sum(step["cpu_s"] for step in taken)
+                    if learnt or len(taken) >= iterations or spent >= MOST_CPU_S[job]:
                         children.pop(name).stop()
                     else:
                         taken.append(children[name].step())
@@ -230,7 +238,7 @@ def _rounded(value: Any) -> Any:
 
 
 def draw(runs: list[Steps], path: pathlib.Path, title: str) -> None:
-    """Success against CPU seconds since the start of the process, one line per side and seed.
+    """Success against CPU seconds since the start of the process; dotted, the last iteration of each side and seed.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -250,6 +258,7 @@ def draw(runs: list[Steps], path: pathlib.Path, title: str) -> None:
             success = [step["success"] for step in run[name]]
             label = name if number == 0 else None
             axes.plot(cpu_s[:-1], success, marker=".", color=f"C{position}", alpha=0.8, label=label)
+            axes.plot(cpu_s[-2:], success[-1:] * 2, color=f"C{position}", alpha=0.8, linestyle=":")
     axes.axhline(TARGET, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="CPU seconds since the start of the process", ylabel="sampled success", title=title)
     axes.set_ylim(0.0, 1.02)
@@ -274,11 +283,11 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", choices=[*MODELS], default=[*MODELS])
     parser.add_argument("--sides", nargs="+", choices=[*SIDES], default=[*SIDES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="long_turns takes the first of them")
-    parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 1 of long_turns")
+    parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 20 of long_turns")
     parser.add_argument("--model", help="start policy, instead of the job's own below models/")
     parser.add_argument("--kept", type=pathlib.Path, help="report on what --json wrote earlier, run nothing")
     parser.add_argument("--json", type=pathlib.Path, help="also write every iteration here")
-    parser.add_argument("--picture", type=pathlib.Path, help="also draw success against CPU seconds of many_turns here")
+    parser.add_argument("--pictures", type=pathlib.Path, help="folder; also draw success against CPU seconds there")
     parser.add_argument("--record", action="store_true", help="merge the ratios into latest.json")
     args = parser.parse_args()
 
@@ -302,8 +311,8 @@ def main() -> None:
         print_table(job, rows)
         if args.record:
             record(job, taken, rows)
-        if args.picture and job == "many_turns":
-            draw(taken, args.picture, "Calculator, 6 operations, 16 groups of 8")
+        if args.pictures:
+            draw(taken, args.pictures / f"peers_{job}.png", TITLES[job])
     if args.json:
         args.json.write_text(json.dumps({"machine": machine.facts(), "runs": runs}, indent=1))
 

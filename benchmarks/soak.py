@@ -10,18 +10,21 @@ environment's process is killed, a save finds no room, a runner is stopped, and 
 none of them, the next kind is taken.
 
 The first quarter of a run is warm-up. Of the rest, the memory that the driver alone holds is fitted by a line, whose
-slope is given with its interval of 95 %: hours are needed before it says anything about 1 MB/h. Of what is counted
-(descriptors and threads of the driver, files of checkpoints, shared memory) the medians of the first and the last third
-are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of
-runs shorter than twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained
-twice, or were too old, are counted as in ``faults.py``. The command ends with 1 where something did not hold.
+slope is given with its interval of 95 %. It is looked at every five seconds, once garbage was collected and malloc has
+given freed blocks back: both come and go by megabytes, and neither is held. Of what is counted (descriptors and threads
+of the driver, files of checkpoints, shared memory) the medians of the first and the last third are compared. Throughput
+is groups per second of processor time, of all processes of the run, in the same thirds. Of runs shorter than twenty
+minutes memory and throughput are printed and not judged. Groups that were lost or trained twice, or were too old, are
+counted as in ``faults.py``. The command ends with 1 where something did not hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -58,6 +61,9 @@ RUNS = ("sync-0", "sync-2", "free-2", "fixed_lag-2", "sync-0-vllm", "free-2-vllm
 WARM_UP = 0.25
 SHORTEST_S = 120.0
 """Of a shorter run nothing is said about what grows by the piece."""
+
+LOOK_S = 5.0
+"""Between two looks: one takes as long as a short iteration."""
 
 SETTLED_S = 1200.0
 """Nor, of a run shorter than this, about memory and speed: a process that comes back costs many iterations."""
@@ -97,7 +103,7 @@ def config(model: str, args: argparse.Namespace) -> Any:
 
 @dataclasses.dataclass
 class Sample:
-    """What was seen after one iteration; memory in MB, times in seconds."""
+    """What was seen after an iteration; memory in MB, times in seconds."""
 
     at: float
     groups: int
@@ -111,6 +117,9 @@ class Sample:
 
 def look(begun: float, groups: int, folder: pathlib.Path) -> Sample:
     """Looks at the driver, and at the processor time of everything below it."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
     driver = psutil.Process()
     return Sample(
         at=time.monotonic() - begun,
@@ -213,22 +222,24 @@ def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Names
         ledger, faults = Ledger(algorithm), Faults(algorithm, args.every, seconds, args.seed)
         algorithm.train()
         algorithm.save_to_path(saves / "last")
-        begun, samples, next_save = time.monotonic(), [], 0.0
+        begun, samples, iterations, next_save = time.monotonic(), [], 0, 0.0
         faults.start()
         while (now := time.monotonic() - begun) < seconds:
             algorithm.train()
+            iterations += 1
             fails = faults.save_fails.is_set()
             if fails or now >= next_save:
                 save(algorithm, saves / "last", fails=fails)
                 faults.save_fails.clear()
                 next_save = now + args.every
-            samples.append(look(begun, len(ledger.trained), saves))
+            if not samples or now - samples[-1].at >= LOOK_S:
+                samples.append(look(begun, len(ledger.trained), saves))
         faults.ended.set()
         lost, twice = ledger.lost_and_twice(algorithm)
         return {
             "run": args.child,
             "seconds": round(seconds),
-            "iterations": len(samples),
+            "iterations": iterations,
             "groups": len(ledger.trained),
             "faults": faults.made,
             "lost": lost,

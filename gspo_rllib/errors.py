@@ -141,13 +141,13 @@ def described(error: BaseException, most: int = 500) -> str:
 
 
 def shown(value: object, most: int = 100) -> str:
-    """What foreign code returned, likewise; its type is named where the text is cut.
+    r"""What foreign code returned, likewise; its type is named where the text is cut.
 
     Example:
-        >>> shown([1]), shown("x" * 9, 3)
-        ('[1]', "'xx… (str)")
+        >>> shown([1]), shown("x" * 9, 3), shown(type("Rows", (), {"__repr__": lambda self: "a\nb"})())
+        ('[1]', "'xx… (str)", 'a b')
     """
-    text = _text_of(value, repr, "it", most)
+    text = _text_of(value, lambda it: " ".join(repr(it).splitlines()), "it", most)
     return f"{text} ({type(value).__name__})" if text.endswith("…") else text
 
 

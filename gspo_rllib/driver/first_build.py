@@ -21,7 +21,7 @@ from ray._private.worker import global_worker
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from gspo_rllib.driver.processes import LOOK_S, stands_still
-from gspo_rllib.errors import RunnersLostError
+from gspo_rllib.errors import RunnersLostError, own_error
 
 _RLLIB = logging.getLogger("ray.rllib")
 
@@ -49,15 +49,17 @@ def first_build(class_name: str, *, patience_s: float) -> Iterator[None]:
         patience_s: Seconds that a process may stand still before another takes its place.
 
     Raises:
-        RunnersLostError: The processes of one of them ended, ``MOST_ENDS`` times.
+        RunnersLostError: The processes of one of them ended, ``MOST_ENDS`` times, or it raised.
     """
     watch, level = _Watch(class_name, patience_s), _RLLIB.level
+    watch.leave_out_earlier()
     watch.start()
     try:
         yield
     except Exception as error:
         # Without the runner RLlib may stumble over anything.
-        if watch.verdict is None:
+        watch.look()
+        if watch.verdict is None or own_error(error) is not None:
             raise
         raise RunnersLostError(watch.verdict) from error
     finally:
@@ -75,19 +77,33 @@ class _Watch(threading.Thread):
         self._patience_s = patience_s
         self._since: dict[int, float] = {}
         self._ended: set[int] = set()
+        self._earlier: frozenset[str] = frozenset()
+        """Actors that were there before; Ray's table keeps those that died."""
         self.done = threading.Event()
         self.verdict: str | None = None
 
     def run(self) -> None:
-        job, node = ray.get_runtime_context().get_job_id(), ray.get_runtime_context().get_node_id()
         while not self.done.wait(LOOK_S):
-            # A cluster that does not answer is another's to report.
-            with contextlib.suppress(Exception):
-                for actor, entry in state.actor_table(None).items():
-                    if entry["JobID"] == job and entry["ActorClassName"] == self._class_name:
-                        self._look(actor, entry, here=entry["Address"]["NodeID"] == node)
+            self.look()
+
+    def leave_out_earlier(self) -> None:
+        with contextlib.suppress(Exception):
+            self._earlier = frozenset(state.actor_table(None))
+
+    def look(self) -> None:
+        job, node = ray.get_runtime_context().get_job_id(), ray.get_runtime_context().get_node_id()
+        # A cluster that does not answer is another's to report.
+        with contextlib.suppress(Exception):
+            for actor, entry in state.actor_table(None).items():
+                ours = entry["JobID"] == job and entry["ActorClassName"] == self._class_name
+                if ours and actor not in self._earlier:
+                    self._look(actor, entry, here=entry["Address"]["NodeID"] == node)
 
     def _look(self, actor: str, entry: dict[str, Any], *, here: bool) -> None:
+        if entry["State"] == "DEAD":
+            if raised := entry["DeathCause"].creation_task_failure_context.formatted_exception_string:
+                self.verdict = _raised_verdict(raised, entry["Address"]["IPAddress"] or "this machine")
+            return
         if entry["State"] not in ("PENDING_CREATION", "RESTARTING"):
             return
         if entry["NumRestarts"] >= MOST_ENDS:
@@ -113,3 +129,14 @@ class _Watch(threading.Thread):
     def _end(actor: str, *, for_good: bool) -> None:
         # RLlib has the handle, which nobody else gets before it is done.
         global_worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor)), for_good)
+
+
+def _raised_verdict(traceback: str, place: str) -> str:
+    raised = traceback.strip().splitlines()[-1]
+    advice = "With env_runners(num_env_runners=0) it happens in this process, where it is seen."
+    if raised.startswith(("ModuleNotFoundError", "ImportError")):
+        advice = (
+            "What environments and agents are made of must be importable in every process: install it on each node, "
+            "put its folder on PYTHONPATH before Ray starts, or pass ray.init(runtime_env={'working_dir': ...})."
+        )
+    return f"an env runner was not built: its constructor raised, on {place}, {raised.rstrip('.')}. {advice}"

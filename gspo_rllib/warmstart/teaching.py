@@ -58,7 +58,8 @@ class Progress:
     """Where a warm start stands, besides weights, optimiser and random numbers.
 
     Attributes:
-        stage: ``"learn"`` the skill; then, in a careless warm start, ``"err"``; ``"done"``.
+        stage: ``"learn"`` the skill; then, in a careless warm start, ``"err"``; ``"done"`` once an evaluation reached
+            the target, and not before.
         steps: Optimiser steps taken.
         reach_began: The step at which what is shown of a demonstration last changed.
         evaluated: The step of the last evaluation.
@@ -69,7 +70,6 @@ class Progress:
         wait: Steps between evaluations while the expert errs.
         lowest: Lowest success while it errs.
         stalled: Evaluations since.
-        reached: Whether an evaluation reached the target.
         seconds: Wall time of earlier sittings.
     """
 
@@ -84,8 +84,12 @@ class Progress:
     wait: int = _STEPS_BETWEEN_EVALUATIONS
     lowest: float = 1.0
     stalled: int = 0
-    reached: bool = False
     seconds: float = 0.0
+
+    @property
+    def reached(self) -> bool:
+        """Whether an evaluation reached the target."""
+        return self.stage == "done"
 
 
 class Teacher:
@@ -146,17 +150,16 @@ class Teacher:
             self._learn()
         while now.stage == "err" and self._goes_on():
             self._err()
-        if not self._interrupted() and now.stage != "done":
-            if not self._is_best():
-                self._student.restore_saved()
-            now.stage = "done"
+        interrupted = self._interrupted()
+        if not (interrupted or self._is_best()):
+            self._student.restore_saved()
         self.save()
-        return now.stage == "done"
+        return now.reached or not interrupted
 
     def save(self) -> None:
         """Writes the model, if it is the best so far, and what it takes to go on from here."""
         self._saved = time.monotonic()
-        if self.progress.stage == "done" or self._is_best():
+        if self._is_best():
             self.progress.best = self._expected
             self._student.save()
         state = asdict(self.progress) | {"seconds": self.progress.seconds + self._saved - self._started}
@@ -207,7 +210,7 @@ class Teacher:
             # The rate if every mistake costs the episode; it is raised below where the environment forgives mistakes.
             self._err_at(1.0 - (_ERRING_SUCCESS * self._target) ** (1.0 / self._student.turns_per_demonstration))
         else:
-            now.stage, now.reached = "done", True
+            now.stage = "done"
 
     def _err(self) -> None:
         """The same with an expert that errs."""
@@ -221,7 +224,7 @@ class Teacher:
         if success < 0.0:
             return
         if success <= _NEAR_ENOUGH * self._target:
-            now.stage, now.reached = "done", True
+            now.stage = "done"
             return
         if success < _MASTERED:
             now.wait = 1

@@ -244,6 +244,10 @@ def test_sides_take_turns_until_they_have_learnt_or_were_long_enough_at_it(
     started = [("good" if " good " in line else "bad") for line in lines]
     assert started == ["good", "bad"] * peers_multi_turn.FEWEST + ["bad"] * 2
 
-    monkeypatch.setattr(sys, "argv", ["peers_multi_turn.py", "--kept", str(kept)])
+    monkeypatch.setattr(sys, "argv", ["peers_multi_turn.py", "--kept", str(kept), "--pictures", str(tmp_path)])
     peers_multi_turn.main()
     assert "| CPU s per iteration | " in capsys.readouterr().out
+    assert (tmp_path / "peers_many_turns.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(peers_multi_turn, "MOST_CPU_S", {"many_turns": 0.01})
+    assert len(peers_multi_turn.compare("many_turns", tiny_dense, 0, ["bad"], 7)["bad"]) == 1

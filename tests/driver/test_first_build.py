@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from gspo_rllib.driver.first_build import MOST_ENDS, _Watch, first_build
-from gspo_rllib.driver.processes import stands_still
+from gspo_rllib.driver.processes import LOOK_S, stands_still
 from gspo_rllib.errors import RunnersLostError
 
 BORN = "runner.<locals>.Born"
@@ -96,6 +96,40 @@ def test_it_ends_the_block_also_where_nobody_raises(ray_local: None, tmp_path: P
     with pytest.raises(RunnersLostError, match="was not built"):
         build(tmp_path, passes_over=True)
     assert logging.getLogger("ray.rllib").level == level
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ModuleNotFoundError("No module named 'mine'"),
+            "ModuleNotFoundError: No module named 'mine'. What environments",
+        ),
+        (ValueError("no such map."), "ValueError: no such map. With env_runners"),
+    ],
+)
+def test_one_whose_constructor_raises_is_given_up_in_a_sentence(ray_local: None, error: Exception, said: str) -> None:
+    """RLlib logs that, goes on without it, and stumbles over the first answer that is not there."""
+
+    class Raising:
+        def __init__(self) -> None:
+            raise error
+
+        def assert_healthy(self) -> None: ...
+
+    def build() -> None:
+        with first_build(Raising.__qualname__, patience_s=60.0):
+            answer = ray.remote(num_cpus=0)(Raising).remote().assert_healthy.remote()
+            with contextlib.suppress(RayActorError):
+                ray.get(answer)
+            raise IndexError("list index out of range")
+
+    with pytest.raises(RunnersLostError) as raised:
+        build()
+    assert said in str(raised.value)
+
+    with first_build(Raising.__qualname__, patience_s=60.0):
+        time.sleep(3 * LOOK_S)  # those that died before are nobody's fault now
 
 
 def test_other_errors_and_other_classes_are_left_alone(ray_local: None, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ def test_an_interrupted_warm_start_goes_on_to_the_bit(tmp_path) -> None:
     )
     assert (result.steps, result.reached, result.num_tasks, result.success) == (50, False, 0, None)
     assert not (tmp_path / "halves.partial").exists()
-    # Short of its target it is gone on from like one that was interrupted, and with other settings begun anew.
+    # Short of its target it is gone on with like one that was interrupted, and with other settings begun anew.
+    assert "interrupted after step 75" in interrupt_at(75, tmp_path / "halves")[-1]
+    shutil.rmtree(tmp_path / "halves.partial")
     for lr, goes_on in ((4e-3, True), (1e-3, False)):
         said: list[str] = []
         options = {"sizes": SMALL, "lr": lr, "max_minutes": 0}

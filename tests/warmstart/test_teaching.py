@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from gspo_rllib.warmstart.success import PlayReport
 from gspo_rllib.warmstart.teaching import Progress, Teacher
 
@@ -118,7 +120,16 @@ def test_a_model_that_got_worse_is_not_what_is_kept() -> None:
     student = FakeStudent()
     teacher = teacher_of(student, [], seconds=0.0, progress=Progress(steps=30, best=0.2, estimates=[0.1]))
     assert teacher.teach()
-    assert student.calls == ["restore", "save", "state"]
+    assert student.calls == ["restore", "state"]
+
+
+@pytest.mark.parametrize(("stage", "student"), [("learn", FakeStudent()), ("err", ForgivenStudent())])
+def test_one_whose_time_was_over_takes_further_steps_when_it_goes_on(stage: str, student: FakeStudent) -> None:
+    now = Progress(stage, steps=30)
+    assert teacher_of(student, [], careless=stage == "err", seconds=0.0, progress=now).teach()
+    assert (now.stage, now.reached, now.steps) == (stage, False, 30)
+    teacher_of(student, [], careless=stage == "err", seconds=0.05, progress=now).teach()
+    assert now.steps > 30
 
 
 def test_whoever_asks_to_stop_finds_all_saved() -> None:
