@@ -8,6 +8,7 @@ import json
 import pytest
 
 from gspo_rllib.errors import SettingError
+from gspo_rllib.study import starts
 from gspo_rllib.study.design import Start, Trial
 from gspo_rllib.study.starts import make_start, start_folder
 
@@ -42,3 +43,17 @@ def test_an_option_that_no_warm_start_has_is_named(tmp_path) -> None:
     trial = dataclasses.replace(TRIAL, start=Start("small", {"carelss": True}))
     with pytest.raises(SettingError, match=r"starts\.small: .*'carelss'"):
         make_start(tmp_path, trial, lambda _line: None)
+
+
+def test_a_start_short_of_its_target_is_gone_on_with_and_given_up_in_a_sentence(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(starts, "MOST_TIMES", 2)
+    options = {"sizes": {"hidden_size": 32, "num_layers": 1}, "max_minutes": 0.005}
+    trial = dataclasses.replace(TRIAL, start=Start("tiny", options))
+    folder = start_folder(tmp_path, trial)
+    said: list[str] = []
+    for _ in range(2):
+        # The model that was left is not taken for one that reached it.
+        with pytest.raises(SettingError, match=r"starts\.tiny, seed 0: .* short of its target of 0\.35 \(its"):
+            make_start(tmp_path, trial, said.append)
+        assert folder is not None and (folder / "config.json").exists()
+    assert sum("going on" in line for line in said) == 2 * 2
