@@ -24,8 +24,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-# A warm start short of its target leaves a model that is gone on with, and that nothing else may begin with.
-.DELETE_ON_ERROR:
 .PHONY: help install lint test test-all test-versions train docs bench bench-peers soak clean
 
 help:  ## This list

@@ -22,8 +22,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from gspo_rllib.driver.processes import LOOK_S, stands_still
 from gspo_rllib.errors import RunnersLostError, own_error
+from gspo_rllib.secret_texts import masked
 
 _RLLIB = logging.getLogger("ray.rllib")
+
+MOST_TEXT = 300
+"""Characters of what a constructor raised that are told."""
 
 MOST_ENDS = 3
 """Processes of one runner that may end before it is there; more than once may be bad luck."""
@@ -91,9 +95,9 @@ class _Watch(threading.Thread):
             self._earlier = frozenset(state.actor_table(None))
 
     def look(self) -> None:
-        job, node = ray.get_runtime_context().get_job_id(), ray.get_runtime_context().get_node_id()
         # A cluster that does not answer is another's to report.
         with contextlib.suppress(Exception):
+            job, node = ray.get_runtime_context().get_job_id(), ray.get_runtime_context().get_node_id()
             for actor, entry in state.actor_table(None).items():
                 ours = entry["JobID"] == job and entry["ActorClassName"] == self._class_name
                 if ours and actor not in self._earlier:
@@ -132,7 +136,7 @@ class _Watch(threading.Thread):
 
 
 def _raised_verdict(traceback: str, place: str) -> str:
-    raised = traceback.strip().splitlines()[-1]
+    raised = masked(traceback).strip().splitlines()[-1][:MOST_TEXT]
     advice = "With env_runners(num_env_runners=0) it happens in this process, where it is seen."
     if raised.startswith(("ModuleNotFoundError", "ImportError")):
         advice = (
