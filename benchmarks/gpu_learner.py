@@ -158,32 +158,38 @@ def compiled_all(module: Any) -> Iterator[None]:
 
 
 @contextmanager
+def forwards_given_back(model: Any) -> Iterator[list[Any]]:
+    """The model's layers, which have their class's forward again after the block."""
+    layers = [*decoder_layers(model)]
+    try:
+        yield layers
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
     """Activations computed again, within the block."""
-    Recomputation([model])
-    try:
+    with forwards_given_back(model):
+        Recomputation([model])
         yield
-    finally:
-        for layer in model.base_model.layers:
-            del layer.forward
 
 
 @contextmanager
 def limited(module: Any, gigabytes: float) -> Iterator[None]:
     """With ``max_activation_gb``, within the block; what layers keep is observed once."""
-    layers = [*decoder_layers(module.model)]
-    if not hasattr(module, "_limited"):
-        recomputation = Recomputation([module.model], gigabytes * 1e9)
-        module._limited = recomputation, [layer.forward for layer in layers]
-    module.recomputation, forwards = module._limited
-    for layer, forward in zip(layers, forwards, strict=True):
-        layer.forward = forward
-    try:
-        yield
-    finally:
-        module.recomputation = None
-        for layer in layers:
-            del layer.forward
+    with forwards_given_back(module.model) as layers:
+        if not hasattr(module, "_limited"):
+            recomputation = Recomputation([module.model], gigabytes * 1e9)
+            module._limited = recomputation, [layer.forward for layer in layers]
+        module.recomputation, forwards = module._limited
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            module.recomputation = None
 
 
 def measure(learner: Any, size: str, data: str | int, args: argparse.Namespace) -> list[dict[str, Any]]:

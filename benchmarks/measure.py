@@ -102,11 +102,17 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
 
 
+def release_freed_memory() -> None:
+    """Collects garbage and has the allocator give freed blocks back, so that what is resident is held; glibc only."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def peak_over_mb(function: Callable[[], Any]) -> float:
     """How far the resident size rises during a call above what it was before, in MB; Linux only."""
-    gc.collect()
-    # Memory that was freed but is still held by the allocator would hide what the call takes.
-    ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()  # which would hide what the call takes
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status_kb("VmRSS")
     function()

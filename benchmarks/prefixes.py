@@ -16,8 +16,6 @@ of both sides are apart (root mean square, nats), and how far those without shar
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import itertools
 import json
 import os
@@ -34,7 +32,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from machine import processor
-from measure import alternate, median, ratios
+from measure import alternate, median, ratios, release_freed_memory
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -186,11 +184,10 @@ def step(module: CausalLMModule, row: dict[str, Any]) -> Callable[[], None]:
 
 def peak_mb(function: Callable[[], None]) -> float:
     """How far the resident size rises while a function runs; NaN where the system cannot say."""
-    gc.collect()
+    release_freed_memory()  # else what earlier passes freed would be used again unseen
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else what earlier passes freed would be used again unseen
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size again
-    except (OSError, AttributeError):
+    except OSError:
         return float("nan")
     before = resident_mb("VmRSS")
     function()

@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
-import gc
 import itertools
 import json
 import os
@@ -44,6 +42,7 @@ from typing import Any, ClassVar
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+import measure
 import numpy as np
 import psutil
 import ray
@@ -118,9 +117,7 @@ class Sample:
 
 def look(begun: float, groups: int, folder: pathlib.Path) -> Sample:
     """Looks at the driver, and at the processor time of everything below it."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    measure.release_freed_memory()
     driver = psutil.Process()
     return Sample(
         at=time.monotonic() - begun,

@@ -56,7 +56,6 @@ def first_build(class_name: str, *, patience_s: float) -> Iterator[None]:
         RunnersLostError: The processes of one of them ended, ``MOST_ENDS`` times, or it raised.
     """
     watch, level = _Watch(class_name, patience_s), _RLLIB.level
-    watch.leave_out_earlier()
     watch.start()
     try:
         yield
@@ -82,17 +81,14 @@ class _Watch(threading.Thread):
         self._since: dict[int, float] = {}
         self._ended: set[int] = set()
         self._earlier: frozenset[str] = frozenset()
-        """Actors that were there before; Ray's table keeps those that died."""
+        with contextlib.suppress(Exception):  # see ``look``
+            self._earlier = frozenset(state.actor_table(None))  # which keeps those that died
         self.done = threading.Event()
         self.verdict: str | None = None
 
     def run(self) -> None:
         while not self.done.wait(LOOK_S):
             self.look()
-
-    def leave_out_earlier(self) -> None:
-        with contextlib.suppress(Exception):
-            self._earlier = frozenset(state.actor_table(None))
 
     def look(self) -> None:
         # A cluster that does not answer is another's to report.
