@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class Job:
     """One task, and how it is played and trained.
 
     Attributes:
+        title: What it is called in a picture.
+        model: Folder of its start model, seen from the project's.
         env: The environment's name among this project's own.
         env_config: The environment's settings.
         most_turns: Most turns of a trajectory.
@@ -36,8 +39,13 @@ class Job:
         groups: Groups per iteration, ``GROUP_SIZE`` trajectories each.
         lr: AdamW's learning rate, constant.
         clip: How far the ratio may go below and above 1.
+        iterations: Most iterations of a side.
+        most_cpu_s: A side that has used as many CPU seconds begins no other iteration; where one takes minutes, its
+            warming up does not show.
     """
 
+    title: str
+    model: str
     env: str
     env_config: Mapping[str, Any]
     most_turns: int
@@ -46,6 +54,8 @@ class Job:
     groups: int
     lr: float
     clip: tuple[float, float]
+    iterations: int
+    most_cpu_s: float = math.inf
 
     @property
     def trajectories(self) -> int:
@@ -60,18 +70,47 @@ class Job:
 
 JOBS = {
     "one_turn": Job(
-        "Arithmetic-v0", {}, most_turns=1, tokens_per_turn=16, context=256, groups=16, lr=1e-4, clip=(0.03, 0.04)
+        title="Arithmetic, one turn, 16 groups of 8",
+        model="models/arithmetic",
+        env="Arithmetic-v0",
+        env_config={},
+        most_turns=1,
+        tokens_per_turn=16,
+        context=256,
+        groups=16,
+        lr=1e-4,
+        clip=(0.03, 0.04),
+        iterations=15,
     ),
     # As configs/calculator.yaml has it.
     "many_turns": Job(
-        "Calculator-v0", {"operations": 6}, most_turns=14, tokens_per_turn=16, context=512, groups=16, lr=1e-4,
+        title="Calculator, 6 operations, 16 groups of 8",
+        model="models/seed",
+        env="Calculator-v0",
+        env_config={"operations": 6},
+        most_turns=14,
+        tokens_per_turn=16,
+        context=512,
+        groups=16,
+        lr=1e-4,
         clip=(0.03, 0.04),
+        iterations=14,
     ),
     "long_turns": Job(
-        "Recall-v0", {"turns": 140, "keys": 1, "values": 8}, most_turns=140, tokens_per_turn=8, context=4096, groups=4,
-        lr=1e-4, clip=(3e-3, 4e-3),
+        title="Recall, 140 turns, 2,200 tokens of context, 4 groups of 8",
+        model="models/recall_long",
+        env="Recall-v0",
+        env_config={"turns": 140, "keys": 1, "values": 8},
+        most_turns=140,
+        tokens_per_turn=8,
+        context=4096,
+        groups=4,
+        lr=1e-4,
+        clip=(3e-3, 4e-3),
+        iterations=20,
+        most_cpu_s=300.0,
     ),
-}  # fmt: skip
+}
 
 
 def task_seed(seed: int, number: int) -> int:

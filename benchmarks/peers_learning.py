@@ -82,8 +82,8 @@ def main() -> None:
     """Runs both sides, prints the table, and records what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--iterations", type=int, default=15)
-    parser.add_argument("--model", default=str(ROOT / "models" / "arithmetic"), help="start policy")
+    parser.add_argument("--iterations", type=int, default=peers_job.JOBS[JOB].iterations)
+    parser.add_argument("--model", default=str(ROOT / peers_job.JOBS[JOB].model), help="start policy")
     parser.add_argument("--kept", type=pathlib.Path, help="report on what --json wrote earlier, run nothing")
     parser.add_argument("--json", type=pathlib.Path, help="also write every iteration here")
     parser.add_argument("--record", action="store_true", help="merge the ratio of returns into latest.json")

@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import shutil
 import statistics
@@ -75,16 +74,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "PYTHONDONTWRITEBYTECODE": "",
 }
-MODELS = {"many_turns": "models/seed", "long_turns": "models/recall_long"}
-ITERATIONS = {"many_turns": 14, "long_turns": 20}
-"""Most iterations of a side."""
-MOST_CPU_S = {"long_turns": 300.0}
-"""A side that has used as many begins no other iteration; where one takes minutes, its warming up does not show."""
+JOBS = ("many_turns", "long_turns")
 FEWEST, TARGET = 5, 0.9
-TITLES = {
-    "many_turns": "Calculator, 6 operations, 16 groups of 8",
-    "long_turns": "Recall, 140 turns, 2,200 tokens of context, 4 groups of 8",
-}
 COMMAND = ".venv-peers/bin/python benchmarks/peers_multi_turn.py"
 
 Steps = dict[str, list[dict[str, float]]]
@@ -110,7 +101,7 @@ def compare(job: str, model: str, seed: int, sides: list[str], iterations: int, 
                     taken = steps[name]
                     learnt = max(step["success"] for step in taken) >= target and len(taken) >= FEWEST
                     spent = sum(step["cpu_s"] for step in taken)
-                    if learnt or len(taken) >= iterations or spent >= MOST_CPU_S.get(job, math.inf):
+                    if learnt or len(taken) >= iterations or spent >= peers_job.JOBS[job].most_cpu_s:
                         children.pop(name).stop()
                     else:
                         taken.append(children[name].step())
@@ -281,7 +272,7 @@ def longer_context(model: str, context: int, folder: str) -> str:
 def main() -> None:
     """Runs the jobs, prints their tables, and draws and records what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", nargs="+", choices=[*MODELS], default=[*MODELS])
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--sides", nargs="+", choices=[*SIDES], default=[*SIDES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="long_turns takes the first of them")
     parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 20 of long_turns")
@@ -302,10 +293,11 @@ def main() -> None:
     runs: dict[str, list[Steps]] = json.loads(args.kept.read_text())["runs"] if args.kept else {}
     for job in [] if args.kept else args.jobs:
         with tempfile.TemporaryDirectory() as folder:
-            model = longer_context(args.model or str(ROOT / MODELS[job]), peers_job.JOBS[job].context, folder)
+            played = peers_job.JOBS[job]
+            model = longer_context(args.model or str(ROOT / played.model), played.context, folder)
             seeds = args.seeds if job == "many_turns" else args.seeds[:1]
             for seed in seeds:
-                steps = compare(job, model, seed, args.sides, args.iterations or ITERATIONS[job])
+                steps = compare(job, model, seed, args.sides, args.iterations or played.iterations)
                 runs.setdefault(job, []).append(steps)
     for job, taken in runs.items():
         rows = summary(taken)
@@ -313,7 +305,7 @@ def main() -> None:
         if args.record:
             record(job, taken, rows)
         if args.pictures:
-            draw(taken, args.pictures / f"peers_{job}.png", TITLES[job])
+            draw(taken, args.pictures / f"peers_{job}.png", peers_job.JOBS[job].title)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine.facts(), "runs": runs}, indent=1))
 

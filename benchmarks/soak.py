@@ -11,11 +11,12 @@ none of them, the next kind is taken.
 
 The first quarter of a run is warm-up. Of the rest, the memory that the driver alone holds is fitted by a line, whose
 slope is given with its interval of 95 %. It is looked at every five seconds, once garbage was collected and malloc has
-given freed blocks back: both come and go by megabytes, and neither is held. Of what is counted (descriptors and threads
-of the driver, files of checkpoints, shared memory) the medians of the first and the last third are compared. Throughput
-is groups per second of processor time, of all processes of the run, in the same thirds. Of runs shorter than twenty
-minutes memory and throughput are printed and not judged. Groups that were lost or trained twice, or were too old, are
-counted as in ``faults.py``. The command ends with 1 where something did not hold.
+given freed blocks back: both come and go by megabytes, and neither is held. Python's objects are malloc's as well
+(``PYTHONMALLOC``), since Python gives back none of its own arenas in which a single object is left. Of what is counted
+(descriptors and threads of the driver, files of checkpoints, shared memory) the medians of the first and the last third
+are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of
+runs shorter than twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained
+twice, or were too old, are counted as in ``faults.py``. The command ends with 1 where something did not hold.
 """
 
 from __future__ import annotations
@@ -349,9 +350,8 @@ def main() -> None:
     for run in runs:
         share = f"{args.time / len(runs)}s"
         command = [sys.executable, __file__, "--child", run, "--time", share]
-        done = subprocess.run(
-            [*command, "--every", str(args.every), "--seed", str(args.seed)], stdout=subprocess.PIPE, text=True
-        )
+        command += ["--every", str(args.every), "--seed", str(args.seed)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONMALLOC": "malloc"})
         if done.returncode:
             raise SystemExit(f"{run}: ended with {done.returncode}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))

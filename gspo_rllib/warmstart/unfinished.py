@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from gspo_rllib.errors import SettingError
+from gspo_rllib.errors import SettingError, described
 from gspo_rllib.places import written_whole
 
 REPORT_NAME = "warmstart.json"
 STATE_NAME = "warmstart_state.pt"
+STATE_FORMAT = 2
+"""Counts up whenever what is saved changes its form, `Progress` included."""
 
 
 class Unfinished:
@@ -34,7 +36,8 @@ class Unfinished:
         state: What one that was interrupted, or ended short of its target, left to go on from; None for nothing.
 
     Raises:
-        SettingError: ``out`` holds something else than a warm start, or the interrupted one had other settings.
+        SettingError: ``out`` holds something else than a warm start, or the interrupted one had other settings, was
+            begun by another version, or left a state that cannot be read.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -51,7 +54,7 @@ class Unfinished:
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Writes what it takes to go on: tensors, numbers and strings, in dicts and lists."""
         with written_whole(self.folder / STATE_NAME) as new:
-            torch.save({"settings": self._settings, **state}, new)
+            torch.save({"format": STATE_FORMAT, "settings": self._settings, **state}, new)
 
     def publish(self, report: Mapping[str, Any], *, reached: bool) -> None:
         """Writes the report and puts the folder where it was asked for.
@@ -77,25 +80,30 @@ class Unfinished:
         shutil.copytree(self._out, self.folder)
         return self._load()
 
-    def _read(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
-        """A state, and which settings are others now."""
-        state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
-        begun = state.pop("settings")
-        changed = [
-            f"{name}={begun.get(name)!r} -> {new!r}" for name, new in self._settings.items() if begun.get(name) != new
-        ]
-        return state, changed
-
     def _load(self) -> dict[str, Any] | None:
         if not (self.folder / STATE_NAME).is_file():
             return None
-        state, changed = self._read(self.folder)
-        if changed:
+        state, unfit = self._read(self.folder)
+        if unfit:
             raise SettingError(
-                f"{str(self.folder)!r} holds an interrupted warm start with other settings ({', '.join(changed)}). "
-                "Give the same ones to go on with it, remove that folder to start anew, or choose another `out`."
+                f"{str(self.folder)!r} holds an interrupted warm start {unfit} to go on with it, remove that folder to "
+                "start anew, or choose another `out`."
             )
         return state
+
+    def _read(self, folder: Path) -> tuple[dict[str, Any], str]:
+        """A state; and, where it cannot be gone on with, why not and what to do."""
+        try:
+            state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+            form, begun = state.pop("format", 1), state.pop("settings")
+        except Exception as error:  # noqa: BLE001  # what torch raises for any other file has no class in common
+            return {}, f"whose state cannot be read ({described(error, 100)}). Put back {STATE_NAME} as it was"
+        if form != STATE_FORMAT:
+            return {}, f"of another version (format {form}, here {STATE_FORMAT}). Use that version"
+        changed = [
+            f"{name}={begun.get(name)!r} -> {new!r}" for name, new in self._settings.items() if begun.get(name) != new
+        ]
+        return state, f"with other settings ({', '.join(changed)}). Give the same ones" if changed else ""
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +211,7 @@ def test_sides_take_turns_until_they_have_learnt_or_were_long_enough_at_it(
     import json
 
     import machine
+    import peers_job
     import peers_multi_turn
 
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -249,6 +251,7 @@ def test_sides_take_turns_until_they_have_learnt_or_were_long_enough_at_it(
     assert "| CPU s per iteration | " in capsys.readouterr().out
     assert (tmp_path / "peers_many_turns.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(peers_multi_turn, "MOST_CPU_S", {"many_turns": 0.01})
+    short = dataclasses.replace(peers_job.JOBS["many_turns"], most_cpu_s=0.01)
+    monkeypatch.setitem(peers_job.JOBS, "many_turns", short)
     for job, iterations in (("many_turns", 1), ("one_turn", 2)):  # one_turn is that of peers_learning.py
         assert len(peers_multi_turn.compare(job, tiny_dense, 0, ["bad"], 2)["bad"]) == iterations

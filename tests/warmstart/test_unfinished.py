@@ -60,6 +60,21 @@ def test_one_short_of_its_target_is_gone_on_from_with_its_settings_and_stays_unt
     assert Unfinished(out, {"seed": 1}).state is None, "others begin anew, and replace it once they are done"
 
 
+def test_a_state_that_this_version_did_not_write_is_refused(tmp_path) -> None:
+    first = begun(tmp_path / "out")
+    state = first.folder / "warmstart_state.pt"
+    torch.save({"settings": {"seed": 0}, "progress": {"reached": False}}, state)
+    with pytest.raises(SettingError, match=r"of another version \(format 1, here 2\)"):
+        begun(tmp_path / "out")
+    first.save_state({"progress": {}})
+    state.write_bytes(state.read_bytes()[:-200])
+    with pytest.raises(SettingError, match=r"whose state cannot be read \(RuntimeError: .*remove that folder"):
+        begun(tmp_path / "out")
+    torch.save([1], state)
+    with pytest.raises(SettingError, match="whose state cannot be read"):
+        begun(tmp_path / "out")
+
+
 def test_a_folder_without_state_is_begun_anew(tmp_path) -> None:
     unfinished = begun(tmp_path / "out")
     (unfinished.folder / "rest").write_text("")
