@@ -12,6 +12,8 @@ SOAK   ?= 8h
 SEED_MODEL := models/seed
 RECALL_MODEL := models/recall_long
 ARITHMETIC_MODEL := models/arithmetic
+# A warm start whose time was over before its target keeps its state, and is gone on with.
+unfinished = $(if $(wildcard $(1)/warmstart_state.pt),go-on)
 # Two processes: while one waits for Ray's actors, the other computes. Which tests go together is said in tests/conftest.py.
 # Of three processes one waits for something at any time.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --durations 10
@@ -24,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions train docs bench bench-peers soak clean
+.PHONY: go-on help install lint test test-all test-versions train docs bench bench-peers soak clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -73,13 +75,13 @@ docs: $(DOCS)/.installed  ## The documentation as a site in site/, which needs n
 train: $(SEED_MODEL)/config.json  ## Warm-start a small policy, train it with GSPO, say where the results are
 	$(BIN)/gspo-rllib train $(CONFIG)
 
-$(SEED_MODEL)/config.json: | $(STAMP)
+$(SEED_MODEL)/config.json: $(call unfinished,$(SEED_MODEL)) | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Calculator-v0 $(SEED_MODEL) --env-config operations=6 --careless
 
-$(RECALL_MODEL)/config.json: | $(STAMP)
+$(RECALL_MODEL)/config.json: $(call unfinished,$(RECALL_MODEL)) | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Recall-v0 $(RECALL_MODEL) --env-config turns=60 keys=1 values=8 --careless --target 0.25
 
-$(ARITHMETIC_MODEL)/config.json: | $(STAMP)
+$(ARITHMETIC_MODEL)/config.json: $(call unfinished,$(ARITHMETIC_MODEL)) | $(STAMP)
 	$(BIN)/gspo-rllib warmstart gspo_rllib.envs:gspo_rllib/Arithmetic-v0 $(ARITHMETIC_MODEL) --careless
 
 bench: $(STAMP)  ## This project against its own limits; writes benchmarks/latest.json

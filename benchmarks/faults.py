@@ -30,6 +30,7 @@ import signal
 import statistics
 import tempfile
 import time
+from array import array
 from typing import Any, ClassVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -98,18 +99,18 @@ def config(model: str, num_env_runners: int, args: argparse.Namespace, *, seed: 
 
 
 class Ledger:
-    """What was trained: names of groups, a hash of what was sampled, and the largest age."""
+    """What was trained: groups by number, a hash of what was sampled, and the largest age."""
 
     def __init__(self, algorithm: Any) -> None:
         self.algorithm = algorithm
-        self.trained: list[str] = []
+        self.trained = array("Q")  # eight bytes each: a soak looks at what is allocated
         self.oldest = 0
         self.ids = hashlib.sha256()
         update = algorithm.learner_group.update
 
         def watched(**kwargs: Any) -> Any:
             for group in kwargs["training_data"].groups:
-                self.trained.append(group.group_id)
+                self.trained.append(int(group.group_id))
                 for turn in (turn for episode in group.episodes for turn in turns(episode)):
                     self.ids.update(turn.action_token_ids.tobytes() + turn.action_logp.tobytes())
                     self.oldest = max(self.oldest, algorithm._weights.version - turn.policy_version)
@@ -120,7 +121,7 @@ class Ledger:
     def lost_and_twice(self, algorithm: Any) -> tuple[int, int]:
         """Groups drawn and neither trained nor still to come; groups trained more than once."""
         state = algorithm.get_state(components=[])
-        known = {*self.trained, *state["unfinished_groups"]}
+        known = {*self.trained, *map(int, state["unfinished_groups"])}
         return state["next_group"] - len(known), len(self.trained) - len(set(self.trained))
 
 
@@ -139,14 +140,14 @@ def iter_arrays(tree: Any) -> Any:
 def digest_of_weights(algorithm: Any) -> str:
     """Of weights and optimiser."""
     learner, digest = algorithm.learner_group.get_state()["learner"], hashlib.sha256()
-    for array in iter_arrays([learner["rl_module"][DEFAULT_MODULE_ID], learner["optimizer"]]):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for each in iter_arrays([learner["rl_module"][DEFAULT_MODULE_ID], learner["optimizer"]]):
+        digest.update(np.ascontiguousarray(each).tobytes())
     return digest.hexdigest()
 
 
 def digests_of(ledger: Ledger) -> list[str]:
     """What must be equal: of weights and optimiser, of what was sampled, and of the names of the groups."""
-    groups = hashlib.sha256(" ".join(ledger.trained).encode())
+    groups = hashlib.sha256(ledger.trained)
     return [digest_of_weights(ledger.algorithm), ledger.ids.hexdigest(), groups.hexdigest()]
 
 

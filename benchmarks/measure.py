@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import machine
 
@@ -108,6 +108,23 @@ def release_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+_MALLINFO2 = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in _MALLINFO2]
+
+
+def allocated_mb() -> float:
+    """What malloc has handed out to this process and not got back, in MB; glibc only."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    info: Any = mallinfo2()
+    return int(info.uordblks + info.hblkhd) / 1e6
 
 
 def peak_over_mb(function: Callable[[], Any]) -> float:

@@ -92,7 +92,7 @@ def train(folder: pathlib.Path, args: argparse.Namespace) -> None:
         algorithm.train()
         note(
             iteration=algorithm.iteration,
-            trained=ledger.trained[before:],
+            trained=[str(number) for number in ledger.trained[before:]],
             oldest=ledger.oldest,
             sampled=ledger.ids.hexdigest(),
         )

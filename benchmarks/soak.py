@@ -9,10 +9,10 @@ with runners have a learner in a process of its own. In turn, every ``--every`` 
 environment's process is killed, a save finds no room, a runner is stopped, and the learner is killed; where a run has
 none of them, the next kind is taken.
 
-The first quarter of a run is warm-up. Of the rest, the memory that the driver alone holds is fitted by a line, whose
-slope is given with its interval of 95 %. It is looked at every five seconds, once garbage was collected and malloc has
-given freed blocks back: both come and go by megabytes, and neither is held. Python's objects are malloc's as well
-(``PYTHONMALLOC``), since Python gives back none of its own arenas in which a single object is left. Of what is counted
+The first quarter of a run is warm-up. Of the rest, the memory that the driver has allocated is fitted by a line, whose
+slope is given with its interval of 95 %. It is what malloc has handed out and not got back, Python's objects among it
+(``PYTHONMALLOC``), looked at every five seconds once garbage was collected. What is resident is printed beside it: that
+goes up by megabytes while as much is allocated, since malloc keeps freed blocks between others. Of what is counted
 (descriptors and threads of the driver, files of checkpoints, shared memory) the medians of the first and the last third
 are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of
 runs shorter than twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained
@@ -109,7 +109,8 @@ class Sample:
     at: float
     groups: int
     cpu: float
-    memory: float
+    allocated: float
+    resident: float
     descriptors: int
     threads: int
     files: int
@@ -124,7 +125,8 @@ def look(begun: float, groups: int, folder: pathlib.Path) -> Sample:
         at=time.monotonic() - begun,
         groups=groups,
         cpu=processor_time(),
-        memory=driver.memory_full_info().uss / 1e6,
+        allocated=measure.allocated_mb(),
+        resident=driver.memory_full_info().uss / 1e6,
         descriptors=driver.num_fds(),
         threads=driver.num_threads(),
         files=sum(1 for _ in folder.rglob("*")),
@@ -257,7 +259,7 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
     warm = [sample for sample in samples if sample.at >= WARM_UP * samples[-1].at]
     third = max(1, len(warm) // 3)
     first, last = warm[:third], warm[-third:]
-    hours, memory = np.array([s.at for s in warm]) / 3600, np.array([s.memory for s in warm])
+    hours, memory = np.array([s.at for s in warm]) / 3600, np.array([s.allocated for s in warm])
     slope, half = slope_with_interval(hours, memory)
     speeds = [(part[-1].groups - part[0].groups) / max(1e-9, processor_time_of(part)) for part in (first, last)]
     grown = {
@@ -266,7 +268,8 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
     }
     return {
         "mb_per_hour": [round(slope - half, 2), round(slope, 2), round(slope + half, 2)],
-        "memory_mb": [round(warm[0].memory, 1), round(warm[-1].memory, 1)],
+        "allocated_mb": [round(warm[0].allocated, 1), round(warm[-1].allocated, 1)],
+        "resident_mb": [round(warm[0].resident, 1), round(warm[-1].resident, 1)],
         "grown": {name: round(value, 2) for name, value in grown.items()},
         "speed_last_to_first": round(speeds[1] / speeds[0], 3) if speeds[0] else None,
     }
@@ -276,7 +279,7 @@ def processor_time_of(samples: list[Sample]) -> float:
     """Seconds between the first and the last, but for times between two in which a lost process took its own along.
 
     Example:
-        >>> processor_time_of([Sample(0, 0, cpu, 0, 0, 0, 0, 0) for cpu in (10.0, 12.0, 5.0, 6.0)])
+        >>> processor_time_of([Sample(0, 0, cpu, 0, 0, 0, 0, 0, 0) for cpu in (10.0, 12.0, 5.0, 6.0)])
         3.0
     """
     return sum(max(0.0, later.cpu - earlier.cpu) for earlier, later in itertools.pairwise(samples))
@@ -310,7 +313,7 @@ def broken(row: dict[str, Any]) -> list[str]:
     if row["seconds"] < SETTLED_S:
         return found
     low = row["mb_per_hour"][0]
-    found += [f"memory grew by at least {low} MB/h"] if low > MOST_MB_PER_HOUR else []
+    found += [f"allocated memory grew by at least {low} MB/h"] if low > MOST_MB_PER_HOUR else []
     speed = row["speed_last_to_first"]
     found += [f"the last third ran at {speed} of the first"] if speed is not None and speed < LEAST_SPEED else []
     return found

@@ -28,6 +28,7 @@ _ALGORITHM = "ray.rllib.algorithms.algorithm.Algorithm"
 _CONFIG = "ray.rllib.algorithms.algorithm_config.AlgorithmConfig"
 _LEARNER = "ray.rllib.core.learner.learner.Learner"
 _TORCH_LEARNER = "ray.rllib.core.learner.torch.torch_learner.TorchLearner"
+_EXECUTOR = "ray.train._internal.backend_executor.BackendExecutor"
 _LEARNER_GROUP = "ray.rllib.core.learner.learner_group.LearnerGroup"
 _RUNNER_GROUP = "ray.rllib.env.env_runner_group.EnvRunnerGroup"
 _MODULE = "ray.rllib.core.rl_module.rl_module.RLModule"
@@ -190,7 +191,22 @@ PRIVATE_NAMES = (
     PrivateName(
         _LEARNER_GROUP,
         "_backend_executor",
-        "Holds the learners' resources, which are given back before they are built again.",
+        "Its group of workers is ended, and started again, where learners are lost.",
+    ),
+    PrivateName(
+        _EXECUTOR,
+        "_backend",
+        "Connects the learners that were started again with each other.",
+    ),
+    PrivateName(
+        _EXECUTOR,
+        "_backend_config",
+        "How they are connected.",
+    ),
+    PrivateName(
+        _LEARNER,
+        "_set_learner_index_and_placement_group",
+        "Tells learners that were started again which they are, as RLlib's constructor does.",
     ),
     PrivateName(
         _LEARNER_GROUP,

@@ -27,7 +27,7 @@ from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 from gspo_rllib import checkpoints
 from gspo_rllib.checkpoints.components import restore_component
 from gspo_rllib.driver.learner_calls import GuardedCall, GuardedStream, Raised, own_copy, raised_where, set_kept
-from gspo_rllib.driver.learner_room import await_room
+from gspo_rllib.driver.learner_room import await_room, start_again
 from gspo_rllib.driver.learner_watch import LearnerLost, LearnerWatch, brought_home
 from gspo_rllib.driver.processes import end_process, stands_still_anywhere
 from gspo_rllib.driver.setup_state import KeepsWeightsOutOfTheDriver
@@ -323,7 +323,11 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
             self._worker_manager = self._manager
 
     def _make_learners(self) -> None:
-        super().__init__(**self._built_with)
+        executor = getattr(self, "_backend_executor", None)
+        if executor is None:
+            super().__init__(**self._built_with)
+        else:
+            self._workers = start_again(executor, self._built_with.get("placement_group"))
 
     def _rebuild(self, *, bare: bool = False) -> None:
         """Builds all learners again.
@@ -383,7 +387,7 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
         for actor in self._workers or ():
             end_process(actor)
         if getattr(self, "_backend_executor", None) is not None:
-            self._backend_executor.shutdown(graceful_termination=False)
+            self._backend_executor.worker_group.shutdown(patience_s=0)
 
     def _words(self, why: str) -> str:
         where = f"The last checkpoint is {self.last_checkpoint}." if self.last_checkpoint else "There is no checkpoint."
