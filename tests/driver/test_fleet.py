@@ -40,6 +40,8 @@ class Runners:
 
             def __init__(self, worker_index: int) -> None:
                 self.worker_index, self.version = worker_index, None
+                if ray.get_runtime_context().was_current_actor_reconstructed:
+                    time.sleep(0.5)  # so that those killed together are away together
 
             def apply(self, func: Callable[[Any], Any]) -> Any:
                 return func(self)
