@@ -74,7 +74,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "PYTHONDONTWRITEBYTECODE": "",
 }
-JOBS = ("many_turns", "long_turns")
+COMPARED = ("many_turns", "long_turns")
+"""Jobs that are given to all sides."""
 FEWEST, TARGET = 5, 0.9
 COMMAND = ".venv-peers/bin/python benchmarks/peers_multi_turn.py"
 
@@ -272,7 +273,7 @@ def longer_context(model: str, context: int, folder: str) -> str:
 def main() -> None:
     """Runs the jobs, prints their tables, and draws and records what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
+    parser.add_argument("--jobs", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--sides", nargs="+", choices=[*SIDES], default=[*SIDES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="long_turns takes the first of them")
     parser.add_argument("--iterations", type=int, help="the most of a side; by default 14, and 20 of long_turns")

@@ -324,10 +324,10 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
 
     def _make_learners(self) -> None:
         executor = getattr(self, "_backend_executor", None)
-        if executor is None:
-            super().__init__(**self._built_with)
-        else:
+        if executor is not None and executor.is_started():
             self._workers = start_again(executor, self._built_with.get("placement_group"))
+        else:
+            super().__init__(**self._built_with)
 
     def _rebuild(self, *, bare: bool = False) -> None:
         """Builds all learners again.
@@ -386,8 +386,9 @@ class LearnerTeam(KeepsWeightsOutOfTheDriver):
         """Ends every learner's process, however it stands, and waits until it is gone: a GPU has no room for two."""
         for actor in self._workers or ():
             end_process(actor)
-        if getattr(self, "_backend_executor", None) is not None:
-            self._backend_executor.worker_group.shutdown(patience_s=0)
+        executor = getattr(self, "_backend_executor", None)
+        if executor is not None and executor.is_started():
+            executor.worker_group.shutdown(patience_s=0)
 
     def _words(self, why: str) -> str:
         where = f"The last checkpoint is {self.last_checkpoint}." if self.last_checkpoint else "There is no checkpoint."
