@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from gspo_rllib.places import check_folder
 
 if TYPE_CHECKING:
     from gspo_rllib.study.design import Study, Trial
+    from gspo_rllib.study.gradient_plan import GradientPlan
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         0; 1 when a trial failed or is left for another day.
     """
     from gspo_rllib.study.design import read_study
-    from gspo_rllib.study.gradient_plan import GradientPlan
+    from gspo_rllib.study.gradient_plan import gradient_plans
 
     if arguments.trials_at_once is not None and arguments.trials_at_once < 1:
         raise SettingError(f"--trials-at-once: expected a whole number >= 1, got {arguments.trials_at_once}.")
@@ -48,19 +50,18 @@ def run(arguments: argparse.Namespace) -> int:
         if name not in {cell.name for cell in study.cells}:
             names = ", ".join(repr(cell.name) for cell in study.cells)
             raise SettingError(f"--cell: {study.name} has no cell {name!r}; it has {names}.")
-    if study.gradients:
-        GradientPlan.of(study)  # refused now and not after hours
+    plans = gradient_plans(study)  # refused now and not after hours
     folder = Path(arguments.out or f"results/study-{study.name}")
     check_folder(folder, "--out")
     page = Path(arguments.page) if arguments.page else folder / "README.md"
     check_folder(page.parent, "--page")
-    code = 0 if arguments.only_page else _run(arguments, study, folder)
-    _write_page(study, folder, page, command=_command(arguments))
+    code = 0 if arguments.only_page else _run(arguments, study, plans, folder)
+    _write_page(study, plans, folder, page, command=_command(arguments))
     print(f"page: {page}")
     return code
 
 
-def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
+def _run(arguments: argparse.Namespace, study: Study, plans: Sequence[GradientPlan], folder: Path) -> int:
     from gspo_rllib.cli.cluster import ray_session
     from gspo_rllib.study.design import TUNED
     from gspo_rllib.study.gradients import missing_gradients, run_gradients
@@ -72,9 +73,9 @@ def _run(arguments: argparse.Namespace, study: Study, folder: Path) -> int:
     chosen = [cell for cell in study.cells if not arguments.cell or cell.name in arguments.cell]
     compares_tuned = any(name.endswith(TUNED) for cell in chosen for name in cell.objectives)
     code = 0
-    if missing := missing_gradients(study, folder, only=arguments.cell):
+    if missing := missing_gradients(plans, folder, only=arguments.cell):
         with ray_session(1, address=address_of(arguments), verbose=arguments.verbose):
-            code = run_gradients(study, folder, missing, ends=ends, say=_say)
+            code = run_gradients(folder, missing, ends=ends, say=_say)
     tuning = study.tuning_trials() if compares_tuned else []
     code = _run_trials(arguments, study, folder, tuning, ends, what="tuning ") or code
     tuned = tuned_settings(study, folder)
@@ -132,7 +133,7 @@ def _run_trials(
     return int(failed > 0)
 
 
-def _write_page(study: Study, folder: Path, page: Path, *, command: str) -> None:
+def _write_page(study: Study, plans: Sequence[GradientPlan], folder: Path, page: Path, *, command: str) -> None:
     from gspo_rllib.study.gradients import gradients_section
     from gspo_rllib.study.page import render, write_curves
     from gspo_rllib.study.runs import results_of, tuned_settings
@@ -140,7 +141,7 @@ def _write_page(study: Study, folder: Path, page: Path, *, command: str) -> None
     page.parent.mkdir(parents=True, exist_ok=True)
     tuned = tuned_settings(study, folder)
     results = results_of(folder, study.trials(tuned))
-    extra = gradients_section(study, folder)
+    extra = gradients_section(plans, folder)
     if results:
         picture = page.with_suffix(".png")
         write_curves(study, results, picture)

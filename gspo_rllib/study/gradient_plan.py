@@ -2,93 +2,163 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.study.design import Cell, Settings, Study
 
+ALLOWED = "groups, lr, minibatch_groups, noise, objectives, seeds, steps"
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Normal noise on recorded log-probs.
+
+    Attributes:
+        deviation: Its standard deviation, in nats.
+        share: Share of the tokens that have any; below 1 it has heavy tails, and a standard deviation over all tokens
+            of ``deviation * sqrt(share)``.
+    """
+
+    deviation: float
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.deviation:g}" if self.share == 1 else f"{self.deviation:g} on {self.share:.3g} of them"
+
+    def on(self, logp_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Log-probs with noise on them, none above 0.
+
+        Args:
+            logp_T: [tokens], in nats.
+            random: What draws it.
+        """
+        noise_T = random.normal(0.0, self.deviation, size=logp_T.shape)
+        if self.share < 1:
+            noise_T *= random.random(size=logp_T.shape) < self.share
+        return np.minimum(logp_T + noise_T, 0.0).astype(logp_T.dtype)
+
+
+NONE = Noise(0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class GradientPlan:
-    """The ``gradients`` section of a study.
+    """What is measured in one cell.
 
     Attributes:
-        cells: Where to measure; those of the study that it names.
-        objectives: Names of those to measure; the first one's steps move the policy. None for those of a cell.
+        cell: The cell.
+        objectives: Name to settings of those to measure; the first one's steps move the policy. What tuning finds is
+            compared by runs, as is a range that training measures.
         lr: Learning rate of the steps.
         steps: After how many optimiser steps.
         groups: Groups per estimate, of the old policy and of the moved one.
         minibatch_groups: Groups of a minibatch.
-        noise: Standard deviations (nats) of noise on the recorded log-probs, each measured at the first of the steps.
+        noise: Noise on the recorded log-probs, each measured at the first of the steps.
         seeds: Seeds.
     """
 
-    cells: tuple[Cell, ...]
-    objectives: tuple[str, ...] | None
+    cell: Cell
+    objectives: Mapping[str, Settings]
     lr: float
     steps: tuple[int, ...]
     groups: int
     minibatch_groups: int
-    noise: tuple[float, ...]
+    noise: tuple[Noise, ...]
     seeds: tuple[int, ...]
 
-    @classmethod
-    def of(cls, study: Study) -> GradientPlan:
-        """Reads the section.
 
-        Raises:
-            SettingError: An entry is unknown or refused.
-        """
-        given, place = dict(study.gradients), f"{study.name}: gradients"
-        named = {cell.name: cell for cell in study.cells}
-        cells = given.pop("cells", [study.cells[0].name])
-        if not isinstance(cells, list) or not cells or any(name not in named for name in cells):
-            raise SettingError(f"{place}.cells: expected a list of the study's cells, got {cells!r}.")
-        objectives = given.pop("objectives", None)
-        known = [name for name, settings in study.objectives.items() if not measures_range(settings)]
-        if objectives is not None and (
-            not isinstance(objectives, list) or not objectives or any(name not in known for name in objectives)
-        ):
-            raise SettingError(
-                f"{place}.objectives: expected a list out of {', '.join(known)} (not those whose range follows from "
-                f"training), got {objectives!r}."
-            )
-        lr = given.pop("lr", 1e-5)
-        if type(lr) is not float or not 0 < lr < 1:
-            raise SettingError(f"{place}.lr: expected a number between 0 and 1, got {lr!r}.")
-        counts = {name: given.pop(name, default) for name, default in (("groups", 32), ("minibatch_groups", 4))}
-        lists = {"steps": [1, 2, 4, 8], "seeds": [0], "noise": []}
-        lists = {name: given.pop(name, default) for name, default in lists.items()}
-        if given:
-            raise SettingError(
-                f"{place}: no entry {next(iter(given))!r}; "
-                "allowed: cells, groups, lr, minibatch_groups, noise, objectives, seeds, steps."
-            )
-        for name, count in counts.items():
-            if type(count) is not int or count < 1:
-                raise SettingError(f"{place}.{name}: expected a whole number >= 1, got {count!r}.")
-        if counts["groups"] < 3 * counts["minibatch_groups"]:
-            raise SettingError(
-                f"{place}.groups: {counts['groups']} are less than three minibatches: nothing to compare."
-            )
-        for name, least in (("steps", 1), ("seeds", 0)):
-            values = lists[name]
-            if not isinstance(values, list) or not values or any(type(v) is not int or v < least for v in values):
-                raise SettingError(f"{place}.{name}: expected a list of whole numbers >= {least}, got {values!r}.")
-        noise = lists["noise"]
-        if not isinstance(noise, list) or any(type(v) not in (int, float) or not 0 < v < 100 for v in noise):
-            raise SettingError(f"{place}.noise: expected a list of numbers > 0 (nats), got {noise!r}.")
-        return cls(
-            cells=tuple(named[name] for name in cells),
-            objectives=None if objectives is None else tuple(objectives),
-            lr=lr,
-            steps=tuple(sorted(set(lists["steps"]))),
-            noise=tuple(map(float, noise)),
-            seeds=tuple(lists["seeds"]),
-            **counts,
+def gradient_plans(study: Study) -> tuple[GradientPlan, ...]:
+    """Reads the section; a plan for each of its cells, none without the section.
+
+    Raises:
+        SettingError: An entry is unknown or refused.
+    """
+    if not study.gradients:
+        return ()
+    shared, place = dict(study.gradients), f"{study.name}: gradients"
+    named = {cell.name: cell for cell in study.cells}
+    cells = shared.pop("cells", [study.cells[0].name])
+    if isinstance(cells, list) and all(isinstance(name, str) for name in cells):
+        cells = dict.fromkeys(cells)
+    if not isinstance(cells, dict) or not cells or any(name not in named for name in cells):
+        raise SettingError(
+            f"{place}.cells: expected a list of the study's cells, or a mapping of them to entries of their own, "
+            f"got {cells!r}."
         )
+    plans = []
+    for name, own in cells.items():
+        if own is not None and not isinstance(own, dict):
+            raise SettingError(f"{place}.cells.{name}: expected 'key: value' lines, got {own!r}.")
+        where = f"{place}.cells.{name}" if own else place
+        plans.append(_plan(study, named[name], {**shared, **(own or {})}, where))
+    return tuple(plans)
 
 
-def measures_range(settings: Settings) -> bool:
-    """Whether an objective's clip range follows from what its own training measured."""
+def _plan(study: Study, cell: Cell, given: dict[str, Any], place: str) -> GradientPlan:
+    objectives = _objectives(study, cell, given.pop("objectives", None), place)
+    lr = given.pop("lr", 1e-5)
+    if type(lr) is not float or not 0 < lr < 1:
+        raise SettingError(f"{place}.lr: expected a number between 0 and 1, got {lr!r}.")
+    counts = {name: given.pop(name, default) for name, default in (("groups", 32), ("minibatch_groups", 4))}
+    lists = {name: given.pop(name, default) for name, default in (("steps", [1, 2, 4, 8]), ("seeds", [0]))}
+    noise = given.pop("noise", [])
+    if given:
+        raise SettingError(f"{place}: no entry {next(iter(given))!r}; allowed: cells, {ALLOWED}.")
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise SettingError(f"{place}.{name}: expected a whole number >= 1, got {count!r}.")
+    if counts["groups"] < 3 * counts["minibatch_groups"]:
+        raise SettingError(f"{place}.groups: {counts['groups']} are less than three minibatches: nothing to compare.")
+    for name, least in (("steps", 1), ("seeds", 0)):
+        values = lists[name]
+        if not isinstance(values, list) or not values or any(type(v) is not int or v < least for v in values):
+            raise SettingError(f"{place}.{name}: expected a list of whole numbers >= {least}, got {values!r}.")
+    return GradientPlan(
+        cell=cell,
+        objectives=objectives,
+        lr=lr,
+        steps=tuple(sorted(set(lists["steps"]))),
+        noise=_noises(noise, f"{place}.noise"),
+        seeds=tuple(lists["seeds"]),
+        **counts,
+    )
+
+
+def _objectives(study: Study, cell: Cell, named: Any, place: str) -> dict[str, Settings]:
+    known = {name: settings for name, settings in study.objectives.items() if not _measures_range(settings)}
+    if named is None:
+        return {name: known[name] for name in cell.objectives if name in known}
+    if not isinstance(named, list) or not named or any(name not in known for name in named):
+        raise SettingError(
+            f"{place}.objectives: expected a list out of {', '.join(known)} (not those whose range follows from "
+            f"training), got {named!r}."
+        )
+    return {name: known[name] for name in named}
+
+
+def _measures_range(settings: Settings) -> bool:
     return bool(settings.get("training.clip_scaling", "none") != "none")
+
+
+def _noises(given: Any, place: str) -> tuple[Noise, ...]:
+    found = [_noise(one) for one in given] if isinstance(given, list) else [None]
+    noises = tuple(one for one in found if one is not None)
+    if len(noises) < len(found):
+        raise SettingError(
+            f"{place}: expected a list of numbers > 0 (nats, on every token) or of "
+            f"{{deviation: nats, share: of the tokens}}, got {given!r}."
+        )
+    return noises
+
+
+def _noise(given: Any) -> Noise | None:
+    parts: dict[str, Any] = {"share": 1.0, **(given if isinstance(given, dict) else {"deviation": given})}
+    if parts.keys() != {"deviation", "share"} or any(type(value) not in (int, float) for value in parts.values()):
+        return None
+    deviation, share = float(parts["deviation"]), float(parts["share"])
+    return Noise(deviation, share) if 0 < deviation < 100 and 0 < share <= 1 else None

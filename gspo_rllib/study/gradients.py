@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gspo_rllib.run_results import flatten
-from gspo_rllib.study.design import Cell, Settings, Study, Trial, slug
+from gspo_rllib.study.design import Cell, Settings, Trial, slug
 from gspo_rllib.study.gradient_figures import Figures, figures_of
-from gspo_rllib.study.gradient_plan import GradientPlan, measures_range
+from gspo_rllib.study.gradient_plan import NONE, GradientPlan, Noise
 from gspo_rllib.study.raw import FOLDER, Row, read_rows, write_rows
 from gspo_rllib.study.starts import make_start
 from gspo_rllib.study.trial import built
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from gspo_rllib.types import TrajectoryGroup
 
 Say = Callable[[str], object]
-Objectives = Mapping[str, Settings]
 
 _MEASURES: Settings = {
     "training.num_minibatches": 1,
@@ -64,28 +63,31 @@ _STANDS_STILL: Settings = {"training.lr": 0.0, "training.grad_clip": None, "trai
 _LEARNER = "learners/default_policy/"
 
 
-def missing_gradients(study: Study, folder: Path, *, only: Sequence[str] = ()) -> list[tuple[int, Cell]]:
+def missing_gradients(
+    plans: Sequence[GradientPlan], folder: Path, *, only: Sequence[str] = ()
+) -> list[tuple[int, GradientPlan]]:
     """What the folder does not hold yet, seed by seed.
 
     Args:
-        study: The study.
+        plans: The study's.
         folder: The study's.
         only: Names of the cells that are asked for; none for all.
 
     Raises:
         SettingError: A file holds something else.
     """
-    if not study.gradients:
-        return []
-    plan = GradientPlan.of(study)
-    wanted = [(seed, cell) for seed in plan.seeds for cell in plan.cells if not only or cell.name in only]
-    return [(seed, cell) for seed, cell in wanted if _read(folder, study, plan, cell, seed) is None]
+    seeds = dict.fromkeys(seed for plan in plans for seed in plan.seeds)
+    wanted = [(seed, plan) for seed in seeds for plan in plans if seed in plan.seeds]
+    return [
+        (seed, plan)
+        for seed, plan in wanted
+        if (not only or plan.cell.name in only) and _read(folder, plan, seed) is None
+    ]
 
 
 def run_gradients(
-    study: Study,
     folder: Path,
-    missing: Sequence[tuple[int, Cell]],
+    missing: Sequence[tuple[int, GradientPlan]],
     *,
     ends: float | None = None,
     say: Say = print,
@@ -93,7 +95,6 @@ def run_gradients(
     """Measures, one seed and cell after the other, in this process; Ray is there.
 
     Args:
-        study: The study.
         folder: The study's.
         missing: What to measure.
         ends: When ``time.monotonic`` is past it nothing is begun; None for no end.
@@ -102,28 +103,23 @@ def run_gradients(
     Returns:
         0; 1 when something is left.
     """
-    plan = GradientPlan.of(study)
-    for seed, cell in missing:
+    for seed, plan in missing:
         if ends is not None and time.monotonic() >= ends:
             say("the time is over; the same command goes on with the gradients")
             return 1
+        cell = plan.cell
         trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))
         model = make_start(folder, trial, say)
         say(f"gradients of {cell.name}, seed {seed}")
-        rows = measure(_objectives(study, plan, cell), plan, cell, seed, model, say=say)
-        write_rows(_path(folder, cell, seed), rows, _digest(_objectives(study, plan, cell), plan, cell, seed))
+        write_rows(_path(folder, cell, seed), measure(plan, seed, model, say=say), _digest(plan, seed))
     return 0
 
 
-def measure(
-    objectives: Objectives, plan: GradientPlan, cell: Cell, seed: int, model: Path | None, *, say: Say
-) -> list[dict[str, Any]]:
+def measure(plan: GradientPlan, seed: int, model: Path | None, *, say: Say) -> list[dict[str, Any]]:
     """The figures of one cell and seed.
 
     Args:
-        objectives: Name to settings; the first one's steps move the policy.
-        plan: The study's section on them.
-        cell: The cell.
+        plan: The cell, and what is measured in it.
         seed: The seed.
         model: The start model; None for the config's own.
         say: Called with a line per figure.
@@ -134,17 +130,17 @@ def measure(
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(_silent())
-        first = next(iter(objectives))
-        mover = stack.enter_context(
-            _built(cell, first, {**objectives[first], "training.lr": plan.lr}, seed, model, plan)
-        )
+        first = next(iter(plan.objectives))
+        moving = {**plan.objectives[first], "training.lr": plan.lr}
+        mover = stack.enter_context(_built(plan, first, moving, seed, model))
         still = {
-            name: stack.enter_context(_built(cell, name, {**settings, **_STANDS_STILL}, seed, model, plan))
-            for name, settings in objectives.items()
+            name: stack.enter_context(_built(plan, name, {**settings, **_STANDS_STILL}, seed, model))
+            for name, settings in plan.objectives.items()
         }
         size, num_steps = plan.minibatch_groups, plan.steps[-1]
         stepped = _sample(mover, "stepped", num_steps * size)
         old = _sample(mover, "old", plan.groups)
+        tokens = _sampled_tokens(old)
         for number in range(1, num_steps + 1):
             step = stepped[(number - 1) * size : number * size]
             mover.train_on(step)
@@ -154,18 +150,17 @@ def measure(
                 algorithm.train_on(step)  # moves nothing; a version must not be behind those of the groups
             if not fresh:
                 continue
-            noises = (0.0, *plan.noise) if number == plan.steps[0] else (0.0,)
+            noises = (NONE, *plan.noise) if number == plan.steps[0] else (NONE,)
             weights = mover.learner_group.get_weights()
             for name, algorithm in still.items():
                 algorithm.learner_group.foreach_learner(partial(_take_weights, weights=weights))
                 fresh_gradients, _ = _gradients(algorithm, fresh, size)
                 for noise in noises:
-                    data = _noisy(old, noise, seed) if noise else old
-                    gradients, measured = _gradients(algorithm, data, size)
+                    gradients, measured = _gradients(algorithm, _noisy(old, noise, seed), size)
                     found: Figures = figures_of(gradients, fresh_gradients)
-                    row = {"steps": number, "noise": noise, "objective": name, **measured, **found.rounded()}
-                    rows.append(row)
-                    say("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
+                    row = {"steps": number, "noise": str(noise), "objective": name, "tokens": tokens}
+                    rows.append(row | measured | found.rounded())
+                    say("  " + ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
     return rows
 
 
@@ -182,8 +177,9 @@ def _silent() -> Iterator[None]:
 
 
 def _built(
-    cell: Cell, objective: str, own: Settings, seed: int, model: Path | None, plan: GradientPlan
+    plan: GradientPlan, objective: str, own: Settings, seed: int, model: Path | None
 ) -> AbstractContextManager[PolicyGradient]:
+    cell = plan.cell
     settings = {**cell.settings, **own, **_MEASURES, "debugging.seed": seed}
     settings["training.groups_per_iteration"] = plan.minibatch_groups
     trial = Trial(cell.name, objective, seed, cell.config, cell.start, settings)
@@ -196,6 +192,15 @@ def _sample(algorithm: PolicyGradient, name: str, count: int) -> list[Trajectory
     report = runner.sample_groups(names, weights_version=runner.get_weights_version())
     groups: list[TrajectoryGroup] = sorted(report.groups, key=lambda group: names.index(group.group_id))
     return groups
+
+
+def _sampled_tokens(groups: Sequence[TrajectoryGroup]) -> float:
+    """Mean over trajectories."""
+    from gspo_rllib.types import turns
+
+    episodes = [episode for group in groups for episode in group.episodes]
+    sampled = sum(len(turn.action_token_ids) for episode in episodes for turn in turns(episode))
+    return round(sampled / len(episodes), 1)
 
 
 def _gradients(
@@ -238,52 +243,53 @@ def _parameters(learner: Any) -> list[Any]:
     return list(learner.module[DEFAULT_MODULE_ID].unwrapped().policy_parameters())
 
 
-def _noisy(groups: Sequence[TrajectoryGroup], noise: float, seed: int) -> list[TrajectoryGroup]:
-    """Copies whose recorded log-probs are off by normal noise; never above 0."""
+def _noisy(groups: list[TrajectoryGroup], noise: Noise, seed: int) -> list[TrajectoryGroup]:
+    """Copies whose recorded log-probs are off; the groups themselves where there is no noise."""
+    if noise == NONE:
+        return groups
     import copy
 
     from gspo_rllib.types import turns
 
     random = np.random.default_rng(seed)
-    copies = copy.deepcopy(list(groups))
+    copies = copy.deepcopy(groups)
     for group in copies:
         for episode in group.episodes:
             for turn in turns(episode):
-                logp = turn.action_logp + random.normal(0.0, noise, size=turn.action_logp.shape)
-                turn.action_logp[...] = np.minimum(logp, 0.0).astype(np.float32)
+                turn.action_logp[...] = noise.on(turn.action_logp, random)
     return copies
 
 
-def gradients_section(study: Study, folder: Path) -> str:
+def gradients_section(plans: Sequence[GradientPlan], folder: Path) -> str:
     """The page's section; empty where nothing was measured.
 
     Args:
-        study: The study.
+        plans: The study's.
         folder: The study's.
     """
-    if not study.gradients:
-        return ""
-    plan = GradientPlan.of(study)
     parts = []
-    for cell in plan.cells:
-        measured = [_read(folder, study, plan, cell, seed) for seed in plan.seeds]
-        rows = [row for of_seed in measured for row in of_seed or ()]
-        if rows:
-            seeds = sum(of_seed is not None for of_seed in measured)
-            parts.append(f"### {cell.name} ({seeds} of {len(plan.seeds)} seeds)\n\n{_table(rows)}")
-    if not parts:
-        return ""
-    return "\n\n".join([_LEGEND.format(lr=plan.lr, groups=plan.groups, size=plan.minibatch_groups), *parts])
+    for plan in plans:
+        measured = [rows for seed in plan.seeds if (rows := _read(folder, plan, seed)) is not None]
+        if rows := [row for of_seed in measured for row in of_seed]:
+            parts += [f"### {plan.cell.name}", _plan_line(plan, len(measured), rows), _table(rows)]
+    return "\n\n".join([_LEGEND, *parts]) if parts else ""
+
+
+def _plan_line(plan: GradientPlan, num_seeds: int, rows: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        f"{_median(rows, 'tokens', '.0f')} sampled tokens a trajectory; steps at a learning rate of {plan.lr:g}; "
+        f"{plan.groups} groups of each, in minibatches of {plan.minibatch_groups}; {num_seeds} of {len(plan.seeds)} "
+        "seeds."
+    )
 
 
 _LEGEND = """## How true is the gradient?
 
-A policy takes k steps at a learning rate of {lr:g} on data of its own; then every objective's gradient on other data of
-the old policy is compared with its gradient on fresh data of the moved one ({groups} groups of each, in minibatches of
-{size}; medians over the seeds that were measured). *cosine* and *bias* are of the expected gradient, *variance* and
-*alignment* of one minibatch's, in units of the fresh gradient; *spread*: standard deviation of a trajectory's ratio;
-*noise*: on the recorded log-probs, in nats per token. "–": the fresh gradient is less than three of its standard errors
-from 0, so that nothing can be said."""
+A policy takes k steps on data of its own; then every objective's gradient on other data of the old policy is compared
+with its gradient on fresh data of the moved one; medians over the seeds that were measured. *cosine* and *bias* are of
+the expected gradient, *variance* and *alignment* of one minibatch's, in units of the fresh gradient; *spread*: standard
+deviation of a trajectory's ratio; *noise*: on the recorded log-probs, in nats, on every token or on a share of them.
+"–": the fresh gradient is less than three of its standard errors from 0, so that nothing can be said."""
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -293,7 +299,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         chosen = [row for row in rows if (row["steps"], row["noise"], row["objective"]) == key]
         shown = [_median(chosen, "ratio_spread", ".4f"), _median(chosen, "clip_fraction", ".1%")]
         shown += [_median(chosen, name, ".2f") for name in ("cosine", "bias", "variance", "alignment")]
-        lines.append(f"| {key[0]} | {key[1]:g} | {key[2]} | " + " | ".join(shown) + " |")
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -306,19 +312,13 @@ def _path(folder: Path, cell: Cell, seed: int) -> Path:
     return folder / FOLDER / "gradients" / slug(cell.name) / f"{seed}.json"
 
 
-def _objectives(study: Study, plan: GradientPlan, cell: Cell) -> dict[str, Settings]:
-    """Those to measure, as they are given: what tuning finds is compared by runs, as is a range that they measure."""
-    given = {name: study.objectives[name] for name in plan.objectives or cell.objectives if name in study.objectives}
-    return {name: settings for name, settings in given.items() if not measures_range(settings)}
-
-
-def _digest(objectives: Objectives, plan: GradientPlan, cell: Cell, seed: int) -> str:
+def _digest(plan: GradientPlan, seed: int) -> str:
+    cell = plan.cell
     start = None if cell.start is None else dict(cell.start.options)
-    numbers = [plan.lr, plan.steps, plan.groups, plan.minibatch_groups, plan.noise]
-    what = json.dumps([cell.config, cell.settings, start, seed, numbers, objectives], sort_keys=True, default=str)
+    numbers = [plan.lr, plan.steps, plan.groups, plan.minibatch_groups, [str(noise) for noise in plan.noise]]
+    what = json.dumps([cell.config, cell.settings, start, seed, numbers, plan.objectives], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def _read(folder: Path, study: Study, plan: GradientPlan, cell: Cell, seed: int) -> list[Row] | None:
-    digest = _digest(_objectives(study, plan, cell), plan, cell, seed)
-    return read_rows(_path(folder, cell, seed), digest, list)
+def _read(folder: Path, plan: GradientPlan, seed: int) -> list[Row] | None:
+    return read_rows(_path(folder, plan.cell, seed), _digest(plan, seed), list)

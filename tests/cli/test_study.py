@@ -27,7 +27,7 @@ cells:
     training.num_minibatches: 2
     objectives: [GSPO, GRPO tuned]
 tuning: {seeds: [9]}
-gradients: {cells: [base], steps: [1], groups: 6, minibatch_groups: 2, noise: [0.5]}
+gradients: {cells: [base], steps: [1], groups: 6, minibatch_groups: 2, noise: [0.5, {deviation: 3, share: 0.01}]}
 """
 
 
@@ -49,7 +49,10 @@ def test_a_study_runs_tunes_draws_and_goes_on(tmp_path, monkeypatch, capsys, ray
     assert [row["iteration"] for row in document["rows"]] == [0, 1, 2]
     assert all(row["cpu_s"] > 0 and row["tokens"] > 0 for row in document["rows"][1:])
     rows = json.loads((out / "raw/gradients/base/0.json").read_text())["rows"]
-    assert {(row["objective"], row["noise"]) for row in rows} == {(o, n) for o in ("GSPO",) for n in (0.0, 0.5)}
+    assert [(row["objective"], row["noise"]) for row in rows] == [
+        ("GSPO", noise) for noise in ("0", "0.5", "3 on 0.01 of them")
+    ]
+    assert all(2 <= row["tokens"] <= 96 for row in rows), "sampled tokens of a trajectory: six turns, 16 each at most"
     page = (out / "README.md").read_text()
     assert "## base" in page
     assert "| GRPO tuned | 1 |" in page
@@ -87,8 +90,14 @@ def test_what_it_cannot_do_is_one_sentence(tmp_path, capsys, options, words) -> 
     [
         ("groups: 6", "groups: 4", "are less than three minibatches"),
         ("steps: [1]", "steps: [0]", "gradients.steps: expected a list of whole numbers >= 1"),
-        ("noise: [0.5]", "noise: [-1]", "gradients.noise: expected a list of numbers > 0"),
+        ("noise: [0.5, ", "noise: [-1, ", "gradients.noise: expected a list of numbers > 0"),
+        ("noise: [0.5, ", "noise: [true, ", "gradients.noise: expected a list of numbers > 0"),
+        ("share: 0.01", "share: 2", "gradients.noise: expected a list of numbers > 0 (nats, on every token) or of"),
+        ("share: 0.01", "part: 0.01", "gradients.noise: expected a list of numbers > 0"),
         ("cells: [base], steps", "cells: [bse], steps", "gradients.cells: expected a list of the study's cells"),
+        ("cells: [base], steps", "cells: {base: 3}, steps", "gradients.cells.base: expected 'key: value' lines, got 3"),
+        ("[base], steps: [1]", "{base: {groups: 4}}, steps: [1]", "gradients.cells.base.groups: 4 are less than three"),
+        ("[base], steps: [1]", "{base: {step: [1]}}", "gradients.cells.base: no entry 'step'; allowed: cells"),
         ("steps: [1]", "step: [1]", "no entry 'step'; allowed: cells"),
         ("steps: [1]", "steps: [1], lr: 2", "gradients.lr: expected a number between 0 and 1, got 2"),
         ("steps: [1]", "steps: [1], objectives: [GSPOO]", "gradients.objectives: expected a list out of GSPO, GRPO"),
@@ -104,9 +113,9 @@ def test_gradients_that_cannot_be_measured_are_refused_before_anything_runs(tmp_
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_is_one(path) -> None:
     from gspo_rllib.study.design import read_study
-    from gspo_rllib.study.gradient_plan import GradientPlan
+    from gspo_rllib.study.gradient_plan import gradient_plans
 
     study = read_study(path)
-    GradientPlan.of(study)
+    gradient_plans(study)
     for trial in study.trials({name: {} for name in study.objectives}) + study.tuning_trials():
         trial.run(None)
