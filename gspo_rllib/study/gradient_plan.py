@@ -11,8 +11,6 @@ import numpy as np
 from gspo_rllib.errors import SettingError
 from gspo_rllib.study.design import Cell, Settings, Study
 
-ALLOWED = "groups, lr, minibatch_groups, noise, objectives, seeds, steps"
-
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -108,7 +106,10 @@ def _plan(study: Study, cell: Cell, given: dict[str, Any], place: str) -> Gradie
     lists = {name: given.pop(name, default) for name, default in (("steps", [1, 2, 4, 8]), ("seeds", [0]))}
     noise = given.pop("noise", [])
     if given:
-        raise SettingError(f"{place}: no entry {next(iter(given))!r}; allowed: cells, {ALLOWED}.")
+        raise SettingError(
+            f"{place}: no entry {next(iter(given))!r}; "
+            "allowed: cells, groups, lr, minibatch_groups, noise, objectives, seeds, steps."
+        )
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise SettingError(f"{place}.{name}: expected a whole number >= 1, got {count!r}.")
@@ -131,8 +132,7 @@ def _plan(study: Study, cell: Cell, given: dict[str, Any], place: str) -> Gradie
 
 def _objectives(study: Study, cell: Cell, named: Any, place: str) -> dict[str, Settings]:
     known = {name: settings for name, settings in study.objectives.items() if not _measures_range(settings)}
-    if named is None:
-        return {name: known[name] for name in cell.objectives if name in known}
+    named = [name for name in cell.objectives if name in known] if named is None else named
     if not isinstance(named, list) or not named or any(name not in known for name in named):
         raise SettingError(
             f"{place}.objectives: expected a list out of {', '.join(known)} (not those whose range follows from "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gspo_rllib.errors import SettingError
 from gspo_rllib.study.design import Study, read_study
 from gspo_rllib.study.gradient_plan import Noise, gradient_plans
 
@@ -33,6 +34,12 @@ def test_a_cell_may_have_entries_of_its_own(tmp_path) -> None:
     assert (long.cell.name, long.steps, long.groups, long.noise) == ("long", (1, 8), 16, ())
     assert list(short.objectives) == ["GSPO", "GRPO"], "not those whose range follows from training"
     assert list(long.objectives) == ["GRPO"]
+
+
+def test_a_cell_with_nothing_to_measure_is_refused(tmp_path) -> None:
+    study = a_study(tmp_path, "  ranges: {objectives: [measured]}\ngradients: {cells: [ranges]}")
+    with pytest.raises(SettingError, match=r"objectives: expected a list out of GSPO, GRPO \(not .*, got \[\]"):
+        gradient_plans(study)
 
 
 def test_without_the_section_there_is_nothing_to_measure(tmp_path) -> None:
