@@ -218,6 +218,7 @@ TESTED_IN = {
     "modules/scoring.py": "modules/test_exactness.py",
     "modules/settings.py": "algorithms/policy_gradient/test_validation.py",
     "ops/spans.py": "algorithms/policy_gradient/test_choices.py",
+    "claims.py": "cli/test_run_claim.py",
     "places.py": "bad_input/test_bad_input.py",
     "run_results.py": "cli/test_recorder.py",
     "types.py": "env_runners/test_rollout.py",

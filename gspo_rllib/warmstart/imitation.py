@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gspo_rllib.claims import held
 from gspo_rllib.errors import SettingError, did_you_mean, shown
 from gspo_rllib.knobs import check, knob
 from gspo_rllib.learners.settings import HIGHEST_LR
@@ -114,7 +116,8 @@ def warmstart(
 
     Raises:
         EnvError: The environment cannot be made, is not a text environment, or has no ``expert()``.
-        SettingError: An argument is illegal, ``out`` holds something else, or an interrupted warm start had others.
+        SettingError: An argument is illegal, ``out`` holds something else, an interrupted warm start had others, or
+            another process is making this one.
         KeyboardInterrupt: Somebody asked to stop; the same call goes on.
     """
     started = time.monotonic()
@@ -128,54 +131,61 @@ def warmstart(
 
     say = progress or (lambda _: None)
     common = _common(env, env_config, architecture=architecture, seed=seed, careless=careless)
-    unfinished = Unfinished(Path(out), {**common, "sizes": dict(sizes or {}), "lr": lr})
-    state = unfinished.state or {}
-    student = Student(
-        env,
-        env_config or {},
-        unfinished.folder,
-        architecture=architecture,
-        sizes=sizes or {},
-        seed=seed,
-        held_out=range(FINAL_TASKS.stop),
-        device=device,
-        state=state.get("student"),
-    )
-    try:
-        teacher = Teacher(
-            student,
-            target=target_success,
-            careless=careless,
-            temperature=temperature,
-            lr=lr,
-            started=started,
-            seconds=60.0 * max_minutes,
-            say=say,
-            save_state=unfinished.save_state,
-            interrupted=interrupted,
-            progress=Progress(**state.get("progress", {})),
+    with _made_by_nobody_else(Path(out)):
+        unfinished = Unfinished(Path(out), {**common, "sizes": dict(sizes or {}), "lr": lr})
+        state = unfinished.state or {}
+        student = Student(
+            env,
+            env_config or {},
+            unfinished.folder,
+            architecture=architecture,
+            sizes=sizes or {},
+            seed=seed,
+            held_out=range(FINAL_TASKS.stop),
+            device=device,
+            state=state.get("student"),
         )
-        say(_beginning(student, teacher, target_success))
-        report = _taught(teacher, unfinished.folder, say)
-    finally:
-        student.close()
-    result = WarmstartResult(
-        path=str(Path(out)),
-        **common,
-        temperature=temperature,
-        target_success=target_success,
-        reached=teacher.progress.reached,
-        num_tasks=report.num_tasks if report else 0,
-        success=report.success if report else None,
-        mean_turns=report.mean_turns if report else None,
-        mean_tokens=report.mean_tokens if report else None,
-        num_parameters=student.num_parameters,
-        steps=teacher.progress.steps,
-        seconds=round(teacher.progress.seconds + time.monotonic() - started, 1),
-    )
-    unfinished.publish(asdict(result), reached=result.reached)
-    say(_outcome(result))
-    return result
+        try:
+            teacher = Teacher(
+                student,
+                target=target_success,
+                careless=careless,
+                temperature=temperature,
+                lr=lr,
+                started=started,
+                seconds=60.0 * max_minutes,
+                say=say,
+                save_state=unfinished.save_state,
+                interrupted=interrupted,
+                progress=Progress(**state.get("progress", {})),
+            )
+            say(_beginning(student, teacher, target_success))
+            report = _taught(teacher, unfinished.folder, say)
+        finally:
+            student.close()
+        result = WarmstartResult(
+            path=str(Path(out)),
+            **common,
+            temperature=temperature,
+            target_success=target_success,
+            reached=teacher.progress.reached,
+            num_tasks=report.num_tasks if report else 0,
+            success=report.success if report else None,
+            mean_turns=report.mean_turns if report else None,
+            mean_tokens=report.mean_tokens if report else None,
+            num_parameters=student.num_parameters,
+            steps=teacher.progress.steps,
+            seconds=round(teacher.progress.seconds + time.monotonic() - started, 1),
+        )
+        unfinished.publish(asdict(result), reached=result.reached)
+        say(_outcome(result))
+        return result
+
+
+def _made_by_nobody_else(out: Path) -> AbstractContextManager[None]:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    claim = out.with_name(f".{out.name}.making")
+    return held(claim, f"{out} is being made", otherwise=", or choose another `out`")
 
 
 def _common(env: str | type, env_config: Mapping[str, Any] | None, **others: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One process trains a run at a time."""
+"""One process trains a run, or makes a warm start, at a time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gspo_rllib.cli import run_claim
+from gspo_rllib import claims
 from gspo_rllib.cli.main import main
 from gspo_rllib.cli.run_claim import FILE, claimed
 from gspo_rllib.errors import SettingError
@@ -22,11 +22,18 @@ from gspo_rllib.errors import SettingError
 
 @contextmanager
 def claimed_by_another(folder: Path) -> Iterator[int]:
+    """Inside the block another process trains the run; its number. It is killed at the end."""
+    with held_by_another(claimed(folder)) as owner:
+        yield owner
+
+
+@contextmanager
+def held_by_another(claim: AbstractContextManager[None]) -> Iterator[int]:
     """Inside the block another process holds the claim; its number. It is killed at the end."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        with claimed(folder):
+        with claim:
             os.write(writing, b"claimed")
             signal.pause()
     os.close(writing)
@@ -68,6 +75,19 @@ def test_a_sweep_that_goes_on_is_not_resumed_beside_itself(tmp_path: Path, capsy
     assert f"{tmp_path} is being trained by process" in capsys.readouterr().err
 
 
+def test_a_warm_start_that_is_being_made_is_not_made_beside_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "models" / "seed"
+    out.parent.mkdir()
+    with held_by_another(claims.held(out.with_name(".seed.making"), "it is made")) as owner:
+        assert main(["warmstart", "gspo_rllib.envs:gspo_rllib/Arithmetic-v0", str(out)]) == 2
+    assert [path.name for path in out.parent.iterdir()] == [".seed.making"], "of the process that was killed"
+    said = capsys.readouterr().err
+    assert f"{out} is being made by process {owner} of " in " ".join(said.split())
+    assert "or choose another `out`." in " ".join(said.split())
+
+
 def test_a_claim_that_was_just_given_back_is_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lockf, removed = fcntl.lockf, []
 
@@ -76,7 +96,7 @@ def test_a_claim_that_was_just_given_back_is_no_claim(tmp_path: Path, monkeypatc
             removed.append((tmp_path / FILE).unlink())
         lockf(file, how)
 
-    monkeypatch.setattr(run_claim.fcntl, "lockf", late)
+    monkeypatch.setattr(claims.fcntl, "lockf", late)
     with claimed(tmp_path):
         assert (tmp_path / FILE).exists()
 
@@ -85,7 +105,7 @@ def test_a_file_system_without_locks_has_no_claims(tmp_path: Path, monkeypatch: 
     def refusing(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_claim.fcntl, "lockf", refusing)
+    monkeypatch.setattr(claims.fcntl, "lockf", refusing)
     with claimed(tmp_path), claimed(tmp_path):
         pass
     with claimed(tmp_path / "missing"):
