@@ -11,12 +11,13 @@ none of them, the next kind is taken.
 
 The first quarter of a run is warm-up. Of the rest, the memory that the driver has allocated is fitted by a line, whose
 slope is given with its interval of 95 %. It is what malloc has handed out and not got back, Python's objects among it
-(``PYTHONMALLOC``), looked at every five seconds once garbage was collected. What is resident is printed beside it: that
-goes up by megabytes while as much is allocated, since malloc keeps freed blocks between others. Of what is counted
-(descriptors and threads of the driver, files of checkpoints, shared memory) the medians of the first and the last third
-are compared. Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of
-runs shorter than twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained
-twice, or were too old, are counted as in ``faults.py``. The command ends with 1 where something did not hold.
+(``PYTHONMALLOC``) and the soak's own notes left out, looked at every five seconds once garbage was collected. What is
+resident is printed beside it: that goes up by megabytes while as much is allocated, since malloc keeps freed blocks
+between others. Of what is counted (descriptors and threads of the driver, files of checkpoints, shared memory) the
+medians of the first and the last third are compared; ``threads_since`` names the threads that came after the warm-up.
+Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of runs shorter than
+twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained twice, or were too
+old, are counted as in ``faults.py``. The command ends with 1 where something did not hold.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -104,7 +107,7 @@ def config(model: str, args: argparse.Namespace) -> Any:
 
 @dataclasses.dataclass
 class Sample:
-    """What was seen after an iteration; memory in MB, times in seconds."""
+    """What was seen after an iteration; memory in MB, but for the soak's own notes, times in seconds."""
 
     at: float
     groups: int
@@ -117,18 +120,29 @@ class Sample:
     shared: float
 
 
-def look(begun: float, groups: int, folder: pathlib.Path) -> Sample:
+def thread_names() -> Counter[str]:
+    """How many threads the driver has of each name, those of libraries among them; but for gRPC's own pool, which Ray
+    talks through: it has a thread more where work waits, and ends it again."""
+    names: Counter[str] = Counter()
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            names[(task / "comm").read_text().strip()] += 1
+    names.pop("event_engine", None)
+    return names
+
+
+def look(begun: float, ledger: Ledger, notes: array[float], folder: pathlib.Path) -> Sample:
     """Looks at the driver, and at the processor time of everything below it."""
     measure.release_freed_memory()
     driver = psutil.Process()
     return Sample(
         at=time.monotonic() - begun,
-        groups=groups,
+        groups=len(ledger.trained),
         cpu=processor_time(),
-        allocated=measure.allocated_mb(),
+        allocated=measure.allocated_mb() - (sys.getsizeof(ledger.trained) + sys.getsizeof(notes)) / 1e6,
         resident=driver.memory_full_info().uss / 1e6,
         descriptors=driver.num_fds(),
-        threads=driver.num_threads(),
+        threads=thread_names().total(),
         files=sum(1 for _ in folder.rglob("*")),
         shared=sum(path.stat().st_size for path in pathlib.Path("/dev/shm").iterdir() if path.is_file()) / 1e6,
     )
@@ -223,8 +237,8 @@ def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Names
         ledger, faults = Ledger(algorithm), Faults(algorithm, args.every, seconds, args.seed)
         algorithm.train()
         algorithm.save_to_path(saves / "last")
-        samples: list[Sample] = []
-        begun, iterations, next_save = time.monotonic(), 0, 0.0
+        notes, looked = array("d"), -LOOK_S  # a sample after the other: objects would grow by 0.3 MB/h
+        begun, iterations, next_save, threads = time.monotonic(), 0, 0.0, thread_names()
         faults.start()
         while (now := time.monotonic() - begun) < seconds:
             algorithm.train()
@@ -234,8 +248,10 @@ def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Names
                 save(algorithm, saves / "last", fails=fails)
                 faults.save_fails.clear()
                 next_save = now + args.every
-            if not samples or now - samples[-1].at >= LOOK_S:
-                samples.append(look(begun, len(ledger.trained), saves))
+            if now - looked >= LOOK_S:
+                notes.extend(dataclasses.astuple(look(begun, ledger, notes, saves)))
+                looked = now
+                threads = thread_names() if now < WARM_UP * seconds else threads
         faults.ended.set()
         lost, twice = ledger.lost_and_twice(algorithm)
         return {
@@ -247,7 +263,8 @@ def train(model: str, folder: pathlib.Path, seconds: float, args: argparse.Names
             "lost": lost,
             "twice": twice,
             "oldest": ledger.oldest,
-            **summary(samples),
+            "threads_since": dict(thread_names() - threads),
+            **summary([Sample(*note) for note in zip(*[iter(notes)] * len(dataclasses.fields(Sample)), strict=True)]),
         }
     finally:
         algorithm.stop()
