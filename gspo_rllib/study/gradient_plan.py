@@ -17,7 +17,7 @@ class Noise:
     """Normal noise on recorded log-probs.
 
     Attributes:
-        deviation: Its standard deviation, in nats.
+        deviation: Standard deviation of the noise on a token, in nats.
         share: Share of the tokens that have any; below 1 it has heavy tails, and a standard deviation over all tokens
             of ``deviation * sqrt(share)``.
     """
