@@ -41,7 +41,7 @@ class Noise:
         return np.minimum(logp_T + noise_T, 0.0).astype(logp_T.dtype)
 
 
-NONE = Noise(0.0)
+NO_NOISE = Noise(0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ import numpy as np
 from gspo_rllib.run_results import flatten
 from gspo_rllib.study.design import Cell, Settings, Trial, slug
 from gspo_rllib.study.gradient_figures import Figures, figures_of
-from gspo_rllib.study.gradient_plan import NONE, GradientPlan, Noise
+from gspo_rllib.study.gradient_plan import NO_NOISE, GradientPlan, Noise
 from gspo_rllib.study.raw import FOLDER, Row, read_rows, write_rows
 from gspo_rllib.study.starts import make_start
 from gspo_rllib.study.trial import built
@@ -150,7 +150,7 @@ def measure(plan: GradientPlan, seed: int, model: Path | None, *, say: Say) -> l
                 algorithm.train_on(step)  # moves nothing; a version must not be behind those of the groups
             if not fresh:
                 continue
-            noises = (NONE, *plan.noise) if number == plan.steps[0] else (NONE,)
+            noises = (NO_NOISE, *plan.noise) if number == plan.steps[0] else (NO_NOISE,)
             weights = mover.learner_group.get_weights()
             for name, algorithm in still.items():
                 algorithm.learner_group.foreach_learner(partial(_take_weights, weights=weights))
@@ -245,7 +245,7 @@ def _parameters(learner: Any) -> list[Any]:
 
 def _noisy(groups: list[TrajectoryGroup], noise: Noise, seed: int) -> list[TrajectoryGroup]:
     """Copies whose recorded log-probs are off; the groups themselves where there is no noise."""
-    if noise == NONE:
+    if noise == NO_NOISE:
         return groups
     import copy
 
@@ -316,7 +316,8 @@ def _digest(plan: GradientPlan, seed: int) -> str:
     cell = plan.cell
     start = None if cell.start is None else dict(cell.start.options)
     numbers = [plan.lr, plan.steps, plan.groups, plan.minibatch_groups, [str(noise) for noise in plan.noise]]
-    what = json.dumps([cell.config, cell.settings, start, seed, numbers, plan.objectives], sort_keys=True, default=str)
+    objectives = list(plan.objectives.items())  # in this order: the first one moves the policy
+    what = json.dumps([cell.config, cell.settings, start, seed, numbers, objectives], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 

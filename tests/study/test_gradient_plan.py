@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from gspo_rllib.errors import SettingError
 from gspo_rllib.study.design import Study, read_study
 from gspo_rllib.study.gradient_plan import Noise, gradient_plans
+from gspo_rllib.study.gradients import _digest, missing_gradients
+from gspo_rllib.study.raw import FOLDER, write_rows
 
 STUDY = """
 study: {config: calculator}
@@ -59,3 +63,13 @@ def test_no_log_prob_is_above_zero_for_noise() -> None:
     noisy = Noise(2.0).on(np.full(1000, -0.1, np.float32), np.random.default_rng(0))
     assert noisy.dtype == np.float32
     assert noisy.max() == 0.0
+
+
+def test_figures_are_of_the_objective_whose_steps_move_the_policy(tmp_path) -> None:
+    """Measured in another order, they are others."""
+    (plan,) = gradient_plans(a_study(tmp_path, "gradients: {cells: [short]}"))
+    other = dataclasses.replace(plan, objectives=dict(reversed(plan.objectives.items())))
+    write_rows(tmp_path / FOLDER / "gradients" / "short" / "0.json", [{"steps": 1}], _digest(plan, 0))
+    assert missing_gradients([plan], tmp_path) == []
+    with pytest.raises(SettingError, match="was measured with other settings"):
+        missing_gradients([other], tmp_path)
