@@ -140,13 +140,13 @@ def _write_page(study: Study, plans: Sequence[GradientPlan], folder: Path, page:
 
     page.parent.mkdir(parents=True, exist_ok=True)
     tuned = tuned_settings(study, folder)
-    results = results_of(folder, study.trials(tuned))
+    results, tuning = results_of(folder, study.trials(tuned)), results_of(folder, study.tuning_trials())
     extra = gradients_section(plans, folder)
     if results:
         picture = page.with_suffix(".png")
         write_curves(study, results, picture)
         extra = f"![Scores against iterations]({picture.name})\n\n{extra}".strip()
-    page.write_text(render(study, results, tuned, command=command, extra=extra), "utf-8")
+    page.write_text(render(study, results, tuned, tuning=tuning, command=command, extra=extra), "utf-8")
 
 
 def _text(path: Path | None) -> str | None:

@@ -44,7 +44,13 @@ BESIDE = {
 
 
 def render(
-    study: Study, results: Sequence[Result], tuned: Mapping[str, Settings], *, command: str, extra: str = ""
+    study: Study,
+    results: Sequence[Result],
+    tuned: Mapping[str, Settings],
+    *,
+    tuning: Sequence[Result] = (),
+    command: str,
+    extra: str = "",
 ) -> str:
     """The page as Markdown.
 
@@ -52,6 +58,7 @@ def render(
         study: The study.
         results: Those of its trials that have been run.
         tuned: What tuning found, by objective.
+        tuning: Results of the trials that found it.
         command: What makes the page.
         extra: More sections, e.g. the training-free figures.
     """
@@ -60,7 +67,7 @@ def render(
     parts += [text for text in (study.about, study.findings) if text]
     parts.append(LEGEND.format(tasks=study.evaluate_tasks, iterations=study.iterations, third=third))
     parts.append(_summary(study, results))
-    parts += _cost(results)
+    parts += _cost(results, tuning)
     if extra:
         parts.append(extra)
     for cell in study.cells:
@@ -142,10 +149,11 @@ def _summary(study: Study, results: Sequence[Result]) -> str:
     return "Where the interval of the difference leaves 0 out:\n\n" + "\n".join(lines)
 
 
-def _cost(results: Sequence[Result]) -> list[str]:
+def _cost(results: Sequence[Result], tuning: Sequence[Result]) -> list[str]:
     """What the runs' training took, where they say; nothing of none."""
-    hours = sum(run.rows[-1].get("total_cpu_s", 0.0) for run in results) / 3600
-    return [f"Training took {hours:.1f} hours of a processor core in {len(results)} runs."] if hours else []
+    hours, of_tuning = (sum(run.rows[-1].get("total_cpu_s", 0.0) for run in runs) / 3600 for runs in (results, tuning))
+    beside = f", and {of_tuning:.1f} in {len(tuning)} runs of tuning" if of_tuning else ""
+    return [f"Training took {hours:.1f} hours of a processor core in {len(results)} runs{beside}."] if hours else []
 
 
 def _table(cell: Cell, results: Sequence[Result]) -> str:

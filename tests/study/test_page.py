@@ -68,9 +68,10 @@ def test_what_was_measured_beside_stands_below_the_table(tmp_path) -> None:
 
 def test_what_the_runs_cost_is_said(tmp_path) -> None:
     costly = [Result("far", "A", seed, [{"score": 0.4}, {"score": 0.5, "total_cpu_s": 1800.0}]) for seed in range(3)]
-    assert "Training took 1.5 hours of a processor core in 3 runs." in render(
-        a_study(tmp_path), costly, {}, command="c"
-    )
+    study = a_study(tmp_path)
+    assert "Training took 1.5 hours of a processor core in 3 runs." in render(study, costly, {}, command="c")
+    page = render(study, costly, {}, tuning=costly[:2], command="c")
+    assert "Training took 1.5 hours of a processor core in 3 runs, and 1.0 in 2 runs of tuning." in page
 
 
 def test_where_nothing_differs_the_page_says_so(tmp_path) -> None:
