@@ -125,7 +125,7 @@ def thread_names() -> Counter[str]:
     talks through: it has a thread more where work waits, and ends it again."""
     names: Counter[str] = Counter()
     for task in pathlib.Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             names[(task / "comm").read_text().strip()] += 1
     names.pop("event_engine", None)
     return names

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, study: Study, plans: Sequence[GradientPl
     from gspo_rllib.cli.cluster import ray_session
     from gspo_rllib.study.design import TUNED
     from gspo_rllib.study.gradients import missing_gradients, run_gradients
-    from gspo_rllib.study.runs import tuned_settings
+    from gspo_rllib.study.runs import results_of, tuned_settings
 
     ends = None
     if arguments.minutes is not None:
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace, study: Study, plans: Sequence[GradientPl
             code = run_gradients(folder, missing, ends=ends, say=_say)
     tuning = study.tuning_trials() if compares_tuned else []
     code = _run_trials(arguments, study, folder, tuning, ends, what="tuning ") or code
-    tuned = tuned_settings(study, folder)
+    tuned = tuned_settings(study, results_of(folder, study.tuning_trials()))
     lacking = sorted({trial.objective.rpartition(", ")[0] for trial in tuning} - set(tuned))
     if lacking:
         print(f"tuning is not finished for {', '.join(lacking)}: what compares them tuned waits")
@@ -139,8 +139,9 @@ def _write_page(study: Study, plans: Sequence[GradientPlan], folder: Path, page:
     from gspo_rllib.study.runs import results_of, tuned_settings
 
     page.parent.mkdir(parents=True, exist_ok=True)
-    tuned = tuned_settings(study, folder)
-    results, tuning = results_of(folder, study.trials(tuned)), results_of(folder, study.tuning_trials())
+    tuning = results_of(folder, study.tuning_trials())
+    tuned = tuned_settings(study, tuning)
+    results = results_of(folder, study.trials(tuned))
     extra = gradients_section(plans, folder)
     if results:
         picture = page.with_suffix(".png")

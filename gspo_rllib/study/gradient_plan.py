@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,28 +88,33 @@ def gradient_plans(study: Study) -> tuple[GradientPlan, ...]:
             f"{place}.cells: expected a list of the study's cells, or a mapping of them to entries of their own, "
             f"got {cells!r}."
         )
+    _check_entries(shared, place, ("cells", *_ENTRIES))
     plans = []
     for name, own in cells.items():
         if own is not None and not isinstance(own, dict):
             raise SettingError(f"{place}.cells.{name}: expected 'key: value' lines, got {own!r}.")
         where = f"{place}.cells.{name}" if own else place
+        _check_entries(own or {}, where, _ENTRIES)
         plans.append(_plan(study, named[name], {**shared, **(own or {})}, where))
     return tuple(plans)
 
 
-def _plan(study: Study, cell: Cell, given: dict[str, Any], place: str) -> GradientPlan:
-    objectives = _objectives(study, cell, given.pop("objectives", None), place)
-    lr = given.pop("lr", 1e-5)
+_ENTRIES = ("groups", "lr", "minibatch_groups", "noise", "objectives", "seeds", "steps")
+
+
+def _check_entries(given: Mapping[str, Any], place: str, allowed: Sequence[str]) -> None:
+    for entry in given:
+        if entry not in allowed:
+            raise SettingError(f"{place}: no entry {entry!r}; allowed: {', '.join(allowed)}.")
+
+
+def _plan(study: Study, cell: Cell, given: Mapping[str, Any], place: str) -> GradientPlan:
+    objectives = _objectives(study, cell, given.get("objectives"), place)
+    lr = given.get("lr", 1e-5)
     if type(lr) is not float or not 0 < lr < 1:
         raise SettingError(f"{place}.lr: expected a number between 0 and 1, got {lr!r}.")
-    counts = {name: given.pop(name, default) for name, default in (("groups", 32), ("minibatch_groups", 4))}
-    lists = {name: given.pop(name, default) for name, default in (("steps", [1, 2, 4, 8]), ("seeds", [0]))}
-    noise = given.pop("noise", [])
-    if given:
-        raise SettingError(
-            f"{place}: no entry {next(iter(given))!r}; "
-            "allowed: cells, groups, lr, minibatch_groups, noise, objectives, seeds, steps."
-        )
+    counts = {name: given.get(name, default) for name, default in (("groups", 32), ("minibatch_groups", 4))}
+    lists = {name: given.get(name, default) for name, default in (("steps", [1, 2, 4, 8]), ("seeds", [0]))}
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise SettingError(f"{place}.{name}: expected a whole number >= 1, got {count!r}.")
@@ -124,7 +129,7 @@ def _plan(study: Study, cell: Cell, given: dict[str, Any], place: str) -> Gradie
         objectives=objectives,
         lr=lr,
         steps=tuple(sorted(set(lists["steps"]))),
-        noise=_noises(noise, f"{place}.noise"),
+        noise=_noises(given.get("noise", []), f"{place}.noise"),
         seeds=tuple(lists["seeds"]),
         **counts,
     )

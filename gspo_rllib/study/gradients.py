@@ -18,6 +18,7 @@ is measured is what training does.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -315,7 +316,13 @@ def _path(folder: Path, cell: Cell, seed: int) -> Path:
 def _digest(plan: GradientPlan, seed: int) -> str:
     cell = plan.cell
     start = None if cell.start is None else dict(cell.start.options)
-    numbers = [plan.lr, plan.steps, plan.groups, plan.minibatch_groups, [str(noise) for noise in plan.noise]]
+    numbers = [
+        plan.lr,
+        plan.steps,
+        plan.groups,
+        plan.minibatch_groups,
+        [dataclasses.astuple(noise) for noise in plan.noise],
+    ]
     objectives = list(plan.objectives.items())  # in this order: the first one moves the policy
     what = json.dumps([cell.config, cell.settings, start, seed, numbers, objectives], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()[:16]

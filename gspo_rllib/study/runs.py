@@ -27,15 +27,15 @@ def results_of(folder: Path, trials: Sequence[Trial]) -> list[Result]:
     return [result for trial in trials if (result := read_result(folder, trial)) is not None]
 
 
-def tuned_settings(study: Study, folder: Path) -> dict[str, Settings]:
+def tuned_settings(study: Study, tuning: Sequence[Result]) -> dict[str, Settings]:
     """What tuning found: for each objective the candidate with the best mean last third; those tuned so far.
 
-    Raises:
-        SettingError: A file holds something else.
+    Args:
+        study: The study.
+        tuning: Results of its tuning trials.
     """
-    trials = study.tuning_trials()
     scores: dict[str, list[float]] = {}
-    for result in results_of(folder, trials):
+    for result in tuning:
         scores.setdefault(result.objective, []).append(last_third(result.scores))
     found: dict[str, Settings] = {}
     for name, candidates in study.candidates.items():
