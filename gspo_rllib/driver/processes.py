@@ -53,7 +53,7 @@ class Standstill:
             self._looked[number] = now + (LOOK_S if is_here else LOOK_ELSEWHERE_S)
             if pid == self._told.get(number):
                 continue
-            if not pid or not (stands_still(pid) if is_here else _stands_still_at(node, pid)):
+            if not pid or not (stands_still(pid) if is_here else stands_still_at(node, pid)):
                 self._since.pop(number, None)
                 continue
             stopped = now - self._since.setdefault(number, now)
@@ -94,6 +94,9 @@ def stands_still(pid: int) -> bool:
         return False
 
 
+_LOOK = ray.remote(num_cpus=0, max_retries=0)(stands_still)  # once: Ray keeps what it is given
+
+
 def _children(pid: int) -> list[int]:
     """Processes that a process started; psutil would look at every process of the machine for them."""
     found: list[int] = []
@@ -103,11 +106,17 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _stands_still_at(node: str | None, pid: int) -> bool:
+def stands_still_at(node: str | None, pid: int) -> bool:
+    """The same of a process of another machine; False where that cannot be reached.
+
+    Args:
+        node: Ray's name of the machine; None for none.
+        pid: The process.
+    """
     if node is None:
         return False
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    look = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(stands_still)
+    look = _LOOK.options(scheduling_strategy=there)
     try:
         return bool(ray.get(look.remote(pid), timeout=LOOK_ELSEWHERE_S))
     except RayError:
@@ -124,7 +133,7 @@ def stands_still_anywhere(actor: Any) -> bool:
     node, pid = entry.get("Address", {}).get("NodeID"), int(entry.get("Pid") or 0)
     if not pid or entry.get("State") != "ALIVE":
         return False
-    return stands_still(pid) if node == ray.get_runtime_context().get_node_id() else _stands_still_at(node, pid)
+    return stands_still(pid) if node == ray.get_runtime_context().get_node_id() else stands_still_at(node, pid)
 
 
 def end_process(actor: Any, *, patience_s: float = 30.0) -> None:

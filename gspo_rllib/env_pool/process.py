@@ -134,8 +134,7 @@ class RemoteSession:
                 raise EnvProcessError("the process of the environment was ended before the call reached it.")
             if self._actor is None:
                 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-                actor_class = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(_EnvProcess)
-                self._actor = actor_class.remote(self._make_session)
+                self._actor = _ACTOR.options(scheduling_strategy=here).remote(self._make_session)
             return self._actor
 
     def _end(self) -> None:
@@ -156,6 +155,9 @@ class _EnvProcess:
 
     def close(self) -> None:
         self._session.close()
+
+
+_ACTOR: Any = ray.remote(num_cpus=0, max_restarts=0)(_EnvProcess)  # once: Ray keeps every class that it is given
 
 
 def _make(pickled: bytes) -> gym.Env:

@@ -9,7 +9,8 @@ import time
 import psutil
 import ray
 
-from gspo_rllib.driver.processes import Standstill, actor_entry
+from gspo_rllib.driver.processes import Standstill, actor_entry, stands_still_at
+from tests.ray_exports import exported
 
 
 def test_a_process_that_stands_still_is_told_once_however_long_it_takes_to_end(ray_local: None) -> None:
@@ -34,3 +35,11 @@ def test_a_process_that_stands_still_is_told_once_however_long_it_takes_to_end(r
         assert actor_entry(actor)["Pid"] == pid and found == [[7], [], []]
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_looks_at_other_machines_leave_one_function_with_ray_however_many_there_are(ray_local: None) -> None:
+    node, looks = ray.get_runtime_context().get_node_id(), []
+    for _ in range(3):
+        assert not stands_still_at(node, os.getpid())
+        looks.append(exported())
+    assert looks[0] == looks[1] == looks[2]

@@ -25,6 +25,7 @@ from gspo_rllib.errors import EnvError
 from gspo_rllib.model_folder import load_tokenizer
 from gspo_rllib.types import turns
 from tests.env_pool.answers import MakePool, collect
+from tests.ray_exports import exported
 from tests.toy_envs.faulty_envs import EchoEnv
 from tests.toy_envs.process_envs import GlobalRandomEnv, Lock, ProcessEnv
 
@@ -104,7 +105,7 @@ def test_a_hung_or_crashed_process_is_gone_and_its_slot_gets_another(
     slot = pool.acquire()
     assert slot is not None
     pool.reset(slot, 5)
-    pid = collect(pool)[0].info["pid"]
+    pid, given_to_ray = collect(pool)[0].info["pid"], exported()
     pool.step(slot, "a")
     [answer] = collect(pool)
     assert answer.failure is not None
@@ -114,6 +115,7 @@ def test_a_hung_or_crashed_process_is_gone_and_its_slot_gets_another(
     [again] = collect(pool)
     assert again.failure is None
     assert again.info["pid"] not in (pid, os.getpid())
+    assert exported() == given_to_ray, "a class of its own for each process, which Ray keeps"
     pool.step(slot, "a")
     assert collect(pool)[0].failure is None
 
