@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,24 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Args:
         folder: The run's folder; there are none where it is new.
     """
-    file, results = folder / "result.json", []
+    return list(iter_results(folder))
+
+
+def iter_results(folder: Path) -> Iterator[dict[str, Any]]:
+    """``read_results``, one at a time: those of a long run are hundreds of megabytes.
+
+    Args:
+        folder: The run's folder; there are none where it is new.
+    """
+    file = folder / "result.json"
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                results.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return results
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    result = json.loads(line)
+                except json.JSONDecodeError:
+                    return
+                yield result
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

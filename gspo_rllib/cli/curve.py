@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ PANELS = (
 """Panel title to its metrics and their labels; a metric a run never reported is left out."""
 
 
-def write_curve(history: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+_METRICS = {"training_iteration", *(metric for _, metrics in PANELS for metric in metrics)}
+
+
+def write_curve(results: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Draws success, return, clip fraction and KL against the iteration.
 
     Args:
-        history: One flat result per iteration (keys joined by ``/``), at least one.
+        results: One flat result per iteration (keys joined by ``/``); nothing is drawn without any.
         path: PNG to write.
         title: Title above the panels.
 
@@ -34,6 +37,10 @@ def write_curve(history: Sequence[Mapping[str, Any]], path: Path, *, title: str)
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    # Of each no more than is drawn: a whole one takes 20 kB.
+    history = [{key: row[key] for key in row if key in _METRICS or key.startswith(EVALUATED)} for row in results]
+    if not history:
+        return
     # Figure and canvas directly: pyplot would keep global state and choose a backend for the whole process.
     figure = Figure(figsize=(10, 6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import yaml
 from gspo_rllib.cli.progress import LEARNER, PHASES
 from gspo_rllib.places import named_path, written_whole
 from gspo_rllib.run_results import flatten as flatten
+from gspo_rllib.run_results import iter_results
 from gspo_rllib.run_results import read_results as read_results
 
 if TYPE_CHECKING:
@@ -134,7 +135,6 @@ class RunRecorder:
         OSError: There is no room to begin; each file is as it was.
 
     Attributes:
-        history: One flat result per iteration (keys joined by ``/``), those from before included.
         followers: Given each result, without the config, and closed at the end.
     """
 
@@ -145,12 +145,19 @@ class RunRecorder:
         _put(config, yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True))
         self._described = {file: file.read_bytes() for file in (config, folder / "run.json") if file.is_file()}
         kept = until(read_results(folder), resume_at)
-        self.history: list[dict[str, Any]] = [flatten(result) for result in kept]
         _put(folder / "result.json", "".join(f"{json.dumps(result)}\n" for result in kept))
         self._json = _Lines(folder / "result.json")
         self._columns: list[str] = []
         self._failing = False
         self._events = _Events(folder, resume_at=resume_at)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One flat result per iteration (keys joined by ``/``), those from before included.
+
+        They are read from the file: in memory a row takes 20 kB, which a run of many iterations must not keep.
+        """
+        yield from map(flatten, iter_results(self.folder))
+        yield from (flatten(json.loads(line)) for line in self._json.waiting)
 
     def record(self, result: Result) -> None:
         """Appends one iteration to every file; what a full disk has no room for is said, kept and written later."""
@@ -158,8 +165,7 @@ class RunRecorder:
 
         kept = {key: value for key, value in result.items() if key != "config"}
         row = flatten(kept)
-        self.history.append(row)
-        self._json.add(json.dumps(kept, cls=SafeFallbackEncoder))
+        self._json.add(json.dumps(kept, cls=SafeFallbackEncoder, nan_str=math.nan).encode())
         failed = None
         for write in (self._append_line, lambda: self._append_row(row), lambda: self._events.add(row)):
             try:
@@ -182,16 +188,14 @@ class RunRecorder:
     def _begin_again(self) -> None:
         """Where somebody has removed the folder or ``result.json``, what is written next would be found by nobody.
 
-        What the run was started with, and its results so far, are written again; these flat, as nothing else is left.
+        What the run was started with, and its results so far, are written again; a file that is open is still there.
         """
-        from ray.tune.utils.util import SafeFallbackEncoder
-
         self.folder.mkdir(parents=True, exist_ok=True)
         for file, content in self._described.items():
             file.write_bytes(content)
         lines = _Lines(self.folder / "result.json")
-        for row in self.history:
-            lines.add(json.dumps(row, cls=SafeFallbackEncoder))
+        for line in self._json.all():
+            lines.add(line)
         self._json.close()
         self._json = lines
         self._events.close()
@@ -211,7 +215,7 @@ class RunRecorder:
             writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             if is_new:
                 writer.writeheader()
-            writer.writerows(self.history if is_new else [row])
+            writer.writerows(self.rows() if is_new else [row])
 
     def close(self, *, failed: bool = False) -> None:
         """Flushes and closes the files.
@@ -290,13 +294,17 @@ class _Events:
 
 
 class _Lines:
-    """A file that grows by whole lines: what a write left half done is cut off before the next one."""
+    """A file that grows by whole lines: what a write left half done is cut off before the next one.
+
+    Attributes:
+        waiting: Lines that are to be written.
+    """
 
     def __init__(self, file: Path) -> None:
+        self.waiting: list[bytes] = []
         self._path = file
-        self._file = file.open("ab", buffering=0)
+        self._file = file.open("a+b", buffering=0)
         self._size = file.stat().st_size
-        self._waiting: list[bytes] = []
 
     @property
     def is_in_place(self) -> bool:
@@ -306,9 +314,15 @@ class _Lines:
         except FileNotFoundError:
             return False
 
-    def add(self, line: str) -> None:
-        """Takes a line that is to be written."""
-        self._waiting.append(f"{line}\n".encode())
+    def all(self) -> list[bytes]:
+        """Every line, those that wait included; also of a file that was removed."""
+        self._file.seek(0)
+        with open(os.dup(self._file.fileno()), "rb") as file:
+            return [*file.read(self._size).splitlines(), *self.waiting]
+
+    def add(self, line: bytes) -> None:
+        """Takes a line that is to be written, without its end."""
+        self.waiting.append(line)
 
     def write(self) -> None:
         """Writes the lines that wait.
@@ -316,15 +330,17 @@ class _Lines:
         Raises:
             OSError: There is no room; they go on waiting.
         """
-        while self._waiting:
-            line = self._waiting[0]
-            if os.fstat(self._file.fileno()).st_size != self._size:
+        while self.waiting:
+            line = self.waiting[0] + b"\n"
+            size = os.fstat(self._file.fileno()).st_size
+            if size > self._size:
                 self._file.truncate(self._size)
+            self._size = min(size, self._size)  # less where somebody emptied the file
             written = self._file.write(line)
             if written != len(line):
                 raise OSError(errno.ENOSPC, "no room for a line", self._file.name)
             self._size += len(line)
-            del self._waiting[0]
+            del self.waiting[0]
 
     def close(self) -> None:
         """Closes the file."""

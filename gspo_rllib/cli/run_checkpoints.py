@@ -6,11 +6,11 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gspo_rllib import remote_checkpoints
 from gspo_rllib.checkpoints.places import delete_checkpoint, remove_leftovers
-from gspo_rllib.cli.best import EVALUATED, SAMPLED, Score
+from gspo_rllib.cli.best import Score
 from gspo_rllib.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -73,19 +73,17 @@ class RunCheckpoints:
         self._copy(self.latest)
         return self.latest
 
-    def save_iteration(
-        self, algorithm: PolicyGradient, history: Sequence[dict[str, Any]], *, must: bool = False
-    ) -> Path | None:
+    def save_iteration(self, algorithm: PolicyGradient, scores: Sequence[Score], *, must: bool = False) -> Path | None:
         """``save`` under the name of the iteration; then deletes what ``run.keep_checkpoints`` does not keep.
 
         Args:
             algorithm: What to save.
-            history: Flat results of the run so far, its latest last.
+            scores: What the run's iterations were worth so far, the latest last.
             must: Whether this is the last chance.
         """
         saved = self.save(algorithm, f"{PERIODIC}{algorithm.iteration:06d}", must=must)
         if saved is not None and self._limits.keep_checkpoints is not None:
-            for path in self._dispensable(history):
+            for path in self._dispensable(scores):
                 try:
                     delete_checkpoint(path)
                 except OSError as error:
@@ -100,14 +98,12 @@ class RunCheckpoints:
             except CheckpointError as error:  # the one of this machine is whole, and the next may go through
                 print(f"not copied: {error}", file=sys.stderr, flush=True)
 
-    def _dispensable(self, history: Sequence[dict[str, Any]]) -> list[Path]:
+    def _dispensable(self, scores: Sequence[Score]) -> list[Path]:
         """Those that may go; never the newest, which a run is continued from."""
         found = {int(path.name.removeprefix(PERIODIC)): path for path in self.folder.glob(f"{PERIODIC}[0-9]*")}
         newest = max(found, default=0)
         worth = {iteration: float(iteration) for iteration in found}
         if self._limits.keep_by == "score":
-            place = EVALUATED if self._limits.evaluate_every else SAMPLED
-            scores = [score for row in history if (score := Score.of(row, place)) is not None]
             # By the evaluation of its weights; of an iteration that was not evaluated, by the last one before it.
             for iteration in found:
                 worth[iteration] = next((s.value for s in reversed(scores) if s.iteration <= iteration), -math.inf)

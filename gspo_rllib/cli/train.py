@@ -281,12 +281,10 @@ def _silent(_: str) -> None:
 
 
 def _draw(recorder: RunRecorder, name: str) -> None:
-    if not recorder.history:
-        return
     from gspo_rllib.cli.curve import write_curve
 
     try:
-        write_curve(recorder.history, recorder.folder / "learning_curve.png", title=name)
+        write_curve(recorder.rows(), recorder.folder / "learning_curve.png", title=name)
     except ModuleNotFoundError as error:
         print(f"no learning curve: {error}; pip install 'gspo-rllib[plot]'", file=sys.stderr)
     except OSError as error:  # no room, or no folder any more: an error of the run's own is not to be hidden by it

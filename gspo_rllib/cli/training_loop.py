@@ -75,7 +75,11 @@ class TrainingLoop:
         self._interrupted = interrupted
         self._columns = progress.columns(evaluates=bool(run.config.evaluation_interval))
         # One clock for a run, however often it is started or goes back to its best checkpoint.
-        self._seconds_before = float(recorder.history[-1]["time_total_s"]) if recorder.history else 0.0
+        self._seconds_before = 0.0
+        self._scores: list[Score] = []
+        for row in recorder.rows():
+            self._seconds_before = float(row["time_total_s"])
+            self._note_score(row)
         self._seconds_here = 0.0
         self._num_here = 0
         self._num_restores = 0
@@ -108,6 +112,7 @@ class TrainingLoop:
                 self._save_at_the_end(error)
                 raise
             self._record(result)
+            self._note_score(flatten(result))
             reason = stop_reason(result, self._limits, minutes=self._seconds / 60)
             if self._interrupted():
                 reason = "interrupted"
@@ -116,7 +121,7 @@ class TrainingLoop:
             if evaluated is not None:
                 reason = self._judge(evaluated, ends=reason)
             if reason or (self._limits.checkpoint_every and iteration % self._limits.checkpoint_every == 0):
-                saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=bool(reason))
+                saved = self._checkpoints.save_iteration(self.algorithm, self._scores, must=bool(reason))
             if reason:
                 assert saved is not None, "the last save raises where it fails"
                 return saved, reason
@@ -130,7 +135,7 @@ class TrainingLoop:
         if not self.algorithm.iteration:
             return
         try:
-            saved = self._checkpoints.save_iteration(self.algorithm, self._recorder.history, must=True)
+            saved = self._checkpoints.save_iteration(self.algorithm, self._scores, must=True)
         except LearnersLostError:
             raise error from None  # which says the same, and more
         except CheckpointError as failed:
@@ -167,6 +172,11 @@ class TrainingLoop:
         known = {progress.LAST_ITERATION: self._limits.iterations, progress.SECONDS_LEFT: self._seconds_left(result)}
         if self._shows:
             print(progress.line(flatten(result) | known, self._columns), flush=True)
+
+    def _note_score(self, flat: Result) -> None:
+        """Keeps what an iteration was worth: of its result the one thing that is asked for later."""
+        if (score := _score_of(flat, self._limits)) is not None:
+            self._scores.append(score)
 
     def _seconds_left(self, result: Result) -> float | None:
         """Until the first limit but success, if iterations take as long as they took so far; None without such one."""
@@ -242,8 +252,7 @@ def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str |
         minutes: Wall time spent training, all starts of the run together.
     """
     flat = flatten(result)
-    # Where a run evaluates, success on an iteration's own tasks is no reason: the next one's may be harder.
-    score = Score.of(flat, EVALUATED if limits.evaluate_every else SAMPLED)
+    score = _score_of(flat, limits)
     if limits.success is not None and score is not None and score.is_success and score.value >= limits.success:
         where = "evaluated success" if limits.evaluate_every else "success"
         return f"{where} {score.value:.1%} reached {limits.success:.1%}"
@@ -255,3 +264,8 @@ def stop_reason(result: Result, limits: RunSettings, *, minutes: float) -> str |
     if limits.minutes is not None and minutes >= limits.minutes:
         return f"{limits.minutes:g} minutes are over"
     return None
+
+
+def _score_of(flat: Result, limits: RunSettings) -> Score | None:
+    # Where a run evaluates, success on an iteration's own tasks says little: the next one's may be harder.
+    return Score.of(flat, EVALUATED if limits.evaluate_every else SAMPLED)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import resource
 import shutil
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from tensorboardX.proto.event_pb2 import Event
@@ -60,7 +64,7 @@ def test_a_run_that_goes_on_has_one_history(tmp_path: Path) -> None:
     with (tmp_path / "result.json").open("a") as file:
         file.write('{"training_iteration": 5, "time')  # killed while it was being written
     again = RunRecorder(tmp_path, {"run": {"iterations": 9}}, resume_at=2)
-    assert [row["training_iteration"] for row in again.history] == [1, 2]
+    assert [row["training_iteration"] for row in again.rows()] == [1, 2]
     again.record({"training_iteration": 3, "time_total_s": 31.0})
     again.close()
     assert [(row["training_iteration"], row["time_total_s"]) for row in read_results(tmp_path)] == [
@@ -154,6 +158,47 @@ def test_a_folder_that_is_removed_while_its_run_goes_on_is_said_once_and_written
     said = capsys.readouterr().err
     assert said.startswith(f"{folder / 'result.json'} was removed while its run goes on, ")
     assert len(said.splitlines()) == 1
+
+
+def test_a_long_run_does_not_keep_its_results_in_memory(tmp_path: Path) -> None:
+    def result(iteration: int) -> dict[str, Any]:
+        return {"training_iteration": iteration, "learners": {f"metric {n}": n / (iteration + 1) for n in range(200)}}
+
+    recorder = RunRecorder(tmp_path, {})
+    recorder.record(result(0))
+    tracemalloc.start()
+    try:
+        recorder.record(result(1))
+        before = tracemalloc.get_traced_memory()[0]
+        for iteration in range(2, 202):
+            recorder.record(result(iteration))
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 200 * 100, "bytes; a flat result has 20,000"
+    assert list(recorder.rows()) == [flatten(result(iteration)) for iteration in range(202)]
+    recorder.close()
+
+
+def test_what_is_no_number_is_the_same_in_every_file(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, {})
+    recorder.record({"training_iteration": 1, "env_runners": {"success_mean": np.float32("nan")}})
+    recorder.record({"training_iteration": 2, "env_runners": {"success_mean": np.float32(0.5)}, "time_total_s": 1.0})
+    recorder.close()
+    first, second = (row[SUCCESS] for row in recorder.rows())
+    assert math.isnan(first) and second == 0.5
+    with (tmp_path / "progress.csv").open() as file:
+        assert [row[SUCCESS] for row in csv.DictReader(file)] == ["nan", "0.5"]
+
+
+def test_a_file_that_is_emptied_while_its_run_goes_on_has_whole_lines_again(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, {})
+    for iteration in (1, 2):
+        recorder.record({"training_iteration": iteration})
+    (tmp_path / "result.json").write_text("")
+    recorder.record({"training_iteration": 3})
+    recorder.close()
+    assert read_results(tmp_path) == [{"training_iteration": 3}]
 
 
 def _events(file: Path) -> list[Event]:

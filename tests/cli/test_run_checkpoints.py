@@ -27,21 +27,22 @@ class Saver:
         return str(path)
 
 
-def _run(folder: Path, scores: list[float], place: str = "env_runners/", **limits: Any) -> list[int]:
-    """The iterations whose checkpoints are there after a run with these scores."""
+def _run(folder: Path, worth: list[float | None], **limits: Any) -> list[int]:
+    """The iterations whose checkpoints are there after a run with these scores; None where one was not judged."""
     saver: Any = Saver()
-    checkpoints, history = RunCheckpoints(folder, RunSettings(**limits)), []
+    checkpoints, scores = RunCheckpoints(folder, RunSettings(**limits)), []
     (folder / "best").mkdir(parents=True)
-    for iteration, score in enumerate(scores, 1):
+    for iteration, value in enumerate(worth, 1):
         saver.iteration = iteration
-        history.append({"training_iteration": iteration, **({f"{place}success_mean": score} if score >= 0 else {})})
-        checkpoints.save_iteration(saver, history)
+        if value is not None:
+            scores.append(Score(iteration, value, 0.0, True))
+        checkpoints.save_iteration(saver, scores)
     assert (folder / "best").is_dir()
     return sorted(int(path.name[-6:]) for path in folder.glob("iteration_*"))
 
 
 def test_those_that_are_kept_are_the_newest_or_the_best(tmp_path: Path) -> None:
-    scores = [0.1, 0.9, 0.3, 0.9, 0.2]
+    scores: list[float | None] = [0.1, 0.9, 0.3, 0.9, 0.2]
     assert _run(tmp_path / "a", scores) == [1, 2, 3, 4, 5]
     assert _run(tmp_path / "b", scores, keep_checkpoints=2) == [4, 5]
     # The newest is what the run is continued from; of equals the newer is kept.
@@ -49,9 +50,8 @@ def test_those_that_are_kept_are_the_newest_or_the_best(tmp_path: Path) -> None:
     assert _run(tmp_path / "d", [0.1, 0.9, 0.3, 0.2], keep_checkpoints=3, keep_by="score") == [2, 3, 4]
     assert _run(tmp_path / "e", scores, keep_checkpoints=1, keep_by="score") == [5]
     # Evaluated at every other iteration: a checkpoint has the score of the last evaluation before it.
-    evaluated = {"place": "evaluation/env_runners/", "evaluate_every": 2, "keep_checkpoints": 2, "keep_by": "score"}
-    assert _run(tmp_path / "f", [-1, 0.9, -1, 0.1, -1], **evaluated) == [3, 5]
-    assert Score.of({"training_iteration": 1}, "env_runners/") is None
+    limits = {"keep_checkpoints": 2, "keep_by": "score"}
+    assert _run(tmp_path / "f", [None, 0.9, None, 0.1, None], **limits) == [3, 5]
 
 
 def test_a_save_that_fails_is_tried_again_and_ends_the_run_when_it_fails_too_often(

@@ -177,7 +177,7 @@ def _run_until_it_ends(algorithm: Any, folder: Path) -> Path:
         TrainingLoop(run, algorithm, recorder, interrupted=lambda: False, shows=False).run()
     assert ended.value is algorithm._error
     recorder.close()
-    seconds = [row["time_total_s"] for row in recorder.history]
+    seconds = [row["time_total_s"] for row in recorder.rows()]
     assert seconds == sorted(seconds) and all(0 <= s < 60 for s in seconds), "the date was set back; time goes on"
     return folder / "checkpoints" / "iteration_000002"
 
