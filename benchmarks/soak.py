@@ -10,10 +10,12 @@ environment's process is killed, a save finds no room, a runner is stopped, and 
 none of them, the next kind is taken.
 
 The first quarter of a run is warm-up. Of the rest, the memory that the driver has allocated is fitted by a line, whose
-slope is given with its interval of 95 %. It is what malloc has handed out and not got back, Python's objects among it
-(``PYTHONMALLOC``) and the soak's own notes left out, looked at every five seconds once garbage was collected. What is
-resident is printed beside it: that goes up by megabytes while as much is allocated, since malloc keeps freed blocks
-between others. Of what is counted (descriptors and threads of the driver, files of checkpoints, shared memory) the
+slope is given with its interval of 95 %. It is what malloc has handed out and not got back, looked at every five
+seconds once garbage was collected: Python's objects are among it (``PYTHONMALLOC``), what a thread keeps of freed
+blocks (``GLIBC_TUNABLES``) and the soak's own notes are not. What is resident is printed beside it: that goes up by
+megabytes while as much is allocated, since malloc keeps freed blocks between others.
+
+Of what is counted (descriptors and threads of the driver, files of checkpoints, shared memory) the
 medians of the first and the last third are compared; ``threads_since`` names the threads that came after the warm-up.
 Throughput is groups per second of processor time, of all processes of the run, in the same thirds. Of runs shorter than
 twenty minutes memory and throughput are printed and not judged. Groups that were lost or trained twice, or were too
@@ -73,6 +75,9 @@ SETTLED_S = 1200.0
 """Nor, of a run shorter than this, about memory and speed: a process that comes back costs many iterations."""
 
 MOST_MB_PER_HOUR, LEAST_SPEED = 1.0, 0.95
+
+COUNTED_BY_MALLOC = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+"""Python's objects, and no freed block that a thread has kept, which malloc takes for handed out."""
 
 
 class LettersApart(Letters):
@@ -371,7 +376,7 @@ def main() -> None:
         share = f"{args.time / len(runs)}s"
         command = [sys.executable, __file__, "--child", run, "--time", share]
         command += ["--every", str(args.every), "--seed", str(args.seed)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONMALLOC": "malloc"})
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **COUNTED_BY_MALLOC})
         if done.returncode:
             raise SystemExit(f"{run}: ended with {done.returncode}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
