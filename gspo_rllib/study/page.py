@@ -152,8 +152,13 @@ def _summary(study: Study, results: Sequence[Result]) -> str:
 def _cost(results: Sequence[Result], tuning: Sequence[Result]) -> list[str]:
     """What the runs' training took, where they say; nothing of none."""
     hours, of_tuning = (sum(run.rows[-1].get("total_cpu_s", 0.0) for run in runs) / 3600 for runs in (results, tuning))
+    shared = [run for run in results if "total_cpu_s" not in run.rows[-1]]
+    on_the_clock = sum(row.get("wall_s", 0.0) for run in shared for row in run.rows) / 3600
     beside = f", and {of_tuning:.1f} in {len(tuning)} runs of tuning" if of_tuning else ""
-    return [f"Training took {hours:.1f} hours of a processor core in {len(results)} runs{beside}."] if hours else []
+    if on_the_clock:
+        beside += f"; {len(shared)} more of several processes each took {on_the_clock:.1f} hours on the clock"
+    number = len(results) - len(shared)
+    return [f"Training took {hours:.1f} hours of a processor core in {number} runs{beside}."] if hours else []
 
 
 def _table(cell: Cell, results: Sequence[Result]) -> str:

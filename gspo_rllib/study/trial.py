@@ -42,6 +42,7 @@ def play(config: PolicyGradientConfig, iterations: int, report: Callable[[Row], 
         iterations: How many.
         report: Called with the start's row and every iteration's.
     """
+    is_alone = not (config.num_env_runners or config.num_learners)  # other processes' time is not seen from here
     with built(config) as algorithm:
         cpu_s = 0.0
         report({"iteration": 0, **_evaluated(algorithm)})
@@ -52,7 +53,8 @@ def play(config: PolicyGradientConfig, iterations: int, report: Callable[[Row], 
             cpu_s += cpu
             row: Row = {"iteration": number, **_evaluated(algorithm)}
             row |= {name: _short(flat[key]) for name, key in MEASURED.items() if flat.get(key) is not None}
-            report(row | {"cpu_s": round(cpu, 3), "wall_s": round(clock, 3), "total_cpu_s": round(cpu_s, 3)})
+            cost = {"cpu_s": round(cpu, 3), "total_cpu_s": round(cpu_s, 3)} if is_alone else {}
+            report(row | cost | {"wall_s": round(clock, 3)})
 
 
 @contextlib.contextmanager
