@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def write_curves(study: Study, results: Sequence[Result], path: Path) -> None:
         ModuleNotFoundError: matplotlib is not installed (extra ``plot``).
     """
     import numpy as np
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -109,7 +111,9 @@ def write_curves(study: Study, results: Sequence[Result], path: Path) -> None:
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(r.objective for r in results))}
+    names = dict.fromkeys(result.objective for result in results)
+    shades = itertools.cycle([*range(0, 20, 2), *range(1, 20, 2)])  # ten colours, and then their light ones
+    colours = {name: colormaps["tab20"](shade) for name, shade in zip(names, shades, strict=False)}
     for axes, cell in zip(all_axes.flat, cells, strict=False):
         axes.set_title(cell.name, fontsize=10)
         axes.grid(alpha=0.3)
