@@ -112,12 +112,13 @@ class TrainingLoop:
                 self._save_at_the_end(error)
                 raise
             self._record(result)
-            self._note_score(flatten(result))
+            flat = flatten(result)
+            self._note_score(flat)
             reason = stop_reason(result, self._limits, minutes=self._seconds / 60)
             if self._interrupted():
                 reason = "interrupted"
             iteration = result["training_iteration"]
-            evaluated = Score.of(flatten(result), EVALUATED)
+            evaluated = Score.of(flat, EVALUATED)
             if evaluated is not None:
                 reason = self._judge(evaluated, ends=reason)
             if reason or (self._limits.checkpoint_every and iteration % self._limits.checkpoint_every == 0):

@@ -34,7 +34,8 @@ the first objective, mean over the seeds that both have, of the last third and, 
 iterations before it (who learns sooner has more); *p*: two-sided, from all exchanges of signs (with n pairs never below
 2/2ⁿ). *to 0.9*: median first iteration at 0.9 or above, and how many seeds got there. *collapsed*: runs whose last
 third is below half their best score. *clipped*: share of what was trained on that the range held (tokens or
-trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation left out."""
+trajectories, whatever has a ratio of its own). *CPU s*: of an iteration, evaluation left out;
+of runs in one process."""
 
 BESIDE = {
     "staleness": "weights versions between sampling and update",
@@ -158,11 +159,14 @@ def _cost(results: Sequence[Result], tuning: Sequence[Result]) -> list[str]:
     hours, of_tuning = (sum(run.rows[-1].get("total_cpu_s", 0.0) for run in runs) / 3600 for runs in (results, tuning))
     shared = [run for run in results if "total_cpu_s" not in run.rows[-1]]
     on_the_clock = sum(row.get("wall_s", 0.0) for run in shared for row in run.rows) / 3600
-    beside = f", and {of_tuning:.1f} in {len(tuning)} runs of tuning" if of_tuning else ""
+    said = []
+    if hours:
+        beside = f", and {of_tuning:.1f} in {len(tuning)} runs of tuning" if of_tuning else ""
+        said.append(f"Training took {hours:.1f} hours of a processor core in {len(results) - len(shared)} runs{beside}")
     if on_the_clock:
-        beside += f"; {len(shared)} more of several processes each took {on_the_clock:.1f} hours on the clock"
-    number = len(results) - len(shared)
-    return [f"Training took {hours:.1f} hours of a processor core in {number} runs{beside}."] if hours else []
+        runs = f"{len(shared)} more" if hours else f"Training: {len(shared)} runs"
+        said.append(f"{runs} of several processes each took {on_the_clock:.1f} hours on the clock")
+    return [f"{'; '.join(said)}."] if said else []
 
 
 def _table(cell: Cell, results: Sequence[Result]) -> str:

@@ -52,6 +52,7 @@ def test_those_that_are_kept_are_the_newest_or_the_best(tmp_path: Path) -> None:
     # Evaluated at every other iteration: a checkpoint has the score of the last evaluation before it.
     limits = {"keep_checkpoints": 2, "keep_by": "score"}
     assert _run(tmp_path / "f", [None, 0.9, None, 0.1, None], **limits) == [3, 5]
+    assert Score.of({"training_iteration": 1}, "env_runners/") is None
 
 
 def test_a_save_that_fails_is_tried_again_and_ends_the_run_when_it_fails_too_often(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -180,6 +180,43 @@ def _run_until_it_ends(algorithm: Any, folder: Path) -> Path:
     seconds = [row["time_total_s"] for row in recorder.rows()]
     assert seconds == sorted(seconds) and all(0 <= s < 60 for s in seconds), "the date was set back; time goes on"
     return folder / "checkpoints" / "iteration_000002"
+
+
+class _Judged(_Ends):
+    """Fares worse and worse on what it samples, and is evaluated at every other iteration."""
+
+    EVALUATED: ClassVar[dict[int, float]] = {2: 0.9, 4: 0.1}
+
+    def train(self) -> dict[str, Any]:
+        result = super().train()
+        result["env_runners"] = {"success_mean": 1.0 - self.iteration / 10}
+        if self.iteration in self.EVALUATED:
+            result["evaluation"] = {"env_runners": {"success_mean": self.EVALUATED[self.iteration]}}
+        return result
+
+    def save_to_path(self, path: Path) -> str:
+        path.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("evaluate_every", "kept"), [(2, [3, 5]), (None, [1, 5])])
+def test_checkpoints_are_kept_by_evaluations_where_there_are_any_those_before_a_resume_included(
+    tmp_path: Path, evaluate_every: int | None, kept: list[int]
+) -> None:
+    limits = {"keep_checkpoints": 2, "keep_by": "score", "checkpoint_every": 1, "evaluate_every": evaluate_every}
+    algorithm: Any = _Judged(ValueError("never"), trains=9)
+    for iterations in (3, 5):
+        run: Any = SimpleNamespace(
+            settings=RunSettings(iterations=iterations, **limits),
+            config=SimpleNamespace(evaluation_interval=evaluate_every),
+        )
+        recorder = RunRecorder(tmp_path, {}, resume_at=algorithm.iteration)
+        TrainingLoop(run, algorithm, recorder, interrupted=lambda: False, shows=False).run()
+        recorder.close()
+    assert sorted(int(path.name[-6:]) for path in (tmp_path / "checkpoints").glob("iteration_*")) == kept
 
 
 @pytest.mark.parametrize("kind", training_loop.ENDING)

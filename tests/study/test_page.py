@@ -75,6 +75,8 @@ def test_what_the_runs_cost_is_said(tmp_path) -> None:
     shared = [Result("far", "B", seed, [{"score": 0.4}, {"score": 0.5, "wall_s": 720.0}]) for seed in range(2)]
     page = render(study, costly + shared, {}, command="c")
     assert "core in 3 runs; 2 more of several processes each took 0.4 hours on the clock." in page
+    page = render(study, shared, {}, command="c")
+    assert "Training: 2 runs of several processes each took 0.4 hours on the clock." in page
 
 
 def test_where_nothing_differs_the_page_says_so(tmp_path) -> None:
