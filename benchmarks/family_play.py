@@ -95,8 +95,8 @@ def play_learner(folder: str) -> Played:
     module = spec.build()
     module.train()
     model = reference(folder)
-    trajectories = [_made_up("a", i, [4, 4 + 4 * i, 3, 8 - i]) for i in range(3)]
-    trajectories.append(_made_up("b", 0, [20, 30, 5, _longest(model) - 87]))
+    trajectories = [made_up("a", i, [4, 4 + 4 * i, 3, 8 - i]) for i in range(3)]
+    trajectories.append(made_up("b", 0, [20, 30, 5, _longest(model) - 87]))
     ours, ours_g = _learner_scores(module, trajectories), _gradient(module.model)
     theirs, theirs_g = _model_scores(model, trajectories), _gradient(model)
     return Played(_gap(ours, theirs), gradient=_gradient_gap(ours_g, theirs_g), scoring=_scoring(module))
@@ -166,7 +166,7 @@ def reference(folder: str) -> Any:
 def transformers_gap(folder: str) -> float:
     """How far the attention that transformers takes when told nothing is from the model's own."""
     default = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    trajectories = [_made_up("b", 0, [20, 30, 5, _longest(default) - 87])]
+    trajectories = [made_up("b", 0, [20, 30, 5, _longest(default) - 87])]
     with torch.no_grad():
         scores = [_model_scores(model, trajectories, backward=False) for model in (default, reference(folder))]
     return _gap(*scores)
@@ -177,7 +177,7 @@ def _longest(model: Any) -> int:
     return min(LONG, getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONG)
 
 
-def _made_up(group: str, index: int, parts: Sequence[int]) -> TokenTrajectory:
+def made_up(group: str, index: int, parts: Sequence[int]) -> TokenTrajectory:
     """A prompt, the same for the whole group, then as many shown and sampled tokens in turn as ``parts`` says."""
     rng, of_group = np.random.default_rng([index, *group.encode()]), np.random.default_rng([*group.encode()])
     prompt = of_group.integers(3, TOKENS, PROMPT)

@@ -60,6 +60,10 @@ BEHAVIOR_VERSION = "behavior_version"
 TRAJECTORIES = "trajectories"
 """list of ``TokenTrajectory``: what the learner connector hands to the micro-batcher."""
 
+ROUTING = "routing"
+"""lists, of each router and call of it, of ``Choice``: where the policy before the update sent the row's tokens; only
+where a mixture of experts is held to it."""
+
 LOGP = "logp"
 """float32 [L], output of the module: log-probability of each sampled id under the policy being trained."""
 

@@ -118,6 +118,7 @@ TESTED_IN = {
     "engines/expert_pass.py": "algorithms/policy_gradient/test_router_gap.py",
     "cli/wandb_runs.py": "cli/test_trackers.py",
     "learners/quantiles.py": "learners/test_statistics.py",
+    "learners/old_policy.py": "modules/test_routing_replay.py",
     "learners/router_drift.py": "modules/test_routing.py",
     "study/gradient_plan.py": "cli/test_study.py",
     "study/gradients.py": "cli/test_study.py",

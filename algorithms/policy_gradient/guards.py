@@ -51,6 +51,7 @@ def refusals(settings: TrainingSettings, *, recomputes_old_log_probs: bool) -> I
         _penalty_refusals(settings),
         _correction_refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs),
         _update_refusals(settings),
+        _replay_refusals(settings, recomputes_old_log_probs=recomputes_old_log_probs),
         _schedule_refusals(settings),
     )
 
@@ -201,6 +202,19 @@ def _update_refusals(s: TrainingSettings) -> Iterator[str]:
         yield (
             f"min_informative_trajectories is {s.min_informative_trajectories}, but an iteration has only {sampled} "
             "trajectories (groups_per_iteration x group_size); allowed: at most that"
+        )
+
+
+def _replay_refusals(s: TrainingSettings, *, recomputes_old_log_probs: bool) -> Iterator[str]:
+    if s.routing_replay and s.num_minibatches * s.num_epochs == 1:
+        yield (
+            "routing_replay with num_minibatches=1 and num_epochs=1: the first step's experts are those of the policy "
+            "before it, and there is no other. Use num_minibatches=4, or leave it out."
+        )
+    if s.routing_replay and not recomputes_old_log_probs and (s.max_staleness or s.recorded_groups is not None):
+        yield (
+            f"routing_replay with old_log_probs={s.old_log_probs!r} and data of older policies: the ratio would "
+            "compare with one policy's log-probs and hold another one's experts. Set old_log_probs='learner'."
         )
 
 

@@ -40,6 +40,8 @@ def check(config: Any, model_config: Mapping[str, Any]) -> None:
         _check_compilation(config, model_config)
     if shards(config):
         _check_sharding(config, model_config)
+    if config.routing_replay:
+        _check_replay(config, model_config)
     _check_used(config)
 
 
@@ -82,6 +84,19 @@ def _check_sharding(config: Any, model_config: Mapping[str, Any]) -> None:
             "activation_checkpointing to True instead."
         )
     _check_layers(model_config)
+
+
+def _check_replay(config: Any, model_config: Mapping[str, Any]) -> None:
+    if config.torch_compile_learner:
+        raise SettingError(
+            "training.routing_replay is True with framework.torch_compile_learner: what is held to its experts is not "
+            "compiled. Leave one of the two out."
+        )
+    if (limit := model_config["max_activation_gb"]) is not None:
+        raise SettingError(
+            f"training.routing_replay is True with rl_module.model_config['max_activation_gb'] {limit:g}: a layer "
+            "that is computed some tokens at a time does not say which. Set activation_checkpointing to True instead."
+        )
 
 
 def _check_layers(model_config: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from gspo_rllib.connectors.scoring import score
 from gspo_rllib.learners.kl_limit import KLLimit, StepMemory
 from gspo_rllib.learners.lr_schedule import LRSchedule
 from gspo_rllib.learners.minibatch import Minibatch
+from gspo_rllib.learners.old_policy import note_old_policy, routed_as_noted
 from gspo_rllib.learners.router_drift import RouterDrift
 from gspo_rllib.learners.settings import UpdateSettings
 from gspo_rllib.learners.shardable_learner import ShardableLearner
@@ -41,6 +42,7 @@ from gspo_rllib.learners.statistics import (
 from gspo_rllib.learners.training_data import GroupTrainingData, MinibatchPlan
 from gspo_rllib.modules.buffers import buffers_changed_by
 from gspo_rllib.modules.routing import expert_layers
+from gspo_rllib.modules.routing_replay import RoutingReplay
 from gspo_rllib.packing import empty_row, packed_rows
 from gspo_rllib.types import TokenTrajectory
 
@@ -62,6 +64,9 @@ class LanguageLearner(ShardableLearner):
 
     _memory: StepMemory | None = None
     """Of the present update; None where no step is undone."""
+
+    _replay: RoutingReplay | None = None
+    """What holds a mixture's tokens to their experts; None where nothing does."""
 
     _watches_gradients: bool = True
     """Whether no step has shown yet that every trained parameter gets a gradient; asked of adapters."""
@@ -97,6 +102,8 @@ class LanguageLearner(ShardableLearner):
         """AdamW; biases, norms and other vectors are not decayed. ``config`` may be this module's own, by RLlib."""
         if self.settings.router_drift:
             expert_layers(self.module[module_id].unwrapped().model)  # refused here, if at all
+        if self.settings.routing_replay:
+            self._replay = RoutingReplay(self.module[module_id].unwrapped(), empty_row(self.device))
         self._register_adamw(module_id, self.module[module_id].policy_parameters(), lr=UpdateSettings.of(config).lr)
 
     def _register_adamw(self, module_id: str, parameters: list[torch.nn.Parameter], *, lr: Any, name: str = "") -> None:
@@ -145,8 +152,12 @@ class LanguageLearner(ShardableLearner):
         scoring = self.module[DEFAULT_MODULE_ID].unwrapped().scoring
         self.statistics.add_max(SCORING_ROWS, scoring.rows_level)
         self.statistics.add_max(SCORING_HEAD, scoring.head_level)
-        if self.recomputes_old_log_probs:
-            self._recompute_old_logp(minibatches)
+        note_old_policy(
+            self.module[DEFAULT_MODULE_ID].unwrapped(),
+            minibatches,
+            recomputes=self.recomputes_old_log_probs,
+            replay=self._replay,
+        )
         self._watch_movement()
         drift = self._router_drift(minibatches[0]) if self.settings.router_drift else None
         for minibatch in itertools.chain.from_iterable(itertools.repeat(minibatches, num_epochs)):
@@ -180,7 +191,8 @@ class LanguageLearner(ShardableLearner):
             return
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
-            logp = module.forward_train(micro_batch)[columns.LOGP]
+            with routed_as_noted(self._replay, micro_batch):
+                logp = module.forward_train(micro_batch)[columns.LOGP]
             if not micro_batch.get(columns.EMPTY):
                 self._limit.add(micro_batch[columns.OLD_LOGP], logp)
         if self._limit.check():
@@ -235,16 +247,6 @@ class LanguageLearner(ShardableLearner):
         )
         return Minibatch([row for _, row in rows], plan, sum(t.num_turns for t in members))
 
-    @torch.no_grad()
-    def _recompute_old_logp(self, minibatches: list[Minibatch]) -> None:
-        """Replaces the engine's log-probs; the first minibatch gets those of its own forward pass, before any step."""
-        module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        for number, minibatch in enumerate(minibatches):
-            for micro_batch in minibatch.policy_batches[DEFAULT_MODULE_ID]["micro_batches"]:
-                del micro_batch[columns.OLD_LOGP]
-                if number:
-                    micro_batch[columns.OLD_LOGP] = module.forward_train(micro_batch)[columns.LOGP]
-
     def _uncompiled_update(
         self, batch: dict[str, Any], **_: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -271,7 +273,7 @@ class LanguageLearner(ShardableLearner):
         for i, micro_batch in enumerate(micro_batches):
             micro_batch[columns.PLAN] = plan
             exchange = i == len(micro_batches) - 1 or not hasattr(module, "no_sync")
-            with contextlib.nullcontext() if exchange else module.no_sync():
+            with contextlib.nullcontext() if exchange else module.no_sync(), routed_as_noted(self._replay, micro_batch):
                 fwd_out = module.forward_train(micro_batch)
                 micro_batch.setdefault(columns.OLD_LOGP, fwd_out[columns.LOGP].detach())
                 if self._limit is not None and not micro_batch.get(columns.EMPTY):

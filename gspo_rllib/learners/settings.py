@@ -80,6 +80,13 @@ class UpdateSettings(Settings):
         "minibatch, and two over eight trajectories.",
         source="ours",
     )
+    routing_replay: bool = knob(
+        False,
+        "Of a mixture of experts: every step of an update sends a minibatch's tokens to the experts that the policy "
+        "before the update chose, weighed by the router as it is (Routing Replay). Costs a forward pass over every "
+        "minibatch, over the first alone where old log-probs are the learner's anyway.",
+        source="GSPO paper, section 5.3: not needed with a sequence ratio",
+    )
     learner_commit_every: int | None = knob(
         10,
         "Learners in processes of their own: how many updates apart their state, 12 bytes per parameter, is kept in "

@@ -23,8 +23,12 @@ _CHOICE = ("top_k_index", "router_indices")
 """What transformers' modules of experts call their argument with the experts of each token, [C, K]."""
 
 
-def expert_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+def expert_layers(model: torch.nn.Module, setting: str = "router_drift") -> list[tuple[torch.nn.Module, str]]:
     """The modules of a model that are given the experts of each token, and that argument's name.
+
+    Args:
+        model: A causal language model.
+        setting: The training setting that asks for them.
 
     Raises:
         SettingError: There are none.
@@ -35,7 +39,7 @@ def expert_layers(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
         found += [(module, name) for name in _CHOICE if name in takes]
     if not found:
         raise SettingError(
-            f"training.router_drift: {type(model).__name__} has no layer that tells which experts a token goes to: it "
+            f"training.{setting}: {type(model).__name__} has no layer that tells which experts a token goes to: it "
             "is no mixture of experts, or keeps that to itself. Leave the setting out."
         )
     return found

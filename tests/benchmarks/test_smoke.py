@@ -31,6 +31,7 @@ SMALLEST = {
     "gpu_loop.py": "--device cpu --dtype float32 --sizes tiny --vocabulary 320 --groups 2 --turns 2 "
     "--tokens-per-turn 4 --row-tokens 2048 --repetitions 1",
     "growth.py": "--repetitions 1 --only vocabulary",
+    "held_experts.py": "--only gpt_oss,phimoe",
     "learner.py": "--vocabularies 1024 --repetitions 1 --folder {folder}",
     "learning.py": "configs/calculator.yaml generation.engine=transformers training.groups_per_iteration=4 "
     "--model {model} --seeds 0 --target 0",

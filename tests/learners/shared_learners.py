@@ -49,6 +49,7 @@ CASES: dict[str, Case] = {
     "adapter and reference": ("tiny_dense", {"lora": LORA}, {"kl_coeff": 0.1}),
     "old log-probs": ("tiny_dense", {}, {"old_log_probs": "learner", "num_epochs": 2}),
     "undone steps": ("tiny_dense", {}, {"target_kl": 1e-3, "undo_overshoot": True, "num_epochs": 2}),
+    "held experts": ("tiny_moe", {}, {"routing_replay": True, "num_epochs": 2}),
     "critic": ("tiny_dense", {}, {"algorithm": LanguagePPOConfig}),
     "critic on shared layers": ("tiny_dense", {"vf_share_layers": True}, {"algorithm": LanguagePPOConfig}),
 }

@@ -195,6 +195,18 @@ REFUSED = (
         ("target_kl=0.01", "num_minibatches=1", "undo_overshoot=True"),
     ),
     Guard(
+        "experts held in an update of one step",
+        {"routing_replay": True, "num_minibatches": 1},
+        {"routing_replay": True, "num_minibatches": 1, "num_epochs": 2},
+        ("routing_replay", "num_epochs=1", "Use num_minibatches=4"),
+    ),
+    Guard(
+        "experts of another policy than the old log-probs",
+        {"routing_replay": True, "max_staleness": 1, "old_log_probs": "engine"},
+        {"routing_replay": True, "max_staleness": 1, **DECOUPLED},
+        ("routing_replay", "old_log_probs='engine'", "Set old_log_probs='learner'"),
+    ),
+    Guard(
         "more than there are",
         {"min_informative_trajectories": 129, "groups_per_iteration": 16},
         {"min_informative_trajectories": 128, "groups_per_iteration": 16},

@@ -140,6 +140,18 @@ def test_what_cannot_be_compiled_is_refused(
         config.framework(**{**COMPILED, **framework}).validate()
 
 
+def test_what_is_held_to_its_experts_is_neither_compiled_nor_computed_in_tiles(tiny_moe: str) -> None:
+    def config(**model: Any) -> Any:
+        held = _config(tiny_moe, num_learners=0, sharding="none").training(routing_replay=True, num_minibatches=2)
+        return held.rl_module(model_config={"path": tiny_moe, **model})
+
+    config(activation_checkpointing=True).validate()
+    with pytest.raises(SettingError, match=r"routing_replay is True with framework.torch_compile_learner"):
+        config().framework(**COMPILED).validate()
+    with pytest.raises(SettingError, match=r"replay is True with .*'max_activation_gb'\] 1: .* to True instead"):
+        config(max_activation_gb=1).validate()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
