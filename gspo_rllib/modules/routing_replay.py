@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from gspo_rllib import columns
 from gspo_rllib.errors import ModelError, SettingError
 from gspo_rllib.modules.routing import expert_layers, experts_noted
-from gspo_rllib.modules.scoring import Rows, calls
+from gspo_rllib.modules.scoring import Rows
 
 if TYPE_CHECKING:
     from gspo_rllib.modules.causal_lm import CausalLMModule
@@ -118,9 +118,7 @@ class RoutingReplay:
             yield
         finally:
             self._noted = None
-        # The latest: a pass that is longer than any before is made twice.
-        made = len(calls(row, self._module.scoring))
-        row[columns.ROUTING] = [of_router[-made:] for of_router in noted]
+        row[columns.ROUTING] = noted
 
     @contextmanager
     def held(self, row: dict[str, Any]) -> Iterator[None]:
@@ -135,6 +133,7 @@ class RoutingReplay:
     def _run(self, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._held is not None:
             of_router = self._held[number]
+            # With a gradient, a pass that is longer than any before may be made twice.
             call = of_router[self._num_held[number] % len(of_router)]
             self._num_held[number] += 1
             with _Choosing(held=call):

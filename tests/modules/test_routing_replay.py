@@ -22,6 +22,7 @@ from gspo_rllib.modules.scoring import Rows
 from gspo_rllib.packing import empty_row, pack
 from tests.episodes import make_episode
 from tests.learners.objectives import SPACES, even_groups, objective_config
+from tests.learners.shared_learners import EXPERTS
 from tests.modules.foreign_models import MODELS, save
 
 _SIZES = {"vocab_size": 320, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "initializer_range": 0.3}
@@ -205,21 +206,22 @@ def test_after_an_update_the_policy_is_free_again(tiny_moe):
 
 
 @pytest.mark.parametrize(
-    ("config", "training"),
+    ("config", "model", "training"),
     [
-        (None, {}),
-        (None, {"target_kl": 1.0, "undo_overshoot": True, "lr": 1e-3, "old_log_probs": "learner"}),
-        (LanguagePPOConfig, {}),
-        (None, {"kl_coeff": 0.1}),
+        (None, {}, {}),
+        (None, {}, {"target_kl": 1.0, "undo_overshoot": True, "lr": 1e-3, "old_log_probs": "learner"}),
+        (LanguagePPOConfig, {}, {}),
+        (None, {}, {"kl_coeff": 0.1}),
+        (None, {"lora": {"rank": 4, "alpha": 8, "target_modules": ["q_proj"], "target_parameters": EXPERTS}}, {}),
     ],
-    ids=["gspo", "undone steps", "critic", "reference"],
+    ids=["gspo", "undone steps", "critic", "reference", "adapter on experts"],
 )
-def test_activations_that_are_computed_again_have_the_experts_of_the_first_time(config, training, tiny_moe):
-    def weights(**model):
-        return _updated(tiny_moe, config and config(), model=model, routing_replay=True, **training)[0]
+def test_activations_that_are_computed_again_have_the_experts_of_the_first_time(config, model, training, tiny_moe):
+    def weights(**more):
+        return _updated(tiny_moe, config and config(), model={**model, **more}, routing_replay=True, **training)[0]
 
     kept, recomputed = weights(), weights(activation_checkpointing=True)
-    start = CausalLMModule(model_config={"path": tiny_moe}).model.state_dict()
+    start = CausalLMModule(model_config={"path": tiny_moe, **model}).model.state_dict()
     assert any(not torch.equal(kept[name], start[name]) for name in kept)
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
