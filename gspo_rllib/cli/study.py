@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise SettingError(f"--minutes: expected a number > 0, got {arguments.minutes}.")
     study = read_study(arguments.study)
-    for name in arguments.cell:
-        if name not in {cell.name for cell in study.cells}:
-            names = ", ".join(repr(cell.name) for cell in study.cells)
-            raise SettingError(f"--cell: {study.name} has no cell {name!r}; it has {names}.")
     plans = gradient_plans(study)  # refused now and not after hours
+    cells = dict.fromkeys([cell.name for cell in study.cells] + [plan.cell.name for plan in plans])
+    for name in arguments.cell:
+        if name not in cells:
+            raise SettingError(f"--cell: {study.name} has no cell {name!r}; it has {', '.join(map(repr, cells))}.")
     folder = Path(arguments.out or f"results/study-{study.name}")
     check_folder(folder, "--out")
     page = Path(arguments.page) if arguments.page else folder / "README.md"

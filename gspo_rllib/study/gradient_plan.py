@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from gspo_rllib.errors import SettingError
-from gspo_rllib.study.design import Cell, Settings, Study
+from gspo_rllib.study.design import Cell, Settings, Study, slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class GradientPlan:
         minibatch_groups: Groups of a minibatch.
         noise: Noise on the recorded log-probs, each measured at the first of the steps.
         seeds: Seeds.
+        like: The study's cell that this one is but for ``changed``; "" for one of the study's.
+        changed: Settings that are others than there.
     """
 
     cell: Cell
@@ -68,6 +70,8 @@ class GradientPlan:
     minibatch_groups: int
     noise: tuple[Noise, ...]
     seeds: tuple[int, ...]
+    like: str = ""
+    changed: Settings = field(default_factory=dict)
 
 
 def gradient_plans(study: Study) -> tuple[GradientPlan, ...]:
@@ -83,20 +87,47 @@ def gradient_plans(study: Study) -> tuple[GradientPlan, ...]:
     cells = shared.pop("cells", [study.cells[0].name])
     if isinstance(cells, list) and all(isinstance(name, str) for name in cells):
         cells = dict.fromkeys(cells)
-    if not isinstance(cells, dict) or not cells or any(name not in named for name in cells):
+    if not isinstance(cells, dict) or not cells or any(name not in named and not own for name, own in cells.items()):
         raise SettingError(
-            f"{place}.cells: expected a list of the study's cells, or a mapping of them to entries of their own, "
-            f"got {cells!r}."
+            f"{place}.cells: expected a list of the study's cells, or a mapping of them, or of other names, to entries "
+            f"of their own, got {cells!r}."
         )
+    _check_distinct([*named, *(name for name in cells if name not in named)], place)
     _check_entries(shared, place, ("cells", *_ENTRIES))
     plans = []
     for name, own in cells.items():
         if own is not None and not isinstance(own, dict):
             raise SettingError(f"{place}.cells.{name}: expected 'key: value' lines, got {own!r}.")
         where = f"{place}.cells.{name}" if own else place
+        cell, like, changed = named.get(name), "", {}
+        if cell is None:
+            cell, like, changed = _changed_cell(name, own := dict(own or {}), named, where)
         _check_entries(own or {}, where, _ENTRIES)
-        plans.append(_plan(study, named[name], {**shared, **(own or {})}, where))
+        plan = _plan(study, cell, {**shared, **(own or {})}, where)
+        plans.append(replace(plan, like=like, changed=changed))
     return tuple(plans)
+
+
+def _changed_cell(
+    name: str, own: dict[str, Any], named: Mapping[str, Cell], place: str
+) -> tuple[Cell, str, dict[str, Any]]:
+    """A cell that nothing is trained in; takes what says which out of its entries."""
+    like, changed = own.pop("like", None), own.pop("settings", None)
+    if like not in named:
+        raise SettingError(f"{place}.like: expected one of the study's cells, {', '.join(named)}, got {like!r}.")
+    if not isinstance(changed, dict) or not changed or any("." not in str(key) for key in changed):
+        raise SettingError(
+            f"{place}.settings: expected settings as section.key, e.g. training.lr, that are others than in {like!r}, "
+            f"got {changed!r}."
+        )
+    return replace(named[like], name=name, settings={**named[like].settings, **changed}), like, changed
+
+
+def _check_distinct(names: Sequence[str], place: str) -> None:
+    slugs = [slug(str(name)) for name in names]
+    if len(set(slugs)) < len(slugs):
+        twice = next(one for one in slugs if slugs.count(one) > 1)
+        raise SettingError(f"{place}.cells: two names are the same as a folder's name: {twice}.")
 
 
 _ENTRIES = ("groups", "lr", "minibatch_groups", "noise", "objectives", "seeds", "steps")

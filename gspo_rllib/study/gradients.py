@@ -104,15 +104,17 @@ def run_gradients(
     Returns:
         0; 1 when something is left.
     """
-    for seed, plan in missing:
+    cells = [(seed, plan.cell) for seed, plan in missing]
+    trials = [Trial(c.name, c.objectives[0], seed, c.config, c.start, dict(c.settings)) for seed, c in cells]
+    for trial in trials:
+        trial.run(None)  # all of them are known to be right before the first one is measured
+    for (seed, plan), trial in zip(missing, trials, strict=True):
         if ends is not None and time.monotonic() >= ends:
             say("the time is over; the same command goes on with the gradients")
             return 1
-        cell = plan.cell
-        trial = Trial(cell.name, cell.objectives[0], seed, cell.config, cell.start, dict(cell.settings))
         model = make_start(folder, trial, say)
-        say(f"gradients of {cell.name}, seed {seed}")
-        write_rows(_path(folder, cell, seed), measure(plan, seed, model, say=say), _digest(plan, seed))
+        say(f"gradients of {trial.cell}, seed {seed}")
+        write_rows(_path(folder, plan.cell, seed), measure(plan, seed, model, say=say), _digest(plan, seed))
     return 0
 
 
@@ -277,8 +279,10 @@ def gradients_section(plans: Sequence[GradientPlan], folder: Path) -> str:
 
 
 def _plan_line(plan: GradientPlan, num_seeds: int, rows: Sequence[Mapping[str, Any]]) -> str:
+    changed = ", ".join(f"`{key}: {value}`" for key, value in plan.changed.items())
+    like = f"As *{plan.like}*, but {changed}. " if plan.like else ""
     return (
-        f"{_median(rows, 'tokens', '.0f')} sampled tokens a trajectory; steps at a learning rate of {plan.lr:g}; "
+        f"{like}{_median(rows, 'tokens', '.0f')} sampled tokens a trajectory; steps at a learning rate of {plan.lr:g}; "
         f"{plan.groups} groups of each, in minibatches of {plan.minibatch_groups}; {num_seeds} of {len(plan.seeds)} "
         "seeds."
     )

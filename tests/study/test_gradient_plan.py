@@ -10,7 +10,7 @@ import pytest
 from gspo_rllib.errors import SettingError
 from gspo_rllib.study.design import Study, read_study
 from gspo_rllib.study.gradient_plan import Noise, gradient_plans
-from gspo_rllib.study.gradients import _digest, missing_gradients
+from gspo_rllib.study.gradients import _digest, missing_gradients, run_gradients
 from gspo_rllib.study.raw import FOLDER, write_rows
 
 STUDY = """
@@ -38,6 +38,44 @@ def test_a_cell_may_have_entries_of_its_own(tmp_path) -> None:
     assert (long.cell.name, long.steps, long.groups, long.noise) == ("long", (1, 8), 16, ())
     assert list(short.objectives) == ["GSPO", "GRPO"], "not those whose range follows from training"
     assert list(long.objectives) == ["GRPO"]
+
+
+def test_a_cell_may_be_another_but_for_some_settings(tmp_path) -> None:
+    """What is measured under it is its own: other settings are another digest, and the trials are none of its."""
+    section = (
+        "gradients: {cells: {short: , longer: {like: short, settings: {training.lr: 1.0e-3}, groups: 16}}, seeds: [0]}"
+    )
+    study = a_study(tmp_path, section)
+    short, longer = gradient_plans(study)
+    assert (longer.cell.name, longer.like, longer.groups) == ("longer", "short", 16)
+    assert longer.cell.settings == {**short.cell.settings, "training.lr": 1e-3} != short.cell.settings
+    assert longer.objectives == short.objectives
+    same = dataclasses.replace(longer, groups=short.groups)
+    assert _digest(same, 0) != _digest(short, 0)
+    assert {trial.cell for trial in study.trials({})} == {"short", "long"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("longer: {steps: [1]}", r"cells\.longer\.like: expected one of the study's cells, short, long, got None"),
+        ("longer: {like: shorter}", r"cells\.longer\.like: .*, got 'shorter'"),
+        ("longer: {like: short}", r"cells\.longer\.settings: expected settings as section\.key.*'short', got None"),
+        ("longer: {like: short, settings: {lr: 1}}", r"cells\.longer\.settings: .*got \{'lr': 1\}"),
+        ("short: {like: long}", r"cells\.short: no entry 'like'"),
+        ("LONG: {like: long, settings: {training.lr: 1}}", "two names are the same as a folder's name: long"),
+    ],
+)
+def test_a_cell_that_nobody_could_tell_from_another_is_refused(tmp_path, cell: str, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        gradient_plans(a_study(tmp_path, f"gradients: {{cells: {{{cell}}}}}"))
+
+
+def test_settings_are_known_to_be_right_before_the_first_cell_is_measured(tmp_path) -> None:
+    section = "gradients: {cells: {short: , longer: {like: short, settings: {training.lrr: 1}}}}"
+    plans = gradient_plans(a_study(tmp_path, section))
+    with pytest.raises(SettingError, match=r"cell 'longer'.*lrr"):
+        run_gradients(tmp_path, missing_gradients(plans, tmp_path), say=pytest.fail)
 
 
 def test_a_cell_with_nothing_to_measure_is_refused(tmp_path) -> None:
