@@ -98,13 +98,12 @@ def gradient_plans(study: Study) -> tuple[GradientPlan, ...]:
     for name, own in cells.items():
         if own is not None and not isinstance(own, dict):
             raise SettingError(f"{place}.cells.{name}: expected 'key: value' lines, got {own!r}.")
-        where = f"{place}.cells.{name}" if own else place
-        cell, like, changed = named.get(name), "", {}
-        if cell is None:
-            cell, like, changed = _changed_cell(name, own := dict(own or {}), named, where)
-        _check_entries(own or {}, where, _ENTRIES)
-        plan = _plan(study, cell, {**shared, **(own or {})}, where)
-        plans.append(replace(plan, like=like, changed=changed))
+        where, own = f"{place}.cells.{name}" if own else place, dict(own or {})
+        like, changed = "", dict[str, Any]()
+        if (cell := named.get(name)) is None:
+            cell, like, changed = _changed_cell(name, own, named, where)
+        _check_entries(own, where, _ENTRIES)
+        plans.append(replace(_plan(study, cell, {**shared, **own}, where), like=like, changed=changed))
     return tuple(plans)
 
 

@@ -10,7 +10,7 @@ import pytest
 from gspo_rllib.errors import SettingError
 from gspo_rllib.study.design import Study, read_study
 from gspo_rllib.study.gradient_plan import Noise, gradient_plans
-from gspo_rllib.study.gradients import _digest, missing_gradients, run_gradients
+from gspo_rllib.study.gradients import _digest, gradients_section, missing_gradients, run_gradients
 from gspo_rllib.study.raw import FOLDER, write_rows
 
 STUDY = """
@@ -53,6 +53,11 @@ def test_a_cell_may_be_another_but_for_some_settings(tmp_path) -> None:
     same = dataclasses.replace(longer, groups=short.groups)
     assert _digest(same, 0) != _digest(short, 0)
     assert {trial.cell for trial in study.trials({})} == {"short", "long"}
+    row = {"steps": 1, "noise": "0", "objective": "GSPO", "tokens": 12.4}
+    write_rows(tmp_path / FOLDER / "gradients" / "longer" / "0.json", [row], _digest(longer, 0))
+    shown = gradients_section([short, longer], tmp_path)
+    assert "### short" not in shown
+    assert "### longer\n\nAs *short*, but `training.lr: 0.001`. 12 sampled tokens" in shown
 
 
 @pytest.mark.parametrize(
