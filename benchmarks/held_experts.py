@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from gspo_rllib import columns
-from gspo_rllib.errors import GSPOError, SettingError
+from gspo_rllib.errors import GSPOError
 from gspo_rllib.modules.causal_lm import CausalLMModule
 from gspo_rllib.modules.routing import expert_layers, experts_of
 from gspo_rllib.modules.routing_replay import RoutingReplay
@@ -54,9 +54,7 @@ def of(family: str) -> str | None:
         try:
             expert_layers(build(family, pathlib.Path(folder)))
             module = CausalLMModule(model_config={"path": folder})
-        except SettingError:
-            return None  # no mixture, or one that keeps to itself where tokens go
-        except Exception:  # noqa: BLE001  # what is not built, or no policy, is the subject of families.py
+        except Exception:  # noqa: BLE001  # no mixture that tells its experts; what else is refused is in families.py
             return None
         try:
             said = looked_at(module)

@@ -149,15 +149,10 @@ class LanguageLearner(ShardableLearner):
         self.statistics = UpdateStatistics(self.own_statistics)
         self.statistics.add_trajectories(trajectories)
         self.statistics.add_mean(OLD_LOGP_RECOMPUTED, float(self.recomputes_old_log_probs), 1)
-        scoring = self.module[DEFAULT_MODULE_ID].unwrapped().scoring
-        self.statistics.add_max(SCORING_ROWS, scoring.rows_level)
-        self.statistics.add_max(SCORING_HEAD, scoring.head_level)
-        note_old_policy(
-            self.module[DEFAULT_MODULE_ID].unwrapped(),
-            minibatches,
-            recomputes=self.recomputes_old_log_probs,
-            replay=self._replay,
-        )
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        self.statistics.add_max(SCORING_ROWS, module.scoring.rows_level)
+        self.statistics.add_max(SCORING_HEAD, module.scoring.head_level)
+        note_old_policy(module, minibatches, recomputes=self.recomputes_old_log_probs, replay=self._replay)
         self._watch_movement()
         drift = self._router_drift(minibatches[0]) if self.settings.router_drift else None
         for minibatch in itertools.chain.from_iterable(itertools.repeat(minibatches, num_epochs)):

@@ -214,6 +214,13 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
 
 
+def same_folder(names: Sequence[str]) -> str | None:
+    """What is wrong with names that results are kept under; None where each has a folder of its own."""
+    slugs = [slug(name) for name in names]
+    twice = next((one for one in slugs if slugs.count(one) > 1), None)
+    return None if twice is None else f"two names are the same as a folder's name: {twice}"
+
+
 def read_study(path: str | Path) -> Study:
     """Reads a study.
 
@@ -371,10 +378,8 @@ class _Reader:
         return settings
 
     def _distinct(self, place: str, names: Sequence[str]) -> None:
-        slugs = [slug(name) for name in [*names, *([TUNING] if place == "cells" else [])]]
-        if len(set(slugs)) < len(slugs):
-            twice = next(s for s in slugs if slugs.count(s) > 1)
-            raise self._error(place, f"two names are the same as a folder's name: {twice}")
+        if twice := same_folder([*names, *([TUNING] if place == "cells" else [])]):
+            raise self._error(place, twice)
 
     def _seeds(self, given: Any, place: str) -> tuple[int, ...]:
         right = isinstance(given, list) and given and all(type(seed) is int and seed >= 0 for seed in given)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gspo_rllib.errors import SettingError
-from gspo_rllib.study.design import Cell, Settings, Study, slug
+from gspo_rllib.study.design import Cell, Settings, Study, same_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ def gradient_plans(study: Study) -> tuple[GradientPlan, ...]:
             f"{place}.cells: expected a list of the study's cells, or a mapping of them, or of other names, to entries "
             f"of their own, got {cells!r}."
         )
-    _check_distinct([*named, *(name for name in cells if name not in named)], place)
+    if twice := same_folder(list(dict.fromkeys([*named, *map(str, cells)]))):
+        raise SettingError(f"{place}.cells: {twice}.")
     _check_entries(shared, place, ("cells", *_ENTRIES))
     plans = []
     for name, own in cells.items():
@@ -120,13 +121,6 @@ def _changed_cell(
             f"got {changed!r}."
         )
     return replace(named[like], name=name, settings={**named[like].settings, **changed}), like, changed
-
-
-def _check_distinct(names: Sequence[str], place: str) -> None:
-    slugs = [slug(str(name)) for name in names]
-    if len(set(slugs)) < len(slugs):
-        twice = next(one for one in slugs if slugs.count(one) > 1)
-        raise SettingError(f"{place}.cells: two names are the same as a folder's name: {twice}.")
 
 
 _ENTRIES = ("groups", "lr", "minibatch_groups", "noise", "objectives", "seeds", "steps")

@@ -56,14 +56,14 @@ ROUTED: dict[str, tuple[str, dict[str, Any], Rows]] = {
 
 @pytest.fixture(scope="module")
 def module_of(tiny_dense, tmp_path_factory):
-    """Makes a policy whose router is like that, with settings of its own."""
+    """Makes a policy whose router is like that."""
 
-    def make(kind: str, **settings: Any) -> CausalLMModule:
+    def make(kind: str) -> CausalLMModule:
         config_class, sizes, _ = ROUTED[kind]
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**sizes)).eval()
         path = save(model, tmp_path_factory.mktemp("routed"), tokenizer=tiny_dense)
-        return CausalLMModule(model_config={"path": path, **settings})
+        return CausalLMModule(model_config={"path": path})
 
     return make
 
@@ -158,7 +158,7 @@ def test_the_weights_of_held_experts_are_the_routers_and_have_its_gradient(modul
 
 
 def _updated(path: str, config: Any = None, *, model: Any = None, watched: bool = False, **training: Any) -> Any:
-    """A learner after an update of several steps; watched, also the experts of its passes over the first row."""
+    """A learner after an update of several steps; watched, the experts of its passes over each row."""
     training = {"lr": 3e-2, "num_minibatches": 2, "num_epochs": 2, **training}
     learner = objective_config(path, config, model=model, **training).build_learner(spaces=SPACES)
     data = GroupTrainingData.from_groups(even_groups(), num_minibatches=2, seed=0)
